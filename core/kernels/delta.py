@@ -1,0 +1,144 @@
+"""The gated delta rule in fast forms: chunked matmuls for many tokens, one fused step for one; `gated_delta` chooses.
+
+Chunk form after Yang et al. (arXiv 2406.06484, section 3; decay as in 2412.06464). With G the running sum of log
+decays inside a chunk and A[t,i] = beta_t exp(G_t - G_i) (k_t . k_i) for i < t:
+    (I + A) U = beta (V - exp(G) K S)     O = exp(G) Q S + tril(exp(G_t - G_i) Q K^T) U     S' = exp(G_C) S + ...
+"""
+
+import os
+from functools import cache
+
+from ..backend import fuse, mx, on_gpu
+from ..errors import UsageError
+from ..reference import gated_delta_rule
+from .elementwise import exp
+
+# Tokens per chunk: small on a CPU, where the C x C work is not free; a GPU wants fewer, larger products.
+CPU_CHUNK, GPU_CHUNK = 32, 64
+
+
+def gated_delta(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Outputs [B, T, Hv, Dv] and the state after them; arguments as in `reference.gated_delta_rule`.
+
+    QCHAT_DELTA (`auto`, `reference`, `chunked`) forces one form. Raises UsageError for another word.
+    """
+    form = os.environ.get("QCHAT_DELTA", "auto")
+    if form not in ("auto", "reference", "chunked"):
+        raise UsageError(f"QCHAT_DELTA is {form!r}, wanted auto, reference, chunked")
+    if form == "reference":
+        return gated_delta_rule(q, k, v, g, beta, state)
+    if form == "auto" and v.shape[1] == 1:
+        return delta_step(q, k, v, g, beta, state)
+    return delta_chunks(q, k, v, g, beta, state, GPU_CHUNK if on_gpu() else CPU_CHUNK)
+
+
+def delta_step(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """One token: a single product of [q; k] with the old state, then one pass over the state.
+
+    With m = a S^T k the new state is a S + k (beta (v - m))^T, and its output a S^T q + (q . k) beta (v - m).
+    """
+    batch, _, key_heads, key_dim = k.shape
+    heads = v.shape[2]
+    pair = mx.stack([q[:, 0], k[:, 0]], axis=2)  # [B, Hk, 2, Dk]
+    if heads != key_heads:
+        pair = mx.repeat(pair, heads // key_heads, axis=1)  # [B, Hv, 2, Dk]
+    key = pair[:, :, 1]
+    decay = mx.exp(g[:, 0])[..., None]  # [B, Hv, 1]
+    read = (pair @ state) * decay[..., None]  # [B, Hv, 2, Dv]
+    delta = (v[:, 0] - read[:, :, 1]) * beta[:, 0, :, None]  # [B, Hv, Dv]
+    overlap = mx.sum(pair[:, :, 0] * key, axis=-1, keepdims=True)  # [B, Hv, 1]
+    output = read[:, :, 0] + overlap * delta
+    state = state * decay[..., None] + key[..., None] * delta[:, :, None, :]
+    return output[:, None], state
+
+
+def delta_chunks(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array, chunk: int
+) -> tuple[mx.array, mx.array]:
+    """Many tokens, `chunk` at a time, by matrix products alone."""
+    length, (batch, _, heads, value_dim) = v.shape[1], v.shape
+    q, k, v, g, beta = (_to_chunks(x, chunk) for x in (q, k, v, g, beta))  # [B, H, N, C, ...]
+    repeats = heads // k.shape[1]
+    grown, ratio, inside = _decays(g, chunk)
+    inverse = _inverse(_repeat(k @ k.swapaxes(-1, -2), repeats) * ratio * beta[..., None])
+    attention = _repeat(q @ k.swapaxes(-1, -2), repeats) * inside
+    q, k = _repeat(q, repeats), _repeat(k, repeats)  # [B, Hv, N, C, Dk]
+    values = inverse @ (v * beta[..., None])  # [B, Hv, N, C, Dv]
+    keys = inverse @ (k * (beta * grown)[..., None])  # [B, Hv, N, C, Dk]
+    queries = q * grown[..., None]
+    last = grown[..., -1:]  # [B, Hv, N, 1]
+    # exp(G_C - G_t) is the last row of the ratios: never above one, so nothing overflows
+    tails = (k * inside[..., -1, :, None]).swapaxes(-1, -2)  # [B, Hv, N, Dk, C]
+    outputs = []
+    for n in range(v.shape[2]):
+        update = values[:, :, n] - keys[:, :, n] @ state
+        outputs.append(queries[:, :, n] @ state + attention[:, :, n] @ update)
+        state = state * last[:, :, n, :, None] + tails[:, :, n] @ update
+    output = mx.stack(outputs, axis=2).reshape(batch, heads, -1, value_dim)[:, :, :length]
+    return output.swapaxes(1, 2), state
+
+
+def _to_chunks(x: mx.array, chunk: int) -> mx.array:
+    """[B, T, H, ...] to [B, H, N, C, ...], padded at the end with zeros, which change no state."""
+    padding = -x.shape[1] % chunk
+    if padding:
+        x = mx.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+    x = x.swapaxes(1, 2)
+    return mx.contiguous(x).reshape(*x.shape[:2], -1, chunk, *x.shape[3:])
+
+
+def _repeat(x: mx.array, repeats: int) -> mx.array:
+    """Each key head for its consecutive value heads."""
+    return x if repeats == 1 else mx.repeat(x, repeats, axis=1)
+
+
+@cache
+def _masks(chunk: int) -> tuple[mx.array, mx.array]:
+    """0 where i < t (strictly) or i <= t, and a very negative number elsewhere; each [C, C]."""
+    ones = mx.ones((chunk, chunk), mx.float32)
+    strict, inclusive = mx.tril(ones, -1), mx.tril(ones)
+    return (strict - 1.0) * 1e4, (inclusive - 1.0) * 1e4
+
+
+def _decays(g: mx.array, chunk: int) -> tuple[mx.array, mx.array, mx.array]:
+    """From log decays [B, Hv, N, C]: exp(G_t) [.., C], exp(G_t - G_i) below the diagonal, and with it [.., C, C]."""
+    strict, inclusive = _masks(chunk)
+    total = mx.cumsum(g, axis=-1)
+    return _exp_decays(total, strict, inclusive)
+
+
+@fuse
+def _exp_decays(total: mx.array, strict: mx.array, inclusive: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    between = total[..., :, None] - total[..., None, :]
+    # the masked half is positive and could overflow: it is clamped before the exponential
+    between = mx.minimum(between, 0.0)
+    low = mx.where(strict < 0, 0.0, exp(between + strict))
+    return exp(total), low, mx.where(inclusive < 0, 0.0, exp(between + inclusive))
+
+
+@cache
+def _block_masks(chunk: int) -> tuple[mx.array, ...]:
+    """For b = 1, 2, 4, ... < C: ones on the odd sub-diagonal blocks of size b; each [C, C]."""
+    row, column = mx.arange(chunk)[:, None], mx.arange(chunk)[None, :]
+    masks, size = [], 1
+    while size < chunk:
+        odd = (row // size) % 2 == 1
+        masks.append((odd & (column // size == row // size - 1)).astype(mx.float32))
+        size *= 2
+    return tuple(masks)
+
+
+def _inverse(a: mx.array) -> mx.array:
+    """(I + A)^-1 of strictly lower triangular A [..., C, C], merging solved diagonal blocks two by two.
+
+    Doubling powers of A explodes where keys repeat; the block form stays at 2e-6 of a float64 solve.
+    """
+    chunk = a.shape[-1]
+    inverse = mx.broadcast_to(mx.eye(chunk, dtype=a.dtype), a.shape)
+    for mask in _block_masks(chunk):
+        inverse = inverse - inverse @ ((a * mask) @ inverse)
+    return inverse

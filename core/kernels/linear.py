@@ -1,0 +1,183 @@
+"""Products with weights in every stored form: dense, packed, and one per expert; `make_linear` chooses.
+
+Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]. Packed forms are MLX's triple of
+group_size, bits and mode. On a CPU one row goes as columns through the BLAS's small-matrix path, and several rows of a
+packed weight are dequantized first, because MLX's own CPU product uses no GEMM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Protocol
+
+from ..backend import Policy, mx, on_gpu
+from ..packed import Packed
+
+# OpenBLAS serves m * n * k up to a million from its small-matrix kernels, at memory speed
+SMALL_PRODUCT = 1_000_000
+# from this many rows on, dequantizing once costs less than as many one-row products
+DEQUANTIZE_ROWS = 16
+
+
+Weight = mx.array | Packed
+
+
+def with_dtype(packed: Packed, dtype: mx.Dtype) -> Packed:
+    """The same weight with its affine scales and biases in `dtype`, so that products do not promote."""
+    if packed.biases is None:
+        return packed
+    return replace(packed, scales=packed.scales.astype(dtype), biases=packed.biases.astype(dtype))
+
+
+class Embedding:
+    """Rows [..., K] of a table [V, K], dense or packed, in the activations' dtype."""
+
+    def __init__(self, table: Weight, dtype: mx.Dtype):
+        self.table = table if isinstance(table, mx.array) else with_dtype(table, dtype)
+        self.dtype = dtype
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        if isinstance(self.table, mx.array):
+            return self.table[ids].astype(self.dtype)
+        p = self.table
+        biases = None if p.biases is None else p.biases[ids]
+        return replace(p, weight=p.weight[ids], scales=p.scales[ids], biases=biases).dequantize(self.dtype)
+
+
+class Linear(Protocol):
+    def __call__(self, x: mx.array) -> mx.array: ...
+
+
+class DenseLinear:
+    """x @ W^T for a dense weight [N, K]."""
+
+    def __init__(self, weight: mx.array):
+        self.weight = weight
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x @ self.weight.T
+
+
+class ColumnLinear:
+    """The CPU form of a dense float32 product: one row as W @ x in blocks of W's rows, several by GEMM."""
+
+    def __init__(self, weight: mx.array):
+        rows, columns = weight.shape
+        blocks = -(-rows * columns // SMALL_PRODUCT)
+        step = -(-rows // blocks)
+        self.weight = weight
+        self.blocks = [weight[i : i + step] for i in range(0, rows, step)]
+        self.small = columns * 64 <= SMALL_PRODUCT  # else the blocks are too thin to pay
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.size != x.shape[-1] or not self.small:
+            return x @ self.weight.T
+        column = x.reshape(-1, 1)
+        parts = [block @ column for block in self.blocks]
+        joined = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return joined.reshape(*x.shape[:-1], -1)
+
+
+class PackedLinear:
+    """x @ W^T for a packed weight [N, K]."""
+
+    def __init__(self, packed: Packed):
+        self.packed = packed
+
+    def __call__(self, x: mx.array) -> mx.array:
+        p = self.packed
+        if not on_gpu() and x.size >= DEQUANTIZE_ROWS * x.shape[-1]:
+            return x @ p.dequantize(x.dtype).T
+        return mx.quantized_matmul(
+            x, p.weight, p.scales, p.biases, True, p.group_size, p.bits, mode=p.mode
+        )
+
+
+class ExpertsLinear:
+    """One weight per expert [E, N, K]: each row of x goes through the expert that `index` names."""
+
+    def __init__(self, weight: Weight):
+        self.weight = weight
+
+    def __call__(self, x: mx.array, index: mx.array, ordered: bool) -> mx.array:
+        """x [..., 1, K] and index [...] to [..., 1, N]; `ordered` says that index never falls."""
+        w = self.weight
+        if isinstance(w, mx.array):
+            return mx.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=index, sorted_indices=ordered)
+        return mx.gather_qmm(
+            x,
+            w.weight,
+            w.scales,
+            w.biases,
+            rhs_indices=index,
+            transpose=True,
+            group_size=w.group_size,
+            bits=w.bits,
+            mode=w.mode,
+            sorted_indices=ordered,
+        )
+
+
+class Projections:
+    """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ..., in as few products as can be."""
+
+    def __init__(self, products: Sequence[Linear], widths: Sequence[int]):
+        self.products = products
+        self.bounds = list(accumulate(widths))[:-1]
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        if len(self.products) > 1:
+            return [product(x) for product in self.products]
+        return mx.split(self.products[0](x), self.bounds, axis=-1)
+
+
+def prepare(weight: Weight, policy: Policy) -> Weight:
+    """The weight as this machine multiplies with it: dense where the policy says so, in the activations' dtype.
+
+    The result is evaluated, so that its source can be dropped before the next one is read.
+    """
+    if isinstance(weight, mx.array):
+        ready = weight.astype(policy.activations)
+    else:
+        ready = weight.dequantize(policy.activations) if policy.dense else with_dtype(weight, policy.activations)
+    evaluate(ready)
+    return ready
+
+
+def evaluate(weight: Weight) -> None:
+    mx.eval(weight if isinstance(weight, mx.array) else list(weight.arrays))
+
+
+def make_linear(weight: Weight) -> Linear:
+    """The product with one prepared weight [N, K]."""
+    if isinstance(weight, Packed):
+        return PackedLinear(weight)
+    on_cpu = not on_gpu() and weight.dtype == mx.float32
+    return ColumnLinear(weight) if on_cpu else DenseLinear(weight)
+
+
+def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
+    """Products with one input, joined into one weight where they are stored alike (bits, group and mode)."""
+    ready = [prepare(w, policy) for w in weights]
+    widths = [w.scales.shape[-2] if isinstance(w, Packed) else w.shape[-2] for w in ready]
+    joined = _join(ready)
+    if joined is None:
+        return Projections([make_linear(w) for w in ready], widths)
+    evaluate(joined)
+    return Projections([make_linear(joined)], widths)
+
+
+def _join(weights: Sequence[Weight]) -> Weight | None:
+    dense = [w for w in weights if isinstance(w, mx.array)]
+    packed = [w for w in weights if isinstance(w, Packed)]
+    if len(dense) == len(weights):
+        return mx.concatenate(dense)
+    if len(packed) == len(weights) and len({p.geometry for p in packed}) == 1:
+        biases = [p.biases for p in packed if p.biases is not None]
+        return replace(
+            packed[0],
+            weight=mx.concatenate([p.weight for p in packed]),
+            scales=mx.concatenate([p.scales for p in packed]),
+            biases=mx.concatenate(biases) if biases else None,
+        )
+    return None

@@ -1,0 +1,66 @@
+"""The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .backend import Policy, choose_policy, mx
+from .cache import Cache
+from .config import ModelConfig
+from .kernels.linear import Embedding, make_linear, prepare
+from .layers import DenseMLP, FeedForward, GatedAttention, GatedDeltaNet, Layer, Named, rms_norm
+from .moe import MixtureOfExperts
+from .mtp import MTPHead
+from .weights import Weights, load_weights
+
+
+class Model:
+    """Immutable after construction; `notices` say what the loader and the machine made of it."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, policy: Policy):
+        named = Named(weights.tensors)
+        self.config, self.policy = config, policy
+        self.nbytes, self.parameters = weights.nbytes, weights.parameters
+        self.repairs = weights.repairs
+        table = prepare(named["embed_tokens"], policy)
+        self.embed = Embedding(table, policy.activations)
+        tied = config.tie_word_embeddings
+        self.head = make_linear(table if tied else prepare(named["lm_head"], policy))
+        self.layers = [self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)]
+        self.norm = named.vector("norm")
+        mtp = named.within("mtp")
+        ahead = self._feed_forward(mtp.within("layers.0.mlp")) if weights.has_mtp else None
+        self.mtp = MTPHead(config, mtp, ahead, policy) if ahead else None
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> "Model":
+        """Read the weights of `folder`. Raises ModelError and its children."""
+        weights = load_weights(folder, config)
+        return cls(config, weights, choose_policy(weights.parameters))
+
+    def _layer(self, weights: Named, kind: str) -> Layer:
+        if kind == "full_attention":
+            mixer = GatedAttention(self.config, weights.within("self_attn"), self.policy)
+        else:
+            mixer = GatedDeltaNet(self.config, weights.within("linear_attn"), self.policy)
+        return Layer(weights, mixer, self._feed_forward(weights.within("mlp")), self.config.rms_norm_eps)
+
+    def _feed_forward(self, weights: Named) -> FeedForward:
+        if self.config.is_moe:
+            return MixtureOfExperts(self.config, weights, self.policy)
+        return DenseMLP(weights, self.policy)
+
+    def new_cache(self) -> Cache:
+        return Cache.empty(self.config, self.policy.activations)
+
+    def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
+        """Read ids [T]; returns the hidden states after the final norm [1, T, hidden]. The cache moves on by T."""
+        ids = mx.array(ids)
+        x = self.embed(ids[None])
+        for layer, memory in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, memory)
+        cache.length += ids.size
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Hidden states [1, T, hidden] to logits [T, V] in float32."""
+        return self.head(hidden)[0].astype(mx.float32)
