@@ -51,15 +51,18 @@ def free_memory_nbytes() -> int:
 def choose_policy(parameters: int) -> Policy:
     """The policy for a model of `parameters` weights on this machine.
 
-    On a GPU weights stay as stored and activations are bfloat16. On a CPU activations are float32 (bfloat16 products
-    are ten times slower there) and weights are dense float32 where they fit. Raises UsageError for a bad variable.
+    On a GPU weights stay as stored and activations are bfloat16. On a CPU activations are float32 (bfloat16
+    products are ten times slower there) and weights are dense float32 where they fit. Raises UsageError for
+    a bad variable.
     """
     gpu = on_gpu()
     activations = _choice("QCHAT_ACTIVATIONS", tuple(DTYPES))
     dense = _choice("QCHAT_DENSE", ("on", "off"))
     notices = [_blas_notice] if _blas_notice and not gpu else []
     if dense == "auto" and not gpu and not _dense_fits(parameters):
-        notices.append("the weights do not fit in memory as float32: they stay packed, which is slower on a CPU")
+        notices.append(
+            "the weights do not fit in memory as float32: they stay packed, which is slower on a CPU"
+        )
     if not _compiles():
         notices.append("no C++ compiler was found: steps run uncompiled, which is slower on a CPU")
     return Policy(

@@ -1,8 +1,9 @@
 """An optimised BLAS under MLX on Linux, opened before MLX is imported.
 
-MLX's Linux CPU wheel is linked to the reference BLAS (a hundredth of the speed) and looks its products up by name, so
-a library that exports those names and is opened with RTLD_GLOBAL first takes over. The `scipy-openblas32` package
-exports them with a prefix; `patchelf` renames them once into a cached copy. macOS needs none of this.
+MLX's Linux CPU wheel is linked to the reference BLAS (a hundredth of the speed) and looks its products up by
+name, so a library that exports those names and is opened with RTLD_GLOBAL first takes over. The
+`scipy-openblas32` package exports them with a prefix; `patchelf` renames them once into a cached copy. macOS
+needs none of this.
 """
 
 import ctypes
@@ -69,7 +70,8 @@ def _patchelf() -> str:
 
 
 def _rename_symbols(source: Path, target: Path) -> None:
-    """Write `source` with its prefixed symbols renamed to `target`; another process may do the same meanwhile."""
+    """Write `source` with its prefixed symbols renamed to `target`; another process may do the same
+    meanwhile."""
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         names, copy = Path(work) / "names", Path(work) / target.name
         names.write_text("".join(f"scipy_{name} {name}\n" for name in SYMBOLS))
@@ -81,7 +83,7 @@ def _rename_symbols(source: Path, target: Path) -> None:
 def _set_threads() -> None:
     """As many threads as cores this process may use: an oversubscribed pool falls to a tenth of the speed."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    if SKYLAKEX_FLAGS <= _cpu_flags():
+    if _cpu_flags() >= SKYLAKEX_FLAGS:
         # its AVX-512 kernels are twice as fast as the ones OpenBLAS picks on AMD, and its small-matrix
         # path serves one-row products at memory speed
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")

@@ -54,7 +54,8 @@ def _grown(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx
 
 @dataclass
 class DeltaState:
-    """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv] (float32)."""
+    """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv]
+    (float32)."""
 
     conv: mx.array
     state: mx.array
@@ -77,10 +78,12 @@ class Cache:
     @classmethod
     def empty(cls, config: ModelConfig, dtype: mx.Dtype) -> "Cache":
         """A cache for one sequence that has read nothing."""
-        return cls([
-            KVCache() if kind == "full_attention" else _empty_state(config, dtype)
-            for kind in config.layer_types
-        ])
+        return cls(
+            [
+                KVCache() if kind == "full_attention" else _empty_state(config, dtype)
+                for kind in config.layer_types
+            ]
+        )
 
     @property
     def nbytes(self) -> int:

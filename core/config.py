@@ -1,7 +1,8 @@
-"""`config.json` and `generation_config.json` as frozen values, every bound checked before anything is allocated.
+"""`config.json` and `generation_config.json` as frozen values, every bound checked before anything is
+allocated.
 
-Owns the meaning of the fields, which keep Hugging Face's spelling. Reads nested (`text_config`) and flat files.
-Refuses unknown model types, sizes no machine could hold, and heads that do not divide.
+Owns the meaning of the fields, which keep Hugging Face's spelling. Reads nested (`text_config`) and flat
+files. Refuses unknown model types, sizes no machine could hold, and heads that do not divide.
 """
 
 import math
@@ -24,7 +25,8 @@ MAX_CONTEXT = 1 << 26
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one model; `source` is the file they came from, `quantization` the converter's own words."""
+    """The sizes of one model; `source` is the file they came from, `quantization` the converter's own
+    words."""
 
     model_type: str
     source: str
@@ -80,7 +82,8 @@ class ModelConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
-        """Read `folder`/config.json. Raises ModelError for a folder that is none, ConfigError for a bad file."""
+        """Read `folder`/config.json. Raises ModelError for a folder that is none, ConfigError for a bad
+        file."""
         if not folder.is_dir():
             raise ModelError(f"there is no model folder at {folder}")
         path = folder / "config.json"
@@ -115,7 +118,7 @@ class ModelConfig:
             raw=raw,
             **_attention(text),
             **_delta_net(text),
-            **(_experts(text) if moe else {"intermediate_size": text.integer("intermediate_size", 1, MAX_WIDTH)}),
+            **(_experts(text) if moe else _dense_mlp(text)),
         )
 
 
@@ -215,7 +218,9 @@ def _attention(text: _Fields) -> dict[str, Any]:
     if rope.values.get("rope_type", "default") != "default":
         raise rope.refuse("rope_type", "default")
     factor = rope.values.get("partial_rotary_factor", text.values.get("partial_rotary_factor", 0.25))
-    fraction = _Fields({"partial_rotary_factor": factor}, text.where).number("partial_rotary_factor", 0.0, 1.0)
+    fraction = _Fields({"partial_rotary_factor": factor}, text.where).number(
+        "partial_rotary_factor", 0.0, 1.0
+    )
     if int(head_dim * fraction) % 2 or int(head_dim * fraction) == 0:
         raise text.refuse("head_dim", f"one whose rotated part (times {fraction:g}) is even and not empty")
     return {
@@ -227,7 +232,7 @@ def _attention(text: _Fields) -> dict[str, Any]:
     }
 
 
-def _delta_net(text: _Fields) -> dict[str, int]:
+def _delta_net(text: _Fields) -> dict[str, Any]:
     key_heads = text.integer("linear_num_key_heads", 1, MAX_WIDTH)
     value_heads = text.integer("linear_num_value_heads", 1, MAX_WIDTH)
     if value_heads % key_heads:
@@ -239,6 +244,10 @@ def _delta_net(text: _Fields) -> dict[str, int]:
         "linear_value_head_dim": text.integer("linear_value_head_dim", 1, MAX_WIDTH),
         "linear_conv_kernel_dim": text.integer("linear_conv_kernel_dim", 2, 64, default=4),
     }
+
+
+def _dense_mlp(text: _Fields) -> dict[str, Any]:
+    return {"intermediate_size": text.integer("intermediate_size", 1, MAX_WIDTH)}
 
 
 def _experts(text: _Fields) -> dict[str, Any]:

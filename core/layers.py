@@ -1,7 +1,7 @@
 """One decoder layer: norms, gated attention or gated delta net, then a feed-forward block.
 
-Follows Qwen3.5's published architecture. The residual stream keeps the activations' dtype; norms, decays, gates of the
-delta net and its state are float32.
+Follows Qwen3.5's published architecture. The residual stream keeps the activations' dtype; norms, decays,
+gates of the delta net and its state are float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -88,7 +88,8 @@ class GatedAttention:
         return self.out(gate_by_sigmoid(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1), gate))
 
     def _heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """q [B, H, T, D], k and v [B, Hkv, T, D], gate [B, T, H*D]; q_proj's rows are [query | gate] per head."""
+        """q [B, H, T, D], k and v [B, Hkv, T, D], gate [B, T, H*D]; q_proj's rows are [query | gate] per
+        head."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x)
         q, gate = mx.split(q.reshape(batch, length, self.heads, 2 * self.dim), 2, axis=-1)
@@ -108,7 +109,9 @@ class GatedDeltaNet:
         self.value_heads, self.value_dim = config.linear_num_value_heads, config.linear_value_head_dim
         self.bounds = [config.key_dim, 2 * config.key_dim]
         self.eps = config.rms_norm_eps
-        self.inputs = make_projections([weights[f"in_proj_{name}"] for name in ("qkv", "z", "a", "b")], policy)
+        self.inputs = make_projections(
+            [weights[f"in_proj_{name}"] for name in ("qkv", "z", "a", "b")], policy
+        )
         self.out = make_linear(prepare(weights["out_proj"], policy))
         taps = weights.vector("conv1d").astype(policy.activations)  # [channels, K]
         self.taps = [taps[:, i] for i in range(taps.shape[1])]

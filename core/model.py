@@ -25,7 +25,9 @@ class Model:
         self.embed = Embedding(table, policy.activations)
         tied = config.tie_word_embeddings
         self.head = make_linear(table if tied else prepare(named["lm_head"], policy))
-        self.layers = [self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)]
+        self.layers = [
+            self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)
+        ]
         self.norm = named.vector("norm")
         mtp = named.within("mtp")
         ahead = self._feed_forward(mtp.within("layers.0.mlp")) if weights.has_mtp else None
@@ -53,8 +55,9 @@ class Model:
         return Cache.empty(self.config, self.policy.activations)
 
     def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
-        """Read ids [T]; returns the hidden states after the final norm [1, T, hidden]. The cache moves on by T."""
-        ids = mx.array(ids)
+        """Read ids [T]; returns the hidden states after the final norm [1, T, hidden]. The cache moves on by
+        T."""
+        ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
         x = self.embed(ids[None])
         for layer, memory in zip(self.layers, cache.layers, strict=True):
             x = layer(x, memory)

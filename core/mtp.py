@@ -23,6 +23,9 @@ class MTPHead:
     def __call__(self, embedding: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
         """Embeddings of tokens i+1 and hidden states after the final norm of tokens i, both [B, T, hidden];
         returns hidden states [B, T, hidden] from which the output head predicts tokens i+2."""
-        pair = [rms_norm(embedding, self.embedding_norm, self.eps), rms_norm(hidden, self.hidden_norm, self.eps)]
+        pair = [
+            rms_norm(embedding, self.embedding_norm, self.eps),
+            rms_norm(hidden, self.hidden_norm, self.eps),
+        ]
         x = self.layer(self.fc(mx.concatenate(pair, axis=-1)), cache)
         return rms_norm(x, self.norm, self.eps)

@@ -1,6 +1,7 @@
 """The gated delta rule as a plain loop over time: slow, right, the oracle of every fast form.
 
-Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10, per value head with state S [Dk, Dv]:
+Yang, Kautz, Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), equation 10, per value head with state S
+[Dk, Dv]:
     S_t = a_t S_{t-1} + k_t (b_t (v_t - (a_t S_{t-1})^T k_t))^T        o_t = S_t^T q_t        a_t = exp(g_t)
 """
 

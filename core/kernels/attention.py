@@ -1,7 +1,7 @@
 """Causal attention over a key-value cache, grouped queries.
 
-On a GPU this is MLX's fused kernel. On a CPU MLX's own form spends most of its time in a scalar exponential, so the
-softmax is ours and the query heads of one key head share a product.
+On a GPU this is MLX's fused kernel. On a CPU MLX's own form spends most of its time in a scalar exponential,
+so the softmax is ours and the query heads of one key head share a product.
 """
 
 from functools import lru_cache
@@ -11,7 +11,8 @@ from .elementwise import masked_softmax
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """q [B, H, T, D] over k, v [B, Hkv, S, D], the last T of which belong to the queries; returns [B, H, T, D]."""
+    """q [B, H, T, D] over k, v [B, Hkv, S, D], the last T of which belong to the queries; returns [B, H, T,
+    D]."""
     if on_gpu():
         mask = "causal" if q.shape[2] > 1 else None
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)

@@ -1,8 +1,10 @@
-"""The gated delta rule in fast forms: chunked matmuls for many tokens, one fused step for one; `gated_delta` chooses.
+"""The gated delta rule in fast forms: chunked matmuls for many tokens, one fused step for one; `gated_delta`
+chooses.
 
-Chunk form after Yang et al. (arXiv 2406.06484, section 3; decay as in 2412.06464). With G the running sum of log
-decays inside a chunk and A[t,i] = beta_t exp(G_t - G_i) (k_t . k_i) for i < t:
-    (I + A) U = beta (V - exp(G) K S)     O = exp(G) Q S + tril(exp(G_t - G_i) Q K^T) U     S' = exp(G_C) S + ...
+Chunk form after Yang et al. (arXiv 2406.06484, section 3; decay as in 2412.06464). With G the running sum of
+log decays inside a chunk and A[t,i] = beta_t exp(G_t - G_i) (k_t . k_i) for i < t:
+    (I + A) U = beta (V - exp(G) K S)     O = exp(G) Q S + tril(exp(G_t - G_i) Q K^T) U     S' = exp(G_C) S +
+    ...
 """
 
 import os
@@ -41,8 +43,7 @@ def delta_step(
 
     With m = a S^T k the new state is a S + k (beta (v - m))^T, and its output a S^T q + (q . k) beta (v - m).
     """
-    batch, _, key_heads, key_dim = k.shape
-    heads = v.shape[2]
+    key_heads, heads = k.shape[2], v.shape[2]
     pair = mx.stack([q[:, 0], k[:, 0]], axis=2)  # [B, Hk, 2, Dk]
     if heads != key_heads:
         pair = mx.repeat(pair, heads // key_heads, axis=1)  # [B, Hv, 2, Dk]
@@ -105,14 +106,17 @@ def _masks(chunk: int) -> tuple[mx.array, mx.array]:
 
 
 def _decays(g: mx.array, chunk: int) -> tuple[mx.array, mx.array, mx.array]:
-    """From log decays [B, Hv, N, C]: exp(G_t) [.., C], exp(G_t - G_i) below the diagonal, and with it [.., C, C]."""
+    """From log decays [B, Hv, N, C]: exp(G_t) [.., C], exp(G_t - G_i) below the diagonal, and with it [..,
+    C, C]."""
     strict, inclusive = _masks(chunk)
     total = mx.cumsum(g, axis=-1)
     return _exp_decays(total, strict, inclusive)
 
 
 @fuse
-def _exp_decays(total: mx.array, strict: mx.array, inclusive: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+def _exp_decays(
+    total: mx.array, strict: mx.array, inclusive: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
     between = total[..., :, None] - total[..., None, :]
     # the masked half is positive and could overflow: it is clamped before the exponential
     between = mx.minimum(between, 0.0)

@@ -1,8 +1,8 @@
 """Elementwise functions with an exponential that is fast on a CPU.
 
-MLX's CPU backend calls the scalar library exponential (10 ns a value). Written as a polynomial (Cephes `expf`: Cody and
-Waite's reduction, minimax of degree 6) the compiler vectorises it: 2 ns a value, relative error 8e-8. On a GPU the
-hardware's own is used.
+MLX's CPU backend calls the scalar library exponential (10 ns a value). Written as a polynomial (Cephes
+`expf`: Cody and Waite's reduction, minimax of degree 6) the compiler vectorises it: 2 ns a value, relative
+error 8e-8. On a GPU the hardware's own is used.
 """
 
 from ..backend import fuse, mx, on_gpu
@@ -62,9 +62,7 @@ def gated_norm(x: mx.array, weight: mx.array, gate: mx.array, eps: float) -> mx.
 
 
 @fuse
-def decay_and_beta(
-    a: mx.array, b: mx.array, log_a: mx.array, dt_bias: mx.array
-) -> tuple[mx.array, mx.array]:
+def decay_and_beta(a: mx.array, b: mx.array, log_a: mx.array, dt_bias: mx.array) -> tuple[mx.array, mx.array]:
     """g = -exp(A_log) * softplus(a + dt_bias) and beta = sigmoid(b); all [..., Hv], float32."""
     softplus = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)
     return -mx.exp(log_a) * softplus, sigmoid(b)

@@ -1,8 +1,8 @@
 """Products with weights in every stored form: dense, packed, and one per expert; `make_linear` chooses.
 
-Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]. Packed forms are MLX's triple of
-group_size, bits and mode. On a CPU one row goes as columns through the BLAS's small-matrix path, and several rows of a
-packed weight are dequantized first, because MLX's own CPU product uses no GEMM.
+Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]. Packed forms are MLX's
+triple of group_size, bits and mode. On a CPU one row goes as columns through the BLAS's small-matrix path,
+and several rows of a packed weight are dequantized first, because MLX's own CPU product uses no GEMM.
 """
 
 from collections.abc import Sequence
@@ -88,9 +88,7 @@ class PackedLinear:
         p = self.packed
         if not on_gpu() and x.size >= DEQUANTIZE_ROWS * x.shape[-1]:
             return x @ p.dequantize(x.dtype).T
-        return mx.quantized_matmul(
-            x, p.weight, p.scales, p.biases, True, p.group_size, p.bits, mode=p.mode
-        )
+        return mx.quantized_matmul(x, p.weight, p.scales, p.biases, True, p.group_size, p.bits, mode=p.mode)
 
 
 class ExpertsLinear:
@@ -119,7 +117,8 @@ class ExpertsLinear:
 
 
 class Projections:
-    """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ..., in as few products as can be."""
+    """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ..., in as few products
+    as can be."""
 
     def __init__(self, products: Sequence[Linear], widths: Sequence[int]):
         self.products = products
@@ -128,18 +127,21 @@ class Projections:
     def __call__(self, x: mx.array) -> list[mx.array]:
         if len(self.products) > 1:
             return [product(x) for product in self.products]
-        return mx.split(self.products[0](x), self.bounds, axis=-1)
+        return list(mx.split(self.products[0](x), self.bounds, axis=-1))
 
 
 def prepare(weight: Weight, policy: Policy) -> Weight:
-    """The weight as this machine multiplies with it: dense where the policy says so, in the activations' dtype.
+    """The weight as this machine multiplies with it: dense where the policy says so, in the activations'
+    dtype.
 
     The result is evaluated, so that its source can be dropped before the next one is read.
     """
     if isinstance(weight, mx.array):
         ready = weight.astype(policy.activations)
     else:
-        ready = weight.dequantize(policy.activations) if policy.dense else with_dtype(weight, policy.activations)
+        ready = (
+            weight.dequantize(policy.activations) if policy.dense else with_dtype(weight, policy.activations)
+        )
     evaluate(ready)
     return ready
 

@@ -1,0 +1,69 @@
+"""A model folder, loaded: config, tokenizer, chat template and network, none of which changes afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .backend import mx
+from .chat import Template
+from .config import ModelConfig, load_generation_config
+from .errors import TokenizerError
+from .model import Model
+from .tokenizer import Tokenizer
+
+PROBE = [{"role": "user", "content": "?"}]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a session needs of a model; `notices` are sentences the user should see once."""
+
+    folder: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: Template
+    model: Model
+    generation_config: Mapping[str, Any]
+    notices: tuple[str, ...]
+    thinks_by_default: bool
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Engine":
+        """Load the model folder `path`. Raises ModelError and its children, each naming what is wrong."""
+        folder = Path(path).expanduser()
+        config = ModelConfig.load(folder)
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise TokenizerError(
+                f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's vocabulary "
+                f"{config.vocab_size:,}: they do not belong together"
+            )
+        template = Template.load(folder)
+        thinks = _thinks_by_default(template)
+        model = Model.load(folder, config)
+        notices = [template.notice] if template.notice else []
+        return cls(
+            folder=folder,
+            config=config,
+            tokenizer=tokenizer,
+            template=template,
+            model=model,
+            generation_config=load_generation_config(folder),
+            notices=(*notices, *model.policy.notices),
+            thinks_by_default=thinks,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def logits(self, ids: Sequence[int]) -> mx.array:
+        """Logits [T, V] float32 after each of `ids` [T], computed from nothing."""
+        return self.model.logits(self.model.hidden(list(ids), self.model.new_cache()))
+
+
+def _thinks_by_default(template: Template) -> bool:
+    """What the template does when it is told nothing: small models' templates leave thinking off."""
+    off = template.render(PROBE, add_generation_prompt=True, enable_thinking=False)
+    return template.render(PROBE, add_generation_prompt=True, enable_thinking=None) != off

@@ -1,0 +1,117 @@
+"""From ids to ids: prefill in chunks, decode one step ahead, and what ends a reply early.
+
+Logits never leave this module. Nothing here knows of messages, templates or text, except for stop strings.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from .backend import mx
+from .cache import Cache
+from .model import Model
+from .sampling import Sampling, count, sampler, start
+
+# small enough that a stop during prefill is answered soon, large enough for full-speed products
+PREFILL_CHUNK = 512
+# a thought within its last tenth of budget is closed where the model itself nearly would
+SOFT_SHARE, SOFT_RANK = 0.9, 3
+
+
+def prefill(
+    model: Model, cache: Cache, ids: Sequence[int], cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[int]:
+    """Read all of `ids` but the last into the cache, yielding how many are read after each chunk.
+
+    Stops early, between chunks, when `cancelled()`. The last id is left for `Decoder`, whose first step it
+    is.
+    """
+    total = len(ids) - 1
+    for begin in range(0, total, PREFILL_CHUNK):
+        if cancelled():
+            return
+        chunk = ids[begin : min(begin + PREFILL_CHUNK, total)]
+        mx.eval(model.hidden(chunk, cache), cache.arrays())
+        mx.clear_cache()
+        yield begin + len(chunk)
+
+
+class Decoder:
+    """Draws one id after another; the step after the id in hand is already computing.
+
+    After `next` returned an id the cache has read it, so cache and ids agree wherever a reply ends.
+    """
+
+    def __init__(self, model: Model, cache: Cache, last: int, settings: Sampling):
+        self._model, self._cache = model, cache
+        self._sample = sampler(settings)
+        self._state = start(settings, model.config.vocab_size)
+        self._step(mx.array(last, mx.uint32))
+
+    def next(self) -> int:
+        """The next id; a later one is under way when this returns."""
+        token = self._token
+        self._step(token)
+        return int(token)
+
+    def force(self, token: int) -> None:
+        """Let `token` be the next id, whatever was drawn."""
+        self._token = mx.array(token, mx.uint32)
+        self._state = count(self._before, token)
+
+    def rank(self, token: int) -> int:
+        """How many ids are likelier than `token` to come next."""
+        return int((self._logits > self._logits[token]).sum())
+
+    def _step(self, token: mx.array) -> None:
+        self._logits = self._model.logits(self._model.hidden(token[None], self._cache))[-1]
+        self._before = self._state
+        self._token, self._state = self._sample(self._logits, self._state)
+        mx.async_eval(self._token)
+
+
+class ThinkingBudget:
+    """Says when a thought must end: at `budget` tokens, or a little before where its end is among the
+    likeliest."""
+
+    def __init__(self, budget: int | None, close_id: int | None):
+        self.budget, self.close_id = budget, close_id
+
+    def close(self, spent: int, decoder: Decoder) -> bool:
+        """Force the end of the thought if `spent` reasoning tokens call for it."""
+        if self.budget is None or self.close_id is None or spent < SOFT_SHARE * self.budget:
+            return False
+        if spent < self.budget and decoder.rank(self.close_id) >= SOFT_RANK:
+            return False
+        decoder.force(self.close_id)
+        return True
+
+
+class StopStrings:
+    """Passes text on until one of `stops` appears in it; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def add(self, text: str) -> str:
+        """The part of the text so far that is safe to show, ending before a stop string."""
+        if self.found or not self._stops:
+            return "" if self.found else text
+        text = self._held + text
+        starts = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when nothing more will come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

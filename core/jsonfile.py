@@ -1,0 +1,64 @@
+"""Small files of a downloaded folder, read whole and bounded: bytes, text, and one JSON object.
+
+Refuses what is not a regular file (a pipe would hang, a device has no end), what is larger than its limit,
+and JSON that is no object, holds NaN or infinity, or nests deeper than Python can follow.
+"""
+
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+MAX_JSON_NBYTES = 16 << 20  # parsed values take up to 25 times the room of their text
+
+
+def read_bytes(path: Path, error: type[Exception], max_nbytes: int) -> bytes:
+    """The content of the regular file `path`; raises `error` where it is none or exceeds `max_nbytes`."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise error(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(max_nbytes + 1)
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from problem
+    if len(data) > max_nbytes:
+        raise error(f"{path} is larger than the {max_nbytes:,} bytes that such a file may have")
+    return data
+
+
+def read_text(path: Path, error: type[Exception], max_nbytes: int) -> str:
+    """The UTF-8 text of `path`; raises `error` as `read_bytes` does, and for bytes that are no UTF-8."""
+    try:
+        return read_bytes(path, error, max_nbytes).decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is not UTF-8 text: {problem.reason} at byte {problem.start:,}") from problem
+
+
+def read_json(path: Path, error: type[Exception], max_nbytes: int = MAX_JSON_NBYTES) -> dict[str, Any]:
+    """The JSON object in `path`; raises `error` with one sentence that names the file."""
+    return parse_json(read_text(path, error, max_nbytes), str(path), error)
+
+
+def parse_json(text: str, where: str, error: type[Exception]) -> dict[str, Any]:
+    """The JSON object in `text`; raises `error` with one sentence that names `where`."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except ValueError as problem:
+        raise error(f"{where} is not valid JSON: {problem}") from problem
+    except RecursionError as problem:
+        raise error(f"{where} is not usable JSON: it nests too deeply") from problem
+    if not isinstance(value, dict):
+        raise error(f"{where} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number that JSON knows")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is out of range")
+    return value

@@ -1,0 +1,270 @@
+"""One conversation with one engine: messages in, events out; the cache is kept from turn to turn.
+
+A reply runs in eight steps: settings, prompt, what of it the cache holds, prefill, decode, split of thought
+and answer, what ends it, `Done`. One reply at a time; a prompt that does not fit is refused before anything
+is computed.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .backend import mx
+from .chat import Kind, ReplyParser
+from .engine import Engine
+from .errors import ContextLengthExceeded, UsageError
+from .events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought
+from .generate import Decoder, StopStrings, ThinkingBudget, prefill
+from .loops import LoopDetector
+from .sampling import Sampling, resolve
+from .settings import ReplySettings
+
+__all__ = ["Engine", "Reply", "Session", "load_session"]
+
+LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
+LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was closed"
+
+
+@dataclass(frozen=True)
+class Reply(Done):
+    """A finished reply: the fields of `Done` under the name that `Session.send` returns."""
+
+
+def load_session(path: str | Path, system: str | None = None, **defaults: Any) -> "Session":
+    """Load a model folder and begin a conversation; `defaults` are settings for every reply.
+
+    Raises ModelError for the folder, UsageError for a setting.
+    """
+    ReplySettings.parse(defaults)
+    return Session(Engine.load(path), system, **defaults)
+
+
+class Session:
+    """A conversation; `messages` is its transcript in the template's form."""
+
+    def __init__(self, engine: Engine, system: str | None = None, **defaults: Any):
+        ReplySettings.parse(defaults)
+        self.engine = engine
+        self.defaults = defaults
+        self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        self.ids: list[int] = []
+        self._cache = engine.model.new_cache()
+        self._notices = list(engine.notices)
+        self._cancelled = False
+        self._busy = False
+
+    def cancel(self) -> None:
+        """Stop the reply in progress at its next token or prefill chunk; safe from signal handlers and
+        threads."""
+        self._cancelled = True
+
+    def send(self, text: str, **settings: Any) -> Reply:
+        """Say `text` and wait for the whole reply. Raises as `stream` does."""
+        *_, done = self.stream(text, **settings)
+        if not isinstance(done, Done):
+            raise TypeError("a reply ended without Done")
+        return Reply(**{name: getattr(done, name) for name in Done.__dataclass_fields__})
+
+    def stream(self, text: str, **settings: Any) -> Iterator[Event]:
+        """Say `text`; yields events and exactly one `Done`, the last.
+
+        `settings` stand over the session's defaults. Raises UsageError for a setting or a second reply at
+        once, TemplateError for messages the template refuses, ContextLengthExceeded before anything is
+        computed.
+        """
+        if self._busy:
+            raise UsageError("this session is answering already: wait for the reply or cancel it")
+        given = self.defaults | settings
+        reply = _Reply(self, text, ReplySettings.parse(given), given)
+        self._busy, self._cancelled = True, False
+        return self._run(reply)
+
+    def _run(self, reply: "_Reply") -> Iterator[Event]:
+        try:
+            while self._notices:
+                yield Notice(self._notices.pop(0))
+            yield from reply.run()
+        finally:
+            reply.settle()
+            self._busy = False
+
+    def _sync(self, ids: list[int]) -> int:
+        """Make the cache hold a prefix of `ids`, all but the last at most; returns its length."""
+        if not (len(self.ids) < len(ids) and ids[: len(self.ids)] == self.ids):
+            self._forget()
+        return len(self.ids)
+
+    def _forget(self) -> None:
+        self._cache, self.ids = self.engine.model.new_cache(), []
+
+
+class _Reply:
+    """One reply on its way: what it was asked for, what came of it so far."""
+
+    def __init__(self, session: Session, text: str, settings: ReplySettings, given: dict[str, Any]):
+        engine = session.engine
+        self.session, self.settings = session, settings
+        self.messages = [*session.messages, {"role": "user", "content": text}]
+        self.thinking, extra = _thinking(engine, settings)
+        prompt = engine.template.render(
+            self.messages, add_generation_prompt=True, enable_thinking=self.thinking, **extra
+        )
+        self.prompt = engine.tokenizer.encode(prompt)
+        limit = engine.config.max_position_embeddings
+        if len(self.prompt) >= limit:
+            raise ContextLengthExceeded(len(self.prompt), limit)
+        self.room = min(settings.max_new_tokens, limit - len(self.prompt))
+        self.sampling: Sampling = resolve(given_sampling(given), engine.generation_config, self.thinking)
+        self.parser = ReplyParser(engine.tokenizer, inside=self.thinking)
+        self.stops = StopStrings(settings.stop)
+        self.generated: list[int] = []
+        self.text = self.thought = self.detail = ""
+        self.reason: FinishReason = "length"
+        self.cached = 0
+        self.clock = _Clock()
+
+    def run(self) -> Iterator[Event]:
+        """Yield the reply's events. An error of the machine ends it with a `Done` that explains."""
+        try:
+            yield from self._read_prompt()
+            if self.session._cancelled:
+                self.reason = "cancelled"
+            else:
+                yield from self._decode()
+        except (RuntimeError, MemoryError) as error:  # what MLX raises when memory or a kernel fails
+            self.reason, self.detail = "error", f"the computation failed: {' '.join(str(error).split())}"
+            self.session._forget()
+        yield from self._pieces(self.parser.flush())
+        if tail := self.stops.flush():
+            yield self._answer(tail, 0)
+        yield self._done()
+
+    def _read_prompt(self) -> Iterator[Event]:
+        session = self.session
+        self.cached = session._sync(self.prompt)
+        total = len(self.prompt)
+        yield Prefill(self.cached, total, self.cached)
+        rest = self.prompt[self.cached :]
+        for done in prefill(session.engine.model, session._cache, rest, lambda: session._cancelled):
+            session.ids = self.prompt[: self.cached + done]
+            yield Prefill(self.cached + done, total, self.cached)
+
+    def _decode(self) -> Iterator[Event]:
+        session, engine = self.session, self.session.engine
+        budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
+        decoder = Decoder(engine.model, session._cache, self.prompt[-1], self.sampling)
+        session.ids = list(self.prompt)
+        loops = LoopDetector()
+        while len(self.generated) < self.room:
+            if session._cancelled:
+                self.reason = "cancelled"
+                return
+            if self.parser.inside:
+                budget.close(self.parser.reasoning_tokens, decoder)
+            token = decoder.next()
+            self.clock.token(len(self.prompt) - self.cached)
+            session.ids.append(token)
+            self.generated.append(token)
+            yield from self._pieces(self.parser.add(token), 1)
+            if token in engine.tokenizer.stop_ids or self.stops.found:
+                self.reason = "stop"
+                return
+            if loops.add(token) and self._close_loop(decoder):
+                loops = LoopDetector()
+            elif self.reason == "stop":
+                return
+
+    def _close_loop(self, decoder: Decoder) -> bool:
+        """End a repeating thought by closing it (True), a repeating answer by stopping."""
+        close = self.session.engine.tokenizer.think_close_id
+        if self.parser.inside and close is not None:
+            decoder.force(close)
+            self.detail = LOOP_IN_THOUGHT
+            return True
+        self.reason, self.detail = "stop", LOOP_IN_ANSWER
+        return False
+
+    def _pieces(self, pieces: list[tuple[Kind, str]], tokens: int = 0) -> Iterator[Event]:
+        for kind, text in pieces:
+            if kind == "thought":
+                self.thought += text
+                if self.settings.include_reasoning:
+                    yield Thought(text, tokens)
+            elif shown := self.stops.add(text):
+                yield self._answer(shown, tokens)
+            tokens = 0
+
+    def _answer(self, text: str, tokens: int) -> Text:
+        self.text += text
+        return Text(text, tokens)
+
+    def _done(self) -> Done:
+        tokenizer = self.session.engine.tokenizer
+        done = Done(
+            finish_reason=self.reason,
+            text=self.text,
+            thinking=self.thought if self.settings.include_reasoning else "",
+            raw_text=tokenizer.decode(self.generated),
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached,
+            prefilled_tokens=len(self.prompt) - self.cached,
+            reasoning_tokens=self.parser.reasoning_tokens,
+            generated_tokens=len(self.generated),
+            thinking_cut=self.parser.inside and self.reason in ("length", "cancelled"),
+            detail=self.detail,
+        )
+        return (
+            replace(done, performance=self.clock.performance()) if self.settings.report_performance else done
+        )
+
+    def settle(self) -> None:
+        """Write what was said into the transcript, also when the reply was left half way."""
+        if self.generated:
+            answer = {"role": "assistant", "content": self.text}
+            if self.thought:
+                answer["reasoning_content"] = self.thought
+            self.session.messages = [*self.messages, answer]
+
+
+class _Clock:
+    """Times of one reply: when it began, its first and its last token."""
+
+    def __init__(self):
+        mx.reset_peak_memory()
+        self.begin = self.first = self.last = time.perf_counter()
+        self.count = self.prefilled = 0
+
+    def token(self, prefilled: int) -> None:
+        self.last = time.perf_counter()
+        if not self.count:
+            self.first, self.prefilled = self.last, prefilled
+        self.count += 1
+
+    def performance(self) -> Performance:
+        reading, writing = self.first - self.begin, self.last - self.first
+        return Performance(
+            seconds_to_first_token=reading,
+            prefill_tokens_per_s=self.prefilled / reading if reading else 0.0,
+            decode_tokens_per_s=(self.count - 1) / writing if writing else 0.0,
+            seconds=time.perf_counter() - self.begin,
+            active_nbytes=mx.get_active_memory(),
+            peak_nbytes=mx.get_peak_memory(),
+            cache_nbytes=mx.get_cache_memory(),
+        )
+
+
+def given_sampling(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name in Sampling.__dataclass_fields__}
+
+
+def _thinking(engine: Engine, settings: ReplySettings) -> tuple[bool, dict[str, Any]]:
+    """Whether to think, and the effort for a template that takes one by name."""
+    effort, asked = settings.reasoning_effort, settings.enable_thinking
+    if effort is None:
+        return engine.thinks_by_default if asked is None else asked, {}
+    if "reasoning_effort" in engine.template.source and effort != "none":
+        word = "xhigh" if effort == "high" else effort
+        return asked is not False, {"reasoning_effort": word}
+    return (effort not in ("none", "low")) if asked is None else asked, {}

@@ -1,0 +1,193 @@
+"""One prompt, one reply: the answer on stdout as it arrives, or as JSON; everything else on stderr.
+
+Refuses to mix: stdout holds the answer and nothing but it. ctrl+c stops the reply and keeps what there is.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from ..core.errors import GenerationError
+from ..core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
+from .output import printable, write
+
+PROGRESS_AFTER_SECONDS = 1.0
+EXIT_CODES = {"stop": 0, "length": 0, "cancelled": 130, "error": 1}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; `settings` are named as the session names them."""
+
+    model: str
+    text: str
+    form: Literal["text", "json", "jsonl"] = "text"
+    show_thinking: bool = False
+    stats: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> None: ...
+
+
+def run(request: Request) -> int:
+    """Load the model, stream its reply, return the exit code. Raises QchatError and BrokenPipeError."""
+    from ..core import load_session
+
+    session = load_session(request.model, **request.settings)
+    show = _VIEWS[request.form](request)
+    progress = _Progress()
+    done = None
+    with stopped_by_interrupt(session):
+        for event in session.stream(request.text):
+            progress.follow(event)
+            show(event)
+            done = event if isinstance(event, Done) else done
+    if done is None:
+        raise GenerationError("the reply ended without its closing event")
+    _close(request, done)
+    return EXIT_CODES[done.finish_reason]
+
+
+@contextmanager
+def stopped_by_interrupt(session: Cancellable) -> Iterator[None]:
+    """The first ctrl+c asks `session` to stop; a second one raises KeyboardInterrupt at once."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        session.cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Progress:
+    """How far the prompt has been read, on a terminal, once that takes noticeably long."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._shown = sys.stderr.isatty()
+        self._width = 0
+
+    def follow(self, event: Event) -> None:
+        self._replace("")
+        seconds = time.monotonic() - self._begin
+        if isinstance(event, Prefill) and event.done < event.total and seconds > PROGRESS_AFTER_SECONDS:
+            self._replace(f"reading the prompt: {event.done:,} of {event.total:,} tokens")
+
+    def _replace(self, line: str) -> None:
+        if not self._shown or not (line or self._width):
+            return
+        # straight to the terminal: carriage returns are ours here
+        sys.stderr.write("\r" + " " * self._width + "\r" + line)
+        sys.stderr.flush()
+        self._width = len(line)
+
+
+class _TextView:
+    def __init__(self, request: Request):
+        self._show_thinking = request.show_thinking
+        self._answer_end = self._thought_end = ""
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Text(text) if text:
+                self._end_thought()
+                write(sys.stdout, text)
+                self._answer_end = text[-1]
+            case Thought(text) if text and self._show_thinking:
+                write(sys.stderr, text)
+                self._thought_end = text[-1]
+            case Notice(text):
+                note(text)
+            case Done():
+                self._end_thought()
+                if self._answer_end not in ("", "\n"):
+                    write(sys.stdout, "\n")
+
+    def _end_thought(self) -> None:
+        if self._thought_end not in ("", "\n"):
+            write(sys.stderr, "\n")
+        self._thought_end = ""
+
+
+def _json_view(request: Request) -> Callable[[Event], None]:
+    def show(event: Event) -> None:
+        match event:
+            case Notice(text):
+                note(text)
+            case Done():
+                _write_json(as_object(event, request.model))
+
+    return show
+
+
+def _jsonl_view(_request: Request) -> Callable[[Event], None]:
+    return lambda event: _write_json(to_json(event))
+
+
+_VIEWS: dict[str, Callable[[Request], Callable[[Event], None]]] = {
+    "text": _TextView,
+    "json": _json_view,
+    "jsonl": _jsonl_view,
+}
+
+
+def as_object(done: Done, model: str) -> dict[str, Any]:
+    """The whole reply as plain values; times in seconds, speeds in tokens/s."""
+    timings = asdict(done.performance)
+    return {
+        "text": done.text,
+        "thinking": done.thinking,
+        "usage": {
+            "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens,
+            "reasoning_tokens": done.reasoning_tokens,
+            "completion_tokens": done.generated_tokens,
+        },
+        "timings": {name: value for name, value in timings.items() if not name.endswith("nbytes")},
+        "finish_reason": done.finish_reason,
+        "model": model,
+    }
+
+
+def _write_json(value: dict[str, Any]) -> None:
+    write(sys.stdout, json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def note(sentence: str) -> None:
+    write(sys.stderr, f"qchat: {printable(sentence)}\n")
+
+
+def _close(request: Request, done: Done) -> None:
+    """What the user should know about how the reply ended."""
+    if done.detail and request.form != "jsonl":
+        note(done.detail)
+    if done.thinking_cut:
+        note("the reply ended inside its thought: --max-tokens or --thinking-budget makes room for an answer")
+    elif done.finish_reason == "length":
+        note("the reply was cut at its token limit: --max-tokens raises it")
+    if request.stats:
+        note(_stats(done))
+
+
+def _stats(done: Done) -> str:
+    speed = done.performance
+    parts = (
+        f"{done.prompt_tokens:,} prompt tokens ({done.cached_tokens:,} cached) at "
+        f"{speed.prefill_tokens_per_s:,.1f}/s",
+        f"first token after {speed.seconds_to_first_token:.2f} s",
+        f"{done.generated_tokens:,} generated ({done.reasoning_tokens:,} thinking) at "
+        f"{speed.decode_tokens_per_s:,.1f}/s",
+        f"{speed.peak_nbytes / 2**30:.2f} GiB at peak",
+    )
+    return " · ".join(parts)
