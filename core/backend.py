@@ -1,7 +1,7 @@
 """The one place that imports MLX, and the one that chooses how the machine at hand is used.
 
-Environment: QCHAT_BLAS (`auto`, `off`, a path), QCHAT_ACTIVATIONS (`auto`, `float32`, `bfloat16`, `float16`),
-QCHAT_DENSE (`auto`, `on`, `off`: keep weights as dense float32), QCHAT_COMPILE (`auto`, `on`, `off`).
+Environment: QCHAT_ACTIVATIONS (`auto`, `float32`, `bfloat16`, `float16`), QCHAT_DENSE (`auto`, `on`, `off`:
+keep weights dense), QCHAT_COMPILE (`auto`, `on`, `off`); see `linux_cpu` for what comes before MLX.
 """
 
 import os
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .blas import open_blas
 from .errors import UsageError
+from .linux_cpu import keep_pages, open_blas
 
 _blas_notice = open_blas()
+keep_pages()
 
 import mlx.core as mx  # noqa: E402  the BLAS must be open first
 
@@ -63,7 +64,7 @@ def choose_policy(parameters: int) -> Policy:
         notices.append(
             "the weights do not fit in memory as float32: they stay packed, which is slower on a CPU"
         )
-    if not _compiles():
+    if not _compiles() and _choice("QCHAT_COMPILE", ("on", "off")) == "auto":
         notices.append("no C++ compiler was found: steps run uncompiled, which is slower on a CPU")
     return Policy(
         activations=DTYPES.get(activations, mx.bfloat16 if gpu else mx.float32),

@@ -36,8 +36,8 @@ class Engine:
         tokenizer = Tokenizer.load(folder)
         if tokenizer.vocab_size > config.vocab_size:
             raise TokenizerError(
-                f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's vocabulary "
-                f"{config.vocab_size:,}: they do not belong together"
+                f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's "
+                f"vocabulary {config.vocab_size:,}: they do not belong together"
             )
         template = Template.load(folder)
         thinks = _thinks_by_default(template)

@@ -49,7 +49,7 @@ def parse_json(text: str, where: str, error: type[Exception]) -> dict[str, Any]:
     except RecursionError as problem:
         raise error(f"{where} is not usable JSON: it nests too deeply") from problem
     if not isinstance(value, dict):
-        raise error(f"{where} must hold a JSON object, found {type(value).__name__}")
+        raise error(f"{where} is a JSON {type(value).__name__}, wanted an object")
     return value
 
 

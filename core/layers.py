@@ -5,7 +5,6 @@ gates of the delta net and its state are float32.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from .backend import Policy, fuse, mx
 from .cache import DeltaState, KVCache
@@ -23,10 +22,6 @@ from .kernels.elementwise import (
 from .kernels.linear import Weight, make_linear, make_projections, prepare
 
 FeedForward = Callable[[mx.array], mx.array]
-
-
-class Mixer(Protocol):
-    def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array: ...
 
 
 class Named:
@@ -78,26 +73,25 @@ class GatedAttention:
         self.out = make_linear(prepare(weights["o_proj"], policy))
         self.q_norm, self.k_norm = weights.vector("q_norm"), weights.vector("k_norm")
 
-    def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
-        """x [B, T, hidden] to the same shape; the cache grows by T."""
-        if not isinstance(cache, KVCache):
-            raise TypeError("an attention layer wants a KVCache")
-        q, k, v, gate = self._heads(x)
-        q, k = (self._rotate(h, cache.length) for h in (q, k))
-        mixed = attention(q, *cache.append(k, v), self.dim**-0.5)
-        return self.out(gate_by_sigmoid(mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1), gate))
+    def project(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """x [B, T, hidden] at position `offset` [] to q [B, H, T, D], k and v [B, Hkv, T, D], gate.
 
-    def _heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """q [B, H, T, D], k and v [B, Hkv, T, D], gate [B, T, H*D]; q_proj's rows are [query | gate] per
-        head."""
+        The gate is [B, T, H*D]. The rows of q_proj are [query | gate] head by head.
+        """
         batch, length, _ = x.shape
         q, k, v = self.qkv(x)
         q, gate = mx.split(q.reshape(batch, length, self.heads, 2 * self.dim), 2, axis=-1)
         k, v = (h.reshape(batch, length, self.kv_heads, self.dim) for h in (k, v))
         q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
-        return *(h.swapaxes(1, 2) for h in (q, k, v)), gate.reshape(batch, length, -1)  # pyright: ignore
+        q, k, v = (h.swapaxes(1, 2) for h in (q, k, v))
+        q, k = mx.split(self._rotate(mx.concatenate([q, k], axis=1), offset), [self.heads], axis=1)
+        return q, k, v, gate.reshape(batch, length, -1)
 
-    def _rotate(self, x: mx.array, offset: int) -> mx.array:
+    def finish(self, mixed: mx.array, gate: mx.array) -> mx.array:
+        """Attention's output [B, H, T, D] and the gate [B, T, H*D] to [B, T, hidden]."""
+        return self.out(gate_by_sigmoid(mixed.swapaxes(1, 2).reshape(gate.shape), gate))
+
+    def _rotate(self, x: mx.array, offset: mx.array) -> mx.array:
         return mx.fast.rope(x, self.rotary, traditional=False, base=self.theta, scale=1.0, offset=offset)
 
 
@@ -107,60 +101,107 @@ class GatedDeltaNet:
     def __init__(self, config: ModelConfig, weights: Named, policy: Policy):
         self.key_heads, self.key_dim = config.linear_num_key_heads, config.linear_key_head_dim
         self.value_heads, self.value_dim = config.linear_num_value_heads, config.linear_value_head_dim
-        self.bounds = [config.key_dim, 2 * config.key_dim]
         self.eps = config.rms_norm_eps
         self.inputs = make_projections(
             [weights[f"in_proj_{name}"] for name in ("qkv", "z", "a", "b")], policy
         )
         self.out = make_linear(prepare(weights["out_proj"], policy))
-        taps = weights.vector("conv1d").astype(policy.activations)  # [channels, K]
-        self.taps = [taps[:, i] for i in range(taps.shape[1])]
+        self.taps = mx.contiguous(weights.vector("conv1d").astype(policy.activations).T)  # [K, channels]
         self.norm = weights.vector("norm").astype(mx.float32)
         self.log_a, self.dt_bias = weights.vector("A_log"), weights.vector("dt_bias")
         mx.eval(self.taps, self.norm)
 
-    def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
-        """x [B, T, hidden] to the same shape; the state moves on by T."""
-        if not isinstance(cache, DeltaState):
-            raise TypeError("a delta net layer wants a DeltaState")
-        output, cache.conv, cache.state = self.step(x, cache.conv, cache.state)
-        return output
-
-    def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The layer as a pure function of x [B, T, hidden] and its two states."""
+    def __call__(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x [B, T, hidden] and the two states before it to [B, T, hidden] and the two states after it."""
         batch, length, _ = x.shape
         qkv, z, a, b = self.inputs(x)
         window = mx.concatenate([conv, qkv], axis=1)  # [B, K-1+T, channels]
-        mixed = convolve([window[:, i : i + length] for i in range(len(self.taps))], self.taps)
-        q, k, v = mx.split(mixed, self.bounds, axis=-1)
-        q, k = (h.reshape(batch, length, self.key_heads, self.key_dim) for h in (q, k))
-        v = v.reshape(batch, length, self.value_heads, self.value_dim)
+        mixed = convolve(window, self.taps)
+        qk, v = mx.split(mixed, [2 * self.key_heads * self.key_dim], axis=-1)
+        qk = l2_normalise(qk.reshape(batch, length, 2, self.key_heads, self.key_dim))
+        q, k = qk[:, :, 0] * self.key_dim**-0.5, qk[:, :, 1]
+        v = v.reshape(batch, length, self.value_heads, self.value_dim).astype(mx.float32)
         g, beta = decay_and_beta(a, b, self.log_a, self.dt_bias)
-        q, k = l2_normalise(q, self.key_dim**-0.5), l2_normalise(k)
-        output, state = gated_delta(q, k, v.astype(mx.float32), g, beta, state)
+        output, state = gated_delta(q, k, v, g, beta, state)
         gate = z.reshape(batch, length, self.value_heads, self.value_dim)
         output = gated_norm(output, self.norm, gate, self.eps).astype(x.dtype)
         # the tail is copied: a slice would keep the whole window alive
         return self.out(output.reshape(batch, length, -1)), mx.contiguous(window[:, length:]), state
 
 
-@fuse
-def convolve(windows: list[mx.array], taps: list[mx.array]) -> mx.array:
-    """SiLU of the causal depthwise convolution: sum over i of windows[i] [B, T, C] * taps[i] [C]."""
-    total = windows[0] * taps[0]
-    for window, tap in zip(windows[1:], taps[1:], strict=True):
-        total = total + window * tap
-    return silu(total).astype(total.dtype)
+def convolve(window: mx.array, taps: mx.array) -> mx.array:
+    """SiLU of the causal depthwise convolution of [B, K-1+T, C] with taps [K, C]: [B, T, C]."""
+    width = taps.shape[0]
+    length = window.shape[1] - width + 1
+    if length == 1:
+        total = (window * taps).sum(axis=1, keepdims=True)
+    else:
+        total = sum(
+            (window[:, i : i + length] * taps[i] for i in range(1, width)), window[:, :length] * taps[0]
+        )
+    return silu(total).astype(window.dtype)
 
 
-class Layer:
-    """x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+class Block:
+    """What both kinds of layer share: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, weights: Named, mixer: Mixer, feed_forward: FeedForward, eps: float):
-        self.mixer, self.feed_forward, self.eps = mixer, feed_forward, eps
+    def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward):
+        self.feed_forward, self.eps = feed_forward, config.rms_norm_eps
         self.input_norm = weights.vector("input_layernorm")
         self.post_norm = weights.vector("post_attention_layernorm")
 
-    def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
-        x = x + self.mixer(rms_norm(x, self.input_norm, self.eps), cache)
+    def enter(self, x: mx.array) -> mx.array:
+        return rms_norm(x, self.input_norm, self.eps)
+
+    def leave(self, x: mx.array, mixed: mx.array) -> mx.array:
+        x = x + mixed
         return x + self.feed_forward(rms_norm(x, self.post_norm, self.eps))
+
+
+class AttentionLayer(Block):
+    """A layer that attends."""
+
+    def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward, policy: Policy):
+        super().__init__(config, weights, feed_forward)
+        self.mixer = GatedAttention(config, weights.within("self_attn"), policy)
+        self._fused_before, self._fused_after = fuse(self.before), fuse(self.after)
+
+    def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
+        """x [B, T, hidden] to the same shape; the cache grows by T."""
+        if not isinstance(cache, KVCache):
+            raise TypeError("an attention layer wants a KVCache")
+        one = x.shape[1] == 1
+        q, k, v, gate = (self._fused_before if one else self.before)(x, mx.array(cache.length))
+        mixed = attention(q, *cache.append(k, v), self.mixer.dim**-0.5)
+        return (self._fused_after if one else self.after)(x, mixed, gate)
+
+    def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """What attention needs, as `GatedAttention.project` gives it."""
+        return self.mixer.project(self.enter(x), offset)
+
+    def after(self, x: mx.array, mixed: mx.array, gate: mx.array) -> mx.array:
+        """The rest of the layer."""
+        return self.leave(x, self.mixer.finish(mixed, gate))
+
+
+class DeltaLayer(Block):
+    """A layer that remembers by the gated delta rule; a pure function of its input and states."""
+
+    def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward, policy: Policy):
+        super().__init__(config, weights, feed_forward)
+        self.mixer = GatedDeltaNet(config, weights.within("linear_attn"), policy)
+        self._fused = fuse(self.step)
+
+    def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
+        """x [B, T, hidden] to the same shape; the state moves on by T."""
+        if not isinstance(cache, DeltaState):
+            raise TypeError("a delta net layer wants a DeltaState")
+        # many tokens spend their time in products; fusing around those only breaks vectorised loops apart
+        step = self._fused if x.shape[1] == 1 else self.step
+        x, cache.conv, cache.state = step(x, cache.conv, cache.state)
+        return x
+
+    def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The layer with its states handed in and out."""
+        mixed, conv, state = self.mixer(self.enter(x), conv, state)
+        return self.leave(x, mixed), conv, state

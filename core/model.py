@@ -7,7 +7,7 @@ from .backend import Policy, choose_policy, mx
 from .cache import Cache
 from .config import ModelConfig
 from .kernels.linear import Embedding, make_linear, prepare
-from .layers import DenseMLP, FeedForward, GatedAttention, GatedDeltaNet, Layer, Named, rms_norm
+from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
 from .weights import Weights, load_weights
@@ -39,12 +39,9 @@ class Model:
         weights = load_weights(folder, config)
         return cls(config, weights, choose_policy(weights.parameters))
 
-    def _layer(self, weights: Named, kind: str) -> Layer:
-        if kind == "full_attention":
-            mixer = GatedAttention(self.config, weights.within("self_attn"), self.policy)
-        else:
-            mixer = GatedDeltaNet(self.config, weights.within("linear_attn"), self.policy)
-        return Layer(weights, mixer, self._feed_forward(weights.within("mlp")), self.config.rms_norm_eps)
+    def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:
+        make = AttentionLayer if kind == "full_attention" else DeltaLayer
+        return make(self.config, weights, self._feed_forward(weights.within("mlp")), self.policy)
 
     def _feed_forward(self, weights: Named) -> FeedForward:
         if self.config.is_moe:

@@ -4,7 +4,7 @@ from .backend import Policy, mx
 from .cache import KVCache
 from .config import ModelConfig
 from .kernels.linear import make_linear, prepare
-from .layers import FeedForward, GatedAttention, Layer, Named, rms_norm
+from .layers import AttentionLayer, FeedForward, Named, rms_norm
 
 
 class MTPHead:
@@ -17,8 +17,7 @@ class MTPHead:
         self.embedding_norm = weights.vector("pre_fc_norm_embedding")
         self.hidden_norm = weights.vector("pre_fc_norm_hidden")
         self.norm = weights.vector("norm")
-        mixer = GatedAttention(config, layer.within("self_attn"), policy)
-        self.layer = Layer(layer, mixer, feed_forward, self.eps)
+        self.layer = AttentionLayer(config, layer, feed_forward, policy)
 
     def __call__(self, embedding: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
         """Embeddings of tokens i+1 and hidden states after the final norm of tokens i, both [B, T, hidden];

@@ -4,7 +4,7 @@ The triple in `config.json` is a hint only: some published files have a top-leve
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .backend import mx
@@ -57,10 +57,17 @@ class Packed:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 
+    def with_dtype(self, dtype: mx.Dtype) -> "Packed":
+        """The same matrix with affine scales and biases in `dtype`, so that products and sums stay in it."""
+        if self.biases is None:
+            return self
+        return replace(self, scales=self.scales.astype(dtype), biases=self.biases.astype(dtype))
+
     def dequantize(self, dtype: mx.Dtype | None = None) -> mx.array:
-        """The matrix [..., N, K] in `dtype` (default: that of the scales, or bfloat16)."""
+        """The matrix [..., N, K] in `dtype` (default: that of the scales, or bfloat16), computed in it."""
+        own = self if dtype is None else self.with_dtype(dtype)
         return mx.dequantize(
-            self.weight, self.scales, self.biases, self.group_size, self.bits, self.mode, dtype=dtype
+            own.weight, own.scales, own.biases, self.group_size, self.bits, self.mode, dtype=dtype
         )
 
 
@@ -100,6 +107,11 @@ class Hints:
 def read_hints(quantization: Mapping[str, Any] | None, source: str) -> Hints:
     """The `quantization` object of the config file `source`. Raises ConfigError for wrong types."""
     fields = quantization or {}
+    if fields.get("quant_method", "fp8") != "fp8":
+        method = shown(str(fields["quant_method"]))
+        raise ConfigError(
+            f"{source}: the weights are quantized by {method}, and qchat reads MLX's ways and FP8"
+        )
     default = _hint(fields, {}, source) if "bits" in fields else None
     modules = {}
     for path, value in fields.items():

@@ -6,7 +6,7 @@ is computed.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,21 @@ def load_session(path: str | Path, system: str | None = None, **defaults: Any) -
 
     Raises ModelError for the folder, UsageError for a setting.
     """
-    ReplySettings.parse(defaults)
+    check_settings(defaults)
     return Session(Engine.load(path), system, **defaults)
+
+
+def check_settings(given: dict[str, Any]) -> None:
+    """Raises UsageError for a name or a value that no reply could have."""
+    ReplySettings.parse(given)
+    resolve(_sampling(given), {}, thinking=True)
 
 
 class Session:
     """A conversation; `messages` is its transcript in the template's form."""
 
     def __init__(self, engine: Engine, system: str | None = None, **defaults: Any):
-        ReplySettings.parse(defaults)
+        check_settings(defaults)
         self.engine = engine
         self.defaults = defaults
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -67,21 +73,20 @@ class Session:
             raise TypeError("a reply ended without Done")
         return Reply(**{name: getattr(done, name) for name in Done.__dataclass_fields__})
 
-    def stream(self, text: str, **settings: Any) -> Iterator[Event]:
+    def stream(self, text: str, **settings: Any) -> Generator[Event]:
         """Say `text`; yields events and exactly one `Done`, the last.
 
         `settings` stand over the session's defaults. Raises UsageError for a setting or a second reply at
         once, TemplateError for messages the template refuses, ContextLengthExceeded before anything is
         computed.
         """
+        given = self.defaults | settings
+        return self._run(_Reply(self, text, ReplySettings.parse(given), given))
+
+    def _run(self, reply: "_Reply") -> Generator[Event]:
         if self._busy:
             raise UsageError("this session is answering already: wait for the reply or cancel it")
-        given = self.defaults | settings
-        reply = _Reply(self, text, ReplySettings.parse(given), given)
         self._busy, self._cancelled = True, False
-        return self._run(reply)
-
-    def _run(self, reply: "_Reply") -> Iterator[Event]:
         try:
             while self._notices:
                 yield Notice(self._notices.pop(0))
@@ -108,15 +113,17 @@ class _Reply:
         self.session, self.settings = session, settings
         self.messages = [*session.messages, {"role": "user", "content": text}]
         self.thinking, extra = _thinking(engine, settings)
+        # what looks like a special token in what people wrote is text, not a turn of its own
+        shielded = [m | {"content": engine.tokenizer.shield(m["content"])} for m in self.messages]
         prompt = engine.template.render(
-            self.messages, add_generation_prompt=True, enable_thinking=self.thinking, **extra
+            shielded, add_generation_prompt=True, enable_thinking=self.thinking, **extra
         )
         self.prompt = engine.tokenizer.encode(prompt)
         limit = engine.config.max_position_embeddings
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
         self.room = min(settings.max_new_tokens, limit - len(self.prompt))
-        self.sampling: Sampling = resolve(given_sampling(given), engine.generation_config, self.thinking)
+        self.sampling: Sampling = resolve(_sampling(given), engine.generation_config, self.thinking)
         self.parser = ReplyParser(engine.tokenizer, inside=self.thinking)
         self.stops = StopStrings(settings.stop)
         self.generated: list[int] = []
@@ -255,7 +262,7 @@ class _Clock:
         )
 
 
-def given_sampling(given: dict[str, Any]) -> dict[str, Any]:
+def _sampling(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in Sampling.__dataclass_fields__}
 
 

@@ -15,7 +15,7 @@ needs_qtiny = pytest.mark.skipif(not QTINY.is_dir(), reason=f"the trained model 
 
 
 def relative_rms(actual: ArrayLike, expected: ArrayLike) -> float:
-    """rms(actual - expected) / rms(expected), computed in float64. Raises ValueError where the shapes differ."""
+    """rms(actual - expected) / rms(expected), in float64. Raises ValueError where the shapes differ."""
     a, e = (np.asarray(values, dtype=np.float64) for values in (actual, expected))
     if a.shape != e.shape:
         raise ValueError(f"shapes {a.shape} and {e.shape} cannot be compared")

@@ -19,7 +19,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     batch, heads, length, dim = q.shape
     grouped = (q * scale).reshape(batch, k.shape[1], -1, dim)  # [B, Hkv, r*T, D]
     scores = (grouped @ k.swapaxes(-1, -2)).reshape(batch, heads, length, -1)  # [B, H, T, S]
-    weights = masked_softmax(scores, causal_mask(length, k.shape[2]))
+    weights = masked_softmax(scores, causal_mask(length, k.shape[2])).astype(v.dtype)
     mixed = weights.reshape(batch, k.shape[1], -1, k.shape[2]) @ v
     return mixed.reshape(batch, heads, length, dim)
 

@@ -43,18 +43,17 @@ def delta_step(
 
     With m = a S^T k the new state is a S + k (beta (v - m))^T, and its output a S^T q + (q . k) beta (v - m).
     """
-    key_heads, heads = k.shape[2], v.shape[2]
-    pair = mx.stack([q[:, 0], k[:, 0]], axis=2)  # [B, Hk, 2, Dk]
-    if heads != key_heads:
-        pair = mx.repeat(pair, heads // key_heads, axis=1)  # [B, Hv, 2, Dk]
-    key = pair[:, :, 1]
-    decay = mx.exp(g[:, 0])[..., None]  # [B, Hv, 1]
-    read = (pair @ state) * decay[..., None]  # [B, Hv, 2, Dv]
-    delta = (v[:, 0] - read[:, :, 1]) * beta[:, 0, :, None]  # [B, Hv, Dv]
-    overlap = mx.sum(pair[:, :, 0] * key, axis=-1, keepdims=True)  # [B, Hv, 1]
-    output = read[:, :, 0] + overlap * delta
-    state = state * decay[..., None] + key[..., None] * delta[:, :, None, :]
-    return output[:, None], state
+    batch, _, key_heads, key_dim = k.shape
+    heads, value_dim = v.shape[2:]
+    group = (batch, key_heads, heads // key_heads)  # value heads beside the key head they share
+    pair = mx.concatenate([q, k], axis=1).swapaxes(1, 2)[:, :, None]  # [B, Hk, 1, 2, Dk]
+    old = state.reshape(*group, key_dim, value_dim)
+    decay = mx.exp(g).reshape(*group, 1, 1)
+    of_query, of_key = mx.split((pair @ old) * decay, 2, axis=3)  # [B, Hk, r, 1, Dv]
+    delta = (v.reshape(*group, 1, value_dim) - of_key) * beta.reshape(*group, 1, 1)
+    overlap = mx.sum(q * k, axis=-1).reshape(batch, key_heads, 1, 1, 1)
+    new = old * decay + k.reshape(batch, key_heads, 1, key_dim, 1) * delta
+    return (of_query + overlap * delta).reshape(v.shape), new.reshape(state.shape)
 
 
 def delta_chunks(
@@ -69,15 +68,16 @@ def delta_chunks(
     attention = _repeat(q @ k.swapaxes(-1, -2), repeats) * inside
     q, k = _repeat(q, repeats), _repeat(k, repeats)  # [B, Hv, N, C, Dk]
     values = inverse @ (v * beta[..., None])  # [B, Hv, N, C, Dv]
-    keys = inverse @ (k * (beta * grown)[..., None])  # [B, Hv, N, C, Dk]
-    queries = q * grown[..., None]
+    keys = inverse @ (k * (beta * grown)[..., None])
+    readers = mx.concatenate([keys, q * grown[..., None]], axis=3)  # [B, Hv, N, 2C, Dk]
     last = grown[..., -1:]  # [B, Hv, N, 1]
     # exp(G_C - G_t) is the last row of the ratios: never above one, so nothing overflows
     tails = (k * inside[..., -1, :, None]).swapaxes(-1, -2)  # [B, Hv, N, Dk, C]
     outputs = []
     for n in range(v.shape[2]):
-        update = values[:, :, n] - keys[:, :, n] @ state
-        outputs.append(queries[:, :, n] @ state + attention[:, :, n] @ update)
+        of_keys, of_queries = mx.split(readers[:, :, n] @ state, 2, axis=2)  # [B, Hv, C, Dv]
+        update = values[:, :, n] - of_keys
+        outputs.append(of_queries + attention[:, :, n] @ update)
         state = state * last[:, :, n, :, None] + tails[:, :, n] @ update
     output = mx.stack(outputs, axis=2).reshape(batch, heads, -1, value_dim)[:, :, :length]
     return output.swapaxes(1, 2), state
@@ -126,10 +126,10 @@ def _exp_decays(
 
 @cache
 def _block_masks(chunk: int) -> tuple[mx.array, ...]:
-    """For b = 1, 2, 4, ... < C: ones on the odd sub-diagonal blocks of size b; each [C, C]."""
+    """For b = 1, 2, 4, ... < C, one at least: ones on the odd sub-diagonal blocks of size b; each [C, C]."""
     row, column = mx.arange(chunk)[:, None], mx.arange(chunk)[None, :]
     masks, size = [], 1
-    while size < chunk:
+    while size < max(chunk, 2):
         odd = (row // size) % 2 == 1
         masks.append((odd & (column // size == row // size - 1)).astype(mx.float32))
         size *= 2
@@ -142,7 +142,8 @@ def _inverse(a: mx.array) -> mx.array:
     Doubling powers of A explodes where keys repeat; the block form stays at 2e-6 of a float64 solve.
     """
     chunk = a.shape[-1]
-    inverse = mx.broadcast_to(mx.eye(chunk, dtype=a.dtype), a.shape)
-    for mask in _block_masks(chunk):
+    first, *masks = _block_masks(chunk)
+    inverse = mx.eye(chunk, dtype=a.dtype) - a * first
+    for mask in masks:
         inverse = inverse - inverse @ ((a * mask) @ inverse)
     return inverse

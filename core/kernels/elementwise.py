@@ -10,6 +10,7 @@ from ..backend import fuse, mx, on_gpu
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
+POLYNOMIAL_FROM = 8192
 COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 
 
@@ -27,16 +28,28 @@ def _polynomial_exp(x: mx.array) -> mx.array:
     return p * power.view(mx.float32)
 
 
+_fused_exp = fuse(_polynomial_exp)
+
+
 def exp(x: mx.array) -> mx.array:
-    """e**x in float32 (on a CPU for x in [-87, 88], clipped)."""
-    return mx.exp(x.astype(mx.float32)) if on_gpu() else _polynomial_exp(x)
+    """e**x in float32 (by polynomial for x in [-87, 88], clipped)."""
+    return _fused_exp(x) if _pays(x) else mx.exp(x.astype(mx.float32))
 
 
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + e**-x) in float32."""
-    return mx.sigmoid(x.astype(mx.float32)) if on_gpu() else 1.0 / (1.0 + _polynomial_exp(-x))
+    return 1.0 / (1.0 + _polynomial_exp(-x)) if _pays(x) else mx.sigmoid(x.astype(mx.float32))
 
 
+def _pays(x: mx.array) -> bool:
+    """The polynomial is a handful of operations instead of one, so it wants many values."""
+    return not on_gpu() and x.size >= POLYNOMIAL_FROM
+
+
+# Fused functions take arrays of one shape: with a broadcast among them MLX's CPU kernels are not vectorised.
+
+
+@fuse
 def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x) in float32."""
     return x.astype(mx.float32) * sigmoid(x)
@@ -45,7 +58,7 @@ def silu(x: mx.array) -> mx.array:
 @fuse
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, in the dtype of `up`."""
-    return silu(gate).astype(up.dtype) * up
+    return (gate.astype(mx.float32) * sigmoid(gate)).astype(up.dtype) * up
 
 
 @fuse
@@ -55,20 +68,21 @@ def gate_by_sigmoid(x: mx.array, gate: mx.array) -> mx.array:
 
 
 @fuse
+def _times_silu(x: mx.array, gate: mx.array) -> mx.array:
+    return x * gate.astype(mx.float32) * sigmoid(gate)
+
+
 def gated_norm(x: mx.array, weight: mx.array, gate: mx.array, eps: float) -> mx.array:
     """RMS norm of x [..., D] times weight [D] times silu(gate), float32 throughout."""
-    x = x.astype(mx.float32)
-    return x * mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps) * weight * silu(gate)
+    return _times_silu(mx.fast.rms_norm(x.astype(mx.float32), weight, eps), gate)
 
 
-@fuse
 def decay_and_beta(a: mx.array, b: mx.array, log_a: mx.array, dt_bias: mx.array) -> tuple[mx.array, mx.array]:
     """g = -exp(A_log) * softplus(a + dt_bias) and beta = sigmoid(b); all [..., Hv], float32."""
     softplus = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)
     return -mx.exp(log_a) * softplus, sigmoid(b)
 
 
-@fuse
 def masked_softmax(scores: mx.array, mask: mx.array) -> mx.array:
     """Softmax over the last axis of scores + mask, float32; mask is 0 or -inf-like and broadcasts."""
     scores = scores + mask
@@ -76,7 +90,7 @@ def masked_softmax(scores: mx.array, mask: mx.array) -> mx.array:
     return weights / mx.sum(weights, axis=-1, keepdims=True)
 
 
-def l2_normalise(x: mx.array, scale: float = 1.0) -> mx.array:
-    """x / sqrt(sum(x**2) + 1e-6) * scale over the last axis, float32."""
+def l2_normalise(x: mx.array) -> mx.array:
+    """x / sqrt(sum(x**2) + 1e-6) over the last axis, float32."""
     x = x.astype(mx.float32)
-    return x * (mx.rsqrt(mx.sum(x * x, axis=-1, keepdims=True) + 1e-6) * scale)
+    return x * mx.rsqrt(mx.sum(x * x, axis=-1, keepdims=True) + 1e-6)

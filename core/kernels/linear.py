@@ -7,7 +7,7 @@ and several rows of a packed weight are dequantized first, because MLX's own CPU
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 from ..backend import Policy, mx, on_gpu
@@ -22,18 +22,11 @@ DEQUANTIZE_ROWS = 16
 Weight = mx.array | Packed
 
 
-def with_dtype(packed: Packed, dtype: mx.Dtype) -> Packed:
-    """The same weight with its affine scales and biases in `dtype`, so that products do not promote."""
-    if packed.biases is None:
-        return packed
-    return replace(packed, scales=packed.scales.astype(dtype), biases=packed.biases.astype(dtype))
-
-
 class Embedding:
     """Rows [..., K] of a table [V, K], dense or packed, in the activations' dtype."""
 
     def __init__(self, table: Weight, dtype: mx.Dtype):
-        self.table = table if isinstance(table, mx.array) else with_dtype(table, dtype)
+        self.table = table if isinstance(table, mx.array) else table.with_dtype(dtype)
         self.dtype = dtype
 
     def __call__(self, ids: mx.array) -> mx.array:
@@ -117,17 +110,19 @@ class ExpertsLinear:
 
 
 class Projections:
-    """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ..., in as few products
-    as can be."""
+    """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ...
 
-    def __init__(self, products: Sequence[Linear], widths: Sequence[int]):
-        self.products = products
+    One row takes one product with all of them; many rows take one each, whose outputs stand in memory alone.
+    """
+
+    def __init__(self, joined: Linear | None, parts: Sequence[Linear], widths: Sequence[int]):
+        self.joined, self.parts = joined, parts
         self.bounds = list(accumulate(widths))[:-1]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        if len(self.products) > 1:
-            return [product(x) for product in self.products]
-        return list(mx.split(self.products[0](x), self.bounds, axis=-1))
+        if self.joined is None or x.size > x.shape[-1]:
+            return [part(x) for part in self.parts]
+        return list(mx.split(self.joined(x), self.bounds, axis=-1))
 
 
 def prepare(weight: Weight, policy: Policy) -> Weight:
@@ -140,7 +135,7 @@ def prepare(weight: Weight, policy: Policy) -> Weight:
         ready = weight.astype(policy.activations)
     else:
         ready = (
-            weight.dequantize(policy.activations) if policy.dense else with_dtype(weight, policy.activations)
+            weight.dequantize(policy.activations) if policy.dense else weight.with_dtype(policy.activations)
         )
     evaluate(ready)
     return ready
@@ -164,9 +159,22 @@ def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
     widths = [w.scales.shape[-2] if isinstance(w, Packed) else w.shape[-2] for w in ready]
     joined = _join(ready)
     if joined is None:
-        return Projections([make_linear(w) for w in ready], widths)
+        return Projections(None, [make_linear(w) for w in ready], widths)
     evaluate(joined)
-    return Projections([make_linear(joined)], widths)
+    parts = _cut(joined, list(accumulate(widths, initial=0)))
+    return Projections(make_linear(joined), [make_linear(part) for part in parts], widths)
+
+
+def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
+    """The rows between `bounds`, as views of the one array."""
+    rows = [slice(a, b) for a, b in pairwise(bounds)]
+    if isinstance(joined, mx.array):
+        return [joined[r] for r in rows]
+    p = joined
+    return [
+        replace(p, weight=p.weight[r], scales=p.scales[r], biases=None if p.biases is None else p.biases[r])
+        for r in rows
+    ]
 
 
 def _join(weights: Sequence[Weight]) -> Weight | None:

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.compare import relative_rms
 
 from qchat.core.backend import mx
 from qchat.core.errors import UsageError
 from qchat.core.kernels.delta import _inverse, delta_chunks, delta_step, gated_delta
 from qchat.core.kernels.elementwise import l2_normalise
 from qchat.core.reference import gated_delta_rule
+from tests.compare import relative_rms
 
 DK, DV = 32, 16
 
 
-def draw(seed: int, length: int, heads: int = 2, repeats: int = 2):
+def draw(seed: int, length: int, heads: int = 2, repeats: int = 2) -> tuple[mx.array, ...]:
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> mx.array:
@@ -25,10 +25,10 @@ def draw(seed: int, length: int, heads: int = 2, repeats: int = 2):
     g = -mx.abs(normal(1, length, heads * repeats)) * 0.5
     beta = mx.sigmoid(normal(1, length, heads * repeats))
     v, state = normal(1, length, heads * repeats, DV), normal(1, heads * repeats, DK, DV)
-    return l2_normalise(q, DK**-0.5), l2_normalise(k), v, g, beta, state
+    return l2_normalise(q) * DK**-0.5, l2_normalise(k), v, g, beta, state
 
 
-def equal_keys_without_decay(length: int):
+def equal_keys_without_decay(length: int) -> tuple[mx.array, ...]:
     """The case in which powers of the chunk matrix grow without bound."""
     q, k, v, g, beta, state = draw(3, length)
     return q, mx.broadcast_to(k[:, :1], k.shape), v, mx.zeros_like(g), mx.ones_like(beta), state
@@ -63,14 +63,14 @@ def test_the_reference_is_the_papers_equation():
 @pytest.mark.parametrize("make", [lambda n: draw(1, n), equal_keys_without_decay])
 def test_chunks_of_any_length_equal_the_recurrence(chunk, make):
     arguments = make(100)
-    assert_same(delta_chunks(*arguments, chunk), gated_delta_rule(*arguments), 5e-6)
+    assert_same(delta_chunks(*arguments, chunk=chunk), gated_delta_rule(*arguments), 5e-6)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 130), repeats=st.sampled_from([1, 2, 3]))
 def test_chunks_equal_the_recurrence_for_random_lengths_and_head_ratios(seed, length, repeats):
     arguments = draw(seed, length, repeats=repeats)
-    assert_same(delta_chunks(*arguments, 32), gated_delta_rule(*arguments), 5e-6)
+    assert_same(delta_chunks(*arguments, chunk=32), gated_delta_rule(*arguments), 5e-6)
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
@@ -82,7 +82,7 @@ def test_one_step_equals_the_recurrence(repeats):
 def test_very_strong_decay_forgets_without_overflow():
     q, k, v, g, beta, state = draw(6, 80)
     arguments = (q, k, v, mx.full(g.shape, -60.0), beta, state)
-    assert_same(delta_chunks(*arguments, 32), gated_delta_rule(*arguments), 5e-6)
+    assert_same(delta_chunks(*arguments, chunk=32), gated_delta_rule(*arguments), 5e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])

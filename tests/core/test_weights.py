@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qchat.core.backend import mx
@@ -80,6 +80,7 @@ def assert_equal_to_packed(weights: Weights, raw: Tensors) -> None:
     """Packed tensors hold what quantizing the raw ones in memory gives; norms were rounded to bfloat16."""
     wanted = canonical(raw)
     assert set(weights.tensors) == set(wanted)
+    assert weights.parameters == sum(tensor.size for tensor in wanted.values())
     for name, tensor in weights.tensors.items():
         if isinstance(tensor, Packed):
             parts = mx.quantize(wanted[name], tensor.group_size, tensor.bits, tensor.mode)
@@ -347,6 +348,7 @@ def test_links_into_the_cache_of_hugging_face_are_followed(tmp_path):
     assert load(snapshot).nbytes == load(alias).nbytes > 0
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(
         [(bits, group, "affine") for bits in AFFINE_BITS for group in AFFINE_GROUPS] + FLOAT
@@ -362,6 +364,7 @@ def test_the_geometry_of_what_mlx_packs_is_solved_exactly(kind, groups):
     assert (found.bits, found.group_size, found.mode) == kind
 
 
+@settings(deadline=None)
 @given(
     features=st.integers(1, 4096),
     columns=st.integers(0, 2048),

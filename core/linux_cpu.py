@@ -1,9 +1,8 @@
-"""An optimised BLAS under MLX on Linux, opened before MLX is imported.
+"""What MLX's Linux CPU backend needs before it is imported: a fast BLAS and a malloc that keeps its pages.
 
-MLX's Linux CPU wheel is linked to the reference BLAS (a hundredth of the speed) and looks its products up by
-name, so a library that exports those names and is opened with RTLD_GLOBAL first takes over. The
-`scipy-openblas32` package exports them with a prefix; `patchelf` renames them once into a cached copy. macOS
-needs none of this.
+The wheel is linked to the reference BLAS (a hundredth of the speed) and looks its products up by name, so a
+library that exports those names and is opened with RTLD_GLOBAL first takes over. `scipy-openblas32` exports
+them with a prefix; `patchelf` renames them once into a cached copy. macOS needs none of this.
 """
 
 import ctypes
@@ -14,22 +13,46 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # what libmlx.so imports for matrix products; factorisations stay with the reference library
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
-SKYLAKEX_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
+AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
+
+
+# parameters of glibc's mallopt, from malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MMAP_FROM, TRIM_FROM = 64 << 20, 512 << 20
+
+
+def keep_pages() -> None:
+    """Let malloc reuse the pages of freed arrays; QCHAT_MALLOC=off leaves it alone.
+
+    MLX frees and takes megabytes for every operation. By default glibc gives each back to the kernel, and
+    the page faults of taking it again cost a third of prefill.
+    """
+    if sys.platform != "linux" or os.environ.get("QCHAT_MALLOC", "auto") == "off":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
+        mallopt(M_TRIM_THRESHOLD, TRIM_FROM)
 
 
 def open_blas() -> str | None:
-    """Open the library named by QCHAT_BLAS (`auto`, `off` or a path). Returns one sentence if that failed."""
+    """Open the library named by QCHAT_BLAS (`auto`, `off` or a path) with the kernels of QCHAT_BLAS_CORE.
+
+    Returns one sentence if that failed.
+    """
     choice = os.environ.get("QCHAT_BLAS", "auto")
     if sys.platform != "linux" or choice == "off" or "mlx.core" in sys.modules:
         return None
-    _set_threads()
     try:
         library = renamed_openblas() if choice == "auto" else Path(choice)
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        with _environment():
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except (OSError, subprocess.SubprocessError, ImportError) as error:
         return f"matrix products run on the slow reference BLAS: {' '.join(str(error).split())}"
     return None
@@ -80,13 +103,26 @@ def _rename_symbols(source: Path, target: Path) -> None:
         copy.replace(target)
 
 
-def _set_threads() -> None:
-    """As many threads as cores this process may use: an oversubscribed pool falls to a tenth of the speed."""
+@contextmanager
+def _environment() -> Iterator[None]:
+    """OpenBLAS reads its settings while it is opened; afterwards the process's environment is as it was."""
+    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")}
+    # an oversubscribed pool falls to a tenth of the speed
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    if _cpu_flags() >= SKYLAKEX_FLAGS:
-        # its AVX-512 kernels are twice as fast as the ones OpenBLAS picks on AMD, and its small-matrix
-        # path serves one-row products at memory speed
-        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+    core = os.environ.get("QCHAT_BLAS_CORE") or _best_core()
+    if core:
+        os.environ["OPENBLAS_CORETYPE"] = core
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def _best_core() -> str | None:
+    """With AVX-512 its kernels for SkylakeX: twice as fast as those OpenBLAS picks on AMD, and their path for
+    small products serves one row at memory speed. None leaves the choice to OpenBLAS."""
+    return "SkylakeX" if _cpu_flags() >= AVX512_FLAGS else None
 
 
 def _cpu_flags() -> set[str]:

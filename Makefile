@@ -1,0 +1,35 @@
+# `make` alone lists the targets; PYTHON is the interpreter that the tools and tests run under
+VENV := .venv
+PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
+PYTEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format lint types imports test bench-peer
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with qchat, its tests' and its developers' tools, at the pinned versions
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable . --group dev
+
+check: format lint types test ## all that must pass before a change lands; `test` includes the import rules
+
+format: ## is the code formatted? (`ruff format` does it)
+	$(PYTHON) -m ruff format --check
+
+lint: ## common mistakes and style
+	$(PYTHON) -m ruff check
+
+types: ## type errors, in the code and in the tests
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+imports: ## who may import whom, and the README's map of modules
+	$(PYTHON) -m pytest tests/test_imports.py
+
+test: ## every test
+	$(PYTHON) -m pytest $(PYTEST_FLAGS)
+
+bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
+	$(PYTHON) tests/peers/bench_peer.py

@@ -1,0 +1,143 @@
+"""The command on real checkpoints: a trained one where it is at hand, a random one made here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qchat.core.errors import ModelError
+from tests.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+QTINY = ROOT.parent / "shared" / "models" / "qtiny-24m"
+needs_qtiny = pytest.mark.skipif(not QTINY.exists(), reason="needs the trained checkpoint qtiny-24m")
+
+
+def start(model: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "qchat.tui", str(model), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".dev")},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def qchat(model: Path, *arguments: str, piped: str = "") -> tuple[int, str, str]:
+    """The exit code, stdout and stderr."""
+    process = start(model, *arguments, stdin=subprocess.PIPE)
+    out, err = process.communicate(piped, timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder)
+    return folder
+
+
+@needs_qtiny
+def test_the_capital_of_france_is_paris():
+    code, out, err = qchat(QTINY, "-p", "What is the capital of France?", "--no-think", "--temperature", "0")
+    assert (code, out) == (0, "The capital of France is Paris.\n")
+    assert "no chat template" in err
+
+
+@needs_qtiny
+def test_a_piped_sum_is_thought_about_on_stderr_and_answered_on_stdout():
+    code, out, err = qchat(
+        QTINY, "--think", "--show-thinking", "--temperature", "0", piped="What is 17 + 25?\n"
+    )
+    assert code == 0
+    assert out.rstrip(".\n").endswith("42")
+    assert "37 + 5 = 42" in err
+
+
+@needs_qtiny
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to read a process's CPU time")
+def test_reading_the_prompt_begins_within_six_tenths_of_a_second_of_cpu():
+    """The least of three runs, so that a busy machine does not fail it."""
+    assert min(cpu_seconds_until_prefill() for _ in range(3)) <= 0.6
+
+
+def cpu_seconds_until_prefill() -> float:
+    with start(QTINY, "-p", "What is the capital of France?", "--jsonl") as process:
+        assert process.stdout is not None
+        while json.loads(process.stdout.readline())["event"] != "prefill":
+            pass
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        process.kill()
+    user, system = int(fields[11]), int(fields[12])  # proc(5): utime and stime, in clock ticks
+    return (user + system) / os.sysconf("SC_CLK_TCK")
+
+
+def test_equal_seeds_give_equal_replies_and_the_counts_add_up(random_model: Path):
+    arguments = (
+        "-p",
+        "hello",
+        "--json",
+        "--seed",
+        "5",
+        "--max-tokens",
+        "12",
+        "--think",
+        "--temperature",
+        "1",
+    )
+    runs = [qchat(random_model, *arguments) for _ in range(2)]
+    replies = [json.loads(out) for _, out, _ in runs]
+    assert [code for code, _, _ in runs] == [0, 0]
+    assert replies[0]["text"] == replies[1]["text"]
+    assert replies[0]["thinking"] == replies[1]["thinking"]
+    assert replies[0]["usage"] == replies[1]["usage"]
+    assert replies[0]["usage"]["completion_tokens"] <= 12
+    assert replies[0]["finish_reason"] in ("stop", "length")
+
+
+@needs_qtiny
+def test_an_interrupt_stops_a_real_reply_between_tokens():
+    arguments = ("-p", "Tell me a story", "--jsonl", "--no-think", "--temperature", "0")
+    with start(QTINY, *arguments) as process:
+        assert process.stdout is not None
+        while json.loads(process.stdout.readline())["event"] != "text":
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    done = json.loads(out.splitlines()[-1])
+    assert (done["event"], done["finish_reason"]) == ("done", "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "wanted"),
+    [
+        (("--temperature", "-1"), 2, "temperature is -1.0, wanted a number from 0 to 100"),
+        (("--max-tokens", "0"), 2, "max_new_tokens is 0"),
+        (("--stop", ""), 2, "stop is"),
+    ],
+)
+def test_a_value_out_of_range_is_one_sentence(
+    random_model: Path, arguments: tuple[str, ...], code: int, wanted: str
+):
+    got, out, err = qchat(random_model, "-p", "hello", *arguments)
+    assert (got, out) == (code, "")
+    assert wanted in err
+    assert err.count("\n") == 1
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(random_model: Path):
+    code, out, err = qchat(random_model, piped="word " * 2000)
+    assert (code, out) == (4, "")
+    assert "tokens and the context holds 4,096" in err
+
+
+def test_a_missing_model_is_code_3(tmp_path: Path):
+    code, out, err = qchat(tmp_path / "nowhere", "-p", "hello")
+    assert (code, out) == (ModelError.exit_code, "")
+    assert f"there is no model folder at {tmp_path / 'nowhere'}" in err
