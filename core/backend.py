@@ -6,6 +6,7 @@ keep weights dense), QCHAT_COMPILE (`auto`, `on`, `off`); see `linux_cpu` for wh
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,10 @@ def choose_policy(parameters: int) -> Policy:
         )
     if not _compiles() and _choice("QCHAT_COMPILE", ("on", "off")) == "auto":
         notices.append("no C++ compiler was found: steps run uncompiled, which is slower on a CPU")
+    if not gpu and _compiles() and not _kernel_folder().exists():
+        notices.append(
+            "MLX compiles its kernels once for this machine: the first reply takes some 15 s longer"
+        )
     return Policy(
         activations=DTYPES.get(activations, mx.bfloat16 if gpu else mx.float32),
         dense=dense == "on" or (dense == "auto" and not gpu and _dense_fits(parameters)),
@@ -88,6 +93,11 @@ def _choice(variable: str, values: tuple[str, ...]) -> str:
 def _dense_fits(parameters: int) -> bool:
     free = free_memory_nbytes()
     return free == 0 or 4 * parameters <= DENSE_SHARE * free
+
+
+def _kernel_folder() -> Path:
+    """Where MLX keeps what it compiled for the CPU."""
+    return Path(tempfile.gettempdir()) / "mlx" / mx.__version__ / "cpu"
 
 
 def _compiles() -> bool:
