@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,7 +98,7 @@ def _dense_fits(parameters: int) -> bool:
 
 def _kernel_folder() -> Path:
     """Where MLX keeps what it compiled for the CPU."""
-    return Path(tempfile.gettempdir()) / "mlx" / mx.__version__ / "cpu"
+    return Path(tempfile.gettempdir()) / "mlx" / version("mlx") / "cpu"
 
 
 def _compiles() -> bool:

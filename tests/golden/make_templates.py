@@ -88,7 +88,7 @@ def cases() -> Iterator[tuple[str, Messages, dict[str, Any]]]:
 
 def transformers_rendering(source: str, messages: Messages, switches: dict[str, Any]) -> str:
     """The text, or "error"."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils.chat_template_utils import render_jinja_template  # pyright: ignore[reportMissingImports]
 
     try:
         rendered, _ = render_jinja_template([messages], chat_template=source, **switches)  # type: ignore[misc]
