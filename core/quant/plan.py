@@ -1,0 +1,271 @@
+"""What a conversion will weigh and how fast it can be read, from `config.json` alone: no weights are opened.
+
+Per class of tensors: count, code, bytes, bits per weight, bytes that one token reads at an empty context.
+`python -m qchat.core.quant.plan FOLDER...` prints the table of every published variant, as published.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import MAX_LAYERS, MAX_WIDTH, ModelConfig
+from ..errors import ConfigError, QchatError, UsageError
+from ..jsonfile import read_json
+from ..layouts import MTP_PREFIX, Spec, body_specs, mtp_specs
+from ..packed import Geometry
+from .recipes import VARIANTS, Options, Recipe, check_parts
+
+GB = 10**9
+GIB = 1 << 30
+DENSE_NBYTES = 2  # bfloat16
+FLOAT32_NAMES = ("A_log", "dt_bias")  # a converter keeps these two in float32
+HEADER_NBYTES = 200  # of one array in a safetensors header and in the index, with room to spare
+SMALL_FILES_NBYTES = 48 << 20  # tokenizer, template, configs, card
+# of a module's last name component
+CLASSES = {
+    "embed_tokens": "embed",
+    "lm_head": "lm_head",
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention q/k/v"),
+    "o_proj": "attention o",
+    **dict.fromkeys(("in_proj_qkv", "in_proj_z"), "delta qkv/z"),
+    **dict.fromkeys(("in_proj_a", "in_proj_b"), "delta a/b"),
+    "out_proj": "delta out",
+    **dict.fromkeys(("conv1d", "A_log", "dt_bias"), "conv and decay"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate/up"),
+    "down_proj": "down",
+    **dict.fromkeys(("gate", "shared_expert_gate"), "router"),
+}
+FEED_FORWARDS = {"mlp": "mlp", "switch_mlp": "experts", "shared_expert": "shared expert"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The tensors of one class with one code; `nbytes` as stored, `read_nbytes` of them per decoded token."""
+
+    name: str
+    mode: str
+    tensors: int
+    weights: int
+    nbytes: int
+    read_nbytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.weights
+
+    def __add__(self, other: "Row") -> "Row":
+        sums = (
+            getattr(self, key) + getattr(other, key)
+            for key in ("tensors", "weights", "nbytes", "read_nbytes")
+        )
+        return Row(self.name, self.mode, *sums)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every row of one model under one recipe. MTP head and vision tower take no part in plain decoding."""
+
+    source: str
+    options: Options
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> Row:
+        return sum(self.rows, Row("total", "", 0, 0, 0, 0))
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all tensors; the shards add their headers."""
+        return self.total.nbytes
+
+    @property
+    def disk_nbytes(self) -> int:
+        """What the destination's disk must have free before the first byte is written."""
+        arrays = 3 * self.total.tensors
+        return self.total_bytes + arrays * HEADER_NBYTES + SMALL_FILES_NBYTES
+
+    def tokens_per_s(self, bandwidth_gb_s: float) -> float:
+        """Decoding as fast as memory gives `bandwidth_gb_s` * 10^9 bytes a second. Raises UsageError."""
+        if not math.isfinite(bandwidth_gb_s) or bandwidth_gb_s <= 0:
+            raise UsageError(f"--bandwidth is {bandwidth_gb_s:g}, wanted gigabytes per second above 0")
+        return bandwidth_gb_s * GB / self.total.read_nbytes
+
+
+def make_plan(config: ModelConfig, options: Options) -> Plan:
+    """What converting a model of this config would give. Raises UsageError and ConfigError."""
+    recipe = Recipe.build(options, config)
+    vision = vision_weights(config)
+    check_parts(options, mtp=config.mtp_num_hidden_layers > 0, vision=vision is not None)
+    specs = body_specs(config)
+    if config.mtp_num_hidden_layers and options.mtp != "drop":
+        specs |= mtp_specs(config)
+    rows: dict[tuple[str, str], Row] = {}
+    for name, spec in specs.items():
+        row = _row(name, spec, recipe.decide(name, spec.shape), config)
+        rows[row.name, row.mode] = rows[row.name, row.mode] + row if (row.name, row.mode) in rows else row
+    classes = list(dict.fromkeys(name for name, _ in rows))
+    ordered = sorted(rows.values(), key=lambda row: classes.index(row.name))
+    if vision is not None and options.vision == "keep":
+        tensors, weights = vision
+        ordered.append(Row("vision", "bfloat16", tensors, weights, weights * DENSE_NBYTES, 0))
+    return Plan(config.source, options, tuple(ordered), recipe.notes)
+
+
+def tensor_nbytes(name: str, shape: Sequence[int], geometry: Geometry | None) -> int:
+    """Bytes of the canonical tensor `name` as a converter writes it, scales and biases included."""
+    weights = math.prod(shape)
+    if geometry is None:
+        return weights * (4 if name.endswith(FLOAT32_NAMES) else DENSE_NBYTES)
+    per_group = 2 * DENSE_NBYTES if geometry.mode == "affine" else 1
+    return weights * geometry.bits // 8 + weights // geometry.group_size * per_group
+
+
+def vision_weights(config: ModelConfig) -> tuple[int, int] | None:
+    """Tensors and weights of the vision tower that `config` describes, None without one.
+
+    A patch embedding, learned positions, blocks of attention and MLP with biases and layer norms, and mergers
+    that join spatial_merge_size^2 patches: counted from Hugging Face's Qwen3_5VisionModel.
+    """
+    fields = config.raw.get("vision_config")
+    if not isinstance(fields, Mapping) or config.raw.get("language_model_only") is True:
+        return None
+    where = f"{config.source}: vision_config"
+
+    def size(name: str, limit: int = MAX_WIDTH) -> int:
+        value = fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+            raise ConfigError(f"{where}: {name} is {value!r:.60}, wanted a whole number from 1 to {limit}")
+        return value
+
+    width, inner, out = size("hidden_size"), size("intermediate_size"), size("out_hidden_size")
+    depth = size("depth", MAX_LAYERS)
+    patch = size("in_channels") * size("temporal_patch_size") * size("patch_size") ** 2
+    joined = width * size("spatial_merge_size") ** 2
+    taps = fields.get("deepstack_visual_indexes") or ()
+    if not isinstance(taps, list | tuple) or len(taps) > depth:
+        raise ConfigError(f"{where}: deepstack_visual_indexes is {taps!r:.60}, wanted a list of layers")
+
+    def linear(rows: int, columns: int) -> int:
+        return rows * columns + rows
+
+    block = 4 * width + linear(3 * width, width) + linear(width, width)
+    block += linear(inner, width) + linear(width, inner)
+    project = linear(joined, joined) + linear(out, joined)
+    weights = linear(width, patch) + size("num_position_embeddings") * width + depth * block
+    weights += 2 * width + project + len(taps) * (2 * joined + project)
+    return 3 + 12 * depth + 6 * (1 + len(taps)), weights
+
+
+def _row(name: str, spec: Spec, geometry: Geometry | None, config: ModelConfig) -> Row:
+    nbytes = tensor_nbytes(name, spec.shape, geometry)
+    dense = "float32" if name.endswith(FLOAT32_NAMES) else "bfloat16"
+    mode = dense if geometry is None else str(geometry)
+    return Row(_class(name), mode, 1, math.prod(spec.shape), nbytes, _read_nbytes(name, nbytes, config))
+
+
+def _class(name: str) -> str:
+    if name.startswith(MTP_PREFIX):
+        return "mtp"
+    *_, parent, last = f".{name}".split(".")
+    kind = CLASSES.get(last, "norms")
+    return f"{FEED_FORWARDS[parent]} {kind}" if kind in ("gate/up", "down") else kind
+
+
+def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
+    """Of the experts those that a token chooses, of the embedding one row unless it is the head as well."""
+    if name.startswith(MTP_PREFIX):
+        return 0
+    if ".switch_mlp." in name:
+        return nbytes * config.num_experts_per_tok // config.num_experts
+    if name == "embed_tokens" and not config.tie_word_embeddings:
+        return nbytes // config.vocab_size
+    return nbytes
+
+
+def as_table(plan: Plan, bandwidth_gb_s: float | None = None) -> str:
+    """The plan as lines of text, for a terminal of 100 columns. Raises UsageError for a bad bandwidth."""
+    header = f"{'class':<22}{'mode':<24}{'tensors':>8}{'MB':>12}{'bits/weight':>13}{'MB/token':>12}"
+    lines = [plan.source, header, *(_line(row) for row in (*plan.rows, plan.total))]
+    total = plan.total_bytes
+    lines.append(f"{total / GB:.2f} GB ({total / GIB:.2f} GiB), disk needed {plan.disk_nbytes / GB:.2f} GB")
+    if bandwidth_gb_s is not None:
+        speed = plan.tokens_per_s(bandwidth_gb_s)
+        lines.append(f"at {bandwidth_gb_s:g} GB/s of memory bandwidth at most {speed:.1f} tokens/s")
+    return "\n".join((*lines, *plan.notes))
+
+
+def _line(row: Row) -> str:
+    megabytes = (row.nbytes / 10**6, row.read_nbytes / 10**6)
+    return (
+        f"{row.name:<22}{row.mode:<24}{row.tensors:>8}{megabytes[0]:>12,.1f}"
+        f"{row.bits_per_weight:>13.2f}{megabytes[1]:>12,.1f}"
+    )
+
+
+def as_json(plan: Plan, bandwidth_gb_s: float | None = None) -> dict[str, Any]:
+    """The plan as values that `json.dumps` takes. Raises UsageError for a bad bandwidth."""
+    report = {
+        "source": plan.source,
+        "options": vars(plan.options),
+        "total_bytes": plan.total_bytes,
+        "bits_per_weight": plan.total.bits_per_weight,
+        "bytes_per_token": plan.total.read_nbytes,
+        "disk_bytes": plan.disk_nbytes,
+        "classes": [{**vars(row), "bits_per_weight": row.bits_per_weight} for row in plan.rows],
+        "notes": list(plan.notes),
+    }
+    if bandwidth_gb_s is not None:
+        speed = plan.tokens_per_s(bandwidth_gb_s)
+        report |= {"bandwidth_gb_s": bandwidth_gb_s, "tokens_per_s": speed}
+    return report
+
+
+def plan_variants(config: ModelConfig, *, as_published: bool) -> dict[str, Plan]:
+    """A plan per published variant name: with our defaults, or `as_published` (`keep_bf16`, no MTP head)."""
+    published: dict[str, Any] = {"keep_bf16": True}
+    if config.mtp_num_hidden_layers:
+        published["mtp"] = "drop"
+    changes = published if as_published else {}
+    return {name: make_plan(config, replace(options, **changes)) for name, options in VARIANTS.items()}
+
+
+def as_variants_table(plans: Mapping[str, Mapping[str, Plan]]) -> str:
+    """The variants of several models, by model and variant name, as lines of text."""
+    lines = [f"{'model':<24}{'variant':<14}{'GB':>9}{'GiB':>9}{'bits/weight':>13}{'GB/token':>10}"]
+    for model, variants in plans.items():
+        for name, plan in variants.items():
+            total = plan.total
+            lines.append(
+                f"{model:<24}{name:<14}{total.nbytes / GB:>9.2f}{total.nbytes / GIB:>9.2f}"
+                f"{total.bits_per_weight:>13.2f}{total.read_nbytes / GB:>10.2f}"
+            )
+    return "\n".join(lines)
+
+
+def load_config(path: Path) -> ModelConfig:
+    """The config of a model folder, or of a config file by itself. Raises ModelError."""
+    if path.is_dir() or not path.exists():
+        return ModelConfig.load(path)
+    return ModelConfig.parse(read_json(path, ConfigError), str(path))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print every variant of the models at these paths, as published; returns the exit code."""
+    try:
+        if not arguments:
+            raise UsageError("wanted model folders or config.json files")
+        configs = {path.name.removesuffix(".config.json"): load_config(path) for path in map(Path, arguments)}
+        plans = {name: plan_variants(config, as_published=True) for name, config in configs.items()}
+    except QchatError as problem:
+        print(problem, file=sys.stderr)
+        return problem.exit_code
+    print(as_variants_table(plans))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
