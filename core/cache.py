@@ -1,44 +1,52 @@
 """What a model remembers of a sequence: `KVCache` (can be cut back) and `DeltaState` (cannot), one per layer.
 
-Arrays are never written in place after they were handed out, so a state that somebody kept stays what it was.
+A `Cache` can be copied at any moment without copying arrays: copies of a `KVCache` share one buffer, and
+whoever appends anywhere but at its end gets a buffer of its own first. Recurrent states are never written in
+place.
 """
 
 from dataclasses import dataclass, field
 
 from .backend import mx
 from .config import ModelConfig
+from .packed import Packed
 
 # capacity grows by this many tokens at a time, so that one append in 256 copies
 GROWTH = 256
+# of an 8-bit cache: head dims are multiples of 64 in every published model
+QUANTIZED_BITS, QUANTIZED_GROUP = 8, 64
+
+KeysOrValues = mx.array | Packed
 
 
-class KVCache:
-    """Keys and values [B, H, T, D] of one attention layer."""
+class KVBuffer:
+    """Keys and values of `written` tokens in arrays [B, H, capacity, ...] that grow at their end only."""
 
-    def __init__(self):
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.length = 0
-
-    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Add keys and values [B, H, T, D]; returns all so far [B, H, length, D]."""
-        start, self.length = self.length, self.length + keys.shape[2]
-        self.keys = _grown(self.keys, keys, start, self.length)
-        self.values = _grown(self.values, values, start, self.length)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def trim(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
-        self.length = min(self.length, length)
+    def __init__(self, parts: list[mx.array] | None = None, written: int = 0):
+        self.parts = parts or []
+        self.written = written
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in self.arrays())
+        return sum(part.nbytes for part in self.parts)
 
-    def arrays(self) -> list[mx.array]:
-        return [a for a in (self.keys, self.values) if a is not None]
+    def write(self, new: list[mx.array]) -> None:
+        """Append `new`, one array [B, H, T, ...] for each part."""
+        start, end = self.written, self.written + new[0].shape[2]
+        self.parts = [
+            _grown(part, piece, start, end)
+            for part, piece in zip(self.parts or [None] * len(new), new, strict=True)
+        ]
+        for part, piece in zip(self.parts, new, strict=True):
+            part[:, :, start:end] = piece
+        self.written = end
+
+    def fork(self, length: int) -> "KVBuffer":
+        """A buffer of its own with the first `length` tokens."""
+        return KVBuffer([mx.contiguous(part[:, :, :length]) for part in self.parts], length)
+
+    def read(self, length: int) -> list[mx.array]:
+        return [part[:, :, :length] for part in self.parts]
 
 
 def _grown(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx.array:
@@ -53,12 +61,54 @@ def _grown(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx
 
 
 @dataclass
+class KVCache:
+    """The first `length` tokens' keys and values [B, H, T, D] of an attention layer; 8-bit if `quantized`."""
+
+    quantized: bool = False
+    buffer: KVBuffer = field(default_factory=KVBuffer)
+    length: int = 0
+
+    def append(self, keys: mx.array, values: mx.array) -> tuple[KeysOrValues, KeysOrValues]:
+        """Add keys and values [B, H, T, D]; returns all so far [B, H, length, D]."""
+        if self.length != self.buffer.written:
+            self.buffer = self.buffer.fork(self.length)
+        self.length += keys.shape[2]
+        if not self.quantized:
+            self.buffer.write([keys, values])
+            return self.buffer.parts[0][:, :, : self.length], self.buffer.parts[1][:, :, : self.length]
+        packed = [mx.quantize(x, QUANTIZED_GROUP, QUANTIZED_BITS) for x in (keys, values)]
+        self.buffer.write([part for parts in packed for part in parts])
+        k, k_scales, k_biases, v, v_scales, v_biases = self.buffer.read(self.length)
+        return _packed(k, k_scales, k_biases), _packed(v, v_scales, v_biases)
+
+    def trim(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.length = min(self.length, length)
+
+    def copy(self) -> "KVCache":
+        return KVCache(self.quantized, self.buffer, self.length)
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes
+
+    def arrays(self) -> list[mx.array]:
+        return self.buffer.parts
+
+
+def _packed(weight: mx.array, scales: mx.array, biases: mx.array) -> Packed:
+    return Packed(weight, scales, biases, QUANTIZED_GROUP, QUANTIZED_BITS, "affine")
+
+
+@dataclass
 class DeltaState:
-    """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv]
-    (float32)."""
+    """The last K-1 convolution inputs [B, K-1, channels]; the recurrent state [B, Hv, Dk, Dv] in float32."""
 
     conv: mx.array
     state: mx.array
+
+    def copy(self) -> "DeltaState":
+        return DeltaState(self.conv, self.state)
 
     @property
     def nbytes(self) -> int:
@@ -70,32 +120,45 @@ class DeltaState:
 
 @dataclass
 class Cache:
-    """All layers' memories of one sequence; `length` tokens have been read."""
+    """All layers' memories of one sequence; `length` tokens have been read.
+
+    `hidden` is the hidden state [1, 1, hidden] after the last of them, from which the next one is predicted.
+    """
 
     layers: list[KVCache | DeltaState]
-    length: int = field(default=0)
+    length: int = 0
+    hidden: mx.array | None = None
 
     @classmethod
-    def empty(cls, config: ModelConfig, dtype: mx.Dtype) -> "Cache":
+    def empty(cls, config: ModelConfig, dtype: mx.Dtype, *, quantized: bool = False) -> "Cache":
         """A cache for one sequence that has read nothing."""
         return cls(
             [
-                KVCache() if kind == "full_attention" else _empty_state(config, dtype)
+                KVCache(quantized) if kind == "full_attention" else _empty_state(config, dtype)
                 for kind in config.layer_types
             ]
         )
+
+    def copy(self) -> "Cache":
+        """The same memories, to be kept: nothing that is read later changes them, and no array is copied."""
+        return Cache([layer.copy() for layer in self.layers], self.length, self.hidden)
+
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes of what copies do not share: recurrent and convolution states."""
+        return sum(layer.nbytes for layer in self.layers if isinstance(layer, DeltaState))
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
     def arrays(self) -> list[mx.array]:
-        return [a for layer in self.layers for a in layer.arrays()]
+        own = [] if self.hidden is None else [self.hidden]
+        return own + [a for layer in self.layers for a in layer.arrays()]
 
 
 def _empty_state(config: ModelConfig, dtype: mx.Dtype) -> DeltaState:
     conv = mx.zeros((1, config.linear_conv_kernel_dim - 1, config.conv_dim), dtype)
-    heads, key, value = (
-        config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim,
-    )  # fmt: skip
-    return DeltaState(conv, mx.zeros((1, heads, key, value), mx.float32))
+    heads, key_dim = config.linear_num_value_heads, config.linear_key_head_dim
+    state = mx.zeros((1, heads, key_dim, config.linear_value_head_dim), mx.float32)
+    return DeltaState(conv, state)

@@ -245,6 +245,12 @@ class ThinkSplitter:
         return "thought" if self.inside else "text"
 
 
+def leaves_thought_open(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether the last mark of a thought in a prompt opens one: some templates leave that to the model."""
+    opens = {tokenizer.think_open_id: True, tokenizer.think_close_id: False}
+    return next((opens[id] for id in reversed(ids) if id in opens), False)
+
+
 class ReplyParser:
     """Ids of one reply in, pieces of text with their kind out, without the delimiters.
 
@@ -253,10 +259,8 @@ class ReplyParser:
     """
 
     def __init__(self, tokenizer: Tokenizer, inside: bool):
-        self._tokenizer = tokenizer
         self._splitter = ThinkSplitter(tokenizer.think_open_id, tokenizer.think_close_id, inside)
         self._detokenizer = tokenizer.detokenizer()
-        self._ids: list[int] = []
         self._begun: set[Kind] = set()  # kinds that have given text
         self._at_start = True
         self._held = ""  # newlines of a thought that may turn out to be its last
@@ -267,14 +271,8 @@ class ReplyParser:
         """Whether the next id belongs to a thought."""
         return self._splitter.inside
 
-    @property
-    def raw_text(self) -> str:
-        """All ids so far as text, delimiters included."""
-        return self._tokenizer.decode(self._ids)
-
     def add(self, id: int) -> list[tuple[Kind, str]]:
         """The text that `id` completes, as at most one non-empty piece."""
-        self._ids.append(id)
         before: Kind = "thought" if self.inside else "text"
         kind = self._splitter.add(id)
         if kind is None:

@@ -1,5 +1,4 @@
-"""`config.json` and `generation_config.json` as frozen values, every bound checked before anything is
-allocated.
+"""`config.json` and `generation_config.json` as frozen values, all bounds checked before allocation.
 
 Owns the meaning of the fields, which keep Hugging Face's spelling. Reads nested (`text_config`) and flat
 files. Refuses unknown model types, sizes no machine could hold, and heads that do not divide.
@@ -25,8 +24,7 @@ MAX_CONTEXT = 1 << 26
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one model; `source` is the file they came from, `quantization` the converter's own
-    words."""
+    """The sizes of one model, out of the file `source`; `quantization` is the converter's own words."""
 
     model_type: str
     source: str
@@ -82,8 +80,7 @@ class ModelConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
-        """Read `folder`/config.json. Raises ModelError for a folder that is none, ConfigError for a bad
-        file."""
+        """Read `folder`/config.json. Raises ModelError where there is no folder, else ConfigError."""
         if not folder.is_dir():
             raise ModelError(f"there is no model folder at {folder}")
         path = folder / "config.json"

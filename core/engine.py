@@ -8,7 +8,7 @@ from typing import Any
 from .backend import mx
 from .chat import Template
 from .config import ModelConfig, load_generation_config
-from .errors import TokenizerError
+from .errors import TokenizerError, UsageError
 from .model import Model
 from .tokenizer import Tokenizer
 
@@ -39,6 +39,7 @@ class Engine:
                 f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's "
                 f"vocabulary {config.vocab_size:,}: they do not belong together"
             )
+        tokenizer.stop_ids |= frozenset(config.eos_token_ids)
         template = Template.load(folder)
         thinks = _thinks_by_default(template)
         model = Model.load(folder, config)
@@ -59,8 +60,16 @@ class Engine:
         return self.folder.resolve().name
 
     def logits(self, ids: Sequence[int]) -> mx.array:
-        """Logits [T, V] float32 after each of `ids` [T], computed from nothing."""
-        return self.model.logits(self.model.hidden(list(ids), self.model.new_cache()))
+        """Logits [T, V] float32 after each of `ids` [T], computed from nothing.
+
+        Raises UsageError for no ids and for one outside the vocabulary, which MLX would read beyond its end.
+        """
+        ids, size = list(ids), self.config.vocab_size
+        wrong = [id for id in ids if not 0 <= id < size]
+        if wrong or not ids:
+            found = wrong[0] if wrong else "nothing"
+            raise UsageError(f"logits were asked for after {found}, wanted ids from 0 to {size - 1:,}")
+        return self.model.logits(self.model.hidden(ids, self.model.new_cache()))
 
 
 def _thinks_by_default(template: Template) -> bool:

@@ -9,7 +9,8 @@ QchatError (1)
 │   └── TemplateError             the chat template, or messages it refuses
 ├── DoesNotFit (4)                more memory or disk than the machine has
 │   └── ContextLengthExceeded     a prompt longer than the model or the memory allows
-└── GenerationError (1)           a reply that began and could not go on
+├── GenerationError (1)           a reply that began and could not go on
+└── StoreError (1)                saved conversations that cannot be read, written or imported
 """
 
 
@@ -62,4 +63,8 @@ class ContextLengthExceeded(DoesNotFit):
 
 
 class GenerationError(QchatError):
+    exit_code = 1
+
+
+class StoreError(QchatError):
     exit_code = 1

@@ -24,7 +24,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Thought:
-    """A piece of the reasoning; `tokens` ids went into it."""
+    """A piece of the reasoning; `tokens` ids were drawn since the piece before it."""
 
     text: str
     tokens: int = 1
@@ -32,10 +32,22 @@ class Thought:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of the visible answer; `tokens` ids went into it."""
+    """A piece of the visible answer; `tokens` ids were drawn since the piece before it."""
 
     text: str
     tokens: int = 1
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """A call of the tool `name`; `raw` is the reply's text that it was read from.
+
+    The arguments are what the model wrote: neither the name nor they are checked against the tool's schema.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    raw: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class Done:
     performance: Performance = field(default_factory=Performance)
 
 
-Event = Notice | Prefill | Thought | Text | Done
+Event = Notice | Prefill | Thought | Text | ToolUse | Done
 
 
 def to_json(event: Event) -> dict[str, Any]:

@@ -21,8 +21,7 @@ def prefill(
 ) -> Iterator[int]:
     """Read all of `ids` but the last into the cache, yielding how many are read after each chunk.
 
-    Stops early, between chunks, when `cancelled()`. The last id is left for `Decoder`, whose first step it
-    is.
+    Stops early, between chunks, when `cancelled()`. The last id is left for the first step of `Decoder`.
     """
     total = len(ids) - 1
     for begin in range(0, total, PREFILL_CHUNK):
@@ -69,8 +68,7 @@ class Decoder:
 
 
 class ThinkingBudget:
-    """Says when a thought must end: at `budget` tokens, or a little before where its end is among the
-    likeliest."""
+    """Ends a thought at `budget` tokens, or a little before where its end is among the likeliest ids."""
 
     def __init__(self, budget: int | None, close_id: int | None):
         self.budget, self.close_id = budget, close_id

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UsageError
+
 # what libmlx.so imports for matrix products; factorisations stay with the reference library
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
-
 
 # parameters of glibc's mallopt, from malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -31,9 +32,12 @@ def keep_pages() -> None:
     """Let malloc reuse the pages of freed arrays; QCHAT_MALLOC=off leaves it alone.
 
     MLX frees and takes megabytes for every operation. By default glibc gives each back to the kernel, and
-    the page faults of taking it again cost a third of prefill.
+    the page faults of taking it again cost a third of prefill. Raises UsageError for a bad variable.
     """
-    if sys.platform != "linux" or os.environ.get("QCHAT_MALLOC", "auto") == "off":
+    choice = os.environ.get("QCHAT_MALLOC", "auto")
+    if choice not in ("auto", "off"):
+        raise UsageError(f"QCHAT_MALLOC is {choice!r}, wanted auto, off")
+    if sys.platform != "linux" or choice == "off":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
@@ -53,7 +57,7 @@ def open_blas() -> str | None:
         library = renamed_openblas() if choice == "auto" else Path(choice)
         with _environment():
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    except (OSError, subprocess.SubprocessError, ImportError) as error:
+    except (OSError, subprocess.SubprocessError, ImportError, RuntimeError) as error:
         return f"matrix products run on the slow reference BLAS: {' '.join(str(error).split())}"
     return None
 
@@ -61,7 +65,8 @@ def open_blas() -> str | None:
 def renamed_openblas() -> Path:
     """The cached copy whose symbols MLX finds, made on first use.
 
-    Raises OSError, SubprocessError or ImportError where the packages or the cache folder do not serve.
+    Raises OSError, SubprocessError or ImportError where the packages or the cache folder do not serve,
+    RuntimeError where there is no home.
     """
     version = importlib.metadata.version("scipy-openblas32")
     cached = _cache_folder() / f"openblas-{version}.so"
@@ -93,8 +98,7 @@ def _patchelf() -> str:
 
 
 def _rename_symbols(source: Path, target: Path) -> None:
-    """Write `source` with its prefixed symbols renamed to `target`; another process may do the same
-    meanwhile."""
+    """Write `source`, its prefixed symbols renamed, to `target`; other processes may do so meanwhile."""
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         names, copy = Path(work) / "names", Path(work) / target.name
         names.write_text("".join(f"scipy_{name} {name}\n" for name in SYMBOLS))
@@ -116,7 +120,10 @@ def _environment() -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+            if value is not None:
+                os.environ[name] = value
+            else:
+                os.environ.pop(name, None)
 
 
 def _best_core() -> str | None:

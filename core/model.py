@@ -14,7 +14,7 @@ from .weights import Weights, load_weights
 
 
 class Model:
-    """Immutable after construction; `notices` say what the loader and the machine made of it."""
+    """Immutable after construction; `repairs` say what the loader made of the folder."""
 
     def __init__(self, config: ModelConfig, weights: Weights, policy: Policy):
         named = Named(weights.tensors)
@@ -48,18 +48,20 @@ class Model:
             return MixtureOfExperts(self.config, weights, self.policy)
         return DenseMLP(weights, self.policy)
 
-    def new_cache(self) -> Cache:
-        return Cache.empty(self.config, self.policy.activations)
+    def new_cache(self, *, quantized: bool = False) -> Cache:
+        """A cache that has read nothing; `quantized` keeps keys and values at 8 bits."""
+        return Cache.empty(self.config, self.policy.activations, quantized=quantized)
 
     def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
-        """Read ids [T]; returns the hidden states after the final norm [1, T, hidden]. The cache moves on by
-        T."""
+        """Read ids [T] into the cache; returns the hidden states [1, T, hidden] after the final norm."""
         ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
         x = self.embed(ids[None])
         for layer, memory in zip(self.layers, cache.layers, strict=True):
             x = layer(x, memory)
+        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
         cache.length += ids.size
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+        cache.hidden = x[:, -1:]
+        return x
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Hidden states [1, T, hidden] to logits [T, V] in float32."""

@@ -32,8 +32,7 @@ class MixtureOfExperts:
         return (mixed + shared).reshape(x.shape)
 
     def route(self, rows: mx.array) -> tuple[mx.array, mx.array]:
-        """The chosen experts [R, top] and their shares [R, top] (float32): softmax over all, then the
-        best."""
+        """The best experts of each row and their shares by a softmax over all (float32); both [R, top]."""
         shares = mx.softmax(self.router(rows).astype(mx.float32), axis=-1)
         experts = mx.argpartition(-shares, self.top - 1, axis=-1)[..., : self.top]
         shares = mx.take_along_axis(shares, experts, axis=-1)

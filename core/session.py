@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from .backend import mx
-from .chat import Kind, ReplyParser
+from .chat import Kind, ReplyParser, leaves_thought_open
 from .engine import Engine
-from .errors import ContextLengthExceeded, UsageError
+from .errors import ContextLengthExceeded, TemplateError, UsageError
 from .events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought
 from .generate import Decoder, StopStrings, ThinkingBudget, prefill
 from .loops import LoopDetector
 from .sampling import Sampling, resolve
 from .settings import ReplySettings
+from .tokenizer import Tokenizer
 
 __all__ = ["Engine", "Reply", "Session", "load_session"]
 
@@ -62,8 +63,7 @@ class Session:
         self._busy = False
 
     def cancel(self) -> None:
-        """Stop the reply in progress at its next token or prefill chunk; safe from signal handlers and
-        threads."""
+        """Stop the reply asked for last at its next token or chunk; safe from signal handlers and threads."""
         self._cancelled = True
 
     def send(self, text: str, **settings: Any) -> Reply:
@@ -77,16 +77,23 @@ class Session:
         """Say `text`; yields events and exactly one `Done`, the last.
 
         `settings` stand over the session's defaults. Raises UsageError for a setting or a second reply at
-        once, TemplateError for messages the template refuses, ContextLengthExceeded before anything is
-        computed.
+        once, TemplateError for messages the template refuses, and ContextLengthExceeded, all of them before
+        anything is computed.
         """
+        self._refuse_if_busy()
+        self._cancelled = False  # here, so that a cancel between asking and the first event counts
         given = self.defaults | settings
         return self._run(_Reply(self, text, ReplySettings.parse(given), given))
 
-    def _run(self, reply: "_Reply") -> Generator[Event]:
+    def _refuse_if_busy(self) -> None:
         if self._busy:
             raise UsageError("this session is answering already: wait for the reply or cancel it")
-        self._busy, self._cancelled = True, False
+
+    def _run(self, reply: "_Reply") -> Generator[Event]:
+        self._refuse_if_busy()
+        if reply.history is not self.messages:
+            raise UsageError("the conversation went on after this reply was asked for: ask again")
+        self._busy = True
         try:
             while self._notices:
                 yield Notice(self._notices.pop(0))
@@ -111,25 +118,29 @@ class _Reply:
     def __init__(self, session: Session, text: str, settings: ReplySettings, given: dict[str, Any]):
         engine = session.engine
         self.session, self.settings = session, settings
-        self.messages = [*session.messages, {"role": "user", "content": text}]
-        self.thinking, extra = _thinking(engine, settings)
-        # what looks like a special token in what people wrote is text, not a turn of its own
-        shielded = [m | {"content": engine.tokenizer.shield(m["content"])} for m in self.messages]
+        self.history = session.messages
+        self.messages = [*self.history, {"role": "user", "content": text}]
+        thinking, extra = _thinking(engine, settings)
         prompt = engine.template.render(
-            shielded, add_generation_prompt=True, enable_thinking=self.thinking, **extra
+            [_shielded(message, engine.tokenizer) for message in self.messages],
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            **extra,
         )
         self.prompt = engine.tokenizer.encode(prompt)
+        if not self.prompt:
+            raise TemplateError(f"{engine.template.origin} makes an empty prompt of this conversation")
         limit = engine.config.max_position_embeddings
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
         self.room = min(settings.max_new_tokens, limit - len(self.prompt))
-        self.sampling: Sampling = resolve(_sampling(given), engine.generation_config, self.thinking)
-        self.parser = ReplyParser(engine.tokenizer, inside=self.thinking)
+        self.sampling: Sampling = resolve(_sampling(given), engine.generation_config, thinking)
+        self.parser = ReplyParser(engine.tokenizer, inside=leaves_thought_open(self.prompt, engine.tokenizer))
         self.stops = StopStrings(settings.stop)
         self.generated: list[int] = []
         self.text = self.thought = self.detail = ""
         self.reason: FinishReason = "length"
-        self.cached = 0
+        self.cached = self.unshown = 0
         self.clock = _Clock()
 
     def run(self) -> Iterator[Event]:
@@ -143,9 +154,14 @@ class _Reply:
         except (RuntimeError, MemoryError) as error:  # what MLX raises when memory or a kernel fails
             self.reason, self.detail = "error", f"the computation failed: {' '.join(str(error).split())}"
             self.session._forget()
+        except GeneratorExit:  # between two events the cache and its ids agree
+            raise
+        except BaseException:  # an interrupt within a step, where they do not
+            self.session._forget()
+            raise
         yield from self._pieces(self.parser.flush())
         if tail := self.stops.flush():
-            yield self._answer(tail, 0)
+            yield self._answer(tail)
         yield self._done()
 
     def _read_prompt(self) -> Iterator[Event]:
@@ -174,8 +190,12 @@ class _Reply:
             self.clock.token(len(self.prompt) - self.cached)
             session.ids.append(token)
             self.generated.append(token)
-            yield from self._pieces(self.parser.add(token), 1)
-            if token in engine.tokenizer.stop_ids or self.stops.found:
+            if token in engine.tokenizer.stop_ids:
+                self.reason = "stop"
+                return
+            self.unshown += 1
+            yield from self._pieces(self.parser.add(token))
+            if self.stops.found:
                 self.reason = "stop"
                 return
             if loops.add(token) and self._close_loop(decoder):
@@ -193,19 +213,24 @@ class _Reply:
         self.reason, self.detail = "stop", LOOP_IN_ANSWER
         return False
 
-    def _pieces(self, pieces: list[tuple[Kind, str]], tokens: int = 0) -> Iterator[Event]:
+    def _pieces(self, pieces: list[tuple[Kind, str]]) -> Iterator[Event]:
         for kind, text in pieces:
             if kind == "thought":
                 self.thought += text
+                thought = Thought(text, self._claim())
                 if self.settings.include_reasoning:
-                    yield Thought(text, tokens)
+                    yield thought
             elif shown := self.stops.add(text):
-                yield self._answer(shown, tokens)
-            tokens = 0
+                yield self._answer(shown)
 
-    def _answer(self, text: str, tokens: int) -> Text:
+    def _answer(self, text: str) -> Text:
         self.text += text
-        return Text(text, tokens)
+        return Text(text, self._claim())
+
+    def _claim(self) -> int:
+        """How many ids were drawn since the piece before."""
+        tokens, self.unshown = self.unshown, 0
+        return tokens
 
     def _done(self) -> Done:
         tokenizer = self.session.engine.tokenizer
@@ -219,7 +244,7 @@ class _Reply:
             prefilled_tokens=len(self.prompt) - self.cached,
             reasoning_tokens=self.parser.reasoning_tokens,
             generated_tokens=len(self.generated),
-            thinking_cut=self.parser.inside and self.reason in ("length", "cancelled"),
+            thinking_cut=self.parser.inside,
             detail=self.detail,
         )
         return (
@@ -260,6 +285,12 @@ class _Clock:
             peak_nbytes=mx.get_peak_memory(),
             cache_nbytes=mx.get_cache_memory(),
         )
+
+
+def _shielded(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What looks like a special token in what somebody wrote is text, not a turn of its own."""
+    texts = {name: message.get(name) for name in ("content", "reasoning_content")}
+    return message | {name: tokenizer.shield(text) for name, text in texts.items() if text is not None}
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class ReplySettings:
         texts = self.stop
         if (
             isinstance(texts, str)
+            or not isinstance(texts, Sequence)
             or len(texts) > MAX_STOP_STRINGS
             or not all(isinstance(s, str) and s for s in texts)
         ):

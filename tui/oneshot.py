@@ -172,10 +172,13 @@ def _close(request: Request, done: Done) -> None:
     """What the user should know about how the reply ended."""
     if done.detail and request.form != "jsonl":
         note(done.detail)
-    if done.thinking_cut:
-        note("the reply ended inside its thought: --max-tokens or --thinking-budget makes room for an answer")
-    elif done.finish_reason == "length":
-        note("the reply was cut at its token limit: --max-tokens raises it")
+    match done.finish_reason, done.thinking_cut:
+        case "length", True:
+            note("the reply was cut inside its thought: --max-tokens or --thinking-budget makes room")
+        case "length", False:
+            note("the reply was cut at its token limit: --max-tokens raises it")
+        case "stop", True:
+            note("the model ended its reply inside its thought")
     if request.stats:
         note(_stats(done))
 

@@ -1,10 +1,9 @@
-"""The gated delta rule in fast forms: chunked matmuls for many tokens, one fused step for one; `gated_delta`
-chooses.
+"""The gated delta rule in fast forms, chunked products and a fused single step; `gated_delta` chooses.
 
 Chunk form after Yang et al. (arXiv 2406.06484, section 3; decay as in 2412.06464). With G the running sum of
 log decays inside a chunk and A[t,i] = beta_t exp(G_t - G_i) (k_t . k_i) for i < t:
-    (I + A) U = beta (V - exp(G) K S)     O = exp(G) Q S + tril(exp(G_t - G_i) Q K^T) U     S' = exp(G_C) S +
-    ...
+    (I + A) U = beta (V - exp(G) K S)                    O = exp(G) Q S + tril(exp(G_t - G_i) Q K^T) U
+    S' = exp(G_C) S + (exp(G_C - G) K)^T U
 """
 
 import os
@@ -106,8 +105,7 @@ def _masks(chunk: int) -> tuple[mx.array, mx.array]:
 
 
 def _decays(g: mx.array, chunk: int) -> tuple[mx.array, mx.array, mx.array]:
-    """From log decays [B, Hv, N, C]: exp(G_t) [.., C], exp(G_t - G_i) below the diagonal, and with it [..,
-    C, C]."""
+    """From log decays [..., C]: exp(G_t) [..., C]; exp(G_t - G_i) below, up to the diagonal [..., C, C]."""
     strict, inclusive = _masks(chunk)
     total = mx.cumsum(g, axis=-1)
     return _exp_decays(total, strict, inclusive)

@@ -18,7 +18,6 @@ SMALL_PRODUCT = 1_000_000
 # from this many rows on, dequantizing once costs less than as many one-row products
 DEQUANTIZE_ROWS = 16
 
-
 Weight = mx.array | Packed
 
 
@@ -48,7 +47,7 @@ class DenseLinear:
         self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        return x @ self.weight.T
+        return x @ self.weight.astype(x.dtype).T
 
 
 class ColumnLinear:
@@ -94,6 +93,7 @@ class ExpertsLinear:
         """x [..., 1, K] and index [...] to [..., 1, N]; `ordered` says that index never falls."""
         w = self.weight
         if isinstance(w, mx.array):
+            w = w.astype(x.dtype)
             return mx.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=index, sorted_indices=ordered)
         return mx.gather_qmm(
             x,
@@ -126,13 +126,14 @@ class Projections:
 
 
 def prepare(weight: Weight, policy: Policy) -> Weight:
-    """The weight as this machine multiplies with it: dense where the policy says so, in the activations'
-    dtype.
+    """The weight as this machine multiplies with it: in the policy's dtype, dense where it says so.
 
     The result is evaluated, so that its source can be dropped before the next one is read.
     """
     if isinstance(weight, mx.array):
-        ready = weight.astype(policy.activations)
+        # where float32 does not fit, a narrower weight is widened product by product
+        widens = weight.dtype.size < policy.activations.size
+        ready = weight if widens and not policy.dense else weight.astype(policy.activations)
     else:
         ready = (
             weight.dequantize(policy.activations) if policy.dense else weight.with_dtype(policy.activations)

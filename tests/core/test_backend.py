@@ -108,3 +108,22 @@ def test_an_unwritable_cache_folder_is_a_notice(monkeypatch, tmp_path):
     notice = linux_cpu.open_blas()
     assert notice is not None
     assert str(Path("qchat")) in notice
+
+
+@linux_only
+def test_a_user_without_a_home_is_a_notice(monkeypatch):
+    """As in a container with a user id of its own: Path.home raises RuntimeError."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delitem(sys.modules, "mlx.core")
+    assert "home directory" in (linux_cpu.open_blas() or "")
+
+
+def test_an_unknown_word_for_malloc_is_refused(monkeypatch):
+    monkeypatch.setenv("QCHAT_MALLOC", "perhaps")
+    with pytest.raises(UsageError, match="QCHAT_MALLOC is 'perhaps', wanted auto, off"):
+        linux_cpu.keep_pages()

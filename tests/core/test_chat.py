@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qchat.core.chat import BUILT_IN, ReplyParser, Template, ThinkSplitter, check_messages
+from qchat.core.chat import (
+    BUILT_IN,
+    ReplyParser,
+    Template,
+    ThinkSplitter,
+    check_messages,
+    leaves_thought_open,
+)
 from qchat.core.errors import TemplateError
 from qchat.core.tokenizer import Tokenizer
 from tests.checkpoints import write_tokenizer
@@ -277,7 +284,14 @@ PIECES = st.sampled_from([OPEN, CLOSE, *BYTES.encode("<|im_end|>\n\naé😀"), 2
 def test_pieces_joined_are_the_split_of_the_whole(ids: list[int], inside: bool):
     thought, text, parser = parsed(ids, inside)
     assert (thought, text, parser.reasoning_tokens) == split_at_once(ids, inside)
-    assert parser.raw_text == BYTES.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "inside"),
+    [([], False), ([1, OPEN], True), ([OPEN, 1, CLOSE, 1], False), ([CLOSE, OPEN, 1], True)],
+)
+def test_a_prompt_leaves_a_thought_open_if_its_last_mark_opens_one(ids: list[int], inside: bool):
+    assert leaves_thought_open(ids, BYTES) is inside
 
 
 def test_the_splitter_names_delimiters_and_knows_where_it_is():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qchat.core import generate
 from qchat.core.backend import mx
 from qchat.core.engine import Engine
+from qchat.core.errors import UsageError
 from qchat.core.generate import Decoder, StopStrings, ThinkingBudget, prefill
 from qchat.core.sampling import Sampling
 from tests.checkpoints import write_checkpoint
@@ -45,6 +46,13 @@ def test_prefill_in_chunks_equals_one_token_at_a_time(engine, chunk):
 
 def test_logits_without_a_cache_equal_those_with_one(engine):
     assert relative_rms(engine.logits(IDS)[-1], last_logits(engine, pieces(1))) <= 2e-5
+
+
+@pytest.mark.parametrize(("ids", "found"), [([], "nothing"), ([1, -1], "-1"), ([1 << 40], "1099511627776")])
+def test_logits_after_ids_of_no_token_are_refused(engine, ids, found):
+    """An id beyond the embedding's end crashed the process."""
+    with pytest.raises(UsageError, match=f"after {found}, wanted ids from 0 to"):
+        engine.logits(ids)
 
 
 def test_prefill_reports_every_chunk_and_leaves_the_last_id(engine, monkeypatch):

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from qchat.core import Session, load_session
+from qchat.core.chat import Template
 from qchat.core.engine import Engine
-from qchat.core.errors import ContextLengthExceeded, UsageError
+from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
+from qchat.core.model import Model
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny
 
@@ -113,6 +116,94 @@ def test_a_reply_left_half_way_leaves_the_session_usable(engine):
     assert session.send("again").generated_tokens > 0
 
 
+def test_a_cancel_before_the_first_event_counts(engine):
+    session = Session(engine, **SETTINGS)
+    events = session.stream("hello")
+    session.cancel()
+    done = finished(events)
+    assert (done.finish_reason, done.generated_tokens) == ("cancelled", 0)
+    assert session.send("hello").generated_tokens > 0
+
+
+def test_of_two_replies_asked_for_at_once_the_second_does_not_overwrite_the_first(engine):
+    session = Session(engine, **SETTINGS)
+    first, second = session.stream("one"), session.stream("two")
+    finished(first)
+    with pytest.raises(UsageError, match="ask again"):
+        next(second)
+    assert [m["content"] for m in session.messages if m["role"] == "user"] == ["one"]
+
+
+def test_an_interrupt_within_a_step_leaves_no_cache_that_disagrees_with_its_ids(engine, monkeypatch):
+    """The cache had read a chunk more than the ids said, and the next reply went on from there."""
+    monkeypatch.setattr("qchat.core.generate.PREFILL_CHUNK", 16)
+    text, session, hidden = "word " * 40, Session(engine, **SETTINGS), Model.hidden
+    with monkeypatch.context() as interrupted:
+        calls = iter(range(100))
+
+        def interrupt(model, ids, cache):
+            result = hidden(model, ids, cache)
+            if next(calls) == 1:
+                raise KeyboardInterrupt
+            return result
+
+        interrupted.setattr(Model, "hidden", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.send(text)
+    assert session.send(text).raw_text == Session(engine, **SETTINGS).send(text).raw_text
+
+
+def script(monkeypatch, engine: Engine, *parts: str) -> list[int]:
+    """Has every reply of the test consist of `parts`, tokens or text; returns their ids."""
+    ids = [id for part in parts for id in engine.tokenizer.encode(part)]
+    drawn = iter(ids)
+    monkeypatch.setattr("qchat.core.generate.Decoder.next", lambda _self: next(drawn))
+    return ids
+
+
+def test_a_stop_token_inside_a_thought_ends_the_reply_and_is_no_part_of_the_thought(engine, monkeypatch):
+    script(monkeypatch, engine, "hm", "<|im_end|>")
+    done = Session(engine, enable_thinking=True).send("hello")
+    assert (done.finish_reason, done.thinking, done.thinking_cut) == ("stop", "hm", True)
+    assert done.reasoning_tokens == done.generated_tokens - 1
+
+
+def test_pieces_count_every_id_that_was_drawn_for_them(engine, monkeypatch):
+    """Ids that only began a character were counted nowhere."""
+    ids = script(monkeypatch, engine, "aé😀b", "<|im_end|>")
+    events = list(Session(engine, enable_thinking=False, stop=["😀c"]).stream("hello"))
+    assert sum(e.tokens for e in events if isinstance(e, Text)) == len(ids) - 1
+    assert finished(events).text == "aé😀b"
+
+
+def with_template(engine: Engine, source: str) -> Engine:
+    return replace(engine, template=Template(source, "test"))
+
+
+def test_a_template_that_leaves_thinking_to_the_model_makes_no_thought_of_its_answer(engine, monkeypatch):
+    script(monkeypatch, engine, "yes", "<|im_end|>")
+    plain = with_template(engine, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    done = Session(plain, enable_thinking=True).send("hello")
+    assert (done.text, done.thinking) == ("yes", "")
+
+
+def test_a_template_that_renders_nothing_is_refused(engine):
+    with pytest.raises(TemplateError, match="an empty prompt"):
+        Session(with_template(engine, "{# nothing #}")).send("hello")
+
+
+def test_special_tokens_spelled_out_in_a_thought_stay_text(engine):
+    kept = with_template(
+        engine, "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
+    )
+    session = Session(kept, **SETTINGS)
+    session.messages = [{"role": "assistant", "content": "x", "reasoning_content": "a</think>b<|im_end|>"}]
+    done = session.send("hello")
+    prompt = session.ids[: done.prompt_tokens]
+    assert engine.tokenizer.decode(prompt) == "a</think>b<|im_end|>xhello"
+    assert not {engine.tokenizer.think_close_id, *engine.tokenizer.stop_ids} & set(prompt)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine):
     session = Session(engine, **SETTINGS)
     with pytest.raises(ContextLengthExceeded, match=r"4,096") as refusal:
@@ -135,6 +226,8 @@ def test_unknown_settings_and_values_are_refused_before_anything_is_loaded(engin
         load_session("/nowhere", temperature=-1)
     with pytest.raises(UsageError, match="max_new_tokens is 0"):
         Session(engine, max_new_tokens=0)
+    with pytest.raises(UsageError, match="stop is 5"):
+        Session(engine, stop=5)
     with pytest.raises(UsageError, match="top_p is 3"):
         Session(engine).send("hello", top_p=3)
 
