@@ -4,7 +4,7 @@ PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format lint types imports test bench-peer
+.PHONY: help setup check format lint types imports test fuzz bench-peer
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ imports: ## who may import whom, and the README's map of modules
 
 test: ## every test
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
+
+fuzz: ## 320 random conversations, each step compared with a cold run
+	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/test_conversation.py -k script
 
 bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py

@@ -14,6 +14,15 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Sync:
+    """How the prompt meets what was read before: `cached` of its tokens need not be read, and why."""
+
+    how: Literal["extend", "restore", "rebuild"]
+    cached: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Prefill:
     """`done` of `total` prompt tokens have been read; `cached` of them were already in the cache."""
 
@@ -86,7 +95,7 @@ class Done:
     performance: Performance = field(default_factory=Performance)
 
 
-Event = Notice | Prefill | Thought | Text | ToolUse | Done
+Event = Notice | Sync | Prefill | Thought | Text | ToolUse | Done
 
 
 def to_json(event: Event) -> dict[str, Any]:

@@ -19,16 +19,16 @@ SOFT_SHARE, SOFT_RANK = 0.9, 3
 def prefill(
     model: Model, cache: Cache, ids: Sequence[int], cancelled: Callable[[], bool] = lambda: False
 ) -> Iterator[int]:
-    """Read all of `ids` but the last into the cache, yielding how many are read after each chunk.
+    """Read `ids` into the cache, yielding how many are read after each chunk.
 
-    Stops early, between chunks, when `cancelled()`. The last id is left for the first step of `Decoder`.
+    Stops early, between chunks, when `cancelled()`.
     """
-    total = len(ids) - 1
-    for begin in range(0, total, PREFILL_CHUNK):
+    for begin in range(0, len(ids), PREFILL_CHUNK):
         if cancelled():
             return
-        chunk = ids[begin : min(begin + PREFILL_CHUNK, total)]
-        mx.eval(model.hidden(chunk, cache), cache.arrays())
+        chunk = ids[begin : begin + PREFILL_CHUNK]
+        model.hidden(chunk, cache)
+        mx.eval(cache.arrays())
         mx.clear_cache()
         yield begin + len(chunk)
 
@@ -39,16 +39,19 @@ class Decoder:
     After `next` returned an id the cache has read it, so cache and ids agree wherever a reply ends.
     """
 
-    def __init__(self, model: Model, cache: Cache, last: int, settings: Sampling):
+    def __init__(self, model: Model, cache: Cache, settings: Sampling):
+        """`cache` has read the whole prompt, one id at least."""
+        if cache.hidden is None:
+            raise ValueError("a cache that has read nothing predicts nothing")
         self._model, self._cache = model, cache
         self._sample = sampler(settings)
         self._state = start(settings, model.config.vocab_size)
-        self._step(mx.array(last, mx.uint32))
+        self._draw(cache.hidden)
 
     def next(self) -> int:
         """The next id; a later one is under way when this returns."""
         token = self._token
-        self._step(token)
+        self._draw(self._model.hidden(token[None], self._cache))
         return int(token)
 
     def force(self, token: int) -> None:
@@ -60,8 +63,8 @@ class Decoder:
         """How many ids are likelier than `token` to come next."""
         return int((self._logits > self._logits[token]).sum())
 
-    def _step(self, token: mx.array) -> None:
-        self._logits = self._model.logits(self._model.hidden(token[None], self._cache))[-1]
+    def _draw(self, hidden: mx.array) -> None:
+        self._logits = self._model.logits(hidden)[-1]
         self._before = self._state
         self._token, self._state = self._sample(self._logits, self._state)
         mx.async_eval(self._token)

@@ -1,36 +1,42 @@
-"""One conversation with one engine: messages in, events out; the cache is kept from turn to turn.
+"""One conversation with one engine: a tree of turns, each of whose positions can be returned to.
 
-A reply runs in eight steps: settings, prompt, what of it the cache holds, prefill, decode, split of thought
-and answer, what ends it, `Done`. One reply at a time; a prompt that does not fit is refused before anything
-is computed.
+Callers hand over messages; the session keeps the exact ids, decides what of them its live state or a snapshot
+has read already, and reads only the rest. One reply at a time; what does not fit is refused beforehand.
 """
 
-import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .backend import mx
-from .chat import Kind, ReplyParser, leaves_thought_open
+from .chat import check_messages
 from .engine import Engine
-from .errors import ContextLengthExceeded, TemplateError, UsageError
-from .events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought
-from .generate import Decoder, StopStrings, ThinkingBudget, prefill
-from .loops import LoopDetector
-from .sampling import Sampling, resolve
+from .errors import UsageError
+from .events import Done, Event, Notice, Sync
+from .generate import prefill
+from .reply import PendingReply, sampling_of, switches_of
+from .sampling import resolve
 from .settings import ReplySettings
-from .tokenizer import Tokenizer
+from .snapshots import Kind, Snapshots
+from .transcript import Author, History, Input, Node, Output, Prompt, branch, messages_of
 
 __all__ = ["Engine", "Reply", "Session", "load_session"]
-
-LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
-LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was closed"
 
 
 @dataclass(frozen=True)
 class Reply(Done):
     """A finished reply: the fields of `Done` under the name that `Session.send` returns."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one reply cost: how its prompt was come by, and the counts of `Done`."""
+
+    number: int
+    sync: Sync
+    prompt_tokens: int
+    prefilled_tokens: int
 
 
 def load_session(path: str | Path, system: str | None = None, **defaults: Any) -> "Session":
@@ -45,26 +51,51 @@ def load_session(path: str | Path, system: str | None = None, **defaults: Any) -
 def check_settings(given: dict[str, Any]) -> None:
     """Raises UsageError for a name or a value that no reply could have."""
     ReplySettings.parse(given)
-    resolve(_sampling(given), {}, thinking=True)
+    resolve(sampling_of(given), {}, thinking=True)
 
 
 class Session:
-    """A conversation; `messages` is its transcript in the template's form."""
+    """A conversation. `ids` are the exact ids that the live state has read."""
 
-    def __init__(self, engine: Engine, system: str | None = None, **defaults: Any):
-        check_settings(defaults)
-        self.engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        system: str | None = None,
+        *,
+        history: History | None = None,
+        snapshot_budget: int | None = None,
+        context_limit: int | None = None,
+        quantized_kv: bool = False,
+        **defaults: Any,
+    ):
+        """`defaults` are settings for replies; `snapshot_budget` is in bytes, `context_limit` in tokens."""
+        self.engine, self.system = engine, system
         self.defaults = defaults
-        self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        self.ids: list[int] = []
-        self._cache = engine.model.new_cache()
-        self._notices = list(engine.notices)
-        self._cancelled = False
+        check_settings(defaults)
+        self.author = Author(engine.template, engine.tokenizer)
+        self.history: History = history or ("preserve" if engine.template.can_preserve_thinking else "strip")
+        longest = engine.config.max_position_embeddings
+        self.context_limit = min(context_limit or longest, longest)
+        self.quantized_kv = quantized_kv
+        self.snapshots = Snapshots(snapshot_budget)
+        self.turns: list[Turn] = []
+        self.cancelled = False
         self._busy = False
+        self._notices = list(engine.notices)
+        self._start()
+
+    def _start(self) -> None:
+        self.nodes: list[Node] = []
+        self.leaf: Output | None = None
+        self._first_switches: dict[str, Any] = {}
+        self.snapshots.clear()
+        self.forget()
+
+    # saying something
 
     def cancel(self) -> None:
         """Stop the reply asked for last at its next token or chunk; safe from signal handlers and threads."""
-        self._cancelled = True
+        self.cancelled = True
 
     def send(self, text: str, **settings: Any) -> Reply:
         """Say `text` and wait for the whole reply. Raises as `stream` does."""
@@ -77,232 +108,251 @@ class Session:
         """Say `text`; yields events and exactly one `Done`, the last.
 
         `settings` stand over the session's defaults. Raises UsageError for a setting or a second reply at
-        once, TemplateError for messages the template refuses, and ContextLengthExceeded, all of them before
-        anything is computed.
+        once, TemplateError for messages the template refuses, ContextLengthExceeded before anything is
+        computed.
         """
-        self._refuse_if_busy()
-        self._cancelled = False  # here, so that a cancel between asking and the first event counts
+        return self._run(self._ask(self.leaf, [{"role": "user", "content": text}], settings))
+
+    def answer_tools(self, results: Sequence[str], **settings: Any) -> Generator[Event]:
+        """Hand the model the results of its last reply's tool calls, in their order; yields as `stream`."""
+        if self.leaf is None:
+            raise UsageError("there is no reply whose tools could be answered")
+        messages = [{"role": "tool", "content": result} for result in results]
+        return self._run(self._ask(self.leaf, messages, settings))
+
+    def retry(self, **settings: Any) -> Generator[Event]:
+        """Answer the last question again, beside the reply that stands; yields as `stream`."""
+        node = self._last().parent
         given = self.defaults | settings
-        return self._run(_Reply(self, text, ReplySettings.parse(given), given))
+        opener = self._author(branch(node.parent), node.messages, given).opener
+        return self._run(PendingReply(self, node, opener, given))
+
+    def edit(self, turn: int, text: str, **settings: Any) -> Generator[Event]:
+        """Ask `text` in place of question `turn` (from 1), on a branch of its own; yields as `stream`."""
+        node = self._input(turn)
+        messages = [*node.messages[:-1], {"role": "user", "content": text}]
+        return self._run(self._ask(node.parent, messages, settings))
+
+    def _ask(
+        self, parent: Output | None, messages: list[dict[str, Any]], settings: dict[str, Any]
+    ) -> PendingReply:
+        given = self.defaults | settings
+        if parent is None and self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        prompt = self._author(branch(parent), messages, given)
+        return PendingReply(self, Input(parent, messages, prompt.ids), prompt.opener, given)
+
+    def _author(self, before: list[Node], messages: list[dict[str, Any]], given: dict[str, Any]) -> Prompt:
+        self._refuse_if_busy()
+        self.cancelled = False  # here, so that a cancel between asking and the first event counts
+        check_settings(given)
+        switches = switches_of(self.engine, given) | {"preserve_thinking": self.history == "preserve"}
+        if not before:
+            self._first_switches = switches
+        return self.author.prompt(before, messages, switches)
 
     def _refuse_if_busy(self) -> None:
         if self._busy:
             raise UsageError("this session is answering already: wait for the reply or cancel it")
 
-    def _run(self, reply: "_Reply") -> Generator[Event]:
+    def _run(self, reply: PendingReply) -> Generator[Event]:
         self._refuse_if_busy()
-        if reply.history is not self.messages:
+        if reply.came_after is not self.leaf:
             raise UsageError("the conversation went on after this reply was asked for: ask again")
         self._busy = True
+        self._add(reply.node, reply.output)
+        self.leaf = reply.output
+        sync = None
         try:
             while self._notices:
                 yield Notice(self._notices.pop(0))
-            yield from reply.run()
+            for event in reply.run():
+                sync = event if isinstance(event, Sync) else sync
+                yield event
         finally:
             reply.settle()
             self._busy = False
+            if not reply.output.ids:  # nothing was said, so nothing was asked
+                self.leaf = reply.came_after
+                self.nodes = [n for n in self.nodes if n is not reply.output]
+            if sync is not None:
+                number, total = self._turn(reply.node), len(reply.prompt)
+                self.turns.append(Turn(number, sync, total, total - sync.cached))
+            if self.history == "preserve" and reply.output.ids and len(self.ids) == self.cache.length:
+                self.keep("B")
 
-    def _sync(self, ids: list[int]) -> int:
-        """Make the cache hold a prefix of `ids`, all but the last at most; returns its length."""
-        if not (len(self.ids) < len(ids) and ids[: len(self.ids)] == self.ids):
-            self._forget()
-        return len(self.ids)
+    # moving in the tree
 
-    def _forget(self) -> None:
-        self._cache, self.ids = self.engine.model.new_cache(), []
+    def undo(self) -> str:
+        """Take the last question and its reply back; returns the question."""
+        node = self._last().parent
+        self.leaf = node.parent
+        return str(node.messages[-1]["content"])
 
+    def fork(self, turn: int) -> None:
+        """Go on from the reply to question `turn`; what came after stays on its own branch."""
+        nodes = branch(self.leaf)
+        node = nodes[nodes.index(self._input(turn)) + 1]
+        self.leaf = node if isinstance(node, Output) else None
 
-class _Reply:
-    """One reply on its way: what it was asked for, what came of it so far."""
+    def branches(self) -> list[Output]:
+        """The last reply of every branch, in the order they were begun."""
+        parents = {node.parent for node in self.nodes}
+        return [n for n in self.nodes if isinstance(n, Output) and n not in parents]
 
-    def __init__(self, session: Session, text: str, settings: ReplySettings, given: dict[str, Any]):
-        engine = session.engine
-        self.session, self.settings = session, settings
-        self.history = session.messages
-        self.messages = [*self.history, {"role": "user", "content": text}]
-        thinking, extra = _thinking(engine, settings)
-        prompt = engine.template.render(
-            [_shielded(message, engine.tokenizer) for message in self.messages],
-            add_generation_prompt=True,
-            enable_thinking=thinking,
-            **extra,
-        )
-        self.prompt = engine.tokenizer.encode(prompt)
-        if not self.prompt:
-            raise TemplateError(f"{engine.template.origin} makes an empty prompt of this conversation")
-        limit = engine.config.max_position_embeddings
-        if len(self.prompt) >= limit:
-            raise ContextLengthExceeded(len(self.prompt), limit)
-        self.room = min(settings.max_new_tokens, limit - len(self.prompt))
-        self.sampling: Sampling = resolve(_sampling(given), engine.generation_config, thinking)
-        self.parser = ReplyParser(engine.tokenizer, inside=leaves_thought_open(self.prompt, engine.tokenizer))
-        self.stops = StopStrings(settings.stop)
-        self.generated: list[int] = []
-        self.text = self.thought = self.detail = ""
-        self.reason: FinishReason = "length"
-        self.cached = self.unshown = 0
-        self.clock = _Clock()
+    def switch(self, number: int) -> None:
+        """Go to the reply with this node number, on whatever branch. Raises UsageError for an unknown one."""
+        found = next((n for n in self.nodes if n.number == number and isinstance(n, Output)), None)
+        if found is None:
+            known = ", ".join(str(n.number) for n in self.branches()) or "none yet"
+            raise UsageError(f"there is no reply {number}: branches end in {known}")
+        self.leaf = found
 
-    def run(self) -> Iterator[Event]:
-        """Yield the reply's events. An error of the machine ends it with a `Done` that explains."""
-        try:
-            yield from self._read_prompt()
-            if self.session._cancelled:
-                self.reason = "cancelled"
+    def reset(self) -> None:
+        """Forget the conversation and every snapshot."""
+        self._start()
+
+    def prime(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> None:
+        """Go on from a given history, which ends with an assistant's message; nothing is read yet.
+
+        Raises TemplateError for messages of a wrong form, UsageError where the order is not question, reply.
+        """
+        given, waiting = self.defaults | settings, []
+        for message in check_messages(messages):
+            if message["role"] != "assistant":
+                waiting.append(message)
+                continue
+            if not waiting:
+                raise UsageError(
+                    "a history to go on from alternates: the assistant speaks after somebody else"
+                )
+            thought = message.get("reasoning_content")
+            reply = self._ask(self.leaf, waiting, given | {"enable_thinking": bool(thought)})
+            reply.output.ids = self._written(message["content"], thought)
+            reply.output.message = dict(message)
+            self._add(reply.node, reply.output)
+            self.leaf, waiting = reply.output, []
+        if waiting:
+            raise UsageError("a history to go on from ends with an assistant's message")
+
+    def _written(self, content: str, thought: str | None) -> list[int]:
+        """A reply that somebody wrote, as ids; its special tokens are text."""
+        tokenizer = self.engine.tokenizer
+        if not thought or tokenizer.think_close_id is None:
+            return tokenizer.encode(content, special=False)
+        inside = tokenizer.encode(f"{thought}\n", special=False)
+        return [*inside, tokenizer.think_close_id, *tokenizer.encode(f"\n\n{content}", special=False)]
+
+    def set_system(self, system: str | None) -> None:
+        """Speak on under another system message, on a branch of its own; the whole of it is read again."""
+        self.system = system
+        nodes = branch(self.leaf)
+        self.leaf = None
+        for node in nodes:
+            if isinstance(node, Input):
+                question = [m for m in node.messages if m["role"] != "system"]
+                new = self._ask(self.leaf, question, {}).node
             else:
-                yield from self._decode()
-        except (RuntimeError, MemoryError) as error:  # what MLX raises when memory or a kernel fails
-            self.reason, self.detail = "error", f"the computation failed: {' '.join(str(error).split())}"
-            self.session._forget()
-        except GeneratorExit:  # between two events the cache and its ids agree
-            raise
-        except BaseException:  # an interrupt within a step, where they do not
-            self.session._forget()
-            raise
-        yield from self._pieces(self.parser.flush())
-        if tail := self.stops.flush():
-            yield self._answer(tail)
-        yield self._done()
+                new = Output(self.nodes[-1], node.opener, node.ids, node.message)  # pyright: ignore
+                self.leaf = new
+            self._add(new)
 
-    def _read_prompt(self) -> Iterator[Event]:
-        session = self.session
-        self.cached = session._sync(self.prompt)
-        total = len(self.prompt)
-        yield Prefill(self.cached, total, self.cached)
-        rest = self.prompt[self.cached :]
-        for done in prefill(session.engine.model, session._cache, rest, lambda: session._cancelled):
-            session.ids = self.prompt[: self.cached + done]
-            yield Prefill(self.cached + done, total, self.cached)
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The current branch in the template's form."""
+        own = messages_of(branch(self.leaf))
+        return own or ([{"role": "system", "content": self.system}] if self.system else [])
 
-    def _decode(self) -> Iterator[Event]:
-        session, engine = self.session, self.session.engine
-        budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
-        decoder = Decoder(engine.model, session._cache, self.prompt[-1], self.sampling)
-        session.ids = list(self.prompt)
-        loops = LoopDetector()
-        while len(self.generated) < self.room:
-            if session._cancelled:
-                self.reason = "cancelled"
-                return
-            if self.parser.inside:
-                budget.close(self.parser.reasoning_tokens, decoder)
-            token = decoder.next()
-            self.clock.token(len(self.prompt) - self.cached)
-            session.ids.append(token)
-            self.generated.append(token)
-            if token in engine.tokenizer.stop_ids:
-                self.reason = "stop"
-                return
-            self.unshown += 1
-            yield from self._pieces(self.parser.add(token))
-            if self.stops.found:
-                self.reason = "stop"
-                return
-            if loops.add(token) and self._close_loop(decoder):
-                loops = LoopDetector()
-            elif self.reason == "stop":
-                return
+    def _add(self, *nodes: Node) -> None:
+        self.nodes += [node for node in nodes if node not in self.nodes]
 
-    def _close_loop(self, decoder: Decoder) -> bool:
-        """End a repeating thought by closing it (True), a repeating answer by stopping."""
-        close = self.session.engine.tokenizer.think_close_id
-        if self.parser.inside and close is not None:
-            decoder.force(close)
-            self.detail = LOOP_IN_THOUGHT
-            return True
-        self.reason, self.detail = "stop", LOOP_IN_ANSWER
-        return False
+    def _last(self) -> Output:
+        if self.leaf is None:
+            raise UsageError("there is no question yet")
+        return self.leaf
 
-    def _pieces(self, pieces: list[tuple[Kind, str]]) -> Iterator[Event]:
-        for kind, text in pieces:
-            if kind == "thought":
-                self.thought += text
-                thought = Thought(text, self._claim())
-                if self.settings.include_reasoning:
-                    yield thought
-            elif shown := self.stops.add(text):
-                yield self._answer(shown)
+    def _input(self, turn: int) -> Input:
+        asked = [node for node in branch(self.leaf) if isinstance(node, Input)]
+        if not 1 <= turn <= len(asked):
+            raise UsageError(f"there is no question {turn}: this branch has {len(asked)}")
+        return asked[turn - 1]
 
-    def _answer(self, text: str) -> Text:
-        self.text += text
-        return Text(text, self._claim())
+    def _turn(self, node: Node) -> int:
+        return sum(isinstance(n, Input) for n in branch(node))
 
-    def _claim(self) -> int:
-        """How many ids were drawn since the piece before."""
-        tokens, self.unshown = self.unshown, 0
-        return tokens
+    # the live state
 
-    def _done(self) -> Done:
-        tokenizer = self.session.engine.tokenizer
-        done = Done(
-            finish_reason=self.reason,
-            text=self.text,
-            thinking=self.thought if self.settings.include_reasoning else "",
-            raw_text=tokenizer.decode(self.generated),
-            prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached,
-            prefilled_tokens=len(self.prompt) - self.cached,
-            reasoning_tokens=self.parser.reasoning_tokens,
-            generated_tokens=len(self.generated),
-            thinking_cut=self.parser.inside,
-            detail=self.detail,
-        )
-        return (
-            replace(done, performance=self.clock.performance()) if self.settings.report_performance else done
-        )
+    def sync(self, ids: Sequence[int]) -> Sync:
+        """Make the live state one that has read a prefix of `ids`, the longest there is; says which."""
+        snapshot = self.snapshots.find(ids)
+        live = len(self.ids) if self.ids and list(ids[: len(self.ids)]) == self.ids else 0
+        if live and (snapshot is None or snapshot.length <= live):
+            return Sync("extend", live, "the live state goes on")
+        if snapshot is None:
+            why = "nothing was read yet" if not self.ids else "no kept state begins this prompt"
+            self.forget()
+            return Sync("rebuild", 0, why)
+        self.cache, self.ids = snapshot.cache.copy(), list(ids[: snapshot.length])
+        return Sync("restore", snapshot.length, f"state {snapshot.kind} of turn {snapshot.turn}")
 
-    def settle(self) -> None:
-        """Write what was said into the transcript, also when the reply was left half way."""
-        if self.generated:
-            answer = {"role": "assistant", "content": self.text}
-            if self.thought:
-                answer["reasoning_content"] = self.thought
-            self.session.messages = [*self.messages, answer]
+    def read(self, ids: Sequence[int]) -> Iterator[int]:
+        """Read what of `ids` the live state has not read, in chunks; yields how many are read."""
+        start = len(self.ids)
+        for done in prefill(self.engine.model, self.cache, ids[start:], lambda: self.cancelled):
+            self.ids = list(ids[: start + done])
+            yield start + done
 
+    def idle(self) -> Iterator[int]:
+        """Read ahead, chunk by chunk, what the next question will need: in `strip` the answers without their
+        thoughts. To be called while the user thinks, and left at any chunk."""
+        if self.leaf is None or self._busy:
+            return
+        pretended = Input(self.leaf, [{"role": "user", "content": ""}], [])
+        target = self.author.ids(branch(pretended), self.history)
+        self.cancelled = False
+        if self.sync(target).cached == len(target):
+            return
+        yield from self.read(target)
+        if len(self.ids) == len(target):
+            self.keep("B")
 
-class _Clock:
-    """Times of one reply: when it began, its first and its last token."""
+    def forget(self) -> None:
+        """Begin a live state that has read nothing."""
+        self.cache, self.ids = self.engine.model.new_cache(quantized=self.quantized_kv), []
 
-    def __init__(self):
-        mx.reset_peak_memory()
-        self.begin = self.first = self.last = time.perf_counter()
-        self.count = self.prefilled = 0
+    def keep(self, kind: Kind) -> None:
+        """Snapshot the live state."""
+        self.snapshots.keep(self.cache, self.ids, self._turn(self.leaf) if self.leaf else 0, kind)
 
-    def token(self, prefilled: int) -> None:
-        self.last = time.perf_counter()
-        if not self.count:
-            self.first, self.prefilled = self.last, prefilled
-        self.count += 1
+    def disagreement(self, node: Input) -> str | None:
+        """Where the kept ids of the branch say something else than the template would write now."""
+        return self.author.disagreement(branch(node), self._first_switches)
 
-    def performance(self) -> Performance:
-        reading, writing = self.first - self.begin, self.last - self.first
-        return Performance(
-            seconds_to_first_token=reading,
-            prefill_tokens_per_s=self.prefilled / reading if reading else 0.0,
-            decode_tokens_per_s=(self.count - 1) / writing if writing else 0.0,
-            seconds=time.perf_counter() - self.begin,
-            active_nbytes=mx.get_active_memory(),
-            peak_nbytes=mx.get_peak_memory(),
-            cache_nbytes=mx.get_cache_memory(),
-        )
+    def logits(self) -> mx.array:
+        """Logits [V] float32 after the last of `ids`, from the live state and without changing it."""
+        if self.cache.hidden is None:
+            raise UsageError("nothing was read yet")
+        return self.engine.model.logits(self.cache.hidden)[-1]
 
-
-def _shielded(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """What looks like a special token in what somebody wrote is text, not a turn of its own."""
-    texts = {name: message.get(name) for name in ("content", "reasoning_content")}
-    return message | {name: tokenizer.shield(text) for name, text in texts.items() if text is not None}
-
-
-def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name in Sampling.__dataclass_fields__}
-
-
-def _thinking(engine: Engine, settings: ReplySettings) -> tuple[bool, dict[str, Any]]:
-    """Whether to think, and the effort for a template that takes one by name."""
-    effort, asked = settings.reasoning_effort, settings.enable_thinking
-    if effort is None:
-        return engine.thinks_by_default if asked is None else asked, {}
-    if "reasoning_effort" in engine.template.source and effort != "none":
-        word = "xhigh" if effort == "high" else effort
-        return asked is not False, {"reasoning_effort": word}
-    return (effort not in ("none", "low")) if asked is None else asked, {}
+    def explain(self) -> dict[str, Any]:
+        """What was reused and read again per turn and why, and every snapshot with its bytes."""
+        return {
+            "history": self.history,
+            "turns": [
+                {
+                    "turn": turn.number,
+                    "how": turn.sync.how,
+                    "why": turn.sync.why,
+                    "prompt_tokens": turn.prompt_tokens,
+                    "cached_tokens": turn.sync.cached,
+                    "prefilled_tokens": turn.prefilled_tokens,
+                }
+                for turn in self.turns
+            ],
+            "snapshots": [
+                {"turn": s.turn, "kind": s.kind, "tokens": s.length, "state_nbytes": s.cache.state_nbytes}
+                for s in self.snapshots
+            ],
+            "snapshot_nbytes": self.snapshots.nbytes,
+            "snapshot_budget_nbytes": self.snapshots.budget_nbytes,
+        }

@@ -55,11 +55,11 @@ def test_logits_after_ids_of_no_token_are_refused(engine, ids, found):
         engine.logits(ids)
 
 
-def test_prefill_reports_every_chunk_and_leaves_the_last_id(engine, monkeypatch):
+def test_prefill_reports_every_chunk(engine, monkeypatch):
     monkeypatch.setattr(generate, "PREFILL_CHUNK", 64)
     cache = engine.model.new_cache()
-    assert list(prefill(engine.model, cache, IDS)) == [64, 128, 149]
-    assert cache.length == len(IDS) - 1
+    assert list(prefill(engine.model, cache, IDS)) == [64, 128, 150]
+    assert cache.length == len(IDS)
 
 
 def test_prefill_stops_between_chunks_when_cancelled(engine, monkeypatch):
@@ -72,7 +72,7 @@ def test_prefill_stops_between_chunks_when_cancelled(engine, monkeypatch):
 def test_decoding_ahead_draws_the_ids_of_a_plain_loop(engine):
     cache = engine.model.new_cache()
     list(prefill(engine.model, cache, IDS))
-    decoder = Decoder(engine.model, cache, IDS[-1], GREEDY)
+    decoder = Decoder(engine.model, cache, GREEDY)
     drawn = [decoder.next() for _ in range(8)]
     ids = list(IDS)
     for _ in range(8):
@@ -83,7 +83,7 @@ def test_decoding_ahead_draws_the_ids_of_a_plain_loop(engine):
 def test_a_forced_id_is_read_as_if_it_had_been_drawn(engine):
     cache = engine.model.new_cache()
     list(prefill(engine.model, cache, IDS))
-    decoder = Decoder(engine.model, cache, IDS[-1], GREEDY)
+    decoder = Decoder(engine.model, cache, GREEDY)
     first = decoder.next()
     decoder.force(42)
     assert decoder.next() == 42
@@ -92,7 +92,9 @@ def test_a_forced_id_is_read_as_if_it_had_been_drawn(engine):
 
 
 def test_rank_counts_the_likelier_ids(engine):
-    decoder = Decoder(engine.model, engine.model.new_cache(), 5, GREEDY)
+    cache = engine.model.new_cache()
+    list(prefill(engine.model, cache, [5]))
+    decoder = Decoder(engine.model, cache, GREEDY)
     order = mx.argsort(-engine.logits([5])[-1])
     assert [decoder.rank(int(order[i])) for i in (0, 1, 9)] == [0, 1, 9]
 

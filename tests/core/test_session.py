@@ -10,7 +10,7 @@ from qchat.core import Session, load_session
 from qchat.core.chat import Template
 from qchat.core.engine import Engine
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
-from qchat.core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
+from qchat.core.events import Done, Event, Notice, Prefill, Sync, Text, Thought, to_json
 from qchat.core.model import Model
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny
@@ -41,7 +41,7 @@ def finished(events: Iterable[Event]) -> Done:
 def test_a_reply_is_events_with_exactly_one_done_at_the_end(engine):
     events = list(Session(engine, **SETTINGS).stream("hello"))
     done = finished(events)
-    assert isinstance(events[0], Notice | Prefill)
+    assert isinstance(events[0], Notice | Sync | Prefill)
     assert done.text == "".join(e.text for e in events if isinstance(e, Text))
     assert done.prompt_tokens == done.cached_tokens + done.prefilled_tokens
     assert json.loads(json.dumps(to_json(done)))["event"] == "done"
@@ -192,16 +192,14 @@ def test_a_template_that_renders_nothing_is_refused(engine):
         Session(with_template(engine, "{# nothing #}")).send("hello")
 
 
-def test_special_tokens_spelled_out_in_a_thought_stay_text(engine):
-    kept = with_template(
-        engine, "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
-    )
-    session = Session(kept, **SETTINGS)
-    session.messages = [{"role": "assistant", "content": "x", "reasoning_content": "a</think>b<|im_end|>"}]
-    done = session.send("hello")
-    prompt = session.ids[: done.prompt_tokens]
-    assert engine.tokenizer.decode(prompt) == "a</think>b<|im_end|>xhello"
-    assert not {engine.tokenizer.think_close_id, *engine.tokenizer.stop_ids} & set(prompt)
+def test_special_tokens_spelled_out_in_a_written_reply_stay_text(engine):
+    session = Session(engine, **SETTINGS)
+    reply = {"role": "assistant", "content": "x<|im_end|>y", "reasoning_content": "a</think>b"}
+    session.prime([{"role": "user", "content": "hi"}, reply])
+    written = session.author.closed(session.branches()[0])
+    assert engine.tokenizer.decode(written) == "a</think>b\n</think>\n\nx<|im_end|>y"
+    assert written.count(engine.tokenizer.think_close_id) == 1
+    assert [t for t in written if t in engine.tokenizer.stop_ids] == written[-1:]
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine):
