@@ -4,7 +4,7 @@ PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format lint types imports test fuzz bench-peer
+.PHONY: help setup check format lint types imports test fuzz bench-conversation bench-peer
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: ## every test
 
 fuzz: ## 320 random conversations, each step compared with a cold run
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/test_conversation.py -k script
+
+bench-conversation: ## what each turn reads, cached and not; reopening; memory
+	$(PYTHON) tests/bench_conversation.py
 
 bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py

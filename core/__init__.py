@@ -5,6 +5,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import QchatError as QchatError
+    from .evaluate import evaluate_model as evaluate_model
+    from .inspection import inspect_model as inspect_model
+    from .quant.calibrate import calibrate_model as calibrate_model
+    from .quant.convert import UNQUANTIZED as UNQUANTIZED
+    from .quant.convert import Conversion as Conversion
+    from .quant.convert import convert as convert
+    from .quant.convert import plan_json as plan_json
+    from .quant.convert import plan_text as plan_text
+    from .quant.recipes import Options as Options
     from .session import Engine as Engine
     from .session import Reply as Reply
     from .session import Session as Session
@@ -16,6 +25,11 @@ _HOMES = {
     "Session": "session",
     "load_session": "session",
     "QchatError": "errors",
+    "Options": "quant.recipes",
+    "calibrate_model": "quant.calibrate",
+    "evaluate_model": "evaluate",
+    "inspect_model": "inspection",
+    **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "quant.convert"),
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

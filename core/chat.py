@@ -19,55 +19,7 @@ ROLES = ("system", "user", "assistant", "tool")
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 Kind = Literal["thought", "text"]
 
-BUILT_IN = r"""{%- if not messages %}{{ raise_exception('there are no messages to render') }}{% endif %}
-{%- set system = messages[0].content | trim if messages[0].role == 'system' else '' %}
-{%- if tools %}
-    {{- '<|im_start|>system\n# Tools\n\nThese functions can be called:\n\n<tools>' }}
-    {%- for tool in tools %}{{ '\n' ~ (tool | tojson) }}{% endfor %}
-    {{- '\n</tools>\n\nTo call one, end the reply with:\n\n' }}
-    {{- '<tool_call>\n<function=NAME>\n<parameter=NAME>\nVALUE\n</parameter>\n</function>\n</tool_call>' }}
-    {{- ('\n\n' ~ system if system else '') ~ '<|im_end|>\n' }}
-{%- elif system %}
-    {{- '<|im_start|>system\n' ~ system ~ '<|im_end|>\n' }}
-{%- endif %}
-{%- set turn = namespace(last_question=-1) %}
-{%- for message in messages %}
-    {%- if message.role == 'user' %}{% set turn.last_question = loop.index0 %}{% endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {%- set content = message.content | trim %}
-    {%- if message.role == 'system' and not loop.first %}
-        {{- raise_exception('the system message must come first') }}
-    {%- elif message.role == 'user' %}
-        {{- '<|im_start|>user\n' ~ content ~ '<|im_end|>\n' }}
-    {%- elif message.role == 'tool' %}
-        {{- '' if loop.previtem and loop.previtem.role == 'tool' else '<|im_start|>user' }}
-        {{- '\n<tool_response>\n' ~ content ~ '\n</tool_response>' }}
-        {{- '' if loop.nextitem and loop.nextitem.role == 'tool' else '<|im_end|>\n' }}
-    {%- elif message.role == 'assistant' %}
-        {{- '<|im_start|>assistant\n' }}
-        {%- if preserve_thinking or loop.index0 > turn.last_question %}
-            {{- '<think>\n' ~ (message.reasoning_content or '') | trim ~ '\n</think>\n\n' }}
-        {%- endif %}
-        {{- content }}
-        {%- for call in message.tool_calls or [] %}
-            {{- '\n\n' if loop.first and content else '' if loop.first else '\n' }}
-            {{- '<tool_call>\n<function=' ~ call.function.name ~ '>\n' }}
-            {%- for name, value in call.function.arguments | items %}
-                {{- '<parameter=' ~ name ~ '>\n' }}
-                {{- value if value is string else value | tojson }}
-                {{- '\n</parameter>\n' }}
-            {%- endfor %}
-            {{- '</function>\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-    {{- '<think>\n\n</think>\n\n' if enable_thinking is false else '<think>\n' }}
-{%- endif %}
-"""
+BUILT_IN = (Path(__file__).parent / "embedded" / "chat_template.jinja").read_text(encoding="utf-8")
 BUILT_IN_NOTICE = "this model has no chat template: using qchat's own, ChatML with think blocks"
 
 

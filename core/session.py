@@ -12,11 +12,12 @@ from typing import Any
 from .backend import mx
 from .chat import check_messages
 from .engine import Engine
-from .errors import UsageError
+from .errors import StoreError, UsageError
 from .events import Done, Event, Notice, Sync
 from .generate import prefill
 from .reply import PendingReply, sampling_of, switches_of
 from .sampling import resolve
+from .saved_states import SavedStates
 from .settings import ReplySettings
 from .snapshots import Kind, Snapshots
 from .transcript import Author, History, Input, Node, Output, Prompt, branch, messages_of
@@ -323,6 +324,22 @@ class Session:
     def keep(self, kind: Kind) -> None:
         """Snapshot the live state."""
         self.snapshots.keep(self.cache, self.ids, self._turn(self.leaf) if self.leaf else 0, kind)
+
+    def resume(self, states: SavedStates, name: str) -> bool:
+        """Take the live state saved under `name`, if it is this branch's; else the next question reads again.
+
+        A refused file becomes a `Notice` of the next reply.
+        """
+        try:
+            found = states.load(name, quantized=self.quantized_kv)
+        except StoreError as error:
+            self._notices.append(f"{error}; the conversation is read again")
+            return False
+        written = self.author.ids(branch(self.leaf), self.history)
+        if found is None or found[1] != written[: len(found[1])]:
+            return False
+        self.cache, self.ids = found
+        return True
 
     def disagreement(self, node: Input) -> str | None:
         """Where the kept ids of the branch say something else than the template would write now."""

@@ -9,24 +9,23 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from ..core.errors import DoesNotFit, QchatError, UsageError
 from . import __version__
 from .output import OutputError, write
+from .verbs import VERBS, Parser
+from .verbs import run as run_verb
 
 MAX_STDIN_NBYTES = 64 << 20
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (qchat --help lists the options)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv`, by default the process's own; returns its exit code."""
     try:
+        _open_what_is_closed()
         for stream in (sys.stdout, sys.stderr):
             _never_fail_to_encode(stream)
         return _run(sys.argv[1:] if argv is None else argv)
@@ -42,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] in VERBS:
+        return run_verb(argv[0], argv[1:])
     parser = _parser()
     try:
         args = parser.parse_args(argv)
@@ -69,11 +70,12 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="qchat",
         allow_abbrev=False,
         description="Chat with a Qwen3.5 or Qwen3.6 model on this machine.",
-        epilog="Text piped in comes before the prompt. The answer goes to stdout, all else to stderr.",
+        epilog="Text piped in comes before the prompt. The answer goes to stdout, all else to stderr. "
+        f"Other commands: {', '.join(f'qchat {verb} ({what})' for verb, what in VERBS.items())}.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model folder")
     parser.add_argument("-p", "--prompt", type=_text, metavar="TEXT", help="what to say to the model")
@@ -168,7 +170,7 @@ def _text(value: str) -> str:
 
 def _prompt(given: str | None) -> str:
     """What was piped in, then what was given. Raises UsageError where both are missing."""
-    waiting = sys.stdin is None or sys.stdin.isatty()
+    waiting = sys.stdin.isatty()
     if waiting and given is None:
         raise UsageError("-p TEXT is needed: for now qchat answers one prompt at a time")
     parts = ["" if waiting else _piped(), given or ""]
@@ -190,7 +192,17 @@ def _piped() -> str:
         ) from error
 
 
-def _never_fail_to_encode(stream: TextIO | None) -> None:
+def _open_what_is_closed() -> None:
+    """A stream closed by the caller reads nothing and writes nowhere.
+
+    Its number would go to the next file opened, and MLX takes a file with number 0 for one that failed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  open as long as the process
+
+
+def _never_fail_to_encode(stream: TextIO) -> None:
     """A locale without some character shows a question mark in its place."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")

@@ -164,10 +164,11 @@ def _row(name: str, spec: Spec, geometry: Geometry | None, config: ModelConfig) 
     nbytes = tensor_nbytes(name, spec.shape, geometry)
     dense = "float32" if name.endswith(FLOAT32_NAMES) else "bfloat16"
     mode = dense if geometry is None else str(geometry)
-    return Row(_class(name), mode, 1, math.prod(spec.shape), nbytes, _read_nbytes(name, nbytes, config))
+    return Row(tensor_class(name), mode, 1, math.prod(spec.shape), nbytes, _read_nbytes(name, nbytes, config))
 
 
-def _class(name: str) -> str:
+def tensor_class(name: str) -> str:
+    """What kind of tensor the canonical `name` is, in the words of every table."""
     if name.startswith(MTP_PREFIX):
         return "mtp"
     *_, parent, last = f".{name}".split(".")

@@ -119,6 +119,17 @@ def test_a_reply_without_an_answer_prints_no_empty_line(loader: Loader, capsys: 
     assert "inside its thought" in one_sentence(err)
 
 
+@pytest.mark.parametrize(("reason", "said"), [("stop", "ended its reply inside"), ("cancelled", "")])
+def test_a_thought_that_no_limit_cut_blames_no_limit(
+    loader: Loader, capsys: pytest.CaptureFixture, reason, said
+):
+    loader.session.script = [Done(reason, thinking="Hm", thinking_cut=True)]
+    main(["model", "-p", "What?"])
+    err = capsys.readouterr().err
+    assert said in err
+    assert "--max-tokens" not in err
+
+
 def test_an_answer_cut_at_its_limit_is_said_to_be(loader: Loader, capsys: pytest.CaptureFixture):
     loader.session.script = [Text("Par"), Done("length", text="Par")]
     assert main(["model", "-p", "What?"]) == 0
@@ -227,12 +238,6 @@ def test_piped_text_comes_before_the_prompt(
 
 def test_a_terminal_on_stdin_is_not_waited_for(loader: Loader, monkeypatch: pytest.MonkeyPatch):
     at_a_terminal(monkeypatch, "stdin")
-    assert main(["model", "-p", "given"]) == 0
-    assert loader.session.asked == ["given"]
-
-
-def test_without_a_stdin_the_prompt_is_enough(loader: Loader, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "stdin", None)
     assert main(["model", "-p", "given"]) == 0
     assert loader.session.asked == ["given"]
 

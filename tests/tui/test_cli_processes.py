@@ -137,6 +137,15 @@ def test_a_full_disk_is_one_sentence():
     assert "could not be written: No space left" in one_sentence(err)
 
 
+@pytest.mark.parametrize(("closed", "out"), [("<&-", "True\n"), (">&-", ""), ("2>&-", "True\n")])
+def test_a_stream_that_the_caller_closed_is_opened_on_nothing(closed: str, out: str):
+    """MLX took a shard for missing that was opened under the free number 0, and a missing stderr crashed."""
+    free = 'yield Text(str(os.dup(2) > 2))\nyield Done("stop")'
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(free)]
+    done = subprocess.run(shell, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, out, "")
+
+
 def test_at_a_real_terminal_a_prompt_is_asked_for():
     leader, follower = pty.openpty()
     done = qchat("model", stdin=follower, stdout=follower)

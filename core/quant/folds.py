@@ -1,0 +1,78 @@
+"""Scales moved between tensors without changing the model: columns times s, what feeds them divided by s.
+
+Owns how the scales reach each tensor, and the report of what was changed. Which scales: `awq`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..backend import mx
+from .imatrix import Imatrix
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What became of one group: `letter` A to F, `layer` such as "layers.3", and the tensor that feeds it.
+
+    `before` and `after` are sum importance (w - Q(w))^2 over its matrices; a `reason` says why the group was
+    left as it is, and then `after` is `before`, or both are 0 where nothing was measured.
+    """
+
+    letter: str
+    layer: str
+    feeder: str
+    alpha: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    reason: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return not self.reason
+
+    def __str__(self) -> str:
+        what = f"{self.letter} {self.feeder}"
+        if self.reason:
+            return f"{what}: skipped, {self.reason}"
+        gain = f" ({self.after / self.before - 1:+.1%})" if self.before else ""
+        return f"{what}: alpha {self.alpha:.2f}, error {self.before:.4g} to {self.after:.4g}{gain}"
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The scales of one model by canonical tensor name; empty, every tensor stays what it is.
+
+    `columns` are [K] or [E, K] and multiply inputs; `rows` are [N] or [E, N] and divide outputs, or the
+    elements of a norm. All float32.
+    """
+
+    imatrix: Imatrix | None = None
+    columns: Mapping[str, mx.array] = field(default_factory=dict)
+    rows: Mapping[str, mx.array] = field(default_factory=dict)
+    report: tuple[GroupReport, ...] = ()
+
+    def apply(self, name: str, weight: mx.array) -> mx.array:
+        """The tensor `name` with its scales, float32; `weight` itself where there are none.
+
+        `weight` is [K] (norms as multiplied with x: 1 + w), [N, K] or [E, N, K], of any float dtype.
+        """
+        columns, rows = self.columns.get(name), self.rows.get(name)
+        if columns is None and rows is None:
+            return weight
+        folded = weight.astype(mx.float32)
+        if columns is not None:
+            folded = folded * columns[..., None, :]
+        if rows is not None:
+            folded = folded / (rows if folded.ndim == 1 else rows[..., None])
+        return folded
+
+    def importance(self, name: str) -> mx.array | None:
+        """E[x^2] per input channel of the folded tensor `name`, float32 [K] or [E, K]; None if unknown."""
+        known = None if self.imatrix is None else self.imatrix.importance(name)
+        columns = self.columns.get(name)
+        return known if known is None or columns is None else known / mx.square(columns)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The report as values that `json.dumps` takes."""
+        return [vars(group) for group in self.report]

@@ -1,0 +1,102 @@
+"""What a conversation reads, turn by turn, and what returning to one costs: `make bench-conversation`.
+
+Prints the capitals conversation in both history modes, a cancelled turn and a retry, the time to reopen a
+long conversation from disk against reading it, and the memory of many turns.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from qchat.core import Session
+from qchat.core.backend import mx
+from qchat.core.engine import Engine
+from qchat.core.events import Done, Event
+from qchat.core.saved_states import SavedStates
+from qchat.core.transcript import History
+
+CAPITALS = (
+    "What is the capital of France?",
+    "What about Germany?",
+    "And Japan?",
+    "Which of those three cities has the largest population?",
+)
+SYSTEM = "You are a helpful assistant. Be concise."
+
+
+def finished(events: Iterable[Event]) -> Done:
+    *_, done = events
+    if not isinstance(done, Done):
+        raise TypeError("a reply ended without Done")
+    return done
+
+
+def row(label: str, done: Done) -> None:
+    print(f"{label:34} {done.prompt_tokens:8} {done.cached_tokens:8} {done.prefilled_tokens:10}")
+
+
+def capitals(engine: Engine, history: History, thinking: bool) -> None:
+    session = Session(engine, SYSTEM, history=history, temperature=0, enable_thinking=thinking)
+    for number, question in enumerate(CAPITALS, 1):
+        row(f"{history}, {'thinking' if thinking else 'no thought'}, turn {number}", session.send(question))
+        list(session.idle())
+    row("  retry of turn 4", finished(session.retry()))
+    events = session.stream("Tell me a story about a fox.")
+    for _ in range(20):
+        next(events)
+    session.cancel()
+    row("  turn 5, cancelled", finished(events))
+    row("  turn 6, after it", session.send("And now?"))
+
+
+def reopening(engine: Engine, tokens: int) -> None:
+    session = Session(engine, max_new_tokens=1, enable_thinking=False)
+    session.send("The quick brown fox jumps over the lazy dog. " * (tokens // 11))
+    with tempfile.TemporaryDirectory() as folder:
+        states = SavedStates(Path(folder), engine)
+        states.save("long", session.cache, session.ids)
+        fresh = Session(engine, max_new_tokens=1, enable_thinking=False)
+        begun = time.perf_counter()
+        found = states.load("long")
+        if found is None:
+            raise RuntimeError("the saved state is gone")
+        mx.eval(fresh.engine.model.logits(found[0].hidden))  # pyright: ignore[reportArgumentType]
+        reopened = time.perf_counter() - begun
+    begun = time.perf_counter()
+    list(fresh.read(found[1]))
+    mx.eval(fresh.logits())
+    read = time.perf_counter() - begun
+    print(
+        f"\n{len(found[1])} tokens: reopened in {reopened:.3f} s, read in {read:.3f} s, {read / reopened:.0f}x"
+    )
+
+
+def memory(engine: Engine, turns: int) -> None:
+    budget = 32 << 20
+    session = Session(engine, max_new_tokens=2, enable_thinking=False, snapshot_budget=budget, seed=1)
+    start, highest = mx.get_active_memory(), 0
+    for _ in range(turns):
+        session.send("hi")
+        highest = max(highest, session.snapshots.nbytes)
+    grown = (mx.get_active_memory() - start) / 2**20
+    print(f"\n{turns} turns, {len(session.ids)} tokens: MLX holds {grown:.1f} MiB more; "
+          f"snapshots at most {highest / 2**20:.1f} of {budget / 2**20:.0f} MiB")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = Path(__file__).resolve().parents[2] / "shared/models/qtiny-24m"
+    parser.add_argument("model", nargs="?", type=Path, default=default)
+    engine = Engine.load(parser.parse_args().model)
+    print(f"{'':34} {'prompt':>8} {'cached':>8} {'prefilled':>10}")
+    for history in ("preserve", "strip"):
+        for thinking in (False, True):
+            capitals(engine, history, thinking)
+    reopening(engine, min(1500, engine.config.max_position_embeddings - 64))
+    memory(engine, min(200, engine.config.max_position_embeddings // 24))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Every published variant, converted here: qchat and mlx-lm compute the same logits from the folder."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qchat.core.backend import mx
+from qchat.core.engine import Engine
+from qchat.core.quant.convert import UNQUANTIZED, Conversion, convert
+from qchat.core.quant.recipes import VARIANTS, Options
+from tests.checkpoints import write_checkpoint
+from tests.compare import QTINY, needs_qtiny, relative_rms
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the peer's own imports
+    pytest.importorskip("mlx_lm")
+    load_model = pytest.importorskip("mlx_lm.utils").load_model
+
+# both compute in float32 from the same packed values
+TOLERANCE = 3e-5
+TOKENS = 24
+OTHERS = {
+    "bf16": Options(recipe=UNQUANTIZED),
+    "float map": Options(recipe="unsloth", mxfp=True, float_map=True),
+    "keep-bf16": Options(recipe="unsloth", bits=3, keep_bf16=True),
+    "mixed_2_6": Options(recipe="mixed_2_6"),
+    "qwen3_5": Options(recipe="qwen3_5"),
+    "split": Options(recipe="none", bits=4, mtp="split"),
+}
+CHOICES = {**VARIANTS, **OTHERS}
+each_choice = pytest.mark.parametrize("name", CHOICES)
+
+
+def compare(source: Path, folder: Path, options: Options) -> None:
+    convert(Conversion(source, folder, options), lambda _: None)
+    ids = np.random.default_rng(0).integers(0, 256, TOKENS).tolist()
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    expected = model(mx.array([ids]))[0]
+    assert relative_rms(Engine.load(folder).logits(ids), expected) <= TOLERANCE
+
+
+@each_choice
+def test_a_mixture_of_experts_has_the_logits_of_mlx_lm(name: str, tmp_path: Path):
+    write_checkpoint(tmp_path / "raw", moe=True, num_experts=8, hidden_size=128, head_dim=64)
+    compare(tmp_path / "raw", tmp_path / "new", CHOICES[name])
+
+
+@needs_qtiny
+@each_choice
+def test_the_trained_model_has_the_logits_of_mlx_lm(name: str, tmp_path: Path):
+    compare(QTINY, tmp_path / "new", CHOICES[name])

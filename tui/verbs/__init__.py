@@ -1,0 +1,40 @@
+"""The commands besides chatting: `qchat VERB ...`, one module each, imported only when its verb is used.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> int`; its docstring is its help.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from ...core.errors import UsageError
+from ..output import write
+
+VERBS = {
+    "calibrate": "measure which inputs matter, for convert's --imatrix-path",
+    "convert": "make or plan a quantized model",
+    "eval": "measure a model, alone or against another",
+    "inspect": "show what a model folder holds",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help lists the options)")
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run one of VERBS with the words after it; returns the exit code. Raises QchatError."""
+    module = import_module(f".{verb}", __name__)
+    parser = Parser(prog=f"qchat {verb}", allow_abbrev=False, description=module.__doc__)
+    module.add_arguments(parser)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as end:  # --help has printed
+        write(sys.stdout, "")
+        return int(end.code or 0)
+    return module.run(args)
