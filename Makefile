@@ -39,3 +39,6 @@ bench-conversation: ## what each turn reads, cached and not; reopening; memory
 
 bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py
+
+bench-convert: ## seconds, MB/s and memory of converting 8 GB, beside mlx_lm.convert (needs `peers`)
+	$(PYTHON) tests/peers/bench_convert.py

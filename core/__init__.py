@@ -1,6 +1,7 @@
 """The runtime: load a model folder, hold a conversation with it. Names are imported when first used."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from .session import Session as Session
     from .session import load_session as load_session
 
+# the small model that answers when none is named
+EMBEDDED_MODEL = Path(__file__).parent / "embedded"
+
 _HOMES = {
     "Engine": "session",
     "Reply": "session",
@@ -31,7 +35,7 @@ _HOMES = {
     "inspect_model": "inspection",
     **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "quant.convert"),
 }
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["EMBEDDED_MODEL", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..core import EMBEDDED_MODEL
 from ..core.errors import DoesNotFit, QchatError, UsageError
 from . import __version__
 from .output import OutputError, write
@@ -49,17 +50,15 @@ def _run(argv: Sequence[str]) -> int:
     except SystemExit as end:  # --help and --version have printed
         write(sys.stdout, "")
         return int(end.code or 0)
-    if args.model is None and args.prompt is None:
-        write(sys.stderr, parser.format_usage())
-        return 2
-    if args.model is None:
-        raise UsageError("name a model folder: qchat MODEL -p TEXT")
+    model = args.model or str(EMBEDDED_MODEL)
+    if args.prompt is None and sys.stdin.isatty() and sys.stdout.isatty():
+        return _chat(model, args)
     text = _prompt(args.prompt)
     from .oneshot import Request, run
 
     return run(
         Request(
-            model=args.model,
+            model=model,
             text=text,
             form=args.form,
             show_thinking=args.show_thinking,
@@ -67,6 +66,14 @@ def _run(argv: Sequence[str]) -> int:
             settings=_settings(args),
         )
     )
+
+
+def _chat(model: str, args: argparse.Namespace) -> int:
+    if args.form != "text":
+        raise UsageError("--json and --jsonl print one reply: give the prompt with -p TEXT or pipe it in")
+    from .repl import run
+
+    return run(model, _settings(args), show_thinking=args.show_thinking, stats=args.stats)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Text piped in comes before the prompt. The answer goes to stdout, all else to stderr. "
         f"Other commands: {', '.join(f'qchat {verb} ({what})' for verb, what in VERBS.items())}.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model folder")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a model folder (by default the small model in the package)"
+    )
     parser.add_argument("-p", "--prompt", type=_text, metavar="TEXT", help="what to say to the model")
     parser.add_argument("--version", action="version", version=f"qchat {__version__}")
     _add_output(parser.add_argument_group("output"))

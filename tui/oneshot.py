@@ -93,7 +93,9 @@ class _Progress:
         self._width = len(line)
 
 
-class _TextView:
+class TextView:
+    """The answer on stdout as it arrives, the thought on stderr if wanted."""
+
     def __init__(self, request: Request):
         self._show_thinking = request.show_thinking
         self._answer_end = self._thought_end = ""
@@ -136,7 +138,7 @@ def _jsonl_view(_request: Request) -> Callable[[Event], None]:
 
 
 _VIEWS: dict[str, Callable[[Request], Callable[[Event], None]]] = {
-    "text": _TextView,
+    "text": TextView,
     "json": _json_view,
     "jsonl": _jsonl_view,
 }
@@ -180,10 +182,10 @@ def _close(request: Request, done: Done) -> None:
         case "stop", True:
             note("the model ended its reply inside its thought")
     if request.stats:
-        note(_stats(done))
+        note(stats_line(done))
 
 
-def _stats(done: Done) -> str:
+def stats_line(done: Done) -> str:
     speed = done.performance
     parts = (
         f"{done.prompt_tokens:,} prompt tokens ({done.cached_tokens:,} cached) at "

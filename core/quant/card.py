@@ -15,7 +15,8 @@ from .verify import Check
 GB = 10**9
 MB = 10**6
 MAX_CARD_NBYTES = 4 << 20
-LICENSE = re.compile(r"\A---\n(?:.*\n)*?license: *([A-Za-z0-9._-]+) *\n(?:.*\n)*?---\n")
+FENCE = "---\n"  # around a card's front matter
+LICENSE = re.compile(r"^license: *([A-Za-z0-9._-]+) *$", re.MULTILINE)
 CACHED = re.compile(r"models--([^/]+)--([^/]+)")  # folders of the Hugging Face cache
 
 
@@ -57,7 +58,7 @@ class Report:
             "name": self.name,
             "source": self.source,
             "command": self.command,
-            "options": vars(self.plan.options),
+            "options": {**vars(self.plan.options), "recipe": Path(self.plan.options.recipe).name},
             "nbytes": self.nbytes,
             "bits_per_weight": self.plan.total.bits_per_weight,
             "seconds": self.seconds,
@@ -100,8 +101,9 @@ def read_license(folder: Path) -> str | None:
         card = read_text(folder / "README.md", ModelError, MAX_CARD_NBYTES)
     except ModelError:
         return None
-    front = LICENSE.match(card)
-    return front[1] if front else None
+    front, closed, _ = card.removeprefix(FENCE).partition(f"\n{FENCE}")
+    found = LICENSE.search(front) if card.startswith(FENCE) and closed else None
+    return found[1] if found else None
 
 
 def _check_line(check: Check) -> str:

@@ -35,15 +35,15 @@ class Slice:
 def converted(source: Source, folds: Folds, units: Iterable[Unit]) -> Iterator[Slice]:
     """Every slice of `units` in order, evaluated; none is kept once the next is asked for."""
     pending: deque[Slice] = deque()
-    streams = _streams()
+    turns = streams()
     spans = ((unit, *span) for unit in units for span in _spans(source, unit))
-    for (unit, begin, end), stream in zip(spans, cycle(streams), strict=False):
+    for (unit, begin, end), stream in zip(spans, cycle(turns), strict=False):
         with mx.stream(stream):
             arrays = _arrays(source, folds, unit, begin, end)
         mx.async_eval(list(arrays.values()))
         pending.append(Slice(unit, begin, end, arrays))
         del arrays
-        if len(pending) == len(streams):
+        if len(pending) == len(turns):
             yield _finished(pending.popleft())
     while pending:
         yield _finished(pending.popleft())
@@ -55,8 +55,8 @@ def _finished(piece: Slice) -> Slice:
 
 
 @cache
-def _streams() -> list[mx.Stream]:
-    """Made once: MLX never ends a stream's thread."""
+def streams() -> list[mx.Stream]:
+    """To take turns on; made once, because MLX never ends a stream's thread."""
     if on_gpu():
         return [mx.default_stream(mx.default_device())] * 2  # so that reading and writing overlap
     return [mx.new_stream(mx.cpu) for _ in range(min(os.cpu_count() or 1, MAX_STREAMS))]

@@ -1,7 +1,8 @@
 """From a float matrix to a packed one; where importances are known, affine groups are rounded to suit them.
 
-Scale and bias of a group minimise sum_j importance_j (w_j - scale q_j - bias)^2: from MLX's own choice, and
-from that with its range shrunk, codes and least squares are alternated, and the best of all is kept.
+Of several scales and biases a group gets those with the least sum_j importance_j (w_j - scale q_j - bias)^2:
+MLX's own, and what alternating between codes and scales finds from there. Scales keep the group's variance:
+least squares, which shrinks it, has the smaller error and gives the worse model.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from ..errors import UsageError
 from ..packed import Geometry, Packed
 
 CHUNK_WEIGHTS = 1 << 20  # a chunk's float32 intermediates together take about 50 MB
-# by bits: parts of the range to start from, and rounds of least squares; fine codes are good at once
+# by bits: parts of MLX's range to start from, and rounds from each; fine codes are good at once
 SEARCH = {2: ((1.0, 0.8), 3), 3: ((1.0, 0.8), 3), 4: ((1.0, 0.8), 3), 5: ((1.0,), 3)}
 SEARCH_FINE = ((1.0,), 2)
 WORD_BITS = 32
@@ -138,7 +139,8 @@ class _Groups:
         total = self.importance.sum(axis=-1, keepdims=True)
         self.total = mx.maximum(total, mx.finfo(mx.float32).smallest_normal)  # of a group nobody reads
         self.mean = (self.importance * self.weights).sum(axis=-1, keepdims=True) / self.total
-        self.deviations = self.importance * (self.weights - self.mean)
+        squares = (self.importance * mx.square(self.weights - self.mean)).sum(axis=-1, keepdims=True)
+        self.variance = squares / self.total
 
     def start(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
         """MLX's own scales and biases."""
@@ -154,7 +156,7 @@ class _Groups:
         for part in parts:
             found = scales * part, middle - scales * part * self.top / 2
             for _ in range(rounds):
-                found = self._fitted(*found, dtype)
+                found = self._matched(*found, dtype)
             reached = self.error(*found)
             better = reached < error
             error = mx.where(better, reached, error)
@@ -170,13 +172,13 @@ class _Groups:
         rest = self.weights - (scales * self.codes(scales, biases) + biases)
         return (self.importance * mx.square(rest)).sum(axis=-1, keepdims=True)
 
-    def _fitted(self, scales: mx.array, biases: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-        """Weighted least squares of the weights on their codes, in numbers that `dtype` has."""
+    def _matched(self, scales: mx.array, biases: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """Such that the weights' codes have their mean and variance, in numbers that `dtype` has."""
         codes = self.codes(scales, biases)
         weighted = self.importance * codes
         mean = weighted.sum(axis=-1, keepdims=True) / self.total
-        variance = (weighted * codes).sum(axis=-1, keepdims=True) - self.total * mean * mean
-        spread = variance > 1e-6 * self.total  # else all that counts has one code
-        slopes = (codes * self.deviations).sum(axis=-1, keepdims=True) / mx.where(spread, variance, 1.0)
-        scales = mx.where(spread, slopes, scales).astype(dtype).astype(mx.float32)
+        variance = (weighted * codes).sum(axis=-1, keepdims=True) / self.total - mean * mean
+        spread = variance > 1e-6  # else all that counts has one code
+        ratio = mx.sqrt(self.variance / mx.where(spread, variance, 1.0))
+        scales = mx.where(spread, mx.sign(scales) * ratio, scales).astype(dtype).astype(mx.float32)
         return scales, (self.mean - scales * mean).astype(dtype).astype(mx.float32)

@@ -228,5 +228,8 @@ def _fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of change of the config and of every weight file."""
     shards = find_shards(folder)
     paths = [folder / "config.json", *shards.paths, *([shards.mtp] if shards.mtp else [])]
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
+    try:
+        stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
+    except OSError as error:
+        raise WeightsError(f"cannot read {error.filename}: {error.strerror}") from error
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

@@ -8,10 +8,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from ..assemble import Tensor
-from ..backend import Policy, choose_policy, mx
+from ..backend import choose_policy, mx
 from ..cache import Cache
 from ..errors import WeightsError
 from ..kernels.linear import make_linear, prepare
@@ -19,11 +20,12 @@ from ..layers import AttentionLayer, DeltaLayer, DenseMLP, Named, rms_norm
 from ..moe import MixtureOfExperts
 from ..safetensors_file import read_header
 from ..tokenizer import Tokenizer
+from .pipeline import streams
 from .source import Source, dense
 from .writer import Shard, Unit
 
 PROBE = "The capital of Japan is Tokyo. Two and two make four, and a week has seven days.\n\ndef add(a, b):"
-PROBE_TOKENS = 16
+PROBE_TOKENS = 8
 SAMPLES_PER_CODE = 4
 SAMPLE_NBYTES = 8 << 20  # of rows in bfloat16
 # relative error of a sample, beyond which it is another tensor: 2-bit codes reach 0.6, unrelated weights 1.4
@@ -98,7 +100,7 @@ def compare_logits(source: Source, result: Source, weights: dict[str, float], ti
     Raises WeightsError where the result's logits are no numbers and the source's are.
     """
     ids = probe_ids(source)
-    wanted, actual = streamed_logits(source, ids, tick), streamed_logits(result, ids, tick)
+    wanted, actual = streamed_logits((source, result), ids, tick)
     if mx.isfinite(wanted).all() and not mx.isfinite(actual).all():
         raise WeightsError(f"{result.folder}: its logits are no numbers, and those of its source are")
     ours, theirs = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (actual, wanted))
@@ -111,40 +113,76 @@ def probe_ids(source: Source) -> list[int]:
     return Tokenizer.load(source.folder).encode(PROBE)[:PROBE_TOKENS]
 
 
-def streamed_logits(source: Source, ids: Sequence[int], tick: Tick) -> mx.array:
-    """Logits [T, V] float32 after each of `ids` [T], with no more than one layer in memory."""
-    config = source.config
-    policy = choose_policy(TOO_MANY_PARAMETERS)
-    rows = [source.row("embed_tokens", index) for index in ids]
-    x = mx.stack(rows)[None].astype(policy.activations)  # [1, T, hidden]
-    memories = deque(Cache.empty(config, policy.activations).layers)
+def streamed_logits(sources: Sequence[Source], ids: Sequence[int], tick: Tick) -> list[mx.array]:
+    """Logits [T, V] float32 of each model after each of `ids` [T], side by side, a layer at a time.
+
+    The models have one shape. `tick` hears of each tensor that was used.
+    """
+    config = sources[0].config
+    passes = [_Pass(source, ids, stream) for source, stream in zip(sources, cycle(streams()), strict=False)]
     for i in range(config.num_hidden_layers):
-        # a layer's memory, never evaluated, would hold on to its weights
-        layer = _layer(source, i, policy)
-        x = layer(x, memories.popleft())
-        mx.eval(x)
-        vars(layer).clear()  # it refers to itself, by its fused step
-        for name in _inside(source, i):
-            tick(name, source.weights_nbytes(name))
-    norm = dense(source.read("norm"), mx.float32)
-    x = rms_norm(x, norm, config.rms_norm_eps)
+        for forward in passes:
+            forward.enter(i)
+        mx.eval([forward.x for forward in passes])
+        for forward in passes:
+            forward.leave(tick)
     head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
-    parts = [_product(source, head, span, x, policy) for span in source.slices(head)]
-    tick(head, source.weights_nbytes(head))
-    return mx.concatenate(parts, axis=-1)
+    parts = []
+    for span in sources[0].slices(head):
+        parts.append([forward.logits(head, span) for forward in passes])
+        mx.eval(parts[-1])  # so that the rows can go
+    tick(head, len(passes) * sources[0].weights_nbytes(head))
+    return [mx.concatenate(list(row), axis=-1) for row in zip(*parts, strict=True)]
 
 
-def _inside(source: Source, layer: int) -> list[str]:
-    return [name for name in source.specs if name.startswith(f"layers.{layer}.")]
+class _Pass:
+    """One model's way through its layers, on a stream of its own."""
+
+    def __init__(self, source: Source, ids: Sequence[int], stream: mx.Stream):
+        self._source, self._stream = source, stream
+        self._config, self._policy = source.config, choose_policy(TOO_MANY_PARAMETERS)
+        rows = [source.row("embed_tokens", index) for index in ids]
+        self.x = mx.stack(rows)[None].astype(self._policy.activations)  # [1, T, hidden]
+        self._memories = deque(Cache.empty(self._config, self._policy.activations).layers)
+
+    def enter(self, index: int) -> None:
+        """Ask for layer `index`; its weights stay until `leave`."""
+        self._read = _OnDemand(self._source)
+        with mx.stream(self._stream):
+            self._layer = self._make(index, Named(self._read).within(f"layers.{index}"))
+            # a layer's memory, never evaluated, would hold on to its weights
+            self.x = self._layer(self.x, self._memories.popleft())
+
+    def leave(self, tick: Tick) -> None:
+        vars(self._layer).clear()  # it refers to itself, by its fused step
+        for name in self._read.names:
+            tick(name, self._source.weights_nbytes(name))
+
+    def logits(self, name: str, span: tuple[int, int]) -> mx.array:
+        """The last hidden states [1, T, hidden] times some rows of a matrix, [T, rows] float32, lazy."""
+        with mx.stream(self._stream):
+            norm = dense(self._source.read("norm"), mx.float32)
+            hidden = rms_norm(self.x, norm, self._config.rms_norm_eps)
+            head = make_linear(prepare(self._source.read(name, *span), self._policy))
+            return head(hidden)[0].astype(mx.float32)
+
+    def _make(self, index: int, weights: Named) -> AttentionLayer | DeltaLayer:
+        config, inner = self._config, weights.within("mlp")
+        moe = config.is_moe
+        block = MixtureOfExperts(config, inner, self._policy) if moe else DenseMLP(inner, self._policy)
+        make = AttentionLayer if config.layer_types[index] == "full_attention" else DeltaLayer
+        return make(config, weights, block, self._policy)
 
 
 class _OnDemand(Mapping[str, Tensor]):
-    """Tensors that are read when a layer asks for them and belong to it alone."""
+    """Tensors that are read when a layer asks for them and belong to it alone; `names` were asked for."""
 
     def __init__(self, source: Source):
         self._source = source
+        self.names: list[str] = []
 
     def __getitem__(self, name: str) -> Tensor:
+        self.names.append(name)
         return self._source.read(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -152,19 +190,3 @@ class _OnDemand(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._source.specs)
-
-
-def _layer(source: Source, index: int, policy: Policy) -> AttentionLayer | DeltaLayer:
-    config = source.config
-    weights = Named(_OnDemand(source)).within(f"layers.{index}")
-    inner = weights.within("mlp")
-    block = MixtureOfExperts(config, inner, policy) if config.is_moe else DenseMLP(inner, policy)
-    make = AttentionLayer if config.layer_types[index] == "full_attention" else DeltaLayer
-    return make(config, weights, block, policy)
-
-
-def _product(source: Source, name: str, span: tuple[int, int], x: mx.array, policy: Policy) -> mx.array:
-    """x [1, T, hidden] times some rows of a matrix, [T, rows] float32, evaluated so that they can go."""
-    logits = make_linear(prepare(source.read(name, *span), policy))(x)[0].astype(mx.float32)
-    mx.eval(logits)
-    return logits

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import qchat.core as core
+from qchat.core import EMBEDDED_MODEL
 from qchat.core.errors import ContextLengthExceeded, ModelError, UsageError
 from qchat.core.events import Done, Event, Notice, Performance, Prefill, Text, Thought
 from qchat.tui.cli import main
@@ -245,7 +246,6 @@ def test_a_terminal_on_stdin_is_not_waited_for(loader: Loader, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "piped", "wanted"),
     [
-        (["-p", "What?"], b"", "name a model folder"),
         (["model", "-p", "  "], b"", "the prompt is empty"),
         (["model"], b"\n", "the prompt is empty"),
         (["model"], b"ab\xff", "byte 2 is 0xff"),
@@ -275,18 +275,19 @@ def test_a_bad_command_line_is_one_sentence_and_code_2(
     assert loader.calls == []
 
 
-def test_no_arguments_at_all_print_the_usage(capsys: pytest.CaptureFixture):
-    assert main([]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("usage: qchat")
-
-
-@pytest.mark.usefixtures("loader")
-def test_at_a_terminal_a_prompt_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(("arguments", "model"), [([], str(EMBEDDED_MODEL)), (["m", "--stats"], "m")])
+def test_at_a_terminal_a_chat_begins(monkeypatch: pytest.MonkeyPatch, arguments: list[str], model: str):
     at_a_terminal(monkeypatch, "stdin", "stdout")
-    assert main(["model"]) == 2
-    assert "-p TEXT is needed" in one_sentence(capsys.readouterr().err)
+    begun = []
+    monkeypatch.setattr("qchat.tui.repl.run", lambda model, _, **__: begun.append(model) or 0)
+    assert main(arguments) == 0
+    assert begun == [model]
+
+
+def test_a_chat_is_not_printed_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    at_a_terminal(monkeypatch, "stdin", "stdout")
+    assert main(["--json"]) == 2
+    assert "print one reply" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("loader")

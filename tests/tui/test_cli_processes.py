@@ -146,13 +146,13 @@ def test_a_stream_that_the_caller_closed_is_opened_on_nothing(closed: str, out: 
     assert (done.returncode, done.stdout, done.stderr) == (0, out, "")
 
 
-def test_at_a_real_terminal_a_prompt_is_asked_for():
+def test_at_a_real_terminal_a_missing_model_is_one_sentence():
     leader, follower = pty.openpty()
     done = qchat("model", stdin=follower, stdout=follower)
     os.close(follower)
     os.close(leader)
-    assert done.returncode == 2
-    assert "-p TEXT is needed" in one_sentence(done.stderr)
+    assert done.returncode == 3
+    assert "there is no model folder at model" in one_sentence(done.stderr)
 
 
 def test_a_real_terminal_gets_the_answer_without_control_characters():

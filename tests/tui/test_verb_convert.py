@@ -110,28 +110,35 @@ def test_a_destination_is_needed_unless_it_is_a_plan(raw: Path, capsys: pytest.C
     assert "-o FOLDER is needed" in capsys.readouterr().err
 
 
-def test_a_path_with_a_slash_is_a_model_even_if_it_is_called_like_a_verb(
-    capsys: pytest.CaptureFixture[str],
-):
-    assert main(["./convert", "-p", "x"]) == 3
-    assert "there is no model folder at convert" in capsys.readouterr().err
-
-
-def test_help_lists_the_verbs_and_imports_no_mlx():
+def qchat(*words: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, with nothing piped in and nothing but Python to find."""
     script = (
         "import sys; from qchat.tui.cli import main; code = main(sys.argv[1:]);"
         "print('mlx' in {name.split('.')[0] for name in sys.modules}); sys.exit(code)"
     )
-    for words, expected in ((["--help"], tuple(VERBS)), (["convert", "--help"], ("--q-recipe",))):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *words],
-            env={"PYTHONPATH": str(ROOT / ".dev"), "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert all(word in done.stdout for word in expected)
-        assert done.stdout.endswith("False\n")
+    return subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env={"PYTHONPATH": str(ROOT / ".dev"), "PATH": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_path_with_a_slash_is_a_model_even_if_it_is_called_like_a_verb():
+    done = qchat("./convert", "-p", "x")
+    assert done.returncode == 3
+    assert "there is no model folder at convert" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["--help"], tuple(VERBS)), (["convert", "--help"], ("--q-recipe",))]
+)
+def test_help_lists_the_verbs_and_imports_no_mlx(words: list[str], expected: tuple[str, ...]):
+    done = qchat(*words)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in expected)
+    assert done.stdout.endswith("False\n")
 
 
 def test_an_interruption_says_how_to_go_on(
