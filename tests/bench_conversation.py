@@ -68,9 +68,8 @@ def reopening(engine: Engine, tokens: int) -> None:
     list(fresh.read(found[1]))
     mx.eval(fresh.logits())
     read = time.perf_counter() - begun
-    print(
-        f"\n{len(found[1])} tokens: reopened in {reopened:.3f} s, read in {read:.3f} s, {read / reopened:.0f}x"
-    )
+    ratio = read / reopened
+    print(f"\n{len(found[1])} tokens: reopened in {reopened:.3f} s, read in {read:.3f} s, {ratio:.0f}x")
 
 
 def memory(engine: Engine, turns: int) -> None:

@@ -77,7 +77,7 @@ def calibrate_model(
     data: Path | None = None,
     chunk_size: int = CHUNK_SIZE,
     chunks: int | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda _done, _total: None,
 ) -> Calibration:
     """Measure the model at `folder` on the text file `data`, or on the packaged text, and write `output`.
 
@@ -183,6 +183,8 @@ class _State:
             arrays, metadata = mx.load(str(self.path), format="safetensors", return_metadata=True)
             mx.eval(arrays)
         except (RuntimeError, ValueError):
+            return 0
+        if not (isinstance(arrays, dict) and isinstance(metadata, dict)):
             return 0
         if metadata.get("identity") != self.identity:
             return 0

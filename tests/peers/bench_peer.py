@@ -53,7 +53,7 @@ def open_qchat(model: Path) -> Generate:
         cache = engine.model.new_cache()
         for _ in prefill(engine.model, cache, ids):
             pass
-        decoder = Decoder(engine.model, cache, ids[-1], Sampling(temperature=0.0))
+        decoder = Decoder(engine.model, cache, Sampling(temperature=0.0))
         while True:
             yield decoder.next()
 

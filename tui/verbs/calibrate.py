@@ -1,4 +1,4 @@
-"""Measure which input channels of a model's matrices matter, on a text, and write them as an imatrix in GGUF."""
+"""Measure on a text which input channels of a model's matrices matter; write them as an imatrix in GGUF."""
 
 import argparse
 import sys
