@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..backend import mx
 from ..cache import KVCache
@@ -101,21 +101,16 @@ def calibrate_model(
         if done % SAVE_EVERY == 0 and done < len(pieces):
             state.save(done)
         progress(done, len(pieces))
-    name = (data or BUILTIN_TEXT).name
-    statistics = {name: Statistics(r.sums, r.counts) for r in recorders for name in r.names}
+    statistics = {module: Statistics(r.sums, r.counts) for r in recorders for module in r.names}
+    datasets, count = [(data or BUILTIN_TEXT).name], len(pieces)
     write_imatrix(
-        output,
-        statistics,
-        engine.config,
-        datasets=[name],
-        chunk_count=len(pieces),
-        chunk_size=chunk_size,
+        output, statistics, engine.config, datasets=datasets, chunk_count=count, chunk_size=chunk_size
     )
     state.path.unlink(missing_ok=True)
     routed = [recorder.counts for recorder in recorders if recorder.experts]
     return Calibration(
         path=output,
-        chunks=len(pieces),
+        chunks=count,
         chunk_size=chunk_size,
         resumed=resumed,
         modules=len(statistics),
@@ -180,11 +175,10 @@ class _State:
         if not self.path.is_file():
             return 0
         try:
-            arrays, metadata = mx.load(str(self.path), format="safetensors", return_metadata=True)
-            mx.eval(arrays)
+            loaded = mx.load(str(self.path), format="safetensors", return_metadata=True)
+            arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+            mx.eval(list(arrays.values()))
         except (RuntimeError, ValueError):
-            return 0
-        if not (isinstance(arrays, dict) and isinstance(metadata, dict)):
             return 0
         if metadata.get("identity") != self.identity:
             return 0
