@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .errors import QchatError as QchatError
     from .evaluate import evaluate_model as evaluate_model
+    from .export import export_conversation as export_conversation
+    from .export import import_conversation as import_conversation
     from .inspection import inspect_model as inspect_model
     from .quant.calibrate import calibrate_model as calibrate_model
     from .quant.convert import UNQUANTIZED as UNQUANTIZED
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .session import Reply as Reply
     from .session import Session as Session
     from .session import load_session as load_session
+    from .store import Store as Store
 
 # the small model that answers when none is named
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
@@ -31,7 +34,10 @@ _HOMES = {
     "QchatError": "errors",
     "Options": "quant.recipes",
     "calibrate_model": "quant.calibrate",
+    "Store": "store",
     "evaluate_model": "evaluate",
+    "export_conversation": "export",
+    "import_conversation": "export",
     "inspect_model": "inspection",
     **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "quant.convert"),
 }

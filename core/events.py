@@ -52,21 +52,28 @@ class ToolUse:
     """A call of the tool `name`; `raw` is the reply's text that it was read from.
 
     The arguments are what the model wrote: neither the name nor they are checked against the tool's schema.
+    `tokens` ids were drawn since the piece before it.
     """
 
     name: str
     arguments: dict[str, Any]
     raw: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Speeds in tokens/s, times in seconds, memory in bytes; decode speed is (n-1) / (end - first token)."""
+    """Speeds in tokens/s, times in seconds, memory in bytes; decode speed is (n-1) / (end - first token).
+
+    The first token is waited for from the question on: template, tokenizer and prefill. The prefill's own
+    speed counts reading alone, and `seconds_thinking` what was spent between the ids of thoughts.
+    """
 
     seconds_to_first_token: float = 0.0
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
     seconds: float = 0.0
+    seconds_thinking: float = 0.0
     active_nbytes: int = 0
     peak_nbytes: int = 0
     cache_nbytes: int = 0
@@ -76,9 +83,10 @@ class Performance:
 class Done:
     """The end of a reply, also of a cancelled or failed one.
 
-    `prompt_tokens` = `cached_tokens` + `prefilled_tokens`; `generated_tokens` counts the stop token and the
-    `reasoning_tokens`; `thinking_cut` says that the reply ended inside its thought; `detail` explains an
-    error, a closed loop or a closed thought.
+    `prompt_tokens` = `cached_tokens` + `prefilled_tokens`, which count what was reused and what was read; a
+    reply that ended while its prompt was being read has read less. `generated_tokens` counts the stop token
+    and the `reasoning_tokens`; `text` is the answer without its `tool_calls`; `thinking_cut` says that the
+    reply ended inside its thought; `detail` explains an error, a closed loop or a closed thought.
     """
 
     finish_reason: FinishReason
@@ -92,6 +100,7 @@ class Done:
     generated_tokens: int = 0
     thinking_cut: bool = False
     detail: str = ""
+    tool_calls: tuple[ToolUse, ...] = ()
     performance: Performance = field(default_factory=Performance)
 
 

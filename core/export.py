@@ -63,7 +63,7 @@ details, footer {{ opacity: .7 }}
 """
 
 
-def export(store: Store, conversation: int, path: Path, *, overwrite: bool = False) -> None:
+def export_conversation(store: Store, conversation: int, path: Path, *, overwrite: bool = False) -> None:
     """Write the conversation to `path`, in the format that its suffix names: .md, .json, .html.
 
     Raises UsageError for another suffix or a file that is there already, StoreError for what cannot be read
@@ -85,8 +85,8 @@ def export(store: Store, conversation: int, path: Path, *, overwrite: bool = Fal
 def to_markdown(conversation: Conversation, branch: Sequence[Node]) -> str:
     """The messages as their authors wrote them, under headings; thoughts quoted, calls and results fenced."""
     parts = [f"# {_heading(conversation)}", f"*{_footer(conversation)}*"]
-    if conversation.system:
-        parts += ["## System", conversation.system]
+    if system := _system(conversation, branch):
+        parts += ["## System", system]
     for node in branch:
         parts.append(f"## {_speaker(node)}")
         if node.thinking:
@@ -101,7 +101,8 @@ def to_markdown(conversation: Conversation, branch: Sequence[Node]) -> str:
 
 def to_html(conversation: Conversation, branch: Sequence[Node]) -> str:
     """One page with everything in it; thoughts are folded."""
-    parts = [_section("system", "System", conversation.system)] if conversation.system else []
+    system = _system(conversation, branch)
+    parts = [_section("system", "System", system)] if system else []
     parts += [_section(node.role, _speaker(node), node.text, node) for node in branch]
     return PAGE.format(
         title=_escaped(_heading(conversation)),
@@ -111,7 +112,7 @@ def to_html(conversation: Conversation, branch: Sequence[Node]) -> str:
 
 
 def to_json(conversation: Conversation, nodes: Sequence[Node]) -> str:
-    """The whole tree, to be read by `import_json`."""
+    """The whole tree, to be read by `import_conversation`."""
     about = asdict(conversation)
     for name in ("id", "imported", "updated"):
         del about[name]
@@ -122,7 +123,7 @@ def to_json(conversation: Conversation, nodes: Sequence[Node]) -> str:
     return json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def import_json(store: Store, path: Path) -> int:
+def import_conversation(store: Store, path: Path) -> int:
     """Add the conversation in the file to the store; its id there.
 
     Raises StoreError naming the file and what in it is wrong; then nothing was added.
@@ -179,7 +180,8 @@ def _draft(node: "_Checked", parent: int | None) -> NodeDraft:
         text=node.text("text"),
         thinking=node.text("thinking"),
         tool_calls=node.tool_calls(),
-        ids=node.token_ids(),
+        ids=node.token_ids("ids"),
+        opener=node.token_ids("opener"),
         state="cancelled" if state == "streaming" else state,  # nobody is writing it any more
         settings=node.plain("settings", dict, {}),
         stats=node.plain("stats", dict, {}),
@@ -234,14 +236,14 @@ class _Checked:
             part.plain("arguments", dict, {})
         return calls
 
-    def token_ids(self) -> list[int]:
-        ids = self.plain("ids", list, [])
+    def token_ids(self, name: str) -> list[int]:
+        ids = self.plain(name, list, [])
         if len(ids) > MAX_IDS:
-            raise StoreError(f"{self.where} has {len(ids):,} ids, more than {MAX_IDS:,}")
+            raise StoreError(f"{self.where} has {len(ids):,} {name}, more than {MAX_IDS:,}")
         for id in ids:
             if not _is_whole(id) or not 0 <= id < 1 << 32:
                 raise StoreError(
-                    f"{self.where}: ids holds {id!r:.40}, wanted whole numbers from 0 below 2^32"
+                    f"{self.where}: {name} holds {id!r:.40}, wanted whole numbers from 0 below 2^32"
                 )
         return ids
 
@@ -283,13 +285,18 @@ def _heading(conversation: Conversation) -> str:
     return " ".join(conversation.title.split()) or "Conversation"
 
 
+def _system(conversation: Conversation, branch: Sequence[Node]) -> str:
+    """The system message, where the branch does not begin with one."""
+    return "" if any(node.role == "system" for node in branch) else conversation.system
+
+
 def _footer(conversation: Conversation) -> str:
     begun = datetime.fromtimestamp(conversation.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return " · ".join(part for part in (conversation.model.name, begun) if part)
 
 
 def _speaker(node: Node) -> str:
-    return SPEAKERS[node.role] + (" (stopped)" if node.state == "cancelled" else "")
+    return SPEAKERS[node.role] + (" (stopped)" if node.state != "complete" else "")
 
 
 def _indented(value: Any) -> str:

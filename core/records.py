@@ -55,20 +55,25 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX conversations_to_index ON conversations (id) WHERE NOT indexed",
         "CREATE INDEX nodes_to_index ON nodes (id) WHERE NOT indexed",
     ),
+    ("ALTER TABLE nodes ADD COLUMN opener BLOB NOT NULL DEFAULT x''",),
 )
 MAX_IDS = 1 << 24
-TEXTS_OF_DONE = ("text", "thinking", "raw_text")
+ID_LISTS = ("ids", "opener")
+PARTS_OF_DONE = ("text", "thinking", "raw_text", "tool_calls")
+TITLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a conversation was held with; hashes are text, empty where unknown."""
+    """What a conversation was held with; hashes are text, empty where unknown. Ids mean the same wherever the
+    hashes of tokenizer and template do."""
 
     name: str = ""
     folder: str = ""
     config_hash: str = ""
     weights: str = ""
     template_hash: str = ""
+    tokenizer_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Node:
-    """One message. `ids` are those authored for it; `tool_calls` are objects with name and arguments."""
+    """One message. `ids` are those authored for it; of several in one question the last has all.
+
+    `opener` are the template's ids right before a reply; `tool_calls` are objects with name and arguments.
+    """
 
     id: int
     conversation: int
@@ -103,6 +111,7 @@ class Node:
     settings: dict[str, Any]
     stats: dict[str, Any]
     created: float
+    opener: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,7 @@ class NodeContent(TypedDict, total=False):
     thinking: str
     tool_calls: Sequence[Mapping[str, Any]]
     ids: Sequence[int]
+    opener: Sequence[int]
     state: State
     settings: Mapping[str, Any]
     stats: Mapping[str, Any]
@@ -148,8 +158,14 @@ class NodeDraft:
 
 
 def stats_of(done: Done) -> dict[str, Any]:
-    """What a node keeps of a reply's end: all but the texts, which it has."""
-    return {name: value for name, value in asdict(done).items() if name not in TEXTS_OF_DONE}
+    """What a node keeps of a reply's end: all but the texts and calls, which it has."""
+    return {name: value for name, value in asdict(done).items() if name not in PARTS_OF_DONE}
+
+
+def title_of(text: str) -> str:
+    """The beginning of `text` as a conversation's title."""
+    line = " ".join(text.split())
+    return line if len(line) <= TITLE_CHARACTERS else f"{line[: TITLE_CHARACTERS - 1]}…"
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
@@ -180,13 +196,13 @@ def encoded(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encode(name: str, value: Any) -> Any:
-    if name == "ids":
+    if name in ID_LISTS:
         return pack_ids(value)
     if name == "model":
         return json.dumps(asdict(value))
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8
-    return json.dumps(value, allow_nan=False)
+    return json.dumps(value, allow_nan=False, default=str)
 
 
 def conversation_of(row: Row) -> Conversation:
@@ -207,6 +223,6 @@ def _decoded(row: Row, kind: type) -> dict[str, Any]:
     columns = {item.name: row[item.name] for item in fields(kind)}
     for name in columns.keys() & {"settings", "stats", "tool_calls", "model"}:
         columns[name] = json.loads(columns[name])
-    if "ids" in columns:
-        columns["ids"] = unpack_ids(columns["ids"])
+    for name in columns.keys() & set(ID_LISTS):
+        columns[name] = unpack_ids(columns[name])
     return columns

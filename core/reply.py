@@ -12,29 +12,37 @@ from .backend import mx
 from .chat import Kind, ReplyParser, leaves_thought_open
 from .engine import Engine
 from .errors import ContextLengthExceeded, TemplateError
-from .events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought
+from .events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought, ToolUse
 from .generate import Decoder, StopStrings, ThinkingBudget
 from .loops import LoopDetector
 from .sampling import Sampling, resolve
 from .settings import ReplySettings
 from .snapshots import Kind as SnapshotKind
-from .transcript import Input, Output, branch
+from .toolcalls import Piece, ToolCallParser
+from .transcript import Input, Output, branch, message_of
 
 if TYPE_CHECKING:
     from .session import Session
 
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
 LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was closed"
+CLOSED_ON_REQUEST = "the thought was closed on request"
 
 
 class PendingReply:
-    """A reply to `node`, not yet begun; nothing is computed before `run`."""
+    """A reply to `node`, not yet begun; nothing is computed before `run`.
 
-    def __init__(self, session: "Session", node: Input, opener: list[int], given: dict[str, Any]):
+    It was asked for at `begun`, on the clock of `time.perf_counter`.
+    """
+
+    def __init__(
+        self, session: "Session", node: Input, opener: list[int], given: dict[str, Any], begun: float
+    ):
         engine = session.engine
         self.session, self.node, self.settings = session, node, ReplySettings.parse(given)
+        self.switches = switches_of(engine, given)
         self.came_after = session.leaf
-        self.output = Output(node, opener)
+        self.output = Output(node, opener, settings=given)
         self.asked = session.author.ids(branch(node), session.history)
         self.prompt = [*self.asked, *opener]
         if not self.prompt:
@@ -43,17 +51,24 @@ class PendingReply:
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
         self.room = min(self.settings.max_new_tokens, limit - len(self.prompt))
-        thinking = leaves_thought_open(self.prompt, engine.tokenizer)
+        thinking = leaves_thought_open(opener, engine.tokenizer)
         self.sampling: Sampling = resolve(sampling_of(given), engine.generation_config, thinking)
         self.parser = ReplyParser(engine.tokenizer, inside=thinking)
         self.stops = StopStrings(self.settings.stop)
+        self.calls = ToolCallParser(session.tools) if session.tools else None
+        self.uses: list[ToolUse] = []
         self.text = self.thought = self.detail = ""
         self.reason: FinishReason = "length"
-        self.cached = self.unshown = 0
+        self.ended = self.settled = self.synced = False
+        self.cached = self.read = self.unshown = 0
+        self.authoring_seconds = time.perf_counter() - begun
         self.clock = Clock()
 
     def run(self) -> Iterator[Event]:
         """Yield the reply's events. An error of the machine ends it with a `Done` that explains."""
+        self.clock = Clock(self.authoring_seconds)
+        if notice := self._unheard_effort():
+            yield Notice(notice)
         try:
             yield from self._read_prompt()
             if self.session.cancelled:
@@ -68,25 +83,36 @@ class PendingReply:
         except BaseException:  # an interrupt within a step, where they do not
             self.session.forget()
             raise
-        yield from self._pieces(self.parser.flush())
-        if tail := self.stops.flush():
-            yield self._answer(tail)
+        yield from self._rest()
+        if self.read == len(self.prompt) and (notice := self.session.disagreement(self.node)):
+            yield Notice(notice)
         yield self._done()
+
+    def _unheard_effort(self) -> str | None:
+        """A sentence for an effort that was changed where the template states it once and for all."""
+        word = self.switches.get("reasoning_effort")
+        first, before = branch(self.node)[0], self.came_after and self.came_after.parent
+        stated = first.switches.get("reasoning_effort") if isinstance(first, Input) else None
+        if word in (None, stated, before and before.switches.get("reasoning_effort")):
+            return None
+        return (
+            f"this template states the effort before the first message, so a new conversation hears of {word}"
+        )
 
     def _read_prompt(self) -> Iterator[Event]:
         session, total = self.session, len(self.prompt)
         sync = session.sync(self.prompt)
-        self.cached = sync.cached
+        self.cached = self.read = sync.cached
+        self.synced = True
         yield sync
         yield Prefill(self.cached, total, self.cached)
         marks: tuple[tuple[SnapshotKind, int], ...] = (("A", len(self.asked)), ("prompt", total))
         for kind, end in marks:
             for done in session.read(self.prompt[:end]):
+                self.read = done
                 yield Prefill(done, total, self.cached)
             if len(session.ids) == end:
-                session.keep(kind)
-        if disagreement := session.disagreement(self.node):
-            yield Notice(f"the kept tokens differ from the template's rendering: {disagreement}")
+                session.keep(kind, session.turn_of(self.node))
 
     def _decode(self) -> Iterator[Event]:
         session, engine = self.session, self.session.engine
@@ -97,33 +123,44 @@ class PendingReply:
             if session.cancelled:
                 self.reason = "cancelled"
                 return
-            if self.parser.inside:
+            if session.closing_thought:
+                session.closing_thought = False
+                self._close_thought(decoder, CLOSED_ON_REQUEST)
+            elif self.parser.inside:
                 budget.close(self.parser.reasoning_tokens, decoder)
             token = decoder.next()
-            self.clock.token(len(self.prompt) - self.cached)
+            self.clock.token(inside=self.parser.inside)
             session.ids.append(token)
             ids.append(token)
             if token in engine.tokenizer.stop_ids:
-                self.reason = "stop"
+                self.reason, self.ended = "stop", True
                 return
             self.unshown += 1
             yield from self._pieces(self.parser.add(token))
+            session.shelf.update(self.said, self.thought, ids)
             if self.stops.found:
                 self.reason = "stop"
                 return
             if loops.add(token):
-                if not self._close_thought(decoder):
+                if not self._close_thought(decoder, LOOP_IN_THOUGHT):
                     self.reason, self.detail = "stop", LOOP_IN_ANSWER
                     return
                 loops = LoopDetector()
 
-    def _close_thought(self, decoder: Decoder) -> bool:
+    def _close_thought(self, decoder: Decoder, why: str) -> bool:
         close = self.session.engine.tokenizer.think_close_id
         if not self.parser.inside or close is None:
             return False
         decoder.force(close)
-        self.detail = LOOP_IN_THOUGHT
+        self.detail = why
         return True
+
+    def _rest(self) -> Iterator[Event]:
+        """What was held back until the reply's end. A call that it was cut inside stays text."""
+        yield from self._pieces(self.parser.flush())
+        yield from self._answer(self.stops.flush())
+        if self.calls:
+            yield from [self._shown(piece) for piece in self.calls.flush(cut=not self.ended)]
 
     def _pieces(self, pieces: list[tuple[Kind, str]]) -> Iterator[Event]:
         for kind, text in pieces:
@@ -132,12 +169,19 @@ class PendingReply:
                 thought = Thought(text, self._claim())
                 if self.settings.include_reasoning:
                     yield thought
-            elif shown := self.stops.add(text):
-                yield self._answer(shown)
+            else:
+                yield from self._answer(self.stops.add(text))
 
-    def _answer(self, text: str) -> Text:
-        self.text += text
-        return Text(text, self._claim())
+    def _answer(self, text: str) -> Iterator[Event]:
+        if text:
+            yield from [self._shown(piece) for piece in (self.calls.add(text) if self.calls else [text])]
+
+    def _shown(self, piece: Piece) -> Text | ToolUse:
+        if isinstance(piece, ToolUse):
+            self.uses.append(replace(piece, tokens=self._claim()))
+            return self.uses[-1]
+        self.text += piece
+        return Text(piece, self._claim())
 
     def _claim(self) -> int:
         """How many ids were drawn since the piece before."""
@@ -152,43 +196,61 @@ class PendingReply:
             raw_text=self.session.engine.tokenizer.decode(self.output.ids),
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached,
-            prefilled_tokens=len(self.prompt) - self.cached,
+            prefilled_tokens=self.read - self.cached,
             reasoning_tokens=self.parser.reasoning_tokens,
             generated_tokens=len(self.output.ids),
             thinking_cut=self.parser.inside,
             detail=self.detail,
+            tool_calls=tuple(self.uses),
         )
-        return (
-            replace(done, performance=self.clock.performance()) if self.settings.report_performance else done
-        )
+        if not self.settings.report_performance:
+            return done
+        return replace(done, performance=self.clock.performance(self.read - self.cached))
+
+    @property
+    def said(self) -> str:
+        """The answer so far, with what may still become a call."""
+        return self.text + (self.calls.held if self.calls else "")
 
     def settle(self) -> None:
         """Write what was said into the transcript, also when the reply was left half way."""
-        message = {"role": "assistant", "content": self.text}
-        self.output.message = message | ({"reasoning_content": self.thought} if self.thought else {})
+        if self.settled:
+            return
+        self.settled = True
+        for _ in self._rest():
+            pass
+        text = self.text.strip() if self.uses else self.text
+        calls = [{"name": use.name, "arguments": use.arguments} for use in self.uses]
+        self.output.message = message_of(text, self.thought, calls)
 
 
 class Clock:
-    """Times of one reply: when it began, its first and its last token."""
+    """Times of one reply: when it was asked for, when reading began, its first and its last token."""
 
-    def __init__(self):
+    def __init__(self, authoring_seconds: float = 0.0):
         mx.reset_peak_memory()
-        self.begin = self.first = self.last = time.perf_counter()
-        self.count = self.prefilled = 0
+        self.reading = self.first = self.last = time.perf_counter()
+        self.asked = self.reading - authoring_seconds
+        self.count, self.thinking = 0, 0.0
 
-    def token(self, prefilled: int) -> None:
-        self.last = time.perf_counter()
+    def token(self, *, inside: bool) -> None:
+        """A token was drawn, `inside` a thought or not."""
+        now = time.perf_counter()
         if not self.count:
-            self.first, self.prefilled = self.last, prefilled
+            self.first = now
+        elif inside:
+            self.thinking += now - self.last
+        self.last = now
         self.count += 1
 
-    def performance(self) -> Performance:
-        reading, writing = self.first - self.begin, self.last - self.first
+    def performance(self, prefilled: int) -> Performance:
+        reading, writing = self.first - self.reading, self.last - self.first
         return Performance(
-            seconds_to_first_token=reading,
-            prefill_tokens_per_s=self.prefilled / reading if reading else 0.0,
+            seconds_to_first_token=self.first - self.asked if self.count else 0.0,
+            prefill_tokens_per_s=prefilled / reading if reading else 0.0,
             decode_tokens_per_s=(self.count - 1) / writing if writing else 0.0,
-            seconds=time.perf_counter() - self.begin,
+            seconds=time.perf_counter() - self.asked,
+            seconds_thinking=self.thinking,
             active_nbytes=mx.get_active_memory(),
             peak_nbytes=mx.get_peak_memory(),
             cache_nbytes=mx.get_cache_memory(),

@@ -1,15 +1,16 @@
 """Live states on disk, so that a closed conversation goes on without reading itself again.
 
 One safetensors file a state: its exact ids, keys and values, recurrent and convolution states, checksums of
-all, and the likeliest next ids as a fingerprint. Refuses what is damaged or of another model, template or
-version.
+all, and as a fingerprint what one more step predicts. Refuses what is damaged or of another model, template,
+version or form.
 """
 
 import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from .backend import mx
 from .cache import Cache, DeltaState, KVBuffer, KVCache
 from .engine import Engine
 from .errors import DoesNotFit, StoreError, WeightsError
+from .identity import identity_of
 from .safetensors_file import read_header
-from .shards import find_shards
 
-FORMAT = "1"
-# the fingerprint: so many of the likeliest next ids, whose logits must agree to float32 noise
-LIKELIEST, TOLERANCE = 8, 1e-3
+FORMAT = "2"
+# the fingerprint: so many of the likeliest ids after one more, whose logits must agree to float32 noise
+PROBE, LIKELIEST, TOLERANCE = 0, 8, 1e-3
 DISK_BUDGET = 8 << 30
 
 
@@ -42,11 +43,18 @@ class SavedStates:
             return False
         path = self._path(name)
         part = path.with_suffix(f".{os.getpid()}.part.safetensors")
-        marks = {"identity": self._identity(), "fingerprint": json.dumps(self._fingerprint(cache))}
-        marks |= {f"crc32 {key}": _checksum(tensor) for key, tensor in tensors.items()}
+        quantized = any(layer.quantized for layer in cache.layers if isinstance(layer, KVCache))
+        fingerprint = self._fingerprint(self._rebuilt(tensors, quantized))
+        marks = {
+            "identity": self._identity(),
+            "form": _form(quantized),
+            "fingerprint": json.dumps(fingerprint),
+            **{f"crc32 {key}": _checksum(tensor) for key, tensor in tensors.items()},
+        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             mx.save_safetensors(str(part), tensors, marks)
+            part.chmod(0o600)
             part.replace(path)
         except (OSError, RuntimeError) as error:
             raise DoesNotFit(f"the state cannot be written to {path}: {error}") from error
@@ -70,59 +78,66 @@ class SavedStates:
             raise StoreError(f"the saved state {path} is damaged: {error}") from error
         if not isinstance(loaded, dict) or marks.get("identity") != self._identity():
             raise StoreError(f"the saved state {path} belongs to another model, template or version")
+        if marks.get("form") != _form(quantized):
+            raise StoreError(f"the saved state {path} is {marks.get('form')}, wanted {_form(quantized)}")
         damaged = [key for key, tensor in loaded.items() if marks.get(f"crc32 {key}") != _checksum(tensor)]
         if damaged:
             raise StoreError(f"the saved state {path} is damaged: {damaged[0]} is not what was written")
-        cache, ids = self._rebuilt(path, loaded, quantized)
-        if not self._agrees(cache, marks.get("fingerprint", "")):
-            raise StoreError(f"the saved state {path} predicts something else than when it was written")
-        os.utime(path)
-        return cache, ids
-
-    def _rebuilt(self, path: Path, loaded: dict[str, mx.array], quantized: bool) -> tuple[Cache, list[int]]:
         try:
-            ids = [int(token) for token in loaded["ids"]]
-            cache = self.engine.model.new_cache(quantized=quantized)
-            for i, layer in enumerate(cache.layers):
-                if isinstance(layer, DeltaState):
-                    layer.conv, layer.state = loaded[f"{i}.conv"], loaded[f"{i}.state"]
-                else:
-                    parts = [loaded[f"{i}.kv.{j}"] for j in range(6 if quantized else 2)]
-                    layer.buffer, layer.length = KVBuffer(parts, len(ids)), len(ids)
-            cache.length, cache.hidden = len(ids), loaded["hidden"]
+            probe, cache = self._rebuilt(loaded, quantized), self._rebuilt(loaded, quantized)
         except KeyError as error:
-            raise StoreError(
-                f"the saved state {path} lacks {error}: it was written in another form"
-            ) from error
-        return cache, ids
+            raise StoreError(f"the saved state {path} is damaged: it lacks {error}") from error
+        if not self._agrees(probe, marks.get("fingerprint", "")):
+            raise StoreError(f"the saved state {path} predicts something else than when it was written")
+        with suppress(OSError):  # only decides which goes first when the budget is spent
+            os.utime(path)
+        return cache, [int(token) for token in loaded["ids"]]
 
-    def _fingerprint(self, cache: Cache) -> list[tuple[int, float]]:
-        if cache.hidden is None:
-            raise ValueError("a cache that has read nothing has no state to save")
-        logits = self.engine.model.logits(cache.hidden)[-1]
+    def _rebuilt(self, tensors: Mapping[str, mx.array], quantized: bool) -> Cache:
+        """A cache of the arrays that `_tensors` gave; raises KeyError for one that is missing."""
+        length = tensors["ids"].size
+        cache = self.engine.model.new_cache(quantized=quantized)
+        for i, layer in enumerate(cache.layers):
+            if isinstance(layer, DeltaState):
+                layer.conv, layer.state = tensors[f"{i}.conv"], tensors[f"{i}.state"]
+            else:
+                parts = [tensors[f"{i}.kv.{j}"] for j in range(6 if quantized else 2)]
+                layer.buffer, layer.length = KVBuffer(parts, length), length
+        cache.length, cache.hidden = length, tensors["hidden"]
+        return cache
+
+    def _fingerprint(self, probe: Cache) -> list[tuple[int, float]]:
+        """The likeliest ids after one more step from `probe`, which that uses up, and their logits."""
+        logits = self._step(probe)
         best = mx.argsort(-logits)[:LIKELIEST]
         return [(int(token), float(logits[token])) for token in best]
 
-    def _agrees(self, cache: Cache, written: str) -> bool:
-        logits = self.engine.model.logits(cache.hidden)[-1] if cache.hidden is not None else None
-        return logits is not None and all(
-            abs(float(logits[token]) - value) <= TOLERANCE * (1 + abs(value))
-            for token, value in json.loads(written or "[]")
-        )
+    def _agrees(self, probe: Cache, written: str) -> bool:
+        logits = self._step(probe)
+        try:
+            expected = dict(json.loads(written))
+            return bool(expected) and all(
+                abs(float(logits[token]) - value) <= TOLERANCE * (1 + abs(value))
+                for token, value in expected.items()
+            )
+        except (ValueError, TypeError):  # a damaged header
+            return False
+
+    def _step(self, probe: Cache) -> mx.array:
+        self.engine.model.hidden([PROBE], probe)
+        if probe.hidden is None:
+            raise ValueError("a cache that has read nothing predicts nothing")
+        return self.engine.model.logits(probe.hidden)[-1]
 
     def _identity(self) -> str:
-        """Changes with the config, any weight file, the template, MLX and the activations' dtype."""
-        engine = self.engine
-        digest = hashlib.sha256(f"{FORMAT} {version('mlx')} {engine.model.policy.activations}".encode())
-        digest.update(json.dumps(engine.config.raw, sort_keys=True).encode())
-        digest.update(engine.template.source.encode())
-        for shard in find_shards(engine.folder).paths:
-            status = shard.stat()
-            digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode())
-        return digest.hexdigest()
+        """Changes with the model, the template, the tokenizer, MLX and the activations' dtype."""
+        made_by = f"{FORMAT} {version('mlx')} {self.engine.model.policy.activations}"
+        model = identity_of(self.engine)
+        parts = (made_by, model.config_hash, model.weights, model.template_hash, model.tokenizer_hash)
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        return self.folder / f"{name}.safetensors"
 
     def _make_room(self, newest: Path) -> None:
         files = sorted(self.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
@@ -132,6 +147,10 @@ class SavedStates:
                 return
             total -= path.stat().st_size
             path.unlink(missing_ok=True)
+
+
+def _form(quantized: bool) -> str:
+    return "8-bit" if quantized else "dense"
 
 
 def _tensors(cache: Cache, ids: Sequence[int]) -> dict[str, mx.array]:

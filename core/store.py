@@ -29,12 +29,12 @@ from .records import (
     conversation_of,
     encoded,
     node_of,
+    title_of,
 )
 
 T = TypeVar("T")
 
 UNDO_SECONDS = 60.0
-TITLE_CHARACTERS = 60
 # half a second of the two that may be lost is left for the write itself
 PERIOD_SECONDS = 1.5
 BRANCH = """
@@ -52,6 +52,7 @@ class Store:
         """Make or open the file `path`; `clock` gives seconds since 1970."""
         self._clock = clock
         self._database = Database(Path(path).expanduser(), APPLICATION_ID, MIGRATIONS)
+        self.path = self._database.path
         self._index = FullText(self._database)
         self.purge(UNDO_SECONDS)
 
@@ -68,6 +69,11 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def states_folder(self) -> Path:
+        """Where `NUMBER.safetensors` may hold a conversation's live state; it goes with the conversation."""
+        return self.path.with_suffix(".states")
+
     # --- conversations ---
 
     def create(self, **content: Unpack[ConversationContent]) -> int:
@@ -81,13 +87,26 @@ class Store:
         """A whole conversation at once; `parent` and `leaf` are positions in `drafts`, parents first."""
         with self._database.write() as execute:
             conversation = _create(execute, content, created, imported=True)
-            ids: list[int] = []
-            for draft in drafts:
-                parent = None if draft.parent is None else ids[draft.parent]
-                ids.append(_add(execute, conversation, parent, draft))
+            ids = _add_all(execute, conversation, None, drafts)
             _set_leaf(execute, conversation, None if leaf is None else ids[leaf])
             execute("UPDATE conversations SET updated = ? WHERE id = ?", self._clock(), conversation)
         return conversation
+
+    def begin(self, content: ConversationContent, drafts: Sequence[NodeDraft]) -> tuple[int, list[int]]:
+        """A new conversation with its first messages, the last of which is the leaf: its id and theirs."""
+        with self._database.write() as execute:
+            conversation = _create(execute, content, self._clock(), imported=False)
+            ids = _add_all(execute, conversation, None, drafts)
+            _set_leaf(execute, conversation, ids[-1])
+        return conversation, ids
+
+    def adopt(self, conversation: int, model: ModelIdentity, contents: Mapping[int, NodeContent]) -> None:
+        """Make the conversation one of `model`'s, whose ids its messages get."""
+        with self._database.write() as execute:
+            columns = encoded({"model": model}) | {"imported": False}
+            _change(execute, "conversations", conversation, columns)
+            for node, content in contents.items():
+                _change(execute, "nodes", node, encoded(content))
 
     def conversation(self, conversation: int) -> Conversation:
         rows = self._database.read(
@@ -150,15 +169,26 @@ class Store:
             _change(execute, "conversations", conversation, {"deleted": None})
 
     def purge(self, seconds: float = 0.0) -> int:
-        """Erase what was deleted at least so many seconds ago, from the index and the log too; how many."""
+        """Erase what was deleted at least so many seconds ago, from the index, the log and the saved states
+        too; how many."""
         condition, limit = "deleted <= ?", self._clock() - seconds
         if not self._database.read(f"SELECT 1 FROM conversations WHERE {condition} LIMIT 1", limit):
             return 0
         with self._database.write() as execute:
-            erased = execute(f"DELETE FROM conversations WHERE {condition}", limit).rowcount
+            erased = execute(f"SELECT id FROM conversations WHERE {condition}", limit).fetchall()
+            execute(f"DELETE FROM conversations WHERE {condition}", limit)
             self._index.forget(execute)
         self._database.shrink_log()
-        return erased
+        for row in erased:
+            self._erase_state(row["id"])
+        return len(erased)
+
+    def _erase_state(self, conversation: int) -> None:
+        path = self.states_folder / f"{conversation}.safetensors"
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as problem:
+            raise StoreError(f"cannot erase the saved state {path}: {problem.strerror}") from problem
 
     # --- messages ---
 
@@ -177,6 +207,20 @@ class Store:
             if role == "user":
                 _name_after(execute, conversation, content.get("text", ""))
         return node
+
+    def add_nodes(self, conversation: int, parent: int | None, drafts: Sequence[NodeDraft]) -> list[int]:
+        """New messages, all or none; a draft without a parent comes under `parent`; the last is the leaf.
+
+        Returns their ids.
+        """
+        with self._database.write() as execute:
+            self.conversation(conversation)
+            if parent is not None:
+                self._require(conversation, parent)
+            ids = _add_all(execute, conversation, parent, drafts)
+            _set_leaf(execute, conversation, ids[-1])
+            execute("UPDATE conversations SET updated = ? WHERE id = ?", self._clock(), conversation)
+        return ids
 
     def update_node(self, node: int, **content: Unpack[NodeContent]) -> None:
         """Replace the given fields."""
@@ -304,6 +348,15 @@ def _add(execute: Execute, conversation: int, parent: int | None, draft: NodeDra
     return _insert(execute, "nodes", place | encoded(draft.content))
 
 
+def _add_all(execute: Execute, conversation: int, root: int | None, drafts: Sequence[NodeDraft]) -> list[int]:
+    """Ids of the new messages; a parent is a position among them, None is `root`."""
+    ids: list[int] = []
+    for draft in drafts:
+        parent = root if draft.parent is None else ids[draft.parent]
+        ids.append(_add(execute, conversation, parent, draft))
+    return ids
+
+
 def _insert(execute: Execute, table: str, columns: Mapping[str, Any]) -> int:
     places = ", ".join("?" * len(columns))
     added = execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", *columns.values())
@@ -328,7 +381,5 @@ def _set_leaf(execute: Execute, conversation: int, node: int | None) -> None:
 
 def _name_after(execute: Execute, conversation: int, text: str) -> None:
     """Give a conversation without a title the beginning of `text`."""
-    line = " ".join(text.split())
-    title = line if len(line) <= TITLE_CHARACTERS else f"{line[: TITLE_CHARACTERS - 1]}…"
     if execute("SELECT 1 FROM conversations WHERE id = ? AND title = ''", conversation).fetchone():
-        _change(execute, "conversations", conversation, encoded({"title": title}))
+        _change(execute, "conversations", conversation, encoded({"title": title_of(text)}))

@@ -63,6 +63,11 @@ class ToolCallParser:
             pass
         return pieces
 
+    @property
+    def held(self) -> str:
+        """Text that may still become a call."""
+        return self._held
+
     def flush(self, *, cut: bool = False) -> list[Piece]:
         """What is left at the end of the reply. An open call is read as far as it goes, but stays text when
         the reply was `cut`: half a call must not be run."""

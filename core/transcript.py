@@ -4,12 +4,13 @@ An `Input` holds one or more messages up to the moment the assistant may speak; 
 were generated after it. Ids are never made again from text: decode and encode do not give them back.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
-from .chat import Template
+from .chat import ReplyParser, Template, leaves_thought_open
 from .errors import TemplateError
 from .tokenizer import Tokenizer
 
@@ -19,25 +20,50 @@ SENTINEL = "\ue000\ue001qchat\ue001\ue000"
 _numbers = count(1)
 
 
+def next_number() -> int:
+    """For a node; no two of a process are equal."""
+    return next(_numbers)
+
+
 @dataclass(eq=False)
 class Input:
-    """Messages from outside; `ids` go up to where a thought would open."""
+    """Messages from outside; `ids` go up to where a thought would open, as the template wrote them with
+    `switches`."""
 
     parent: "Output | None"
     messages: list[dict[str, Any]]
     ids: list[int]
-    number: int = field(default_factory=lambda: next(_numbers))
+    switches: dict[str, Any] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+    number: int = field(default_factory=next_number)
+
+    @property
+    def asks(self) -> bool:
+        """A question of the user's, not the results of a tool."""
+        return any(message["role"] == "user" for message in self.messages)
+
+    @property
+    def text(self) -> str:
+        """What was asked, or what the tools returned."""
+        last = self.messages[-1]["role"]
+        return "\n".join(str(m["content"]) for m in self.messages if m["role"] == last)
 
 
 @dataclass(eq=False)
 class Output:
-    """One reply: the template's `opener` before it (a think opener, say), and the generated `ids`."""
+    """One reply: the template's `opener` before it (a think opener, say), and the generated `ids`.
+
+    `settings` are those it was asked for with, `stats` what of its `Done` is kept.
+    """
 
     parent: Input
     opener: list[int]
     ids: list[int] = field(default_factory=list)
     message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": ""})
-    number: int = field(default_factory=lambda: next(_numbers))
+    settings: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    created: float = field(default_factory=time.time)
+    number: int = field(default_factory=next_number)
 
 
 Node = Input | Output
@@ -50,6 +76,22 @@ def branch(leaf: Node | None) -> list[Node]:
         nodes.append(leaf)
         leaf = leaf.parent
     return nodes[::-1]
+
+
+def message_of(text: str, thought: str, calls: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """An assistant's message; `calls` are objects with name and arguments."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in calls]
+    return message
+
+
+def calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The message's tool calls as objects with name and arguments."""
+    functions = [call.get("function", call) for call in message.get("tool_calls") or []]
+    return [{"name": f["name"], "arguments": f.get("arguments") or {}} for f in functions]
 
 
 def messages_of(nodes: Sequence[Node]) -> list[dict[str, Any]]:
@@ -112,7 +154,50 @@ class Author:
 
     def _shielded(self, message: Mapping[str, Any]) -> dict[str, Any]:
         texts = {name: message.get(name) for name in ("content", "reasoning_content")}
-        return {**message, **{n: self.tokenizer.shield(t) for n, t in texts.items() if isinstance(t, str)}}
+        shielded = {n: self.tokenizer.shield(t) for n, t in texts.items() if isinstance(t, str)}
+        calls = message.get("tool_calls")
+        return {**message, **shielded, **({"tool_calls": self._shielded_calls(calls)} if calls else {})}
+
+    def _shielded_calls(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.tokenizer.shield(value)
+        if isinstance(value, list):
+            return [self._shielded_calls(item) for item in value]
+        if isinstance(value, dict):
+            return {name: self._shielded_calls(item) for name, item in value.items()}
+        return value
+
+    def reply(
+        self, node: Input, opener: Sequence[int], message: Mapping[str, Any], switches: Mapping[str, Any]
+    ) -> list[int]:
+        """A reply that somebody wrote, as ids after `opener` and without the end of its turn; special tokens
+        in its words are text. Tool calls are written as the template writes them."""
+        tokenizer, content = self.tokenizer, str(message["content"])
+        thought, close = message.get("reasoning_content"), tokenizer.think_close_id
+        calls = self._calls(node, message, switches)
+        if not thought or close is None:
+            return [*tokenizer.encode(content, special=False), *calls]
+        opened = leaves_thought_open(opener, tokenizer)
+        begin = [] if opened else [tokenizer.think_open_id, *tokenizer.encode("\n", special=False)]
+        inside = tokenizer.encode(f"{thought}\n", special=False)
+        return [*begin, *inside, close, *tokenizer.encode(f"\n\n{content}", special=False), *calls]
+
+    def _calls(self, node: Input, message: Mapping[str, Any], switches: Mapping[str, Any]) -> list[int]:
+        if not message.get("tool_calls"):
+            return []
+        said = {**message, "content": SENTINEL, "reasoning_content": ""}
+        text = self.render([*messages_of([node]), said], switches).rpartition(SENTINEL)[2]
+        ids = self.tokenizer.encode(text if message["content"] else text.lstrip())
+        return ids[: ids.index(self.end)] if self.end in ids else []
+
+    def message(self, opener: Sequence[int], ids: Sequence[int]) -> dict[str, Any]:
+        """The message that generated `ids` are; a tool call among them stays text."""
+        parser = ReplyParser(self.tokenizer, inside=leaves_thought_open(opener, self.tokenizer))
+        ended = bool(ids) and ids[-1] in self.tokenizer.stop_ids
+        pieces = [piece for id in ids[: len(ids) - ended] for piece in parser.add(id)]
+        pieces += parser.flush()
+        thought, text = ("".join(t for kind, t in pieces if kind == k) for k in ("thought", "text"))
+        return message_of(text, thought)
 
     def disagreement(self, nodes: Sequence[Node], switches: Mapping[str, Any]) -> str | None:
         """Where the exact ids say something else than the rendered conversation, apart from white space and
@@ -159,7 +244,7 @@ class Author:
 
     def pieces(self, nodes: Sequence[Node], history: History) -> Iterator[list[int]]:
         """The ids of each node, in the form that `history` gives it."""
-        last = max((i for i, node in enumerate(nodes) if _asks(node)), default=0)
+        last = max((i for i, node in enumerate(nodes) if isinstance(node, Input) and node.asks), default=0)
         for i, node in enumerate(nodes):
             if isinstance(node, Input):
                 yield node.ids
@@ -169,8 +254,3 @@ class Author:
                 yield [*node.opener, *self.closed(node)]
             else:
                 yield [*node.opener, *node.ids]
-
-
-def _asks(node: Node) -> bool:
-    """A question of the user's, not the results of a tool."""
-    return isinstance(node, Input) and any(m["role"] == "user" for m in node.messages)

@@ -56,7 +56,7 @@ def capitals(books: Store) -> int:
 
 
 def exported(books: Store, conversation: int, path: Path) -> dict[str, Any]:
-    export.export(books, conversation, path, overwrite=True)
+    export.export_conversation(books, conversation, path, overwrite=True)
     return json.loads(path.read_text())
 
 
@@ -77,7 +77,7 @@ def test_what_is_exported_is_imported_as_it_was(books: Store, capitals: int, tmp
     with Store(tmp_path / "other.db") as others:
         others.create(title="so that ids differ")
         others.add_node(1, None, "user")
-        copy = export.import_json(others, tmp_path / "c.json")
+        copy = export.import_conversation(others, tmp_path / "c.json")
         assert without_ids(others.nodes(copy)) == without_ids(books.nodes(capitals))
         old, new = books.conversation(capitals), others.conversation(copy)
         assert new.imported and not old.imported
@@ -118,16 +118,16 @@ def test_any_tree_survives_the_way_through_a_file(made: list[dict[str, Any]]):
             place = message["parent"] % (len(ids) + 1)
             content = {name: value for name, value in message.items() if name not in ("parent", "role")}
             ids.append(books.add_node(conversation, [None, *ids][place], message["role"], **content))
-        export.export(books, conversation, folder / "any.json", overwrite=True)
-        copy = export.import_json(books, folder / "any.json")
+        export.export_conversation(books, conversation, folder / "any.json", overwrite=True)
+        copy = export.import_conversation(books, folder / "any.json")
         assert without_ids(books.nodes(copy)) == without_ids(books.nodes(conversation))
 
 
 def test_a_reply_that_was_streaming_arrives_as_stopped(books: Store, tmp_path: Path):
     conversation = books.create()
     books.add_node(conversation, None, "assistant", text="half", state="streaming")
-    export.export(books, conversation, tmp_path / "c.json")
-    assert books.nodes(export.import_json(books, tmp_path / "c.json"))[0].state == "cancelled"
+    export.export_conversation(books, conversation, tmp_path / "c.json")
+    assert books.nodes(export.import_conversation(books, tmp_path / "c.json"))[0].state == "cancelled"
 
 
 def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -195,7 +195,7 @@ def test_a_file_that_is_wrong_is_refused_in_a_sentence_and_nothing_is_added(
     edit(document)
     path.write_text(json.dumps(document))
     with pytest.raises(StoreError, match=words) as caught:
-        export.import_json(books, path)
+        export.import_conversation(books, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert [item.id for item in books.conversations()] == [capitals]
@@ -206,14 +206,14 @@ def test_a_file_that_is_no_json_object_of_ours_is_refused(books: Store, tmp_path
     path = tmp_path / "c.json"
     path.write_bytes(content)
     with pytest.raises(StoreError, match=re.escape(str(path))):
-        export.import_json(books, path)
+        export.import_conversation(books, path)
     with pytest.raises(StoreError, match="No such file"):
-        export.import_json(books, tmp_path / "missing.json")
+        export.import_conversation(books, tmp_path / "missing.json")
 
 
 def test_imports_are_bounded(books: Store, capitals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "c.json"
-    export.export(books, capitals, path)
+    export.export_conversation(books, capitals, path)
     for name, words in (
         ("MAX_IMPORT_NBYTES", "larger"),
         ("MAX_NODES", "more than 2"),
@@ -221,7 +221,7 @@ def test_imports_are_bounded(books: Store, capitals: int, tmp_path: Path, monkey
     ):
         with monkeypatch.context() as bounded, pytest.raises(StoreError, match=words):
             bounded.setattr(export, name, 2)
-            export.import_json(books, path)
+            export.import_conversation(books, path)
 
 
 # --- files ---
@@ -230,29 +230,29 @@ def test_imports_are_bounded(books: Store, capitals: int, tmp_path: Path, monkey
 def test_the_suffix_names_the_format(books: Store, capitals: int, tmp_path: Path):
     for suffix, begin in ((".md", "# Capitals"), (".HTML", "<!doctype html>"), (".json", '{"format"')):
         path = tmp_path / f"c{suffix}"
-        export.export(books, capitals, path)
+        export.export_conversation(books, capitals, path)
         assert path.read_text().startswith(begin)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(UsageError, match=r"c\.txt.*\.md, \.html, \.json"):
-        export.export(books, capitals, tmp_path / "c.txt")
+        export.export_conversation(books, capitals, tmp_path / "c.txt")
 
 
 def test_a_file_is_replaced_only_when_asked_to(books: Store, capitals: int, tmp_path: Path):
     path = tmp_path / "c.md"
     path.write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
-        export.export(books, capitals, path)
+        export.export_conversation(books, capitals, path)
     assert path.read_text() == "mine"
-    export.export(books, capitals, path, overwrite=True)
+    export.export_conversation(books, capitals, path, overwrite=True)
     assert path.read_text() != "mine"
 
 
 def test_a_file_that_cannot_be_written_is_named(books: Store, capitals: int, tmp_path: Path):
     with pytest.raises(StoreError, match=r"missing/c\.md"):
-        export.export(books, capitals, tmp_path / "missing" / "c.md")
+        export.export_conversation(books, capitals, tmp_path / "missing" / "c.md")
     (tmp_path / "folder.md").mkdir()
     with pytest.raises(StoreError, match=r"folder\.md"):
-        export.export(books, capitals, tmp_path / "folder.md", overwrite=True)
+        export.export_conversation(books, capitals, tmp_path / "folder.md", overwrite=True)
     assert sorted(path.name for path in tmp_path.glob("*.md*")) == ["folder.md"]
 
 
