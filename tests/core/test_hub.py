@@ -1,0 +1,566 @@
+"""Fetching from a hub on the loopback: whole and checked, or one sentence and nothing that can be loaded."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from qchat.core import download, hub, hubcache, library
+from qchat.core.errors import DoesNotFit, ModelError, QchatError
+from qchat.core.library import Places
+from tests.checkpoints import write_checkpoint
+from tests.hub_server import LARGE_NBYTES, Fault, Hub, Repo
+
+Files = dict[str, bytes]
+ID = "me/tiny"
+ROOT = Path(__file__).parents[2]
+# random fault scripts and kills; `make fuzz-fetch` asks for many more
+SCRIPTS = int(os.environ.get("TESTS_FETCHES", "6"))
+KILLS = max(2, SCRIPTS // 20)
+JUNK = (
+    "pytorch_model.bin",
+    "tiny.gguf",
+    "onnx/model.onnx",
+    "cat.png",
+    ".gitattributes",
+    "run.py",
+    "model.pt",
+)
+pytestmark = pytest.mark.usefixtures("server")
+QUICK = 0.4  # seconds in which these tests lose patience
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_checkpoint(folder, shards=3)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
+    return Repo.of(folder).files
+
+
+@pytest.fixture
+def repo(files: Files) -> Repo:
+    return Repo(dict(files))
+
+
+@pytest.fixture
+def server(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub({ID: repo}) as running:
+        point_to(running.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        yield running
+
+
+def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that takes seconds for people's sake takes a fraction of one."""
+    monkeypatch.setattr(download, "REFUSED_SECONDS", QUICK)
+    monkeypatch.setattr(download, "LOST_SECONDS", QUICK)
+    for module in (download, hub):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", QUICK)
+    monkeypatch.setattr(hub, "GRACE_SECONDS", 4.0)  # so that no thread outlives its test
+
+
+def pull(**options: Any) -> Path:
+    return hub.fetch(hub.plan(ID), **options)
+
+
+def refusal(call: Callable[[], object], error: type[QchatError] = ModelError) -> str:
+    """The sentence of the error that `call` raises, which comes in time."""
+    begin = time.monotonic()
+    with pytest.raises(error) as caught:
+        call()
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def assert_nothing_to_load() -> None:
+    """No folder anywhere in the cache passes for a model."""
+    for config in hubcache.cache_folder().rglob("config.json"):
+        assert library.incomplete(config.parent) is not None
+    with pytest.raises(library.NotHere):
+        library.find(ID, Places(folders=(), used=Path("/nowhere")))
+
+
+# --- what is fetched ---
+
+
+def test_a_model_is_fetched_whole(server: Hub, files: Files):
+    folder = pull()
+    assert content(folder) == files
+    assert library.find(ID) == library.find(f"{ID}@main") == folder
+    assert library.incomplete(folder) is None
+    assert server.sent == sum(map(len, files.values()))
+
+
+def test_only_what_a_model_needs_is_fetched(server: Hub, repo: Repo, files: Files):
+    extra = dict.fromkeys((*JUNK, "other.safetensors"), b"x" * LARGE_NBYTES)
+    repo.files = {**files, **extra}
+    assert content(pull()).keys() == files.keys()
+    assert not extra.keys() & {seen.name for seen in server.seen}
+
+
+def test_a_model_without_an_index_and_a_head_of_its_own_are_found(repo: Repo, tmp_path: Path):
+    write_checkpoint(tmp_path / "one")
+    (tmp_path / "one/mtp").mkdir()
+    (tmp_path / "one/mtp/weights.safetensors").write_bytes(b"x" * 5000)
+    repo.files = Repo.of(tmp_path / "one").files
+    assert content(pull()) == repo.files
+
+
+def test_a_second_fetch_asks_for_no_file(server: Hub):
+    folder = pull()
+    server.seen.clear()
+    assert pull() == folder
+    assert server.seen == []
+
+
+def test_a_damaged_blob_is_noticed_and_fetched_again(files: Files):
+    folder = pull()
+    shard = next(folder.glob("*.safetensors")).resolve()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert content(pull()) == files
+
+
+def test_a_revision_can_be_asked_for(repo: Repo):
+    repo.revisions = ("main", "v2/small")
+    folder = hub.fetch(hub.plan(f"{ID}@v2/small"))
+    assert library.find(f"{ID}@v2/small") == folder == library.find(f"{ID}@{repo.commit[:8]}")
+    with pytest.raises(library.NotHere):
+        library.find(f"{ID}@v3")
+
+
+def test_progress_counts_up_to_all_bytes(server: Hub, files: Files):
+    server.always = Fault("slow", seconds=0.3)
+    told: list[hub.Progress] = []
+    pull(progress=told.append)
+    assert [p.done for p in told] == sorted(p.done for p in told)
+    assert told[-1].done == told[-1].total == sum(map(len, files.values()))
+    assert any(p.seconds_left for p in told)
+    assert told[-1].as_json().keys() == {"event", "unit", "done", "total", "detail", "seconds_left"}
+
+
+def test_the_token_is_shown_to_the_hub_and_to_nobody_else(
+    server: Hub, repo: Repo, monkeypatch: pytest.MonkeyPatch
+):
+    repo.token = "hf_secret"
+    monkeypatch.setenv("HF_TOKEN", repo.token)
+    pull()
+    shown = {len(repo.files[seen.name]) >= LARGE_NBYTES: seen.authorization for seen in server.seen}
+    assert shown == {True: None, False: "Bearer hf_secret"}
+
+
+# --- what is resumed ---
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_cut_connection_costs_no_byte_twice(server: Hub, files: Files):
+    server.faults.extend(Fault("cut", at=at) for at in (100, 5000, 33_000, 70_000, 1))
+    assert content(pull()) == files
+    assert server.sent == sum(map(len, files.values()))
+
+
+def test_a_cancelled_fetch_is_gone_on_with(server: Hub, files: Files):
+    wanted = hub.plan(ID)
+    server.always = Fault("slow", seconds=0.8)
+    enough = wanted.nbytes // 3
+    stop = lambda: server.sent > enough  # noqa: E731
+    sentence = refusal(lambda: hub.fetch(wanted, cancelled=stop), hub.FetchStopped)
+    assert sentence.startswith(f"fetching {ID} was stopped with ")
+    assert_nothing_to_load()
+    server.always = None
+    missing, before = wanted.missing_nbytes, len(server.seen)
+    assert 0 < missing < wanted.nbytes
+    assert content(pull()) == files
+    assert sum(seen.sent for seen in server.seen[before:]) == missing
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_server_that_knows_no_ranges_sends_all_again(server: Hub, files: Files):
+    server.faults.extend(
+        [None, None, Fault("cut", at=40_000), Fault("whole"), Fault("whole"), Fault("whole")]
+    )
+    assert content(pull()) == files
+
+
+def test_what_an_earlier_run_left_is_checked(files: Files):
+    wanted = hub.plan(ID)
+    big = max(wanted.files, key=lambda file: file.nbytes)
+    partial = wanted.repository.partial(big.digest)
+    partial.parent.mkdir(parents=True)
+    for left in (b"\0" * 1000, b"\0" * big.nbytes, b"\0" * (big.nbytes + 1)):
+        partial.write_bytes(left)
+        assert content(hub.fetch(wanted)) == files
+        hubcache.Repository(wanted.cache, ID).blob(big.digest).unlink()
+
+
+def test_two_fetches_at_once_share_the_work(server: Hub, files: Files):
+    server.always = Fault("slow", seconds=0.3)
+    wanted = hub.plan(ID)
+    before = server.sent
+    others = [threading.Thread(target=hub.fetch, args=(wanted,)) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert content(wanted.folder) == files
+    assert server.sent - before == wanted.nbytes - sum(map(len, wanted.held.values()))
+
+
+def test_a_file_that_another_tool_is_fetching_is_waited_for():
+    wanted = hub.plan(ID)
+    lock = wanted.repository.lock(wanted.files[0].digest)
+    lock.parent.mkdir(parents=True)
+    told: list[hub.Progress] = []
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        end = time.monotonic() + 0.5
+        refusal(
+            lambda: hub.fetch(wanted, told.append, cancelled=lambda: time.monotonic() > end), hub.FetchStopped
+        )
+    assert "waiting for another process" in told[-1].detail
+
+
+# --- what goes wrong, in one sentence ---
+
+
+def test_a_gated_model_wants_a_token(repo: Repo, monkeypatch: pytest.MonkeyPatch):
+    repo.token, repo.gated = "hf_secret", True
+    assert "HF_TOKEN" in refusal(pull)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "terms" in refusal(pull)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    pull()
+
+
+def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch):
+    assert "has no model me/nothing" in refusal(lambda: hub.plan("me/nothing"))
+    monkeypatch.setenv("HF_TOKEN", "hf_some")
+    sentence = refusal(lambda: hub.plan("Brooooooklyn/Qwen3.6-27B-UD-Q2-mlx"))
+    assert "did you mean Brooooooklyn/Qwen3.6-27B-UD-Q2_K_XL-mlx?" in sentence
+
+
+def test_an_unknown_revision_is_named():
+    assert refusal(lambda: hub.plan(f"{ID}@v9")) == f"{ID} has no revision v9"
+
+
+def test_without_a_network_the_host_is_named(monkeypatch: pytest.MonkeyPatch):
+    point_to("http://127.0.0.1:9", monkeypatch)
+    assert refusal(pull).startswith("no connection to 127.0.0.1:9 (")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_host_that_never_answers_is_given_up(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "FIRST_ANSWER_SECONDS", 0.2)
+    server.api_faults.append(Fault("hang", seconds=1.0))
+    assert "does not answer" in refusal(pull)
+
+
+def test_offline_nothing_is_asked(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert refusal(pull) == f"{ID} is not fetched: HF_HUB_OFFLINE is set"
+    assert server.seen == []
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_fetched(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub.Fetch, "free_nbytes", property(lambda _: 1000))
+    sentence = refusal(pull, DoesNotFit)
+    assert "HF_HOME" in sentence and DoesNotFit.exit_code == 4
+    assert len(server.seen) == 2  # config and index, to know what is needed
+
+
+def test_a_disk_that_fills_up_keeps_what_arrived(monkeypatch: pytest.MonkeyPatch):
+    keep = download.Download._keep
+
+    def full(self: download.Download, chunk: bytes) -> None:
+        if sum(self._watch.received.values()) > 50_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        keep(self, chunk)
+
+    monkeypatch.setattr(download.Download, "_keep", full)
+    assert "is full" in refusal(pull, DoesNotFit)
+    assert_nothing_to_load()
+    assert hub.plan(ID).missing_nbytes < hub.plan(ID).nbytes
+
+
+def test_a_hub_that_wants_a_long_rest_gets_it(server: Hub):
+    server.api_faults.append(Fault("status", status=429, retry_after=77))
+    assert refusal(pull).endswith("has had too many requests: try again in 77 seconds")
+    server.always = Fault("status", status=429, retry_after=88)
+    assert refusal(pull).endswith("try again in 88 seconds")
+
+
+def test_a_short_rest_is_taken(server: Hub, files: Files):
+    server.faults.append(Fault("status", status=429, retry_after=1))
+    begin = time.monotonic()
+    assert content(pull()) == files
+    assert time.monotonic() - begin >= 1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_trouble_that_passes_is_waited_out(server: Hub, files: Files):
+    server.api_faults.append(Fault("status", status=500))
+    server.faults.extend(Fault("status", status=status) for status in (502, 503, 504))
+    assert content(pull()) == files
+
+
+def test_trouble_that_stays_ends_the_fetch(server: Hub):
+    server.always = Fault("status", status=503)
+    assert "HTTP status 503" in refusal(pull)
+    assert_nothing_to_load()
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "short", "long", "page"])
+@pytest.mark.usefixtures("hasty")
+def test_a_wrong_answer_is_never_taken(server: Hub, files: Files, kind: str):
+    wanted = hub.plan(ID)
+    server.always = Fault(kind, at=5)
+    assert refusal(lambda: hub.fetch(wanted)).startswith(f"{ID} was not fetched, since 127.0.0.1:")
+    assert_nothing_to_load()
+    server.always = None
+    assert content(hub.fetch(wanted)) == files
+
+
+@pytest.mark.usefixtures("hasty")
+def test_another_part_than_asked_for_is_never_taken(server: Hub, files: Files):
+    wanted = hub.plan(ID)
+    big = max(wanted.files, key=lambda file: file.nbytes)
+    partial = wanted.repository.partial(big.digest)
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(files[big.name][:1000])
+    server.always = Fault("shifted")
+    assert "another part of" in refusal(lambda: hub.fetch(wanted))
+    assert partial.read_bytes() == files[big.name][:1000]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_one_wrong_byte_is_fetched_again(server: Hub, files: Files):
+    server.faults.extend([None, None, None, Fault("corrupt", at=77)])
+    assert content(pull()) == files
+
+
+def test_a_page_instead_of_a_listing_is_refused(server: Hub):
+    server.api_faults.append(Fault("page"))
+    assert "no listing of files" in refusal(pull)
+
+
+def test_a_model_of_another_kind_is_refused_before_its_weights(server: Hub, repo: Repo):
+    repo.files["config.json"] = json.dumps({"model_type": "llama"}).encode()
+    assert "model_type is 'llama'" in refusal(pull)
+    assert not any(name.endswith(".safetensors") for name in {seen.name for seen in server.seen})
+
+
+@pytest.mark.parametrize("missing", ["config.json", "weights"])
+def test_a_repository_that_is_no_model_is_refused(repo: Repo, missing: str):
+    keep = (
+        (lambda name: name != missing)
+        if missing == "config.json"
+        else (lambda name: "safetensors" not in name)
+    )
+    repo.files = {name: data for name, data in repo.files.items() if keep(name)}
+    assert "is no model that qchat runs" in refusal(pull)
+
+
+# --- names that lead elsewhere ---
+
+
+TRICKS = (
+    "../../evil.safetensors",
+    "/tmp/evil.safetensors",
+    "..\\evil.safetensors",
+    "a/../../evil.safetensors",
+    "model.safetensors/../../../x.safetensors",
+    "~/evil.safetensors",
+    "nul.safetensors",
+    "COM1.safetensors",
+    "a\0.safetensors",
+    ".hidden.safetensors",
+    "model\n.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_a_shard_with_a_tricky_name_is_refused(repo: Repo, tmp_path: Path, name: str):
+    index = json.loads(repo.files["model.safetensors.index.json"])
+    index["weight_map"] = dict.fromkeys(index["weight_map"], name)
+    repo.files |= {"model.safetensors.index.json": json.dumps(index).encode(), name: b"x" * 9}
+    refusal(pull)
+    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+    assert_nothing_to_load()
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_other_files_with_tricky_names_are_left_alone(repo: Repo, files: Files, tmp_path: Path, name: str):
+    repo.files = {**files, name: b"x" * 9, f"{name}/config.json": b"{}", "../config.json": b"{}"}
+    assert content(pull()) == files
+    lying = {path for path in tmp_path.rglob("*") if path.is_file()} - set((tmp_path / "hub").rglob("*"))
+    assert not lying
+
+
+def test_shards_that_differ_in_case_only_are_refused(repo: Repo):
+    index = json.loads(repo.files["model.safetensors.index.json"])
+    names = ["model-A.safetensors", "model-a.safetensors"]
+    index["weight_map"] = {tensor: names[i % 2] for i, tensor in enumerate(index["weight_map"])}
+    repo.files |= dict.fromkeys(names, b"x" * 9)
+    repo.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    assert "differ in case only" in refusal(pull)
+
+
+@pytest.mark.parametrize("field", ["sha", "blobId", "size", "lfs"])
+def test_a_listing_with_tricky_values_is_refused(repo: Repo, field: str):
+    if field == "sha":
+        repo.commit = "../../../elsewhere"
+    else:
+        bad: Any = {"sha256": "../../x", "size": 9, "pointerSize": 1} if field == "lfs" else "../../x"
+        repo.listing = lambda siblings: [{**entry, "lfs": None, field: bad} for entry in siblings]
+    refusal(pull)
+    assert_nothing_to_load()
+
+
+# --- nothing half-finished ---
+
+
+def test_a_folder_that_another_tool_left_half_is_completed(files: Files):
+    wanted = hub.plan(ID)
+    wanted.folder.mkdir(parents=True)
+    (wanted.folder / "config.json").write_bytes(files["config.json"])
+    assert_nothing_to_load()
+    assert content(hub.fetch(wanted)) == files
+
+
+@pytest.mark.parametrize("links", range(8))
+def test_a_model_appears_when_its_last_file_does(files: Files, monkeypatch: pytest.MonkeyPatch, links: int):
+    """Whatever stops the publishing, there is no config."""
+    real, made = hubcache._link, []
+
+    def link(*args: Path) -> None:
+        if len(made) == links:
+            raise OSError(errno.EIO, "Input/output error")
+        made.append(args)
+        real(*args)
+
+    assert links < len(files)
+    monkeypatch.setattr(hubcache, "_link", link)
+    assert "cannot be kept" in refusal(pull)
+    assert_nothing_to_load()
+    monkeypatch.undo()
+
+
+def test_a_disk_without_links_holds_the_files_themselves(
+    server: Hub, files: Files, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    folder = pull()
+    assert content(folder) == files and not any(path.is_symlink() for path in folder.iterdir())
+    server.seen.clear()
+    assert content(pull()) == files
+    assert server.seen == []
+
+
+KINDS = (
+    "status",
+    "cut",
+    "cut",
+    "cut",
+    "slow",
+    "hang",
+    "short",
+    "long",
+    "corrupt",
+    "whole",
+    "shifted",
+    "page",
+)
+
+
+def random_fault(draw: random.Random) -> Fault | None:
+    return draw.choice(
+        [
+            None,
+            Fault(
+                draw.choice(KINDS),
+                at=draw.randrange(200_000),
+                status=draw.choice([403, 404, 429, 500, 503]),
+                retry_after=draw.choice([None, 0, 1, 60]),
+                seconds=draw.choice([0.05, 0.3, QUICK + 0.1]),
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(SCRIPTS))
+@pytest.mark.usefixtures("hasty")
+def test_any_script_of_faults_ends_whole_or_in_a_sentence(server: Hub, files: Files, seed: int):
+    draw = random.Random(seed)
+    for _ in range(3):
+        server.faults.extend(random_fault(draw) for _ in range(draw.randrange(12)))
+        server.always = random_fault(draw) if draw.random() < 0.3 else None
+        end = time.monotonic() + draw.choice([60.0, draw.uniform(0.0, 0.3)])
+        try:
+            folder = pull(cancelled=lambda end=end: time.monotonic() > end)
+        except QchatError as error:
+            assert "\n" not in str(error) and error.exit_code in (1, 3)
+            assert_nothing_to_load()
+        else:
+            assert content(folder) == files
+            return
+    server.faults.clear()
+    server.always = None
+    assert content(pull()) == files
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_killed_fetch_leaves_nothing_to_load(server: Hub, files: Files, tmp_path: Path, seed: int):
+    server.always = Fault("slow", seconds=0.4)
+    script = f"from qchat.core import hub; hub.fetch(hub.plan({ID!r}))"
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / ".dev"),
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    process = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE)
+    while not server.seen:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.Random(seed).uniform(0.0, 0.6))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    snapshot = hubcache.Repository(hubcache.cache_folder(), ID).find("main")
+    if snapshot is None or library.incomplete(snapshot):
+        assert_nothing_to_load()
+    server.always = None
+    assert content(pull()) == files
