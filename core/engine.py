@@ -11,6 +11,7 @@ from .config import ModelConfig, load_generation_config
 from .errors import TokenizerError, UsageError
 from .model import Model
 from .tokenizer import Tokenizer
+from .weights import Progress
 
 PROBE = [{"role": "user", "content": "?"}]
 
@@ -29,8 +30,11 @@ class Engine:
     thinks_by_default: bool
 
     @classmethod
-    def load(cls, path: str | Path) -> "Engine":
-        """Load the model folder `path`. Raises ModelError and its children, each naming what is wrong."""
+    def load(cls, path: str | Path, progress: Progress | None = None) -> "Engine":
+        """Load the model folder `path`, telling `progress` how far its weights are, as `Model.load` does.
+
+        Raises ModelError and its children, each naming what is wrong.
+        """
         folder = Path(path).expanduser()
         config = ModelConfig.load(folder)
         tokenizer = Tokenizer.load(folder)
@@ -42,7 +46,7 @@ class Engine:
         tokenizer.stop_ids |= frozenset(config.eos_token_ids)
         template = Template.load(folder)
         thinks = _thinks_by_default(template)
-        model = Model.load(folder, config)
+        model = Model.load(folder, config, progress)
         notices = [template.notice] if template.notice else []
         return cls(
             folder=folder,

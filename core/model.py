@@ -10,15 +10,19 @@ from .kernels.linear import Embedding, make_linear, prepare
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
-from .weights import Weights, load_weights
+from .roofline import step_nbytes
+from .weights import Progress, Watched, Weights, load_weights
 
 
 class Model:
     """Immutable after construction; `repairs` say what the loader made of the folder."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, policy: Policy):
-        named = Named(weights.tensors)
+    def __init__(
+        self, config: ModelConfig, weights: Weights, policy: Policy, progress: Progress | None = None
+    ):
+        named = Named(Watched(weights, progress) if progress else weights.tensors)
         self.config, self.policy = config, policy
+        self.step_nbytes = step_nbytes(weights.tensors, config, policy)
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
         table = prepare(named["embed_tokens"], policy)
@@ -34,10 +38,13 @@ class Model:
         self.mtp = MTPHead(config, mtp, ahead, policy) if ahead else None
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig) -> "Model":
-        """Read the weights of `folder`. Raises ModelError and its children."""
+    def load(cls, folder: Path, config: ModelConfig, progress: Progress | None = None) -> "Model":
+        """Read the weights of `folder`, telling `progress` once all is checked and before each of them.
+
+        Raises ModelError and its children, and what `progress` raises.
+        """
         weights = load_weights(folder, config)
-        return cls(config, weights, choose_policy(weights.parameters))
+        return cls(config, weights, choose_policy(weights.parameters), progress)
 
     def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:
         make = AttentionLayer if kind == "full_attention" else DeltaLayer

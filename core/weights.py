@@ -4,7 +4,7 @@ Raw and converted layouts are told apart by the conv1d's shape and confirmed by 
 Refuses a contradiction between the two, and missing, unknown or misshapen tensors by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,10 @@ from .errors import WeightsError
 from .layouts import MTP_PREFIX, body_specs, mtp_specs
 from .packed import Packed
 
-__all__ = ["Packed", "Tensor", "Weights", "load_weights"]
+__all__ = ["Packed", "Progress", "Tensor", "Weights", "load_weights"]
+
+# bytes of the files that are read, bytes in all, the tensor that comes next
+Progress = Callable[[int, int, str], None]
 
 Layout = Literal["raw", "converted"]
 PROBED_NORMS = 32
@@ -50,6 +53,26 @@ class Weights:
             tensor.scales.size * tensor.group_size if isinstance(tensor, Packed) else tensor.size
             for tensor in self.tensors.values()
         )
+
+
+class Watched(Mapping[str, Tensor]):
+    """The same tensors. Asking for one tells `progress` that those asked for before have been read."""
+
+    def __init__(self, weights: Weights, progress: Progress):
+        self._tensors, self._progress = weights.tensors, progress
+        self._done, self._total = 0, weights.nbytes
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        self._progress(self._done, self._total, name)
+        self._done += tensor.nbytes
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def load_weights(folder: Path, config: ModelConfig) -> Weights:
