@@ -10,17 +10,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ..core import EMBEDDED_MODEL
 from ..core.errors import DoesNotFit, QchatError, UsageError
-from . import __version__
 from .output import OutputError, write
-from .verbs import VERBS, Parser
+from .verbs import VERBS
 from .verbs import run as run_verb
 
+if TYPE_CHECKING:
+    from .settings import Settings
+
 MAX_STDIN_NBYTES = 64 << 20
-EFFORTS = ("none", "low", "medium", "high", "xhigh")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,149 +45,85 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in VERBS:
         return run_verb(argv[0], argv[1:])
-    parser = _parser()
+    from .arguments import parser
+
     try:
-        args = parser.parse_args(argv)
+        args = parser().parse_intermixed_args(argv)
     except SystemExit as end:  # --help and --version have printed
         write(sys.stdout, "")
         return int(end.code or 0)
-    model = args.model or str(EMBEDDED_MODEL)
-    if args.prompt is None and sys.stdin.isatty() and sys.stdout.isatty():
-        return _chat(model, args)
-    text = _prompt(args.prompt)
-    from .oneshot import Request, run
+    if args.words and args.prompt is not None:
+        raise UsageError("the prompt was given twice: with -p and as words after MODEL")
+    settings = _settings(args)
+    return _chat(args, settings) if _is_chat(args) else _answer(args, settings)
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from .settings import KEYS, Settings
+
+    flags = {name: value for name, value in vars(args).items() if name in KEYS and name != "model"}
+    return Settings.load(flags, options=args.options)
+
+
+def _is_chat(args: argparse.Namespace) -> bool:
+    """Whether there is a person to chat with; a chat line by line also reads from a pipe when asked to."""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    return args.prompt is None and bool(at_terminal or args.plain or args.screen_reader)
+
+
+def _chat(args: argparse.Namespace, settings: "Settings") -> int:
+    if args.form != "text" or args.extract is not None:
+        raise UsageError("--json, --jsonl and -x print one reply: give the prompt with -p TEXT or pipe it in")
+    from .launch import Launch, run
 
     return run(
-        Request(
-            model=model,
-            text=text,
-            form=args.form,
-            show_thinking=args.show_thinking,
+        Launch(
+            settings=settings,
+            model=args.model or settings["model"],
+            text=" ".join(args.words),
+            files=tuple(args.files or ()),
+            session=args.session,
             stats=args.stats,
-            settings=_settings(args),
         )
     )
 
 
-def _chat(model: str, args: argparse.Namespace) -> int:
-    if args.form != "text":
-        raise UsageError("--json and --jsonl print one reply: give the prompt with -p TEXT or pipe it in")
-    from .repl import run
+def _answer(args: argparse.Namespace, settings: "Settings") -> int:
+    text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
+    from .oneshot import Request, run
 
-    return run(model, _settings(args), show_thinking=args.show_thinking, stats=args.stats)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="qchat",
-        allow_abbrev=False,
-        description="Chat with a Qwen3.5 or Qwen3.6 model on this machine.",
-        epilog="Text piped in comes before the prompt. The answer goes to stdout, all else to stderr. "
-        f"Other commands: {', '.join(f'qchat {verb} ({what})' for verb, what in VERBS.items())}.",
-    )
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a model folder (by default the small model in the package)"
-    )
-    parser.add_argument("-p", "--prompt", type=_text, metavar="TEXT", help="what to say to the model")
-    parser.add_argument("--version", action="version", version=f"qchat {__version__}")
-    _add_output(parser.add_argument_group("output"))
-    _add_settings(parser.add_argument_group("reply"))
-    _add_sampling(parser.add_argument_group("sampling", "by default as the model's authors recommend"))
-    return parser
-
-
-def _add_output(group: Any) -> None:
-    form = group.add_mutually_exclusive_group()
-    form.set_defaults(form="text")
-    form.add_argument(
-        "--json",
-        dest="form",
-        action="store_const",
-        const="json",
-        help="print one JSON object: text, thinking, usage, timings, finish_reason, model",
-    )
-    form.add_argument(
-        "--jsonl", dest="form", action="store_const", const="jsonl", help="print each event as a line of JSON"
-    )
-    group.add_argument("--show-thinking", action="store_true", help="print the model's thoughts to stderr")
-    group.add_argument("--stats", action="store_true", help="print token counts and speeds to stderr")
-
-
-# every option below is named in the namespace as the session names the setting
-def _add_settings(group: Any) -> None:
-    group.add_argument("--system", type=_text, metavar="TEXT", help="the system prompt")
-    group.add_argument(
-        "--think",
-        dest="enable_thinking",
-        action=argparse.BooleanOptionalAction,
-        help="have the model think before it answers, or not",
-    )
-    group.add_argument(
-        "--effort",
-        dest="reasoning_effort",
-        choices=EFFORTS,
-        help="how much to think; none and low: not at all",
-    )
-    group.add_argument(
-        "--thinking-budget",
-        dest="thinking_token_budget",
-        type=int,
-        metavar="N",
-        help="end the thought after N tokens",
-    )
-    group.add_argument(
-        "--max-tokens",
-        dest="max_new_tokens",
-        type=int,
-        metavar="N",
-        help="end the reply after N tokens (2048)",
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        type=_text,
-        metavar="TEXT",
-        help="end the reply before TEXT; may be repeated",
+    return run(
+        Request(
+            model=args.model or settings["model"] or str(EMBEDDED_MODEL),
+            text=text,
+            form=args.form,
+            extract=args.extract,
+            show_thinking=settings["show_thinking"],
+            stats=args.stats,
+            quiet=args.quiet,
+            settings=settings.session() | settings.reply(),
+        )
     )
 
 
-def _add_sampling(group: Any) -> None:
-    for name, kind, meaning in (
-        ("temperature", float, "0 takes the most likely token"),
-        ("top-p", float, "keep the likeliest tokens up to this probability in all"),
-        ("top-k", int, "keep this many tokens; 0 keeps all"),
-        ("min-p", float, "keep tokens at least this likely relative to the likeliest"),
-        ("repetition-penalty", float, "divide the logits of generated tokens; 1 is none"),
-        ("presence-penalty", float, "subtract from the logits of generated tokens"),
-        ("frequency-penalty", float, "subtract for each time a token was generated"),
-        ("seed", int, "equal seeds give equal replies"),
-    ):
-        group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=meaning)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    own = {"model", "prompt", "form", "show_thinking", "stats"}
-    return {name: value for name, value in vars(args).items() if name not in own and value is not None}
-
-
-def _text(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("the text is not valid UTF-8") from None
-    return value
-
-
-def _prompt(given: str | None) -> str:
-    """What was piped in, then what was given. Raises UsageError where both are missing."""
+def _prompt(given: str | None, files: Sequence[str]) -> str:
+    """What was piped in, the files, then what was given. Raises UsageError where all are missing."""
     waiting = sys.stdin.isatty()
-    if waiting and given is None:
-        raise UsageError("-p TEXT is needed: for now qchat answers one prompt at a time")
-    parts = ["" if waiting else _piped(), given or ""]
+    if waiting and given is None and not files:
+        raise UsageError("-p TEXT is needed where the output is no terminal")
+    parts = ["" if waiting else _piped(), *_attached(files), given or ""]
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise UsageError("the prompt is empty: give it with -p TEXT or pipe it in")
     return text
+
+
+def _attached(files: Sequence[str]) -> list[str]:
+    if not files:
+        return []
+    from .attachments import read, with_files
+
+    return [with_files("", [read(path, Path.cwd()) for path in files]).lstrip()]
 
 
 def _piped() -> str:

@@ -4,6 +4,7 @@ Refuses to mix: stdout holds the answer and nothing but it. ctrl+c stops the rep
 """
 
 import json
+import re
 import signal
 import sys
 import time
@@ -17,6 +18,12 @@ from ..core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
 from .output import printable, write
 
 PROGRESS_AFTER_SECONDS = 1.0
+# CommonMark 4.5: a fence closes with at least as many of the same character
+_FENCED = re.compile(
+    r"^(?P<indent> {0,3})(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^\s`]*)[^`\n]*\n"
+    r"(?P<code>.*?)(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
 EXIT_CODES = {"stop": 0, "length": 0, "cancelled": 130, "error": 1}
 
 
@@ -27,9 +34,16 @@ class Request:
     model: str
     text: str
     form: Literal["text", "json", "jsonl"] = "text"
+    extract: str | None = None  # print only the first code block, in this language unless it is empty
     show_thinking: bool = False
     stats: bool = False
+    quiet: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def tell(self, sentence: str) -> None:
+        """What the user may want to know, but asked not to be told with --quiet."""
+        if not self.quiet:
+            note(sentence)
 
 
 class Cancellable(Protocol):
@@ -41,8 +55,8 @@ def run(request: Request) -> int:
     from ..core import load_session
 
     session = load_session(request.model, **request.settings)
-    show = _VIEWS[request.form](request)
-    progress = _Progress()
+    show = _view(request)
+    progress = _Progress(request)
     done = None
     with stopped_by_interrupt(session):
         for event in session.stream(request.text):
@@ -73,9 +87,9 @@ def stopped_by_interrupt(session: Cancellable) -> Iterator[None]:
 class _Progress:
     """How far the prompt has been read, on a terminal, once that takes noticeably long."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: Request) -> None:
         self._begin = time.monotonic()
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr.isatty() and not request.quiet
         self._width = 0
 
     def follow(self, event: Event) -> None:
@@ -97,7 +111,7 @@ class TextView:
     """The answer on stdout as it arrives, the thought on stderr if wanted."""
 
     def __init__(self, request: Request):
-        self._show_thinking = request.show_thinking
+        self._request = request
         self._answer_end = self._thought_end = ""
 
     def __call__(self, event: Event) -> None:
@@ -106,11 +120,11 @@ class TextView:
                 self._end_thought()
                 write(sys.stdout, text)
                 self._answer_end = text[-1]
-            case Thought(text) if text and self._show_thinking:
+            case Thought(text) if text and self._request.show_thinking:
                 write(sys.stderr, text)
                 self._thought_end = text[-1]
             case Notice(text):
-                note(text)
+                self._request.tell(text)
             case Done():
                 self._end_thought()
                 if self._answer_end not in ("", "\n"):
@@ -126,7 +140,7 @@ def _json_view(request: Request) -> Callable[[Event], None]:
     def show(event: Event) -> None:
         match event:
             case Notice(text):
-                note(text)
+                request.tell(text)
             case Done():
                 _write_json(as_object(event, request.model))
 
@@ -137,11 +151,33 @@ def _jsonl_view(_request: Request) -> Callable[[Event], None]:
     return lambda event: _write_json(to_json(event))
 
 
-_VIEWS: dict[str, Callable[[Request], Callable[[Event], None]]] = {
-    "text": TextView,
-    "json": _json_view,
-    "jsonl": _jsonl_view,
-}
+def _code_view(request: Request) -> Callable[[Event], None]:
+    def show(event: Event) -> None:
+        match event:
+            case Notice(text):
+                request.tell(text)
+            case Done(finish_reason="stop" | "length"):
+                write(sys.stdout, first_code(event.text, request.extract or ""))
+
+    return show
+
+
+def _view(request: Request) -> Callable[[Event], None]:
+    if request.extract is not None:
+        return _code_view(request)
+    return {"text": TextView, "json": _json_view, "jsonl": _jsonl_view}[request.form](request)
+
+
+def first_code(text: str, language: str) -> str:
+    """The lines of the first fenced block of Markdown, in `language` unless it is empty; it may be unclosed.
+
+    Raises GenerationError where there is none.
+    """
+    for block in _FENCED.finditer(text):
+        if not language or block["info"].strip().lower() == language.lower():
+            indent = len(block["indent"])
+            return re.sub(rf"(?m)^ {{0,{indent}}}", "", block["code"])
+    raise GenerationError(f"the reply holds no code block{f' in {language}' if language else ''}")
 
 
 def as_object(done: Done, model: str) -> dict[str, Any]:
@@ -173,14 +209,14 @@ def note(sentence: str) -> None:
 def _close(request: Request, done: Done) -> None:
     """What the user should know about how the reply ended."""
     if done.detail and request.form != "jsonl":
-        note(done.detail)
+        note(done.detail) if done.finish_reason == "error" else request.tell(done.detail)
     match done.finish_reason, done.thinking_cut:
         case "length", True:
-            note("the reply was cut inside its thought: --max-tokens or --thinking-budget makes room")
+            request.tell("the reply was cut inside its thought: --max-tokens or --thinking-budget makes room")
         case "length", False:
-            note("the reply was cut at its token limit: --max-tokens raises it")
+            request.tell("the reply was cut at its token limit: --max-tokens raises it")
         case "stop", True:
-            note("the model ended its reply inside its thought")
+            request.tell("the model ended its reply inside its thought")
     if request.stats:
         note(stats_line(done))
 

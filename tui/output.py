@@ -3,24 +3,14 @@
 Raises BrokenPipeError where the reader has gone, OutputError for any other failure to write.
 """
 
-import re
 from typing import TextIO
 
 from ..core.errors import QchatError
-
-# escape sequences; C0 but tab and newline, DEL and C1; what overrides the direction of reading
-_UNPRINTABLE = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]|[\u202a-\u202e\u2066-\u2069]"
-)
+from .text import printable
 
 
 class OutputError(QchatError):
     """The disk is full, or the like."""
-
-
-def printable(text: str) -> str:
-    """`text` without anything that could move the cursor, recolour, or address the terminal itself."""
-    return _UNPRINTABLE.sub("", text)
 
 
 def write(stream: TextIO, text: str) -> None:

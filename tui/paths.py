@@ -1,13 +1,54 @@
-"""Where qchat keeps its files: the XDG base directories, also on macOS, readable by their owner only."""
+"""Where qchat keeps its files: the XDG base directories, also on macOS, readable by their owner only.
+
+`QCHAT_CONFIG_DIR` moves settings and themes. Every function raises RuntimeError where the user has no home,
+those that make a folder OSError.
+"""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
+def config_dir(env: Mapping[str, str] | None = None) -> Path:
+    """Settings and the user's themes; not made here, since reading needs none."""
+    env = os.environ if env is None else env
+    own = env.get("QCHAT_CONFIG_DIR", "")
+    return Path(own).expanduser().absolute() if own else _base(env, "XDG_CONFIG_HOME", ".config")
+
+
+def config_file(env: Mapping[str, str] | None = None) -> Path:
+    return config_dir(env) / "config.toml"
+
+
+def data_dir() -> Path:
+    """What the user would miss: conversations."""
+    return _private(_base(os.environ, "XDG_DATA_HOME", ".local/share"))
+
+
+def conversations_file() -> Path:
+    return data_dir() / "conversations.db"
+
+
 def state_dir() -> Path:
-    """`$XDG_STATE_HOME/qchat`, made when missing. Raises OSError, or RuntimeError where there is no home."""
-    base = os.environ.get("XDG_STATE_HOME", "")
+    """What survives a restart but would not be missed: history of prompts, logs."""
+    return _private(_base(os.environ, "XDG_STATE_HOME", ".local/state"))
+
+
+def cache_dir() -> Path:
+    """What can be made again: measurements, saved states."""
+    return _private(_base(os.environ, "XDG_CACHE_HOME", ".cache"))
+
+
+def make_config_dir() -> Path:
+    return _private(config_dir())
+
+
+def _base(env: Mapping[str, str], variable: str, default: str) -> Path:
+    base = env.get(variable, "")
     # the specification has relative paths ignored
-    folder = (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "qchat"
+    return (Path(base) if Path(base).is_absolute() else Path.home() / default) / "qchat"
+
+
+def _private(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder

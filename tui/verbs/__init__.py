@@ -14,9 +14,15 @@ from ..output import write
 
 VERBS = {
     "calibrate": "measure which inputs matter, for convert's --imatrix-path",
+    "card": "rewrite a model's card",
+    "completion": "print a script that completes qchat's words in a shell",
+    "config": "show the settings and where each comes from",
     "convert": "make or plan a quantized model",
     "eval": "measure a model, alone or against another",
     "inspect": "show what a model folder holds",
+    "models": "list the models here and those to be had, or delete one",
+    "pull": "fetch a model from Hugging Face",
+    "sessions": "list, search, export and delete conversations",
 }
 
 
@@ -27,14 +33,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help lists the options)")
 
 
-def run(verb: str, argv: Sequence[str]) -> int:
-    """Run one of VERBS with the words after it; returns the exit code. Raises QchatError."""
+def parser_of(verb: str) -> Parser:
+    """The parser of one of VERBS."""
     module = import_module(f".{verb}", __name__)
     parser = Parser(prog=f"qchat {verb}", allow_abbrev=False, description=module.__doc__)
     module.add_arguments(parser)
+    return parser
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run one of VERBS with the words after it; returns the exit code. Raises QchatError."""
     try:
-        args = parser.parse_args(argv)
+        args = parser_of(verb).parse_args(argv)
     except SystemExit as end:  # --help has printed
         write(sys.stdout, "")
         return int(end.code or 0)
-    return module.run(args)
+    return import_module(f".{verb}", __name__).run(args)

@@ -29,9 +29,7 @@ NEEDS_Q = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_places(parser)
-    _add_quantization(parser.add_argument_group("quantization"))
-    _add_scaling(parser.add_argument_group("importance"))
-    _add_parts(parser.add_argument_group("parts of the model"))
+    add_choices(parser)
     plan = parser.add_argument_group("planning")
     plan.add_argument("--plan", action="store_true", help="print what it would give, from config.json alone")
     plan.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth to plan with (400)")
@@ -43,7 +41,14 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         "-i", "--input", type=Path, required=True, metavar="FOLDER", help="raw, FP8 or converted"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="the new folder")
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """What decides about the new model, without the places; /convert has the same."""
     parser.add_argument("--force", action="store_true", help="replace an earlier conversion at -o")
+    _add_quantization(parser.add_argument_group("quantization"))
+    _add_scaling(parser.add_argument_group("importance"))
+    _add_parts(parser.add_argument_group("parts of the model"))
 
 
 def _add_quantization(group: Any) -> None:
@@ -91,16 +96,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from ...core import UNQUANTIZED, Options, plan_json, plan_text
 
-    chosen = {name: value for name in ("bits", "group_size", "mode") if (value := getattr(args, name))}
-    options = Options(
-        recipe=args.recipe_file or args.recipe or "none" if args.quantize else UNQUANTIZED,
-        mxfp=args.mxfp,
-        float_map=args.float_map,
-        keep_bf16=args.keep_bf16,
-        mtp=args.mtp,
-        vision=args.vision,
-        **chosen,
-    )
+    options = Options(**option_fields(args, UNQUANTIZED))
     if not args.plan:
         return _convert(args, options)
     bandwidth = BANDWIDTH_GB_S if args.bandwidth is None else args.bandwidth
@@ -111,8 +107,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def option_fields(args: argparse.Namespace, unquantized: str) -> dict[str, Any]:
+    """The fields of `Options`; `unquantized` is the recipe that packs nothing."""
+    chosen = {name: value for name in ("bits", "group_size", "mode") if (value := getattr(args, name))}
+    return {
+        "recipe": args.recipe_file or args.recipe or "none" if args.quantize else unquantized,
+        "mxfp": args.mxfp,
+        "float_map": args.float_map,
+        "keep_bf16": args.keep_bf16,
+        "mtp": args.mtp,
+        "vision": args.vision,
+        **chosen,
+    }
+
+
 def _check(args: argparse.Namespace) -> None:
-    """Flags that contradict each other or would change nothing. Raises UsageError."""
+    """Raises UsageError for flags that contradict each other or would change nothing."""
+    check_choices(args)
+    if args.bandwidth is not None and not args.plan:
+        raise UsageError("--bandwidth would change nothing without --plan")
+    if args.output is None and not args.plan:
+        raise UsageError("-o FOLDER is needed: where the conversion goes")
+
+
+def check_choices(args: argparse.Namespace) -> None:
+    """The same, of what `add_choices` added."""
     if not args.quantize:
         for flag, name in NEEDS_Q.items():
             if getattr(args, name) not in (None, False):
@@ -125,10 +144,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--recipe-file is {args.recipe_file}, wanted a .toml file")
     if args.awq and args.imatrix is None:
         raise UsageError(f"--awq {args.awq} needs --imatrix-path: the importances come from there")
-    if args.bandwidth is not None and not args.plan:
-        raise UsageError("--bandwidth would change nothing without --plan")
-    if args.output is None and not args.plan:
-        raise UsageError("-o FOLDER is needed: where the conversion goes")
 
 
 def _convert(args: argparse.Namespace, options: Any) -> int:
@@ -142,7 +157,7 @@ def _convert(args: argparse.Namespace, options: Any) -> int:
         awq=args.awq or "search",
         dequantize=args.dequantize,
         force=args.force,
-        flags=tuple(_flags(args)),
+        flags=tuple(flags(args)),
     )
     view = _View()
     try:
@@ -157,7 +172,7 @@ def _convert(args: argparse.Namespace, options: Any) -> int:
     return 0
 
 
-def _flags(args: argparse.Namespace) -> list[str]:
+def flags(args: argparse.Namespace) -> list[str]:
     """The choices as words of a command; files by their names alone."""
     words = ["-q"] if args.quantize else []
     words += ["--dequantize"] if args.dequantize else []

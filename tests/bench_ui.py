@@ -1,0 +1,292 @@
+"""What the screens cost, beside their budgets: `bench_ui.py [NAME...]`; exit code 1 where one is broken.
+
+Times are processor time of this process, painting included. A budget is a function below `@budget`, which
+yields rows; each runs in a process of its own, so that none warms another.
+"""
+
+import asyncio
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path[:0] = [str(Path(__file__).parents[1] / ".dev")]
+
+# ruff: noqa: E402
+from textual.app import App, ComposeResult
+from textual.events import AppBlur, AppFocus, Resize
+from textual.geometry import Size
+
+from qchat.tui import themes
+from qchat.tui.widgets.transcript import Transcript
+
+TURNS = 2_000
+TOKENS, TOKENS_PER_S = 480, 60
+SIZE = (100, 30)
+
+
+class Row(NamedTuple):
+    """One measured quantity; `value` must not exceed `limit`."""
+
+    what: str
+    limit: float
+    value: float
+    unit: str
+
+
+Budget = Callable[[], AsyncIterator[Row]]
+BUDGETS: dict[str, Budget] = {}
+
+
+def budget(measure: Budget) -> Budget:
+    """Register a budget under its function's name."""
+    BUDGETS[measure.__name__] = measure
+    return measure
+
+
+# --- texts ---
+
+SENTENCE = (
+    "Merge sort is a **divide and conquer** algorithm with `O(n log n)` time; it *always* splits in two. "
+)
+PROSE = "\n\n".join(SENTENCE * 4 for _ in range(40))
+LIST = "\n".join(
+    f"- item {n}: splits the list in two halves, **recursively**, and merges" for n in range(400)
+)
+CODE = "```python\n" + "def merge(xs: list[int], n: int = 0) -> list[int]:\n    return xs  # step\n\n" * 200
+TABLE = "| name | size | speed |\n|---|--:|---|\n" + "| Qwen3.6-27B | 11.1 GB | `23.4` tok/s |\n" * 300
+THOUGHT = "The user wants merge sort. Let me think about how it splits.\n" * 200
+ANSWER = (
+    f"## Merge sort\n\n{SENTENCE * 3}\n\n"
+    + "\n".join(LIST.split("\n")[:6])
+    + "\n\n"
+    + CODE[:300]
+    + "\n```\n\nDone."
+)
+
+
+def tokens(text: str) -> list[str]:
+    """Pieces of about the length that a tokenizer makes."""
+    return re.findall(r"\s*\S{1,5}|\s+", text)[:TOKENS]
+
+
+def turn(number: int) -> dict[str, Any]:
+    return {
+        "number": number,
+        "question": f"Question {number}: explain merge sort with code, and say why",
+        "thinking": THOUGHT[:400],
+        "answer": ANSWER,
+        "created": 1.7e9 + number,
+        "seconds_thinking": 4.1,
+        "stats": {"reasoning_tokens": 212},
+    }
+
+
+# --- the stage ---
+
+
+class Stage(App[None]):
+    """The transcript alone on a screen, with our themes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for look in themes.Shelf.open().looks.values():
+            self.register_theme(look.theme)
+        self.theme = "night"
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return themes.extra_defaults()
+
+    def compose(self) -> ComposeResult:
+        yield Transcript()
+
+
+@asynccontextmanager
+async def stage(turns: int = 0) -> AsyncIterator[tuple[Stage, Transcript]]:
+    app = Stage()
+    async with app.run_test(size=SIZE):
+        transcript = app.query_one(Transcript)
+        transcript.focus()
+        if turns:
+            transcript.show({"conversation": 1, "turns": [turn(number + 1) for number in range(turns)]})
+        await painted(app)
+        yield app, transcript
+
+
+async def painted(app: App) -> None:
+    """Until all that was asked for is on the screen."""
+    for pump in (app, app.screen, app, app.screen, app.screen):
+        done = asyncio.Event()
+        pump.call_after_refresh(done.set)
+        await done.wait()
+
+
+async def cost(app: App, change: Callable[[], Any], times: int = 1) -> float:
+    """Milliseconds that `change` and its painting take, the median of several."""
+    measured = []
+    for _ in range(times):
+        began = time.process_time()
+        change()
+        await painted(app)
+        measured.append(time.process_time() - began)
+    return 1e3 * sorted(measured)[len(measured) // 2]
+
+
+# --- budgets ---
+
+
+async def streamed(kind: str, text: str, limit: float) -> AsyncIterator[Row]:
+    """A reply at 60 tokens/s, each token an event of its own, as an answer and as an open thought."""
+    async with stage(20) as (app, transcript):
+        transcript.add_question(turn(21))
+        transcript.begin_answer(turn(21))
+        late: list[float] = []
+        watch = asyncio.create_task(watched(late))
+        event = "thought" if kind == "thought" else "text"
+        pieces, began, clock = tokens(text), time.process_time(), time.perf_counter()
+        for number, token in enumerate(pieces):
+            transcript.feed([{"event": event, "text": token, "tokens": 1}])
+            await asyncio.sleep(max(0, clock + (number + 1) / TOKENS_PER_S - time.perf_counter()))
+        await painted(app)
+        spent = time.process_time() - began
+        watch.cancel()
+        late.sort()
+        yield Row(f"streaming {kind}, each token", limit, 1e3 * spent / len(pieces), "ms")
+        yield Row(f"streaming {kind}, share of a core", 15, 100 * spent * TOKENS_PER_S / len(pieces), "%")
+        yield Row(f"streaming {kind}, loop blocked, p95", 20, 1e3 * late[int(len(late) * 0.95)], "ms")
+        yield Row(f"streaming {kind}, loop blocked, most", 60, 1e3 * late[-1], "ms")
+
+
+async def watched(late: list[float]) -> None:
+    """The work done between one look in and the next; other processes do not count."""
+    while True:
+        began = time.thread_time()
+        await asyncio.sleep(0.005)
+        late.append(time.thread_time() - began)
+
+
+@budget
+async def prose() -> AsyncIterator[Row]:
+    async for row in streamed("prose", PROSE, 5):
+        yield row
+
+
+@budget
+async def bullets() -> AsyncIterator[Row]:
+    async for row in streamed("list", LIST, 5):
+        yield row
+
+
+@budget
+async def code() -> AsyncIterator[Row]:
+    async for row in streamed("code", CODE, 12):
+        yield row
+
+
+@budget
+async def table() -> AsyncIterator[Row]:
+    async for row in streamed("table", TABLE, 16):
+        yield row
+
+
+@budget
+async def thought() -> AsyncIterator[Row]:
+    async for row in streamed("thought", THOUGHT, 5):
+        yield row
+
+
+@budget
+async def long_conversation() -> AsyncIterator[Row]:
+    """2,000 turns: what opening, scrolling and changes of the whole screen cost."""
+    async with stage() as (app, transcript):
+        state = {"conversation": 1, "turns": [turn(number + 1) for number in range(TURNS)]}
+        yield Row("load 2,000 turns, first paint", 500, await cost(app, lambda: transcript.show(state)), "ms")
+        transcript.scroll_to(y=transcript.virtual_size.height // 2, animate=False)
+        await painted(app)
+        up = await cost(app, lambda: transcript.scroll_relative(y=-5, animate=False), 40)
+        yield Row("scroll 5 lines", 8, up, "ms")
+        yield Row(
+            "scroll a page", 20, await cost(app, lambda: transcript.scroll_page_up(animate=False), 20), "ms"
+        )
+        yield Row(
+            "block cursor to the next", 16, await cost(app, lambda: transcript.action_step(1), 20), "ms"
+        )
+        events = iter([AppBlur(), AppFocus()] * 5)
+        yield Row(
+            "focus lost or gained", 20, await cost(app, lambda: app.post_message(next(events)), 10), "ms"
+        )
+        names = iter(["day", "night"] * 3)
+        yield Row("theme change", 60, await cost(app, lambda: setattr(app, "theme", next(names)), 5), "ms")
+        yield Row("width change", 100, await resizing(app, transcript), "ms")
+        yield Row("find in 2,000 turns", 150, await cost(app, lambda: transcript.find("recursively")), "ms")
+        yield Row("go to the next match", 60, await cost(app, transcript.find_next, 5), "ms")
+        yield Row("all thoughts open", 100, await cost(app, transcript.toggle_thoughts), "ms")
+
+
+async def resizing(app: App, transcript: Transcript) -> float:
+    """Milliseconds per change of the width; the app waits a little for further ones before it acts."""
+    widths = (110, 90, 120, 80, 100)
+    began = time.process_time()
+    for width in widths:
+        app.post_message(Resize(Size(width, SIZE[1]), Size(width, SIZE[1])))
+        while transcript.outer_size.width != width:
+            await asyncio.sleep(0.01)
+        await painted(app)
+    return 1e3 * (time.process_time() - began) / len(widths)
+
+
+@budget
+async def memory() -> AsyncIterator[Row]:
+    """The most that the process ever held with 2,000 turns loaded and half of them looked at."""
+    async with stage(TURNS) as (app, transcript):
+        for part in range(100):
+            transcript.scroll_to(y=transcript.virtual_size.height * part // 200, animate=False)
+            await painted(app)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        yield Row(
+            "resident memory, 2,000 turns", 100, most / (2**20 if sys.platform == "darwin" else 2**10), "MB"
+        )
+
+
+# --- the table ---
+
+
+async def measured(name: str) -> list[Row]:
+    return [row async for row in BUDGETS[name]()]
+
+
+def apart(name: str) -> list[Row]:
+    """The rows of one budget, measured in a process of its own."""
+    command = [sys.executable, __file__, "--measure", name]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [
+        Row(what, float(limit), float(value), unit)
+        for what, limit, value, unit in (x.split("\t") for x in lines)
+    ]
+
+
+def main(names: list[str]) -> int:
+    if names[:1] == ["--measure"]:
+        for row in asyncio.run(measured(names[1])):
+            print(*row, sep="\t")
+        return 0
+    broken = 0
+    print(f"{'what':<40} {'budget':>10} {'measured':>12}")
+    for name in names or BUDGETS:
+        for row in apart(name):
+            mark = "" if row.value <= row.limit else "  broken"
+            broken += bool(mark)
+            print(
+                f"{row.what:<40} {row.limit:>7.0f} {row.unit:<2} {row.value:>9.1f} {row.unit}{mark}",
+                flush=True,
+            )
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,483 @@
+"""The controller between a front end and its engine: one conversation, its queue, its jobs, its live figures.
+
+Owns the order of things: what is sent while something runs waits in `queue`. The engine may die at any
+moment; what was said stays here and in the store, and `restart` goes on. Refuses what does not go now.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import QchatError, UsageError
+from .client import Call, EngineClient, EngineDied, Events
+from .jobs import Job, Render
+from .meter import Meter, Phase, Status
+from .paths import cache_dir
+from .view import View
+
+if TYPE_CHECKING:
+    from ..core.store import Store
+    from .settings import Settings
+
+__all__ = ["Chat", "Job", "Status", "View"]
+
+NO_STATE: Mapping[str, Any] = {
+    "conversation": None,
+    "title": "",
+    "system": None,
+    "history": "preserve",
+    "tokens": 0,
+    "context_limit": 0,
+    "leaf": None,
+    "turns": [],
+    "branches": [],
+}
+# events that are figures, for `status` alone
+FIGURES = ("memory", "done")
+# jobs whose figures the model picker shows
+MEASURING = ("bench", "eval")
+# how long leaving may take: for the reply to stop, and for the live state to be written
+STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
+
+
+class Chat:
+    """`model` and `state` are the engine's ModelInfo and State; `settings` go with every reply.
+
+    Every method raises QchatError with one sentence; EngineDied comes after the view was told of the death.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        client_factory: Callable[[], EngineClient] = EngineClient,
+        *,
+        settings: "Settings",
+        store: "Store | None" = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.view, self.options, self.store = view, settings, store
+        self.model: dict[str, Any] | None = None
+        self.state: dict[str, Any] = dict(NO_STATE)
+        self.settings: dict[str, Any] = dict(settings.reply())
+        self.queue: list[str] = []
+        self.jobs: list[Job] = []
+        self.show_thinking = bool(settings["show_thinking"])
+        self.show_stats = False
+        self.client: EngineClient | None = None
+        self.meter = Meter(clock)
+        self._factory = client_factory
+        self._path: str | None = None  # of the model that is, or is to be, loaded
+        self._call: Call | None = None
+        self._busy = self._parked = False
+        self._unanswered = ""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def status(self) -> Status:
+        return self.meter.status
+
+    @property
+    def busy(self) -> bool:
+        """Something runs that a question has to wait for."""
+        return self._busy or self._parked
+
+    @property
+    def log(self) -> list[str]:
+        """The last lines that the engine and the jobs' engines wrote."""
+        own = list(self.client.log) if self.client else []
+        return [*own, *(line for job in self.jobs for line in job.log)]
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change a setting of the program for the rest of this run. Raises UsageError."""
+        self.options = self.options.replaced("/set", **{name: value})
+
+    # the engine
+
+    async def load(self, model: str, *, conversation: int | None = None, **session: Any) -> None:
+        """Load the folder `model` and go on with the conversation, or with the stored one of this number.
+
+        Nothing of it is read before the next question. `session` stands over the settings' history,
+        context_limit, snapshot_budget, quantized_kv and system.
+        """
+        with self._at_work("starting"):
+            await self._load(model, conversation, session)
+
+    async def _load(self, model: str, conversation: int | None, session: Mapping[str, Any]) -> None:
+        client = await self._running()
+        kept = self.state if conversation is None else NO_STATE
+        number = (conversation or kept["conversation"]) if self.store is not None else None
+        given = {**self.options.session(), **_kept_settings(kept, number), **session}
+        if self.store is not None:
+            given |= {"store": str(self.store.path), "conversation": number}
+        self.meter.begin("loading")
+        try:
+            result = await self._follow(client.call("load", model=model, **given))
+        except EngineDied:
+            self._path = model  # what a restart has to load
+            raise
+        self.model, self._path = result["model"], model
+        self.meter.bytes_per_token = result["model"].get("bytes_per_token", 0)
+        self._hold(result["state"])
+        if self.store is None and kept["turns"]:
+            self._hold((await client.request("prime", messages=_messages(kept)))["state"])
+        self.view.rebuilt(self.state)
+
+    async def unload(self) -> None:
+        """Give the model's memory back; the conversation stays."""
+        with self._at_work("working"):
+            await self._client().request("unload")
+            self.model = None
+
+    async def restart(self, **session: Any) -> None:
+        """Start a new engine in place of a dead one, with the same model and conversation, and go on.
+
+        `session` may give another context_limit. A question that got no answer is asked again.
+        """
+        if self._path is None:
+            raise UsageError("no model was loaded: /load NAME")
+        with self._at_work("starting"):
+            await self._load(self._path, None, session)
+            await self._take_up_unanswered()
+
+    async def _take_up_unanswered(self) -> None:
+        question, self._unanswered = self._unanswered, ""
+        if not question:
+            return
+        turns = self.state["turns"]
+        if turns and turns[-1]["question"] == question and not _said(turns[-1]):
+            self._hold((await self._client().request("undo"))["state"])
+            self.view.rebuilt(self.state)
+        if not turns or turns[-1]["question"] != question or not _said(turns[-1]):
+            self.queue.insert(0, question)
+
+    async def quit(self) -> None:
+        """End the engine and every job. The live state is written, so that the conversation opens at once."""
+        for job in self.jobs:
+            job.cancel()
+        self.queue.clear()
+        with suppress(QchatError, TimeoutError):
+            await asyncio.wait_for(self._stopped(), STOP_SECONDS)
+            if self.client is not None and self.model is not None:
+                await asyncio.wait_for(self.client.request("save_state"), SAVE_SECONDS)
+        clients = [self.client] if self.client else []
+        for task in [task for task in self._tasks if task is not asyncio.current_task()]:
+            task.cancel()
+        await asyncio.gather(*(client.stop() for client in clients), *self._tasks, return_exceptions=True)
+
+    async def _stopped(self) -> None:
+        while self._call is not None:
+            self._call.cancel()
+            with suppress(QchatError):
+                await self._call.result()
+            await asyncio.sleep(0)
+
+    async def _running(self) -> EngineClient:
+        """The client of a living engine, started if there is none."""
+        if self.client is None or not self.client.alive:
+            client = self.client = self._factory()
+            client.on_death = self._died
+            self.model = None
+            await client.start()
+        return self.client
+
+    def _client(self) -> EngineClient:
+        """The client of an engine with a model. Raises UsageError where there is none."""
+        if self.status.phase == "dead":
+            raise UsageError("the engine has stopped: restart it first")
+        if self.client is None or self.model is None:
+            raise UsageError("no model is loaded: /load NAME")
+        return self.client
+
+    def _died(self, reason: str) -> None:
+        tokens = self.status.context_tokens
+        where = f" at {tokens:,} tokens of context" if tokens else ""
+        self.model = None
+        self.meter.end("dead", f"{reason}{where}")
+        self.view.status(self.status)
+        self.view.note(f"{reason}{where}; nothing is lost", "error")
+
+    # saying something
+
+    async def send(self, text: str, **settings: Any) -> None:
+        """Ask `text`; returns when the reply has ended, or at once when it has to wait in `queue`."""
+        if self.busy or self.status.phase in ("starting", "dead"):
+            self.queue.append(text)
+            self.view.status(self.status)
+            return
+        turns = self.state["turns"]
+        await self._reply("send", turns, text, {"text": text}, settings)
+
+    async def retry(self, **settings: Any) -> None:
+        """Answer the last question again, beside the reply that stands."""
+        turns = self.state["turns"]
+        if not turns:
+            raise UsageError("there is no question yet")
+        await self._reply("retry", turns[:-1], turns[-1]["question"], {}, settings)
+
+    async def edit(self, turn: int, text: str, **settings: Any) -> None:
+        """Ask `text` in place of question `turn`, on a branch of its own."""
+        turns = self.state["turns"]
+        if not 1 <= turn <= len(turns):
+            raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
+        await self._reply("edit", turns[: turn - 1], text, {"turn": turn, "text": text}, settings)
+
+    async def close_thought(self) -> None:
+        """Have the model end its thought and answer."""
+        await self._client().request("close_thought")
+
+    def stop(self) -> None:
+        """Stop what runs: the reply, else the loading, else the newest job."""
+        if self._call is not None:
+            self._call.cancel()
+            return
+        running = [job for job in self.jobs if job.state == "running"]
+        if running:
+            running[-1].cancel()
+
+    async def _reply(
+        self,
+        method: str,
+        before: list[dict[str, Any]],
+        question: str,
+        params: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> None:
+        client = self._client()
+        turn = _new_turn(len(before) + 1, question)
+        with self._at_work("reading"):
+            if len(before) < len(self.state["turns"]):
+                self.view.rebuilt({**self.state, "turns": before})
+            self.view.question(turn)
+            try:
+                call = client.call(method, **params, settings={**self.settings, **settings})
+                result = await self._follow(call, turn)
+            except EngineDied:
+                self._keep_partial(before, turn)
+                raise
+            except QchatError:
+                self.view.rebuilt(self.state)
+                self.view.returned(question)
+                raise
+            self._hold(result["state"])
+            if len(self.state["turns"]) <= len(before):  # nothing was said, so nothing was asked
+                self.view.rebuilt(self.state)
+                self.view.returned(question)
+                return
+            self.view.finished(turn["done"], self.state["turns"][-1])
+
+    async def _follow(self, call: Call, turn: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Show a call's events until it ends; returns its result."""
+        self._call = call
+        try:
+            async for batch in call:
+                for event in batch:
+                    self.meter.follow(event)
+                    if event.get("event") == "unloaded":
+                        self.model = None
+                if turn is not None:
+                    _collect(turn, batch)
+                    self.view.events([event for event in batch if event.get("event") not in FIGURES])
+                self.view.status(self.status)
+            return await call.result()
+        finally:
+            self._call = None
+
+    def _keep_partial(self, before: list[dict[str, Any]], turn: dict[str, Any]) -> None:
+        """The engine died answering `turn`: what it said stays, a question without any answer waits."""
+        if not _said(turn):
+            self._unanswered = turn["question"]
+        turn["finish_reason"] = "error"
+        done = {"event": "done", "finish_reason": "error", "detail": self.status.reason, "performance": {}}
+        self.state = {**self.state, "turns": [*before, turn]}
+        self.view.finished(done, turn)
+
+    # moving in the conversation
+
+    async def undo(self) -> str:
+        """Take the last question and its reply back; returns the question."""
+        return (await self._move("undo"))["question"]
+
+    async def fork(self, turn: int) -> None:
+        """Go on from the reply to question `turn`."""
+        await self._move("fork", turn=turn)
+
+    async def switch(self, number: int) -> None:
+        """Go to the reply with this number, on whatever branch."""
+        await self._move("switch", number=number)
+
+    async def new(self) -> None:
+        """Begin a new conversation; the old one stays in the store."""
+        await self._move("reset")
+
+    async def open(self, conversation: int) -> None:
+        """Go on with a stored conversation."""
+        await self._move("open", conversation=conversation)
+
+    async def prime(self, messages: list[dict[str, Any]]) -> None:
+        """Go on from a given history."""
+        await self._move("prime", messages=messages)
+
+    async def set_system(self, text: str | None) -> None:
+        """Speak on under another system message."""
+        await self._move("set_system", text=text)
+
+    async def set_history(self, mode: str) -> None:
+        """Keep thoughts in the prompt (`preserve`) or not (`strip`)."""
+        await self._move("history", mode=mode)
+
+    async def rename(self, title: str) -> None:
+        await self.request("rename", title=title)
+
+    async def _move(self, method: str, **params: Any) -> dict[str, Any]:
+        client = self._client()
+        with self._at_work("working"):
+            result = await client.request(method, **params)
+            self._hold(result["state"])
+            self.view.rebuilt(self.state)
+            return result
+
+    async def request(self, method: str, **params: Any) -> dict[str, Any]:
+        """Ask the engine for anything else; it answers when what runs has ended."""
+        result = await self._client().request(method, **params)
+        if isinstance(result.get("state"), dict):
+            self._hold(result["state"])
+            self.view.status(self.status)
+        return result
+
+    def _hold(self, state: dict[str, Any]) -> None:
+        self.state = state
+        self.meter.hold(state)
+
+    # jobs
+
+    def start_job(
+        self, title: str, method: str, params: Mapping[str, Any], render: Render, *, alone: bool = False
+    ) -> Job:
+        """Begin a job in a process of its own; `alone`: without the chat's model in memory meanwhile."""
+        if method in MEASURING:
+            params = {"measurements": str(cache_dir() / "measurements.jsonl"), **params}
+        job = Job(title, method, params, render, self.view.job_changed)
+        self.jobs.append(job)
+        self.view.job(job)
+        self._in_background(self._run_job(job, alone))
+        return job
+
+    async def _run_job(self, job: Job, alone: bool) -> None:
+        path = self._path if alone and self.model is not None else None
+        if path is not None:
+            self._parked = True
+            self.view.note("the model of this chat is unloaded while the job runs")
+            with suppress(QchatError):
+                await self._client().request("unload")
+            self.model = None
+        try:
+            await job.run(self._factory())
+        finally:
+            self._parked = False
+        if path is not None:
+            await self._or_note(self.load(path))
+        self._go_on()
+
+    # what runs
+
+    @contextmanager
+    def _at_work(self, phase: Phase) -> Iterator[None]:
+        """Refuse what comes meanwhile; afterwards the queue goes on."""
+        if self.busy:
+            raise UsageError("something is running: wait for it, or stop it first")
+        self._busy = True
+        if phase == "working":
+            self.status.phase = phase
+        else:
+            self.meter.begin(phase)
+        self.view.status(self.status)
+        try:
+            yield
+        except EngineDied as error:
+            self.status.reason = self.status.reason or str(error)
+            raise
+        finally:
+            self._busy = False
+            if self.client is None or not self.client.alive:
+                self.meter.end("dead", self.status.reason)
+            else:
+                self.meter.end("idle")
+            self.view.status(self.status)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Ask what waits, if it can be asked now."""
+        if self.queue and not self.busy and self.model is not None and self.status.phase == "idle":
+            text = self.queue.pop(0)
+            self._in_background(self._or_note(self.send(text)))
+
+    async def _or_note(self, work: Any) -> None:
+        """Do what nobody waits for; the view is told what goes wrong."""
+        try:
+            await work
+        except EngineDied:
+            pass  # the view knows
+        except QchatError as error:
+            self.view.note(str(error), "error")
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _new_turn(number: int, question: str) -> dict[str, Any]:
+    return {
+        "number": number,
+        "role": "user",
+        "question": question,
+        "thinking": "",
+        "answer": "",
+        "tool_calls": [],
+        "finish_reason": "",
+        "node": None,
+        "siblings": [],
+        "stats": {},
+        "seconds_thinking": 0.0,
+        "created": time.time(),
+    }
+
+
+def _collect(turn: dict[str, Any], batch: Events) -> None:
+    """Write what was said into a turn that the engine has not closed yet."""
+    for event in batch:
+        match event.get("event"):
+            case "thought":
+                turn["thinking"] += event["text"]
+            case "text":
+                turn["answer"] += event["text"]
+            case "tooluse":
+                turn["tool_calls"].append({"name": event["name"], "arguments": event["arguments"]})
+            case "done":
+                turn["done"] = event
+
+
+def _said(turn: Mapping[str, Any]) -> bool:
+    return bool(turn["answer"] or turn["thinking"] or turn["tool_calls"])
+
+
+def _kept_settings(state: Mapping[str, Any], number: int | None) -> dict[str, Any]:
+    """What stands over the settings for a newly loaded model: a stored conversation brings its own."""
+    if number is not None:
+        return {"system": None, "history": None}
+    kept = {"system": state["system"]} if state["system"] else {}
+    return kept | ({"history": state["history"]} if state["turns"] else {})
+
+
+def _messages(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A conversation for a model that has not held it; turns without a word of answer cannot go on."""
+    messages: list[dict[str, Any]] = []
+    for turn in state["turns"]:
+        if not _said(turn):
+            continue
+        thought = {"reasoning_content": turn["thinking"]} if turn["thinking"] else {}
+        messages.append({"role": "user", "content": turn["question"]})
+        messages.append({"role": "assistant", "content": turn["answer"], **thought})
+    return messages

@@ -1,0 +1,63 @@
+"""Puts text on the clipboard and says truthfully what came of it.
+
+A program of the system comes first, as some terminals drop the escape sequence (OSC 52) without a word;
+over ssh such a program would reach the wrong machine, and the sequence comes first.
+"""
+
+import base64
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 2.0
+# terminals cut or drop longer sequences
+MAX_OSC52_NBYTES = 74_994
+
+
+def copy(text: str, osc52: Callable[[str], None] | None = None) -> str:
+    """Copy `text`; `osc52` writes to the terminal, if there is one. Returns a sentence for the user."""
+    size = _size(text)
+    remote = bool(os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY"))
+    if not remote and (program := _program()) is not None:
+        return f"copied {size}" if _run(program, text) else f"not copied: {program[0]} refused the text"
+    sequence = base64.b64encode(text.encode(errors="replace")).decode()
+    if osc52 is None:
+        return "not copied: there is no clipboard program here (pbcopy, wl-copy, xclip or xsel)"
+    if len(sequence) > MAX_OSC52_NBYTES:
+        return f"not copied: {size} are too many for the terminal's clipboard sequence; /export writes a file"
+    osc52(f"\x1b]52;c;{sequence}\a")
+    return f"sent {size} to the terminal's clipboard (OSC 52), which it may ignore"
+
+
+def _program() -> list[str] | None:
+    """The command that this desktop's clipboard listens to."""
+    if sys.platform == "darwin":
+        commands = [["pbcopy"]]
+    else:
+        commands = [["wl-copy"]] if os.environ.get("WAYLAND_DISPLAY") else []
+        if os.environ.get("DISPLAY"):
+            commands += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
+    return next((command for command in commands if shutil.which(command[0])), None)
+
+
+def _run(command: list[str], text: str) -> bool:
+    """Nothing is read from it: what stays behind to serve the clipboard would hold a pipe open."""
+    try:
+        done = subprocess.run(
+            command,
+            input=text.encode(errors="replace"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _size(text: str) -> str:
+    lines = text.count("\n") + 1
+    return f"{lines:,} lines" if lines > 1 else f"{len(text):,} characters"

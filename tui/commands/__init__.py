@@ -1,0 +1,209 @@
+"""The slash commands: the one table that both front ends, help, palette and README are made from.
+
+Its order is the order of use. Decides what a submitted line is: a command, a mistake, or something to say.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core.errors import QchatError, UsageError
+from ..client import EngineDied
+from ..report import Lines, Report, Table
+from . import conversation, jobs, models, sessions, settings, thinking, view
+from .base import Command, Front
+
+if TYPE_CHECKING:
+    from ..chat import Chat
+
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "Completion",
+    "Front",
+    "completions",
+    "help_report",
+    "hint",
+    "parse",
+    "perform",
+]
+
+COMMANDS: tuple[Command, ...] = (
+    view.Help(),
+    models.Model(),
+    models.Load(),
+    conversation.New(),
+    conversation.Retry(),
+    conversation.Edit(),
+    conversation.Undo(),
+    thinking.Think(),
+    view.Copy(),
+    view.Stop(),
+    view.Read(),
+    conversation.Fork(),
+    conversation.Switch(),
+    conversation.Rewind(),
+    settings.System(),
+    settings.Set(),
+    settings.Show(),
+    settings.Stats(),
+    sessions.Sessions(),
+    models.Models(),
+    thinking.Effort(),
+    thinking.Budget(),
+    thinking.History(),
+    conversation.Cache(),
+    conversation.Compact(),
+    sessions.Rename(),
+    sessions.Save(),
+    sessions.Export(),
+    sessions.Import(),
+    view.Find(),
+    jobs.Convert(),
+    jobs.Compare(),
+    jobs.Bench(),
+    jobs.Eval(),
+    jobs.Calibrate(),
+    jobs.Inspect(),
+    view.Theme(),
+    view.Keys(),
+    view.Mouse(),
+    view.Plain(),
+    view.Log(),
+    view.About(),
+    view.Bye(),
+)
+BY_NAME = {name: command for command in COMMANDS for name in command.names}
+FAREWELLS = ("exit", "quit")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a line becomes when this is accepted, what the list shows for it, and what that means."""
+
+    line: str
+    shown: str
+    help: str = ""
+
+
+def parse(line: str) -> str | tuple[Command, str]:
+    """A command with its argument, or what to say to the model.
+
+    A path that exists is something to say, and so is a line that begins with a space. Raises UsageError for
+    an unknown command, which never reaches the model.
+    """
+    if line.strip() in FAREWELLS:
+        return BY_NAME["bye"], ""
+    if not line.startswith("/"):
+        return line
+    word, *rest = line[1:].split(None, 1) if line[1:2].strip() else [""]
+    if word and word.lower() not in BY_NAME and _is_path(f"/{word}"):
+        return line
+    return named(word), "".join(rest).strip()
+
+
+def named(word: str) -> Command:
+    """The command called so, or the only one whose name begins so. Raises UsageError with the nearest."""
+    name = word.removeprefix("/").lower()
+    if name in BY_NAME:
+        return BY_NAME[name]
+    begun = dict.fromkeys(command for known, command in BY_NAME.items() if name and known.startswith(name))
+    if len(begun) == 1:
+        return next(iter(begun))
+    if begun:
+        raise UsageError(
+            f"/{name} may be {', '.join(f'/{command.name}' for command in begun)}: write more of it"
+        )
+    near = get_close_matches(name, BY_NAME, 1)
+    hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+    raise UsageError(f"there is no command /{name:.40}; {hint} A space before it makes it something to say.")
+
+
+def _is_path(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):
+        return False
+
+
+async def perform(line: str, chat: "Chat", front: Front) -> None:
+    """Do what a submitted line asks; whatever is wrong with it is shown as one sentence."""
+    try:
+        asked = parse(line)
+        if isinstance(asked, str):
+            if asked.strip():
+                await chat.send(asked.strip())
+            return
+        command, argument = asked
+        if chat.busy and not command.while_busy:
+            raise UsageError(f"/{command.name} has to wait for the reply: let it end, or stop it")
+        if argument and not command.usage:
+            raise UsageError(f"/{command.name} takes no words")
+        await command.run(chat, front, argument)
+    except EngineDied as error:
+        if str(error) not in chat.status.reason:  # else the chat has told of it
+            front.note(str(error), "error")
+    except QchatError as error:
+        front.note(str(error), "error")
+
+
+def completions(line: str, chat: "Chat") -> list[Completion]:
+    """What the begun command line may become, most used first."""
+    if not line.startswith("/") or "\n" in line:
+        return []
+    word, space, argument = line[1:].partition(" ")
+    if space:
+        command = BY_NAME.get(word.lower())
+        found = command.complete(chat, argument) if command else []
+        return [Completion(f"/{word} {one}", one) for one in found if one != argument]
+    found = [(command, _name_begun(command, word.lower())) for command in COMMANDS]
+    return [
+        Completion(f"/{name}{' ' * bool(command.usage)}", f"/{name} {command.usage}".strip(), command.help)
+        for command, name in found
+        if name
+    ]
+
+
+def _name_begun(command: Command, word: str) -> str | None:
+    return next((name for name in command.names if name.startswith(word)), None)
+
+
+def hint(line: str) -> str:
+    """What could follow a command whose argument is not begun; empty otherwise."""
+    word, space, argument = line.removeprefix("/").partition(" ")
+    command = BY_NAME.get(word.lower()) if line.startswith("/") else None
+    if command is None or argument.strip() or not command.usage:
+        return ""
+    return command.usage if space else f" {command.usage}"
+
+
+def help_report(keys: dict[str, str] | None = None) -> Report:
+    """Every command, with the key that does the same; `keys` are by action id."""
+    known = keys or {}
+    rows = [
+        (f"/{command.name} {command.usage}".strip(), known.get(command.key or "", ""), command.help)
+        for command in COMMANDS
+    ]
+    columns = ("command", "key" if keys else "", "what it does")
+    said = "Begin with a space to say something that starts with a slash; @PATH attaches a text file."
+    return Report("Commands", (Table(columns, rows), Lines((said,), "dim")))
+
+
+def page(command: Command) -> Report:
+    """How one command is used."""
+    lines = [line.strip() for line in (command.__doc__ or "").strip().split("\n")]
+    others = ", ".join(f"/{name}" for name in command.names[1:])
+    also = [f"Also: {others}"] if others else []
+    usable = ["Works while a reply is being written."] if command.while_busy else []
+    return Report(f"/{command.name} {command.usage}".strip(), (Lines([*lines, *also, *usable]),))
+
+
+def markdown_table() -> str:
+    """The commands as the README has them."""
+    rows = ["| command | what it does |", "|---|---|"]
+    for command in COMMANDS:
+        others = "".join(f", `/{name}`" for name in command.names[1:])
+        usage = f"{command.name} {command.usage}".strip().replace("|", "\\|")
+        rows.append(f"| `/{usage}`{others} | {command.help} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,184 @@
+"""What a slash command is, what it may ask of a front end, and how its arguments are read.
+
+A command's docstring is its help: the first line stands in tables, the rest on its own page. Every argument
+is typed and checked; what is wrong with one becomes a sentence that says what would be right.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from ...core.errors import UsageError
+from ..chat import View
+
+if TYPE_CHECKING:
+    from ..chat import Chat
+
+Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "log"]
+SWITCH = {
+    "on": True,
+    "yes": True,
+    "true": True,
+    "1": True,
+    "off": False,
+    "no": False,
+    "false": False,
+    "0": False,
+}
+
+
+class Front(View, Protocol):
+    """What a command may ask of a front end beyond showing things."""
+
+    async def confirm(self, question: str) -> bool: ...
+    async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
+        """The value of one of `options` (value, label); None where the user left."""
+        ...
+
+    def put_prompt(self, text: str) -> None: ...
+    async def edit_text(self, text: str) -> str | None:
+        """`text` as changed in the user's editor; None where nothing was saved."""
+        ...
+
+    def copy(self, text: str) -> str:
+        """Copies; returns a sentence that says how."""
+        ...
+
+    def find(self, text: str) -> int: ...
+    def screen(self, name: Screen) -> bool:
+        """False where this front end has no such screen; the command then prints a report."""
+        ...
+
+    def set_theme(self, name: str) -> None: ...
+    def show_thinking(self, shown: bool) -> None: ...
+    def mouse(self, on: bool) -> None: ...
+    async def leave(self, to: Literal["shell", "plain"]) -> None: ...
+
+
+class Command:
+    """One slash command. `names[0]` is the one that help shows; `key` the action id of its key, if any.
+
+    `while_busy`: it may run while a reply is being written.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    usage: ClassVar[str] = ""
+    while_busy: ClassVar[bool] = False
+    key: ClassVar[str | None] = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def help(self) -> str:
+        """The docstring's first line."""
+        return (self.__doc__ or "").strip().split("\n", 1)[0]
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        """Whole arguments that may have been meant by `argument`."""
+        del chat, argument
+        return []
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        raise NotImplementedError
+
+    def wrong(self, sentence: str) -> UsageError:
+        """An error that ends with how the command is used."""
+        return UsageError(f"{sentence}: /{self.name} {self.usage}".rstrip(": "))
+
+
+# --- arguments ---
+
+
+def words(argument: str) -> list[str]:
+    """The words of an argument, quotes as in a shell. Raises UsageError for an open quote."""
+    try:
+        return shlex.split(argument)
+    except ValueError as error:
+        raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
+
+
+def whole(text: str, what: str, low: int, high: int | None = None) -> int:
+    """Raises UsageError that names the range."""
+    limit = f"a whole number from {low:,}" + ("" if high is None else f" to {high:,}")
+    try:
+        value = int(text)
+    except ValueError:
+        raise UsageError(f"{what} is {text!r:.40}, wanted {limit}") from None
+    if value < low or (high is not None and value > high):
+        raise UsageError(f"{what} is {value:,}, wanted {limit}")
+    return value
+
+
+def number(text: str, what: str, low: float, high: float) -> float:
+    """Raises UsageError that names the range."""
+    limit = f"a number from {low:g} to {high:g}"
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{what} is {text!r:.40}, wanted {limit}") from None
+    if not math.isfinite(value) or not low <= value <= high:
+        raise UsageError(f"{what} is {text}, wanted {limit}")
+    return value
+
+
+def switch(text: str, what: str) -> bool:
+    """on or off, in some spellings."""
+    value = SWITCH.get(text.lower())
+    if value is None:
+        raise UsageError(f"{what} is {text!r:.40}, wanted on or off")
+    return value
+
+
+def choice(text: str, what: str, known: Sequence[str]) -> str:
+    """One of `known`; raises UsageError with the nearest of them."""
+    if text.lower() in known:
+        return text.lower()
+    raise UsageError(f"{what} is {text!r:.40}, wanted {nearest(text, known)}")
+
+
+def nearest(text: str, known: Sequence[str]) -> str:
+    """What of `known` may have been meant, and else all of them, as words of a sentence."""
+    near = get_close_matches(text.lower(), known, 1)
+    return f"{near[0]} perhaps, or one of {', '.join(known)}" if near else f"one of {', '.join(known)}"
+
+
+def starting(argument: str, known: Sequence[str]) -> list[str]:
+    """Those of `known` that begin with what was typed."""
+    return [one for one in known if one.lower().startswith(argument.lower())]
+
+
+# --- turns ---
+
+
+def turns(chat: "Chat") -> list[Mapping[str, Any]]:
+    """The turns of the current branch. Raises nothing: before a model there are none."""
+    return list((chat.state or {}).get("turns", ()))
+
+
+def turn_number(chat: "Chat", text: str) -> int:
+    """Which question is meant; raises UsageError with how many there are."""
+    count = len(turns(chat))
+    if not count:
+        raise UsageError("there is no question yet")
+    return whole(text.removeprefix("#"), "the question", 1, count)
+
+
+def complete_turn(chat: "Chat", argument: str) -> list[str]:
+    return starting(argument, [str(turn["number"]) for turn in reversed(turns(chat))])
+
+
+def need_model(chat: "Chat") -> Mapping[str, Any]:
+    """What is known of the loaded model. Raises UsageError where there is none."""
+    if chat.model is None:
+        raise UsageError("no model is loaded: /load NAME, /models lists what there is")
+    return chat.model
+
+
+def first_words(text: str, characters: int = 60) -> str:
+    """The beginning of `text` on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else f"{line[: characters - 1]}…"

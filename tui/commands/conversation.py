@@ -1,0 +1,232 @@
+"""Commands that move about in the conversation: new, retry, edit, undo, branches, and its summary."""
+
+# ruff: noqa: ARG002  a command need not use all that commands are given
+
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import UsageError
+from ..report import Report, Table
+from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
+from .parameters import OF_REPLIES, parse_pairs
+
+if TYPE_CHECKING:
+    from ..chat import Chat
+
+SUMMARY_REQUEST = (
+    "Summarize our conversation so far for somebody who goes on with it: the facts, names, numbers, "
+    "decisions and code that matter, what I want, and what is still open. Be complete and brief; write "
+    "nothing else."
+)
+SUMMARY_TOKENS = 1024
+SUMMARY_INTRODUCTION = "This is a summary of our conversation so far:"
+SUMMARY_REPLY = "I have read the summary and go on from it."
+KEPT_TURNS = 1
+
+
+class New(Command):
+    """Begin a new conversation; this one stays in /sessions."""
+
+    names = ("new", "clear")
+    key = "new"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        await chat.new()
+
+
+class Retry(Command):
+    """Answer the last question again, beside the answer that stands.
+
+    Settings hold for this answer only: /retry temperature=0.9 top_k=40.
+    """
+
+    names = ("retry", "regen")
+    usage = "[SETTING=VALUE ...]"
+    key = "retry"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        before, _, last = argument.rpartition(" ")
+        return (
+            [f"{before} {name}=".lstrip() for name in starting(last, OF_REPLIES)] if "=" not in last else []
+        )
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        turn_number(chat, str(len(turns(chat)) or 1))
+        await chat.retry(**parse_pairs(argument, "/retry"))
+
+
+class Edit(Command):
+    """Ask question N, or the last one, differently, on a branch of its own; without TEXT in your editor."""
+
+    names = ("edit", "editor")
+    usage = "[N] [TEXT]"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return complete_turn(chat, argument)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        first, _, rest = argument.partition(" ")
+        if argument and not first.removeprefix("#").isdecimal():
+            raise self.wrong(f"the question is {first!r:.40}, wanted its number")
+        turn = turn_number(chat, first or str(len(turns(chat)) or 1))
+        before = turns(chat)[turn - 1]["question"]
+        text = rest.strip() or await front.edit_text(before)
+        if text is None or text.strip() in ("", before.strip()):
+            front.note(f"question {turn} stays as it is")
+            return
+        await chat.edit(turn, text.strip())
+
+
+class Undo(Command):
+    """Take the last question and its answer back; the question returns to the prompt."""
+
+    names = ("undo",)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        front.put_prompt(await chat.undo())
+
+
+class Fork(Command):
+    """Go on from the answer to question N; what came after stays on its own branch."""
+
+    names = ("fork",)
+    usage = "[N]"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return complete_turn(chat, argument)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        chosen = argument or await choose_turn(chat, front, "Go on after which answer?")
+        if chosen:
+            turn = turn_number(chat, chosen)
+            await chat.fork(turn)
+            front.note(f"on a branch after question {turn}; /switch returns to the others")
+
+
+class Switch(Command):
+    """Go to another branch, by the number of its last answer."""
+
+    names = ("switch",)
+    usage = "[NUMBER]"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument, [str(branch["number"]) for branch in branches(chat)])
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        known = branches(chat)
+        if not known:
+            raise UsageError("there are no branches yet: /retry, /edit and /fork make them")
+        options = [(str(one["number"]), _branch_label(one)) for one in known]
+        chosen = argument or await front.choose("Which branch?", options)
+        if chosen:
+            await chat.switch(whole(chosen, "the branch", 0))
+
+
+class Rewind(Command):
+    """Choose an earlier question to ask differently or to go on from."""
+
+    names = ("rewind",)
+    key = "rewind"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if not argument:
+            turn_number(chat, "1")
+            if front.screen("rewind"):
+                return
+        chosen = argument or await choose_turn(chat, front, "Which question?")
+        if chosen:
+            await Edit().run(chat, front, chosen)
+
+
+class Compact(Command):
+    """Summarise all but the last N turns (1) and go on from the summary in a new conversation.
+
+    The model writes the summary, which you see; the conversation as it was stays in /sessions.
+    """
+
+    names = ("compact", "compress")
+    usage = "[N]"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        need_model(chat)
+        keep = whole(argument, "the turns to keep", 0, 1000) if argument else KEPT_TURNS
+        before = turns(chat)
+        if len(before) <= keep:
+            raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
+        tokens, title = chat.state.get("tokens", 0), chat.state.get("title", "")
+        await chat.send(SUMMARY_REQUEST, enable_thinking=False, max_new_tokens=SUMMARY_TOKENS)
+        asked = turns(chat)
+        if len(asked) != len(before) + 1 or asked[-1]["question"] != SUMMARY_REQUEST:
+            raise UsageError("no summary was written: the conversation is as it was")
+        summary, reason = asked[-1]["answer"].strip(), asked[-1]["finish_reason"]
+        await chat.undo()
+        if not summary or reason not in ("stop", "length"):
+            raise UsageError(f"the summary was not finished ({reason}): the conversation is as it was")
+        await chat.new()
+        await chat.prime(summarised(summary, before[len(before) - keep :]))
+        if title:
+            await chat.rename(f"{title} (summary)")
+        front.note(
+            f"{len(before) - keep} turns became a summary, {keep} were kept as they are; "
+            f"{tokens:,} tokens became {chat.state.get('tokens', 0):,}; the original stays in /sessions"
+        )
+
+
+def summarised(summary: str, kept: "list[Any]") -> list[dict[str, str]]:
+    """The messages of a conversation that goes on from a summary and the turns after it."""
+    messages = [
+        {"role": "user", "content": f"{SUMMARY_INTRODUCTION}\n\n{summary}"},
+        {"role": "assistant", "content": SUMMARY_REPLY},
+    ]
+    for turn in kept:
+        messages.append({"role": "user", "content": turn["question"]})
+        messages.append({"role": "assistant", "content": turn["answer"]})
+    return messages
+
+
+class Cache(Command):
+    """Show what of each turn was reused or read again, why, and the kept states with their bytes."""
+
+    names = ("cache",)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        need_model(chat)
+        front.report(cache_report(await chat.request("explain")))
+
+
+def cache_report(told: dict[str, Any]) -> Report:
+    """`Session.explain` as tables."""
+    rows = [
+        (str(t["turn"]), t["how"], f"{t['cached_tokens']:,}", f"{t['prefilled_tokens']:,}", t["why"])
+        for t in told["turns"]
+    ]
+    states = [
+        (str(s["turn"]), s["kind"], f"{s['tokens']:,}", f"{s['state_nbytes'] / 2**20:,.1f}")
+        for s in told["snapshots"]
+    ]
+    held, allowed = told["snapshot_nbytes"] / 2**20, told["snapshot_budget_nbytes"] / 2**20
+    return Report(
+        f"Cache · history {told['history']} · {len(states)} kept states, {held:,.0f} of {allowed:,.0f} MiB",
+        (
+            Table(("turn", "how", "reused", "read", "why"), rows, "<<>><"),
+            Table(("state of turn", "kind", "tokens", "MiB of its own"), states, "<<>>"),
+        ),
+    )
+
+
+async def choose_turn(chat: "Chat", front: Front, title: str) -> str | None:
+    """The number of a question, the last one first. Raises UsageError where there is none."""
+    turn_number(chat, "1")
+    options = [
+        (str(turn["number"]), f"{turn['number']}  {first_words(turn['question'])}")
+        for turn in reversed(turns(chat))
+    ]
+    return await front.choose(title, options)
+
+
+def branches(chat: "Chat") -> list[dict[str, Any]]:
+    return list((chat.state or {}).get("branches", ()))
+
+
+def _branch_label(branch: dict[str, Any]) -> str:
+    here = " (here)" if branch.get("current") else ""
+    return f"{branch['number']}  {first_words(branch['first_words'])}{here}"

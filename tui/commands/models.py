@@ -1,0 +1,166 @@
+"""Commands that choose and list models, and what a model's name in any command means."""
+
+# ruff: noqa: ARG002  a command need not use all that commands are given
+
+import asyncio
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core import EMBEDDED_MODEL
+from ...core.errors import UsageError
+from ..attachments import complete as complete_path
+from ..report import Report, Table
+from .base import Command, Front, starting
+from .job_reports import fetched
+
+if TYPE_CHECKING:
+    from ...core.library import LocalModel, Places
+    from ..chat import Chat
+
+GB = 10**9
+EMBEDDED = "embedded"  # what library calls built-in
+NAMES_SECONDS = 10.0
+
+
+class Model(Command):
+    """Choose a model; with NAME load it at once.
+
+    NAME is a folder, a name that /models lists, or a Hugging Face id. The conversation stays; the new model
+    reads it when the next message is sent.
+    """
+
+    names = ("model",)
+    usage = "[NAME]"
+    key = "models"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return complete_model(chat, argument)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if not argument and front.screen("models"):
+            return
+        options = [] if argument else [(str(one.path), label(one)) for one in known(chat)]
+        name = argument.strip("\"'") or await front.choose("Which model?", options)
+        if name:
+            folder = await resolve(chat, front, name)
+            await chat.load(str(folder))
+            remember(chat, folder)
+
+
+class Load(Model):
+    """Load a model: a folder, a name that /models lists, or a Hugging Face id.
+
+    The conversation stays; the new model reads it when the next message is sent.
+    """
+
+    names = ("load",)
+    usage = "NAME"
+    key = None
+
+
+class Models(Command):
+    """List the models on this machine: size, bits per weight, where they lie, whether they fit."""
+
+    names = ("models",)
+    while_busy = True
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        front.report(models_report(known(chat), (chat.model or {}).get("path")))
+
+
+def models_report(models: "list[LocalModel]", loaded: str | None) -> Report:
+    """One row for each; the loaded one is marked."""
+    rows = [
+        (
+            "*" if str(one.path) == loaded else "",
+            one.name,
+            f"{one.nbytes / GB:,.2f} GB",
+            "-" if one.bits_per_weight is None else f"{one.bits_per_weight:.2f}",
+            _fit(one),
+            one.problem or one.origin,
+        )
+        for one in models
+    ]
+    columns = ("", "name", "size", "bits/weight", "fits", "where")
+    return Report("Models · /load NAME", (Table(columns, rows, "<<>><<"),))
+
+
+def _fit(model: "LocalModel") -> str:
+    if model.fit is None:
+        return "-"
+    return "yes" if model.fit.fits else "no"
+
+
+def label(model: "LocalModel") -> str:
+    """A model as a line to choose."""
+    return f"{model.name}  {model.nbytes / GB:,.2f} GB"
+
+
+def places(chat: "Chat") -> "Places":
+    """Where the user's models are looked for."""
+    from ...core.library import Places
+
+    return Places.of(chat.options["models_dir"])
+
+
+def known(chat: "Chat") -> "list[LocalModel]":
+    from ...core import library
+
+    return library.models(places(chat))
+
+
+def complete_model(chat: "Chat", argument: str) -> list[str]:
+    """Names that are known, and paths."""
+    is_path = "/" in argument or argument.startswith((".", "~"))
+    paths = complete_path(argument, Path.cwd()) if is_path else []
+    names = _names(tuple(chat.options["models_dir"]), int(time.monotonic() / NAMES_SECONDS))
+    return [*starting(argument, names), *paths]
+
+
+@lru_cache(maxsize=1)
+def _names(folders: tuple[str, ...], _tick: int) -> tuple[str, ...]:
+    """Of the models on this machine; every key that is pressed asks."""
+    from ...core import library
+
+    found = library.models(library.Places.of(folders))
+    return tuple(one.name for one in found if one.problem is None)
+
+
+def remember(chat: "Chat", folder: Path) -> None:
+    """For the next start without a model's name."""
+    from ...core import library
+
+    library.remember(folder, places(chat))
+
+
+async def resolve(chat: "Chat", front: Front, name: str) -> Path:
+    """The folder that `name` means: a path, a known name, or a Hugging Face id, fetched if the user agrees.
+
+    Raises UsageError, ModelError.
+    """
+    from ...core import library
+
+    if name == EMBEDDED:
+        return EMBEDDED_MODEL
+    try:
+        return (await asyncio.to_thread(library.find, name, places(chat))).absolute()
+    except library.NotHere as missing:
+        return await _fetch(chat, front, missing.id)
+
+
+async def _fetch(chat: "Chat", front: Front, id: str) -> Path:
+    """Bring a model here from Hugging Face. Raises UsageError where it does not come, ModelError."""
+    from ...core import hub
+
+    wanted = await asyncio.to_thread(hub.plan, id)
+    missing, free = wanted.missing_nbytes / GB, wanted.free_nbytes / GB
+    if not await front.confirm(f"Fetch {id}: {missing:,.2f} GB, of {free:,.0f} GB free on the disk?"):
+        raise UsageError(f"{id} was not fetched")
+    params = {"id": id, "revision": None}
+    job = chat.start_job(f"fetch {id}", "fetch", params, lambda events, result: fetched(events, result, id))
+    await job.ended()
+    if job.result is None:
+        raise UsageError(f"{id} was not fetched" + (f": {job.error}" if job.error else ""))
+    return Path(job.result["path"])

@@ -1,0 +1,256 @@
+"""Commands for what is seen and how: help, copying, finding, files, themes, keys, the log, the way out."""
+
+# ruff: noqa: ARG002  a command need not use all that commands are given
+
+import platform
+import re
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core.errors import UsageError
+from .. import __version__
+from ..attachments import complete as complete_path
+from ..attachments import read
+from ..keymap import Keymap
+from ..report import Lines, Report, Table
+from .base import Command, Front, choice, starting, switch, turns, whole, words
+from .sessions import need_store
+
+if TYPE_CHECKING:
+    from ..chat import Chat
+
+MAX_FILES = 100
+LOG_LINES = 40
+
+
+class Help(Command):
+    """List the commands, or tell how one of them is used."""
+
+    names = ("help", "?")
+    usage = "[COMMAND]"
+    while_busy = True
+    key = "help"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        from . import COMMANDS
+
+        return starting(argument.removeprefix("/"), [command.name for command in COMMANDS])
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        from . import help_report, named, page
+
+        if argument:
+            front.report(page(named(argument)))
+        elif not front.screen("help"):
+            front.report(help_report())
+
+
+class Copy(Command):
+    """Copy the last answer, answer N, a code block of the last answer (the last one, or N), or everything."""
+
+    names = ("copy",)
+    usage = "[N|code [N]|all]"
+    while_busy = True
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument, ["code", "all", *(str(turn["number"]) for turn in reversed(turns(chat)))])
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        front.note(front.copy(self._chosen(chat, argument.split())))
+
+    def _chosen(self, chat: "Chat", given: list[str]) -> str:
+        answers = [turn["answer"] for turn in turns(chat)]
+        if not answers:
+            raise UsageError("there is no answer yet")
+        match given:
+            case []:
+                return answers[-1]
+            case ["all"]:
+                return "\n\n".join(f"> {turn['question']}\n\n{turn['answer']}" for turn in turns(chat))
+            case ["code", *which] if len(which) < 2:
+                return _block(answers[-1], which[0] if which else None)
+            case [number]:
+                return answers[whole(number, "the answer", 1, len(answers)) - 1]
+        raise self.wrong(f"{' '.join(given)!r:.40} cannot be copied")
+
+
+def _block(answer: str, number: str | None) -> str:
+    from ..markdown.parser import code_blocks
+
+    blocks = [block.text for block in code_blocks(answer)]
+    if not blocks:
+        raise UsageError("the last answer has no code block")
+    return blocks[-1] if number is None else blocks[whole(number, "the code block", 1, len(blocks)) - 1]
+
+
+class Read(Command):
+    """Attach text files to the next message: paths or patterns; @PATH within a message does the same."""
+
+    names = ("read",)
+    usage = "PATH|PATTERN ..."
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        before, space, last = argument.rpartition(" ")
+        return [before + space + path for path in complete_path(last, Path.cwd())]
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        paths = list(dict.fromkeys(path for word in words(argument) for path in _matching(word)))
+        if not paths:
+            raise self.wrong("say which files")
+        if len(paths) > MAX_FILES:
+            raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
+        size = sum(len(read(path, Path.cwd()).text) for path in paths)
+        front.put_prompt(" ".join(map(_mention, paths)) + " ")
+        front.note(f"{len(paths)} files, {size:,} characters, go with the message that names them")
+
+
+def _matching(word: str) -> list[str]:
+    """The files that a word means; a pattern must match something."""
+    if Path(word).expanduser().exists() or not any(sign in word for sign in "*?["):
+        return [word]
+    found = sorted(path for path in _glob(word) if Path(path).is_file())
+    if not found:
+        raise UsageError(f"no file matches {word}")
+    return found
+
+
+def _glob(word: str) -> list[str]:
+    # Path.glob refuses absolute patterns
+    return glob(str(Path(word).expanduser()), recursive=True)  # noqa: PTH207
+
+
+def _mention(path: str) -> str:
+    return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
+
+
+class Find(Command):
+    """Find TEXT in the conversation on the screen; /sessions WORDS looks in all of them."""
+
+    names = ("find",)
+    usage = "TEXT"
+    while_busy = True
+    key = "find"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if not argument:
+            raise self.wrong("say what to find")
+        count = front.find(argument)
+        front.note(
+            f"{argument!r:.60} stands here {count:,} times" if count else f"{argument!r:.60} is not here"
+        )
+
+
+class Theme(Command):
+    """Choose the colours; without NAME see and try them."""
+
+    names = ("theme",)
+    usage = "[NAME]"
+    while_busy = True
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument, theme_names())
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if argument:
+            front.set_theme(choice(argument, "the theme", theme_names()))
+        elif not front.screen("theme"):
+            front.report(Report("Themes", (Lines(theme_names()),)))
+
+
+def theme_names() -> list[str]:
+    from ..themes import Shelf
+
+    return ["auto", *Shelf.open().looks]
+
+
+class Keys(Command):
+    """Show what each key does; [keys] in the settings changes them."""
+
+    names = ("keys",)
+    while_busy = True
+    key = "keys"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if not front.screen("keys"):
+            front.report(Report("Keys", (Table(("key", ""), Keymap().rows()),)))
+
+
+class Mouse(Command):
+    """Use the mouse, or leave it to the terminal."""
+
+    names = ("mouse",)
+    usage = "on|off"
+    while_busy = True
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument, ("on", "off"))
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        front.mouse(switch(argument, "the mouse"))
+
+
+class Plain(Command):
+    """Go on line by line, with the same conversation."""
+
+    names = ("plain",)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        await front.leave("plain")
+
+
+class Stop(Command):
+    """Stop the reply; when there is none, the newest job."""
+
+    names = ("stop", "cancel")
+    while_busy = True
+    key = "stop"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        chat.stop()
+
+
+class Log(Command):
+    """Show the last lines that the engine wrote, and where the log is."""
+
+    names = ("log",)
+    while_busy = True
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if not front.screen("log"):
+            front.report(log_report(chat))
+
+
+def log_report(chat: "Chat") -> Report:
+    lines = list(chat.log)[-LOG_LINES:]
+    return Report("Log", (Lines(lines or ("the engine wrote nothing",)),))
+
+
+class About(Command):
+    """Say what this is: versions, the model, where things are kept."""
+
+    names = ("about",)
+    while_busy = True
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        from ..paths import config_file
+
+        rows = [
+            ("qchat", __version__),
+            ("Python", f"{platform.python_version()} on {platform.platform()}"),
+            ("model", str((chat.model or {}).get("path", "none"))),
+            ("settings", str(config_file())),
+            ("conversations", str(need_store(chat).path) if chat.store else "not kept"),
+        ]
+        front.report(Report("qchat", (Table(("", ""), rows),)))
+
+
+class Bye(Command):
+    """Leave; bare exit and quit do the same. qchat -c comes back to this conversation."""
+
+    names = ("bye", "exit", "quit")
+    while_busy = True
+    key = "quit"
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        await front.leave("shell")

@@ -1,0 +1,95 @@
+"""What was typed before, across runs: one file of JSON strings, appended to by every qchat that runs.
+
+Readable by its owner only. A file that cannot be read or written is no reason not to chat: it is left alone.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+KEPT_ENTRIES = 1_000
+KEPT_NBYTES = 2 << 20
+MAX_ENTRY_NBYTES = 256 << 10
+
+
+class History:
+    """Prompts, oldest first; no entry follows an equal one. Without a path nothing is kept on disk."""
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self.entries: list[str] = []
+        for text in self._read():
+            self._remember(text)
+
+    def add(self, text: str) -> None:
+        """Keep `text`, in the file too; blank text and text too long to type are not kept."""
+        if text.strip() and self._remember(text):
+            self._append(text)
+
+    def search(self, words: str) -> list[str]:
+        """The entries that have `words` in them, newest first, each once."""
+        wanted = words.lower()
+        return [text for text in dict.fromkeys(reversed(self.entries)) if wanted in text.lower()]
+
+    def _remember(self, text: str) -> bool:
+        if self.entries and self.entries[-1] == text:
+            return False
+        self.entries.append(text)
+        return True
+
+    def _read(self) -> list[str]:
+        if self.path is None:
+            return []
+        try:
+            with self.path.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                size = file.tell()
+                file.seek(max(0, size - KEPT_NBYTES))
+                lines = file.read(KEPT_NBYTES).splitlines()
+        except OSError:
+            return []
+        entries = [text for line in lines if (text := _entry(line))][-KEPT_ENTRIES:]
+        if size > KEPT_NBYTES:
+            self._shorten(entries)
+        return entries
+
+    def _shorten(self, entries: list[str]) -> None:
+        """Begin the file anew with `entries`, at half the size; in one step, as others may read it."""
+        kept: list[bytes] = []
+        for text in reversed(entries):
+            kept.append(_line(text))
+            if sum(map(len, kept)) > KEPT_NBYTES // 2:
+                break
+        if self.path is not None:
+            shorter = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+            with contextlib.suppress(OSError):
+                _write(shorter, b"".join(reversed(kept)), os.O_TRUNC)
+                shorter.replace(self.path)
+
+    def _append(self, text: str) -> None:
+        line = _line(text)
+        if self.path is not None and len(line) <= MAX_ENTRY_NBYTES:
+            with contextlib.suppress(OSError):
+                _write(self.path, line, os.O_APPEND)
+
+
+def _entry(line: bytes) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+def _line(text: str) -> bytes:
+    return json.dumps(text).encode() + b"\n"
+
+
+def _write(path: Path, data: bytes, how: int) -> None:
+    """One write call, so that lines of several processes do not mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)

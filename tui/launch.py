@@ -1,0 +1,132 @@
+"""Starts a chat: decides between the full screen and lines, and has the engine start meanwhile.
+
+Decides before anything of a terminal library is imported, since those look at the environment when they are.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core import EMBEDDED_MODEL
+from .attachments import read, with_files
+from .beginning import Beginning
+from .client import spawn_early
+from .conversations import find, open_store
+from .history import History
+from .keymap import Keymap
+from .output import write
+from .paths import state_dir
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..core import Store
+    from .chat import Chat, View
+
+ANSWER_LINES = 12
+HISTORY_FILE = "history"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line asked for; `session` names a conversation or is "latest"."""
+
+    settings: Settings
+    model: str | None = None
+    text: str = ""
+    files: tuple[str, ...] = ()
+    session: str | None = None
+    stats: bool = False
+
+
+def run(launch: Launch) -> int:
+    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin."""
+    full = is_full(launch.settings)
+    keymap = Keymap.load(launch.settings["keys"], launch.settings.origin("keys")) if full else Keymap()
+    with closing(open_store()) as store:
+        beginning = _beginning(launch, store)
+        spawn_early()
+        history = History(_history_file())
+
+        def make_chat(view: "View") -> "Chat":
+            from .chat import Chat
+
+            return Chat(view, settings=launch.settings, store=store)
+
+        if full:
+            code, goes_on = _run_app(make_chat, launch.settings, keymap, history, beginning)
+            if goes_on is None:
+                return code
+            beginning = goes_on
+        from .repl import run as run_lines
+
+        return run_lines(make_chat, settings=launch.settings, history=history, beginning=beginning)
+
+
+def is_full(settings: Settings) -> bool:
+    """Whether the full screen is wanted and this terminal can show it."""
+    if settings["plain"] or settings["screen_reader"] or os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return False
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def _beginning(launch: Launch, store: "Store") -> Beginning:
+    found = find(store, launch.session) if launch.session else None
+    model = launch.model or _model_of(found) or str(EMBEDDED_MODEL)
+    text = with_files(launch.text, [read(path, Path.cwd()) for path in launch.files]).strip()
+    return Beginning(model, found.id if found else None, text, launch.stats)
+
+
+def _model_of(conversation: Any) -> str | None:
+    """The folder that a stored conversation was last held with, if it is still there."""
+    folder = conversation.model.folder if conversation is not None else ""
+    return folder if folder and Path(folder).is_dir() else None
+
+
+def _history_file() -> Path | None:
+    try:
+        return state_dir() / HISTORY_FILE
+    except (OSError, RuntimeError):
+        return None
+
+
+def _run_app(
+    make_chat: "Callable[[View], Chat]",
+    settings: Settings,
+    keymap: Keymap,
+    history: History,
+    beginning: Beginning,
+) -> tuple[int, Beginning | None]:
+    """Run the app; its exit code, and where the user goes on line by line, how that begins."""
+    if os.environ.get("NO_COLOR") == "":  # the toolkit takes an empty one for set
+        del os.environ["NO_COLOR"]
+    from .app import QchatApp
+
+    app = QchatApp(make_chat, settings=settings, keymap=keymap, history=history, beginning=beginning)
+    goal = app.run(mouse=settings["mouse"])
+    if app.failure is not None:
+        raise app.failure
+    chat = app.chat
+    if goal == "plain":
+        model = str((chat.model or {}).get("path") or beginning.model)
+        return 0, replace(beginning, model=model, conversation=chat.state["conversation"], text="")
+    _say_farewell(chat)
+    return app.return_code or 0, None
+
+
+def _say_farewell(chat: "Chat") -> None:
+    """The last exchange stays readable where the full screen was."""
+    turns = chat.state["turns"]
+    if not turns:
+        return
+    answer = turns[-1]["answer"].strip().splitlines()
+    left_out = len(answer) - ANSWER_LINES
+    shown = [f"… {left_out:,} lines before", *answer[-ANSWER_LINES:]] if left_out > 0 else answer
+    question = " ".join(turns[-1]["question"].split())
+    lines = [f"❯ {question if len(question) <= 200 else question[:199] + '…'}", "", *shown, ""]
+    if chat.state["conversation"] is not None:
+        lines.append("qchat -c goes on with this conversation")
+    write(sys.stdout, "\n".join(lines) + "\n")

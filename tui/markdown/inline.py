@@ -1,0 +1,56 @@
+"""The text inside a block as spans: emphasis, code, mathematics, links with their addresses in sight."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .lines import Span, styled
+
+if TYPE_CHECKING:
+    from markdown_it.tree import SyntaxTreeNode as Node
+
+_STYLES = {"strong": "strong", "em": "em", "s": "struck"}
+_BREAK = re.compile(r"<br ?/?>")
+# an address that can be handed to a terminal: nothing in it could end the sequence that it travels in
+_SAFE_ADDRESS = re.compile(r"https?://[!-~]{1,2000}\Z")
+
+
+def inline(node: "Node") -> list[Span]:
+    """The spans of a block's text; lines end with `\\n` where the source's do."""
+    return [span for child in node.children for part in child.children for span in _spans(part)]
+
+
+def _spans(node: "Node") -> Iterable[Span]:
+    match node.type:
+        case "text":
+            return [Span(_BREAK.sub("\n", node.content))] if node.content else []
+        case "softbreak" | "hardbreak":
+            return [Span("\n")]
+        case "code_inline":
+            return [Span(node.content, "code")]
+        case "math_inline":
+            return [Span(node.content, "math")]
+        case "link":
+            return _link(node)
+        case "image":
+            return [Span(node.content or "image", "em"), *_address(str(node.attrs.get("src", "")))]
+    inner = [span for child in node.children for span in _spans(child)]
+    return styled(inner, _STYLES[node.type]) if node.type in _STYLES else inner
+
+
+def _link(node: "Node") -> list[Span]:
+    """The text and then the address, once where they are the same."""
+    inner = [span for child in node.children for span in _spans(child)]
+    address = str(node.attrs.get("href", ""))
+    text = "".join(span.text for span in inner)
+    if text == address.removeprefix("mailto:"):
+        return [Span(text, "address", action=_action(address))]
+    return [*styled(inner, "link"), *_address(address)]
+
+
+def _address(address: str) -> list[Span]:
+    return [Span(" ("), Span(address, "address", action=_action(address)), Span(")")] if address else []
+
+
+def _action(address: str) -> str:
+    return f"link {address}" if _SAFE_ADDRESS.match(address) else ""

@@ -1,0 +1,200 @@
+"""Markdown into a tree of blocks: CommonMark with tables, struck text and mathematics left as it is written.
+
+HTML and reference definitions are text like any other: no block means another thing once others follow it.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
+    from markdown_it.rules_inline import StateInline
+    from markdown_it.tree import SyntaxTreeNode as Node
+
+LISTS = ("bullet_list", "ordered_list")
+_MAX_NESTING = 24
+_MATH = re.compile(
+    r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*?(?<!\s)\$(?!\d)"
+    r"|\\\((?:.|\n){1,1000}?\\\)|\\\[(?:.|\n){1,1000}?\\\]"
+)
+_CLOSERS = {"$$": "$$", "\\[": "\\]"}
+
+
+class Code(NamedTuple):
+    """The inside of a fence."""
+
+    language: str
+    text: str
+
+
+class Unit(NamedTuple):
+    """A block of the outermost level, or one item of a list there.
+
+    `gap` says whether an empty line comes before it, `number` is an item's number in an ordered list.
+    """
+
+    node: "Node"
+    gap: bool
+    number: int | None
+
+
+class Lead(NamedTuple):
+    """What the text before a source decides about its first unit."""
+
+    gap: bool = False
+    number: int | None = None
+
+
+NO_LEAD = Lead()
+
+
+def parse(source: str) -> "Node":
+    """The tree of blocks with their text parsed too."""
+    from markdown_it.tree import SyntaxTreeNode
+
+    return SyntaxTreeNode(_parser().parse(source))
+
+
+def outline(source: str) -> "Node":
+    """The tree of blocks alone, which costs a third."""
+    from markdown_it.tree import SyntaxTreeNode
+
+    parser = _parser()
+    tokens: list = []
+    parser.block.parse(source, parser, {}, tokens)
+    return SyntaxTreeNode(tokens)
+
+
+def units(root: "Node", lead: Lead) -> list[Unit]:
+    """The outermost blocks in order, lists taken apart into their items."""
+    found: list[Unit] = []
+    before: Node | None = None
+    for node in root.children:
+        gap = lead.gap if before is None else gap_between(before, node)
+        if node.type in LISTS:
+            found += _items(node, gap, lead.number if before is None else None)
+        else:
+            found.append(Unit(node, gap, None))
+        before = node
+    return found
+
+
+def _items(node: "Node", gap: bool, number: int | None) -> Iterator[Unit]:
+    if node.type == "ordered_list" and number is None:
+        number = int(node.attrs.get("start", 1))
+    for place, item in enumerate(node.children):
+        if place:
+            gap = first_line(item) > last_line(node.children[place - 1])
+        yield Unit(item, gap, number + place if number is not None else None)
+
+
+def gap_between(before: "Node", node: "Node") -> bool:
+    """Whether an empty line stands between two blocks of the outermost level."""
+    if before.type == "heading":
+        return False
+    introduced = before.type == "paragraph" and node.type in LISTS
+    return not introduced or first_line(node) > last_line(before)
+
+
+def first_line(node: "Node") -> int:
+    return node.map[0] if node.map else 0
+
+
+def last_line(node: "Node") -> int:
+    """The line after the block's last one with something on it."""
+    if node.type in (*LISTS, "list_item", "blockquote"):
+        return last_line(node.children[-1]) if node.children else first_line(node) + 1
+    return node.map[1] if node.map else 0
+
+
+def is_open_fence(node: "Node", lines: list[str]) -> bool:
+    """Whether a fence of the outermost level runs on beyond `lines`."""
+    first, last = node.map or (0, 0)
+    return node.type == "fence" and (last - first < 2 or not closes(node.markup, lines[last - 1]))
+
+
+def closes(markup: str, line: str) -> bool:
+    """Whether `line` ends a fence of the outermost level that `markup` opened."""
+    text = line.rstrip(" \t")
+    indent = len(text) - len(text.lstrip(" "))
+    marks = text[indent:]
+    return indent < 4 and len(marks) >= len(markup) and not marks.strip(markup[0])
+
+
+def language_of(info: str) -> str:
+    """The language that a fence's first line names."""
+    words = info.replace("{", " ").replace("}", " ").replace(",", " ").split()
+    return words[0].lstrip(".").lower() if words else ""
+
+
+def code_blocks(source: str) -> list[Code]:
+    """The fences in the order of the text, however deep they stand."""
+    return [
+        Code(language_of(token.info), token.content)
+        for token in _parser().parse(source)
+        if token.type == "fence"
+    ]
+
+
+@cache
+def _parser() -> "MarkdownIt":
+    from markdown_it import MarkdownIt  # a twentieth of a second, spent when there is something to show
+
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING})
+    parser.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
+    parser.inline.ruler.before("escape", "math", _inline_math)
+    parser.block.ruler.before(
+        "fence", "math", _block_math, {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    )
+    return parser
+
+
+def _inline_math(state: "StateInline", silent: bool) -> bool:
+    if state.src[state.pos] not in "$\\":
+        return False
+    match = _MATH.match(state.src, state.pos, state.posMax)
+    if match is None:
+        return False
+    if not silent:
+        state.push("math_inline", "math", 0).content = match.group()
+    state.pos = match.end()
+    return True
+
+
+def _block_math(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
+    """`$$` or `\\[` alone or before a formula, until the line that it is closed in or an empty one."""
+    if state.is_code_block(start):
+        return False
+    first = _line(state, start)
+    closer = _CLOSERS.get(first[:2])
+    if closer is None or (closer in first[2:] and not _closed(first[2:], closer)):
+        return False
+    if silent:
+        return True
+    stop = start + 1
+    if not _closed(first[2:], closer):
+        stop = _end_of_math(state, stop, end, closer)
+    token = state.push("math_block", "math", 0)
+    token.content = state.getLines(start, stop, state.blkIndent, False)
+    token.map = [start, stop]
+    state.line = stop
+    return True
+
+
+def _end_of_math(state: "StateBlock", line: int, end: int, closer: str) -> int:
+    while line < end and not state.isEmpty(line) and state.sCount[line] >= state.blkIndent:
+        line += 1
+        if _closed(_line(state, line - 1), closer):
+            break
+    return line
+
+
+def _line(state: "StateBlock", number: int) -> str:
+    return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]]
+
+
+def _closed(text: str, closer: str) -> bool:
+    return text.rstrip(" .,;").endswith(closer)

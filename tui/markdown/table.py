@@ -1,0 +1,95 @@
+"""Tables: columns as wide as their content, the widest cut down where room is short, or else as records."""
+
+from typing import TYPE_CHECKING
+
+from .inline import inline
+from .lines import Frame, Line, Span, lay, plain, styled, width_of
+
+if TYPE_CHECKING:
+    from markdown_it.tree import SyntaxTreeNode as Node
+
+Cell = list[Span]
+_LEAST = 4  # cells of a column that can still be read
+_BETWEEN = " │ "
+
+
+def table(node: "Node", frame: Frame) -> list[Line]:
+    rows = [[inline(cell) for cell in row.children] for part in node.children for row in part.children]
+    head, body = [styled(cell, "strong") for cell in rows[0]], rows[1:]
+    widths = _fitted([head, *body], frame.wide)
+    if not widths:
+        return _records(head, body, frame)
+    aligns = [str(cell.attrs.get("style", "")).removeprefix("text-align:") for cell in _head_cells(node)]
+    rule = "─┼─".join("─" * width for width in widths)
+    marks = " | ".join("---" for _ in widths)
+    lines = _row(head, widths, aligns)
+    lines.append(Line((Span(rule, "rule", marks),)))
+    return lines + [line for row in body for line in _row(row, widths, aligns)]
+
+
+def _head_cells(node: "Node") -> list["Node"]:
+    return node.children[0].children[0].children
+
+
+def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
+    """The width of each column, the widest ones cut down first; nothing where no column would be readable."""
+    count = len(rows[0])
+    widths = [
+        max(1, *(_natural(row[column]) for row in rows if column < len(row))) for column in range(count)
+    ]
+    room -= len(_BETWEEN) * (count - 1)
+    if sum(widths) <= room:
+        return widths
+    if room < _LEAST * count:
+        return []
+    cap = _cap(widths, room)
+    fitted = [min(width, cap) for width in widths]
+    left = room - sum(fitted)
+    for column in sorted(range(count), key=lambda column: -widths[column])[:left]:
+        fitted[column] += widths[column] > fitted[column]
+    return fitted
+
+
+def _natural(cell: Cell) -> int:
+    return max((width_of(line.spans) for line in lay(cell, 10_000)), default=0)
+
+
+def _cap(widths: list[int], room: int) -> int:
+    """The largest width that all columns fit in when none is wider."""
+    left = len(widths)
+    for width in sorted(widths):
+        if width * left > room:
+            return room // left
+        room, left = room - width, left - 1
+    return max(widths)
+
+
+def _row(cells: list[Cell], widths: list[int], aligns: list[str]) -> list[Line]:
+    columns = [lay(cell, width) for cell, width in zip(cells, widths, strict=False)]
+    columns += [[] for _ in widths[len(columns) :]]
+    height = max(map(len, columns), default=1)
+    return [Line(tuple(_row_line(columns, widths, aligns, at))) for at in range(height)]
+
+
+def _row_line(columns: list[list[Line]], widths: list[int], aligns: list[str], at: int) -> list[Span]:
+    spans: list[Span] = []
+    for number, (lines, width) in enumerate(zip(columns, widths, strict=True)):
+        inner = lines[at].spans if at < len(lines) else ()
+        free = width - width_of(inner)
+        before = {"right": free, "center": free // 2}.get(aligns[number], 0)
+        if number:
+            spans.append(Span(_BETWEEN, "rule", " | "))
+        spans += [Span(" " * before, copy=""), *inner, Span(" " * (free - before), copy="")]
+    return [span for span in spans if span.text]
+
+
+def _records(head: list[Cell], body: list[list[Cell]], frame: Frame) -> list[Line]:
+    """Every row as lines of `name: value`."""
+    lines: list[Line] = []
+    for row in body or [[]]:
+        if lines:
+            lines.append(Line((Span("─" * min(frame.wide, 8), "rule", ""),)))
+        for name, value in zip(head, [*row, *[[] for _ in head[len(row) :]]], strict=False):
+            label = "".join(plain(line) for line in lay(name, 10_000))
+            lines += lay([Span(f"{label}: ", "strong"), *value], frame.wide)
+    return lines

@@ -1,0 +1,452 @@
+"""The main screen: what was said, what the engine does, what to type, and which keys do what now.
+
+Keys come in as action ids of the keymap; every line, typed or chosen, goes through `run_line`.
+"""
+
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.screen import Screen
+from textual.widgets import Input, Static
+
+from ...core.errors import QchatError, UsageError
+from ..attachments import attach, complete
+from ..beginning import Beginning
+from ..chat import Chat, View
+from ..client import EngineDied
+from ..commands import completions, hint, parse, perform
+from ..commands.thinking import described, set_budget, set_thinking
+from ..history import History
+from ..keymap import ACTIONS, Keymap
+from ..meter import Status as Facts
+from ..settings import Settings
+from ..widgets.completion import Candidate, Completion
+from ..widgets.findbar import FindBar
+from ..widgets.header import Header
+from ..widgets.keybar import Keybar
+from ..widgets.prompt import Prompt, Sources
+from ..widgets.queued import Queued
+from ..widgets.status import Status
+from ..widgets.transcript import Transcript
+from ..widgets.transcript_messages import (
+    CopyRequested,
+    EditRequested,
+    FindRequested,
+    ForkRequested,
+    MenuRequested,
+    RetryRequested,
+    SiblingRequested,
+)
+from .front import AppFront
+
+REPLYING = ("reading", "thinking", "answering")
+BUSY = (*REPLYING, "starting", "loading", "working")
+ARMED_SECONDS = 2.0
+TWICE_SECONDS = 1.0
+BUDGET = "1024"
+NARROW, LEAST_WIDTH, LEAST_HEIGHT = 70, 40, 10
+TOO_SMALL = "This window is too small: make it 40 columns by 10 rows, or leave with ctrl+q and use --plain."
+
+
+class ChatScreen(Screen[None]):
+    """`make_chat` is given the front that the chat shows itself on."""
+
+    AUTO_FOCUS = "#prompt"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            ",".join(action.keys),
+            f"do('{action.id}')",
+            action.label,
+            show=False,
+            priority=True,
+            id=action.id,
+        )
+        for action in ACTIONS
+        if action.scope == "chat"
+    ]
+
+    def __init__(
+        self,
+        make_chat: Callable[[View], Chat],
+        *,
+        settings: Settings,
+        keymap: Keymap,
+        history: History,
+        beginning: Beginning | None = None,
+    ):
+        super().__init__()
+        self.keymap = keymap
+        self.front = AppFront(self, settings, keymap)
+        self.transcript = Transcript()
+        self.status_row, self.header, self.keybar, self.queued = Status(), Header(), Keybar(), Queued()
+        self.find_bar, self.completion = FindBar(), Completion()
+        sources = Sources(self._candidates, hint, self._take_queued)
+        self.prompt = Prompt(keymap, history, self.completion, sources)
+        self.chat = make_chat(self.front)
+        self._beginning = beginning
+        self._phase = ""
+        self._armed = self._escaped = -ARMED_SECONDS
+        self._doing: dict[str, Callable[[], Any]] = {
+            "stop": self._escape,
+            "interrupt": self._interrupt,
+            "leave": self._leave,
+            "transcript": self._to_transcript,
+            "thoughts": self._toggle_thoughts,
+            "thinking": self._cycle_thinking,
+            "wrap_up": lambda: self.go(self.chat.close_thought()),
+            "palette": self.app_palette,
+            "help": lambda: self.front.screen("help"),
+            "models": lambda: self.front.screen("models"),
+            "sessions": lambda: self.front.screen("sessions"),
+            "new": lambda: self.run_line("/new"),
+            "find": self._open_find,
+            "scroll_up": lambda: self.transcript.scroll_page_up(animate=False),
+            "scroll_down": lambda: self.transcript.scroll_page_down(animate=False),
+            "top": lambda: self.transcript.scroll_home(animate=False),
+            "follow": lambda: self.transcript.scroll_end(animate=False),
+            "redraw": lambda: self.app.refresh(repaint=True, layout=True),
+            "suspend": lambda: self.app.action_suspend_process(),
+            "quit": self._leave,
+            "editor": lambda: self.go(self._edit_prompt()),
+            "keys": lambda: self.front.screen("keys"),
+            "send": self._restart,
+        }
+
+    def compose(self) -> ComposeResult:
+        yield self.header
+        yield self.transcript
+        yield self.find_bar
+        yield self.completion
+        yield self.queued
+        yield self.status_row
+        with Horizontal(id="prompt-row"):
+            yield Static("❯", id="mark")
+            yield self.prompt
+        yield self.keybar
+        yield Static(TOO_SMALL, id="too-small")
+
+    def on_mount(self) -> None:
+        self.front.show_thinking(self.chat.show_thinking)
+        self.show_status(self.chat.status)
+        if self._beginning is not None:
+            self.go(self._begin(self._beginning))
+
+    async def _begin(self, beginning: Beginning) -> None:
+        self.go(self.chat.load(beginning.model, conversation=beginning.conversation))
+        if beginning.text:
+            await self._perform(beginning.text)
+
+    def on_resize(self, event: events.Resize) -> None:
+        width, height = event.size
+        self.set_class(width < NARROW, "-narrow")
+        self.set_class(width < LEAST_WIDTH or height < LEAST_HEIGHT, "-tiny")
+        self.set_class(height < 20, "-low")
+
+    # --- what is shown ---
+
+    def show_status(self, status: Facts) -> None:
+        self.status_row.has_model = self.chat.model is not None
+        self.status_row.show(status)
+        self.queued.show(self.chat.queue)
+        if status.phase != self._phase:
+            self._phase = status.phase
+            self.prompt.busy = status.phase in BUSY
+            self.prompt.held = status.phase == "dead"
+            self.show_facts()
+
+    def show_facts(self) -> None:
+        self.header.show(self.chat.model, self.chat.state)
+        self.show_keys()
+
+    def show_keys(self) -> None:
+        """The few keys that make sense now."""
+        self.keybar.show([(self.keymap.shown(name), label) for name, label in self._useful_keys()])
+
+    def _useful_keys(self) -> list[tuple[str, str]]:
+        everywhere = [("palette", "commands"), ("keys", "keys")]
+        if self.prompt.searching:
+            return [("send", "take it"), ("history.search", "older"), ("stop", "back")]
+        if self.completion.open:
+            return [("complete", "complete"), ("history.next", "next"), ("stop", "close")]
+        if self.focused is self.transcript:
+            names = ("copy", "edit", "retry", "fork")
+            return [*((f"transcript.{name}", name) for name in names), ("stop", "back"), ("help", "keys")]
+        if self._phase == "dead":
+            return [("send", "restart"), ("quit", "quit"), *everywhere]
+        if self._phase in REPLYING:
+            wrap_up = (
+                [("wrap_up", "answer now")] if self._phase == "thinking" else [("thinking", self._think())]
+            )
+            return [("stop", "stop"), ("complete", "queue"), *wrap_up, ("thoughts", "thoughts"), *everywhere]
+        if any(job.state == "running" for job in self.chat.jobs):
+            return [("send", "send"), ("stop", "stop the job"), *everywhere]
+        return [
+            ("send", "send"),
+            ("thinking", self._think()),
+            ("thoughts", "thoughts"),
+            ("transcript", "conversation"),
+            *everywhere,
+        ]
+
+    def _think(self) -> str:
+        settings = self.chat.settings
+        if settings.get("enable_thinking") is False:
+            return "think:off"
+        budget = settings.get("thinking_token_budget")
+        by_default = (self.chat.model or {}).get("thinks_by_default", True)
+        on = settings.get("enable_thinking") or by_default
+        return f"think:{budget}" if budget is not None else f"think:{'on' if on else 'off'}"
+
+    # --- lines ---
+
+    @on(Prompt.Submitted)
+    def _submitted(self, event: Prompt.Submitted) -> None:
+        self.run_line(event.text)
+
+    def run_line(self, line: str) -> None:
+        """Do what `line` asks: a command, or something to say."""
+        self.go(self._perform(line))
+
+    def run_chosen(self, line: str | None) -> None:
+        """What a screen was left with."""
+        if line:
+            self.run_line(line)
+
+    def put_prompt(self, text: str) -> None:
+        self.prompt.put(text)
+        self.prompt.focus()
+
+    async def _perform(self, line: str) -> None:
+        try:
+            if isinstance(parse(line), str):
+                line = attach(line, Path.cwd())
+        except UsageError:
+            self.returned(line)
+            raise
+        await perform(line, self.chat, self.front)
+
+    def returned(self, text: str) -> None:
+        self.front.returned(text)
+
+    def go(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Let `work` run beside the screen; what it refuses is shown."""
+        self.run_worker(self._shown(work))
+
+    async def _shown(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await work
+        except EngineDied:
+            self.show_facts()  # the chat has said it
+        except QchatError as error:
+            self.front.note(str(error), "error")
+
+    def _candidates(self, before: str) -> list[Candidate]:
+        """Commands for a line that begins with a slash, files for a word that begins with @."""
+        if before.startswith("/"):
+            return [
+                Candidate(one.line, one.shown, one.help, ready=_is_ready(one.shown))
+                for one in completions(before, self.chat)
+            ]
+        word = before[max(before.rfind(" "), before.rfind("\t")) + 1 :]
+        if not word.startswith("@"):
+            return []
+        start = len(before) - len(word)
+        return [Candidate(f"@{path}", path, start=start) for path in complete(word[1:], Path.cwd())]
+
+    def _take_queued(self) -> str | None:
+        queued = self.chat.queue.pop() if self.chat.queue else None
+        self.queued.show(self.chat.queue)
+        return queued
+
+    async def _edit_prompt(self) -> None:
+        text = await self.front.edit_text(self.prompt.full_text)
+        if text is not None:
+            self.put_prompt(text)
+
+    # --- keys ---
+
+    @on(Prompt.Asked)
+    def _asked(self, event: Prompt.Asked) -> None:
+        self.action_do(event.action)
+
+    @on(Prompt.ModeChanged)
+    def _mode_changed(self) -> None:
+        below = self.size.height - self.status_row.region.y
+        self.completion.styles.margin = (0, 0, below, 2)
+        self.query_one("#mark", Static).update("⌕" if self.prompt.searching else "❯")
+        self.show_keys()
+
+    def on_descendant_focus(self) -> None:
+        self.show_keys()
+
+    def on_key(self, event: events.Key) -> None:
+        """A letter typed while the conversation has the focus belongs to the prompt."""
+        if self.focused is self.transcript and event.is_printable and event.character:
+            event.stop()
+            self.prompt.focus()
+            self.prompt.insert(event.character)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Some keys mean what they say only at times; otherwise they are the focused widget's."""
+        match action, parameters:
+            case "do", ("leave",):
+                return self.focused is self.prompt and not self.prompt.text
+            case "do", ("wrap_up",):
+                return self._phase == "thinking"
+            case "do", ("top" | "follow" | "scroll_up" | "scroll_down",):
+                return not isinstance(self.focused, Input)
+        return True
+
+    def action_do(self, action: str) -> None:
+        self._doing[action]()
+
+    def _restart(self) -> None:
+        """Enter with nothing to send; after the engine's death it begins another."""
+        if self._phase == "dead":
+            self.go(self.chat.restart())
+
+    def _escape(self) -> None:
+        """Close what is open, else stop what runs, else, the second time, go back to an earlier question."""
+        if self.prompt.escape():
+            return
+        if self.find_bar.display or self.focused is not self.prompt:
+            self.find_bar.close()
+            self.prompt.focus()
+        elif self._is_running():
+            self.chat.stop()
+        elif time.monotonic() - self._escaped < TWICE_SECONDS:
+            self._escaped = -TWICE_SECONDS
+            self.front.screen("rewind")
+        else:
+            self._escaped = time.monotonic()
+
+    def _is_running(self) -> bool:
+        return self.chat.busy or any(job.state == "running" for job in self.chat.jobs)
+
+    def _interrupt(self) -> None:
+        selected = self.get_selected_text() or self.prompt.selected_text
+        if selected:
+            self.keybar.say(self.front.copy(selected))
+            self.clear_selection()
+        elif self._is_running():
+            self.chat.stop()
+        elif self.prompt.text:
+            self.prompt.clear_draft()
+            self.keybar.say("cleared: ↑ brings it back")
+        elif time.monotonic() - self._armed < ARMED_SECONDS:
+            self._leave()
+        else:
+            self._armed = time.monotonic()
+            self.keybar.say(f"{self.keymap.shown('interrupt')} again quits", "warning", ARMED_SECONDS)
+
+    def _leave(self) -> None:
+        self.go(self.front.leave("shell"))
+
+    def _to_transcript(self) -> None:
+        (self.prompt if self.focused is self.transcript else self.transcript).focus()
+
+    def _toggle_thoughts(self) -> None:
+        self.transcript.toggle_thoughts()
+
+    def _cycle_thinking(self) -> None:
+        """On, off, with a budget, and on again."""
+        settings = self.chat.settings
+        if settings.get("enable_thinking") is False:
+            set_thinking(self.chat, True)
+            set_budget(self.chat, BUDGET)
+        elif settings.get("thinking_token_budget") is not None:
+            set_budget(self.chat, "off")
+        else:
+            set_thinking(self.chat, False)
+        self.show_keys()
+        self.keybar.say(described(self.chat))
+
+    def app_palette(self) -> None:
+        self.app.action_command_palette()
+
+    # --- what is asked of a block ---
+
+    @on(CopyRequested)
+    def _copy_block(self, event: CopyRequested) -> None:
+        self.keybar.say(f"{event.what}: {self.front.copy(event.text)}")
+
+    @on(EditRequested)
+    def _edit_question(self, event: EditRequested) -> None:
+        self.put_prompt(f"/edit {event.turn} {self._question(event.turn)}")
+
+    @on(RetryRequested)
+    def _retry(self, event: RetryRequested) -> None:
+        """An earlier question is answered again on a branch of its own."""
+        if event.turn == len(self.chat.state["turns"]):
+            self.run_line("/retry")
+        else:
+            self.go(self.chat.edit(event.turn, self._question(event.turn)))
+
+    @on(ForkRequested)
+    def _fork(self, event: ForkRequested) -> None:
+        self.run_line(f"/fork {event.turn}")
+
+    @on(SiblingRequested)
+    def _show_sibling(self, event: SiblingRequested) -> None:
+        turn = self.chat.state["turns"][event.turn - 1]
+        siblings = turn["siblings"]
+        if len(siblings) > 1:
+            place = siblings.index(turn["node"]) + event.step
+            self.go(self.chat.switch(siblings[place % len(siblings)]))
+
+    @on(MenuRequested)
+    def _offer(self, event: MenuRequested) -> None:
+        self.go(self._choose_for(event.turn))
+
+    async def _choose_for(self, turn: int) -> None:
+        options = [
+            ("edit", "ask it differently"),
+            ("retry", "answer it again"),
+            ("fork", "a new branch after it"),
+        ]
+        match await self.front.choose(f"Question {turn}", options):
+            case "edit":
+                self._edit_question(EditRequested(turn))
+            case "retry":
+                self._retry(RetryRequested(turn))
+            case "fork":
+                self.run_line(f"/fork {turn}")
+
+    def _question(self, turn: int) -> str:
+        return self.chat.state["turns"][turn - 1]["question"]
+
+    def on_text_selected(self) -> None:
+        """What was selected with the mouse is copied at once, where the user wants that."""
+        selected = self.get_selected_text()
+        if selected and self.front.settings["copy_on_select"]:
+            self.keybar.say(self.front.copy(selected))
+
+    # --- find ---
+
+    @on(FindRequested)
+    def _open_find(self) -> None:
+        self.find_bar.open()
+
+    @on(FindBar.Sought)
+    def _sought(self, event: FindBar.Sought) -> None:
+        count = self.transcript.find(event.text)
+        self.keybar.say(f"{count:,} found" if event.text else "")
+
+    @on(FindBar.Stepped)
+    def _stepped(self, event: FindBar.Stepped) -> None:
+        if event.step > 0:
+            self.transcript.find_next()
+        else:
+            self.transcript.find_previous()
+
+
+def _is_ready(shown: str) -> bool:
+    """Whether a command's usage lets it stand alone."""
+    usage = shown.partition(" ")[2]
+    return not usage or usage.startswith("[")

@@ -1,0 +1,137 @@
+"""What the chat and the commands see of the full-screen app: calls here become changes of widgets there."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..chat import Chat, Job
+from ..clipboard import copy
+from ..commands.base import Screen as ScreenName
+from ..keymap import Keymap
+from ..meter import Status
+from ..report import Report
+from ..settings import Settings
+from ..view import NoteKind
+from .dialogs import Choose, Confirm
+
+if TYPE_CHECKING:
+    from .chat import ChatScreen
+
+# the module of each screen; what is not here is printed as a report
+SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme")} | {
+    "keys": "help"
+}
+JOB_SECONDS = 0.25
+
+
+class AppFront:
+    """Implements `commands.Front` on a ChatScreen."""
+
+    def __init__(self, view: "ChatScreen", settings: Settings, keymap: Keymap):
+        self.settings, self.keymap = settings, keymap
+        self._view = view
+        self._blocks: dict[int, Any] = {}
+        self._changed: dict[int, Job] = {}
+
+    @property
+    def _chat(self) -> Chat:
+        return self._view.chat
+
+    # what the chat shows
+
+    def question(self, turn: dict[str, Any]) -> None:
+        self._view.transcript.add_question(turn)
+        self._view.transcript.begin_answer(turn)
+
+    def events(self, events: list[dict[str, Any]]) -> None:
+        self._view.transcript.feed(events)
+
+    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
+        self._view.transcript.end_answer(done, turn)
+        self._view.show_facts()
+
+    def returned(self, text: str) -> None:
+        """Back into the prompt, or where the user types already, into the history."""
+        if self._view.prompt.text:
+            self._view.prompt.remember(text)
+            self._view.keybar.say("not answered: the question is in the history (↑)", "warning")
+        else:
+            self._view.prompt.put(text)
+
+    def rebuilt(self, state: dict[str, Any]) -> None:
+        self._view.transcript.show(state)
+        self._view.show_facts()
+
+    def status(self, status: Status) -> None:
+        self._view.show_status(status)
+
+    def note(self, text: str, kind: NoteKind = "info") -> None:
+        self._view.transcript.add_note(text, kind)
+
+    def report(self, report: Report) -> None:
+        self._view.transcript.add_report(report)
+
+    def job(self, job: Job) -> None:
+        self._blocks[id(job)] = self._view.transcript.add_report(_block(job))
+        self._view.show_keys()
+
+    def job_changed(self, job: Job) -> None:
+        """Draw its block again, a few times a second at most."""
+        if not self._changed:
+            self._view.set_timer(JOB_SECONDS, self._draw_jobs)
+        self._changed[id(job)] = job
+
+    def _draw_jobs(self) -> None:
+        changed, self._changed = self._changed, {}
+        for number, job in changed.items():
+            self._view.transcript.update_report(self._blocks[number], _block(job))
+        self._view.show_keys()
+
+    # what commands ask for besides
+
+    async def confirm(self, question: str) -> bool:
+        return await self._view.app.push_screen_wait(Confirm(question))
+
+    async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
+        return await self._view.app.push_screen_wait(Choose(title, options))
+
+    def put_prompt(self, text: str) -> None:
+        self._view.put_prompt(text)
+
+    async def edit_text(self, text: str) -> str | None:
+        from ..editor import edit
+
+        with self._view.app.suspend():
+            return edit(text)
+
+    def copy(self, text: str) -> str:
+        driver = self._view.app._driver
+        return copy(text, driver.write if driver is not None else None)
+
+    def find(self, text: str) -> int:
+        return self._view.transcript.find(text)
+
+    def screen(self, name: ScreenName) -> bool:
+        module = SCREENS.get(name)
+        if module is None:
+            return False
+        made = import_module(f".{module}", __package__).make(self._chat, self)
+        self._view.app.push_screen(made, self._view.run_chosen)
+        return True
+
+    def set_theme(self, name: str) -> None:
+        self._view.app.call_later(self._view.app.run_action, f"look({name!r})")
+
+    def show_thinking(self, shown: bool) -> None:
+        self._view.transcript.thoughts = "open" if shown else "live"
+
+    def mouse(self, on: bool) -> None:
+        self._view.app.call_later(self._view.app.run_action, f"mouse({on!r})")
+
+    async def leave(self, to: Literal["shell", "plain"]) -> None:
+        await self._view.app.run_action(f"leave({to!r})")
+
+
+def _block(job: Job) -> Report:
+    """The job's report under what it is and how it stands."""
+    how = {"running": "esc stops it", "failed": job.error}.get(job.state, job.state)
+    return Report(f"{job.title} · {how}", job.report().parts)

@@ -1,0 +1,302 @@
+"""What the full-height lists share: a title, a filter, columns that give way when it is narrow, keys below.
+
+A list is dismissed with a command line for the chat to run, or with None. Text that others wrote is made
+printable here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from ..report import Report, report_lines
+from ..text import cut, fit, printable
+
+CSS = Path(__file__).parent.parent.parent / "themes" / "screens.tcss"
+GAP = "  "
+LEAST_NAME = 24  # cells
+# how a report's styles look here
+STYLES = {
+    "title": "bold $primary",
+    "dim": "$text-muted",
+    "accent": "$accent",
+    "good": "$success",
+    "warn": "$warning",
+    "bad": "$error",
+    "bar": "$primary",
+}
+Keys = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of `width` cells; 0 takes what is left. `rank` says which go first when there is no room."""
+
+    title: str
+    width: int = 0
+    align: str = "left"
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """`id` is what the list is dismissed with; `style` is for the cells after the first two, `styles` for some."""
+
+    id: str
+    cells: tuple[str, ...]
+    style: str = "$text-muted"
+    styles: Mapping[int, str] = field(default_factory=dict)
+
+
+def shown_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
+    """Which columns have room in `width` cells: (position, cells)."""
+    kept = list(range(len(columns)))
+
+    def left() -> int:
+        return width - sum(columns[n].width for n in kept) - len(GAP) * (len(kept) - 1)
+
+    while left() < LEAST_NAME and len(kept) > 1:
+        worst = max(kept, key=lambda n: (columns[n].rank, n))
+        if not columns[worst].rank:
+            break
+        kept.remove(worst)
+    free = max(1, left())
+    return [(n, columns[n].width or free) for n in kept]
+
+
+def painted(row: Row, columns: Sequence[Column], width: int, style: str | None = None) -> Content:
+    """`row` in columns, in exactly `width` cells or fewer."""
+    parts: list[Content] = []
+    for n, cells in shown_columns(columns, width):
+        text = fit(" ".join(printable(row.cells[n]).split()), cells, columns[n].align)
+        own = row.styles.get(n, row.style if n > 1 else "") if style is None else style
+        parts += [Content(GAP)] * bool(parts) + [Content.styled(text, own)]
+    return Content("").join(parts)
+
+
+def key_line(keys: Keys) -> Content:
+    parts = [Content.assemble((key, "bold $primary"), (f" {label}", "$text-muted")) for key, label in keys]
+    return Content(GAP).join(parts)
+
+
+def drawn(report: Report, width: int) -> Content:
+    """A report's lines as content."""
+    lines = [
+        Content.assemble(*((text, STYLES.get(style, "")) for style, text in line))
+        for line in report_lines(report, width)
+    ]
+    return Content("\n").join(lines)
+
+
+class Ask(ModalScreen[str | None]):
+    """One line of text; dismissed with it, or None."""
+
+    CSS_PATH = CSS
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+c", "dismiss(None)", "close", priority=True)
+    ]
+
+    def __init__(self, question: str, text: str = ""):
+        super().__init__()
+        self._question, self._text = question, text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="sheet-ask"):
+            yield Static(Content(printable(self._question)))
+            yield Input(self._text, compact=True, select_on_focus=False)
+            yield Static(key_line((("enter", "accept"), ("esc", "leave"))))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.dismiss(event.value.strip() or None)
+
+
+class Listing(ModalScreen[str | None]):
+    """Subclasses give `HEADING`, `COLUMNS`, `KEYS`, and fill `rows`."""
+
+    CSS_PATH = CSS
+    AUTO_FOCUS = "#sheet-list"
+    HEADING: ClassVar[str] = ""
+    EMPTY: ClassVar[str] = "there is nothing here"
+    HINT: ClassVar[str] = "/ to filter"
+    COLUMNS: ClassVar[tuple[Column, ...]] = ()
+    KEYS: ClassVar[Keys] = ()
+    FILTER_KEYS: ClassVar[Keys] = (("enter", "choose"), ("↓", "list"), ("esc", "close"))
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+c", "leave", "close", priority=True),
+        Binding("slash", "filter", "filter"),
+        Binding("down", "to_list", show=False),
+        Binding("j", "cursor('down')", show=False),
+        Binding("k", "cursor('up')", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Row] = []
+        self._visible: list[Row] = []
+        self._bright: int | None = None  # the row painted for the cursor
+
+    # --- what subclasses may change ---
+
+    def heading(self) -> str:
+        return self.HEADING
+
+    def detail(self) -> ComposeResult:
+        """Widgets right of the list."""
+        yield from ()
+
+    def matching(self, text: str) -> list[Row]:
+        """The rows that hold all words of `text`."""
+        words = text.casefold().split()
+        return [row for row in self.rows if all(word in " ".join(row.cells).casefold() for word in words)]
+
+    def highlighted(self, row: Row | None) -> None:
+        """The cursor is on another row."""
+
+    def resized(self) -> None:
+        """The screen has another size."""
+
+    def chosen(self, row: Row) -> None:
+        """Enter was pressed on a row."""
+        self.dismiss(row.id)
+
+    # --- the rest ---
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="sheet"):
+            with Horizontal(classes="sheet-head"):
+                yield Static(id="sheet-title")
+                yield Input(placeholder=self.HINT, id="sheet-filter", compact=True)
+            with Horizontal(classes="sheet-body"):
+                with Vertical(classes="sheet-left"):
+                    yield Static(id="sheet-columns")
+                    yield OptionList(id="sheet-list", compact=True)
+                yield from self.detail()
+            yield Static(id="sheet-keys")
+
+    def on_mount(self) -> None:
+        self.show_heading()
+        self._show_keys()
+
+    def show_heading(self) -> None:
+        self.query_one("#sheet-title", Static).update(Content.styled(printable(self.heading()), "bold"))
+
+    @property
+    def options(self) -> OptionList:
+        return self.query_one("#sheet-list", OptionList)
+
+    @property
+    def filter(self) -> Input:
+        return self.query_one("#sheet-filter", Input)
+
+    @property
+    def current(self) -> Row | None:
+        place = self.options.highlighted
+        return self._visible[place] if place is not None and place < len(self._visible) else None
+
+    def show_rows(self, rows: list[Row] | None = None) -> None:
+        """Draw the list anew; the cursor stays on its row where that is still there."""
+        if rows is not None:
+            self.rows = rows
+        before = self.current.id if self.current else None
+        self._visible = self.matching(self.filter.value)
+        width = self._width()
+        self.options.clear_options()
+        self.options.add_options([Option(painted(row, self.COLUMNS, width)) for row in self._visible])
+        if not self._visible:
+            self.options.add_option(Option(Content.styled(self.EMPTY, "$text-muted"), disabled=True))
+        header = painted(Row("", tuple(c.title for c in self.COLUMNS)), self.COLUMNS, width, "$text-muted")
+        self.query_one("#sheet-columns", Static).update(header)
+        places = [place for place, row in enumerate(self._visible) if row.id == before]
+        self._bright = None
+        self.options.highlighted = places[0] if places else (0 if self._visible else None)
+        self._paint_cursor()
+        self.highlighted(self.current)
+
+    def _paint_cursor(self) -> None:
+        """The row under the cursor has the cursor's one colour, or dim cells would drown in it."""
+        before, self._bright = self._bright, self.options.highlighted if self._visible else None
+        for place in (before, self._bright):
+            if place is None:
+                continue
+            style = "" if place == self._bright else None
+            row = painted(self._visible[place], self.COLUMNS, self._width(), style)
+            self.options.replace_option_prompt_at_index(place, row)
+
+    def _width(self) -> int:
+        # two cells of padding, one of the scrollbar
+        return max(10, self.query_one("#sheet-columns").size.width - 3)
+
+    def _show_keys(self) -> None:
+        keys = self.FILTER_KEYS if self.filter.has_focus else self.KEYS
+        self.query_one("#sheet-keys", Static).update(key_line(keys))
+
+    def on_resize(self, _: events.Resize) -> None:
+        self.resized()
+        self.call_after_refresh(self.show_rows)
+
+    @on(events.DescendantFocus)
+    def _focus_moved(self) -> None:
+        self._show_keys()
+
+    @on(Input.Changed, "#sheet-filter")
+    def _filtered(self, event: Input.Changed) -> None:
+        event.stop()
+        self.filter_changed(event.value)
+
+    def filter_changed(self, _text: str) -> None:
+        self.show_rows()
+
+    @on(Input.Submitted, "#sheet-filter")
+    def _accepted(self, event: Input.Submitted) -> None:
+        event.stop()
+        if self.current is not None:
+            self.chosen(self.current)
+
+    @on(OptionList.OptionHighlighted, "#sheet-list")
+    def _moved(self, event: OptionList.OptionHighlighted) -> None:
+        event.stop()
+        if self.options.highlighted != self._bright:
+            self._paint_cursor()
+            self.highlighted(self.current)
+
+    @on(OptionList.OptionSelected, "#sheet-list")
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if self.current is not None:
+            self.chosen(self.current)
+
+    def action_filter(self) -> None:
+        self.filter.focus()
+
+    def action_to_list(self) -> None:
+        self.options.focus()
+
+    def action_cursor(self, way: str) -> None:
+        if not self.filter.has_focus:
+            self.options.action_cursor_down() if way == "down" else self.options.action_cursor_up()
+
+    def action_leave(self) -> None:
+        """From the filter back to the whole list, from the list to the chat."""
+        if self.filter.has_focus and self.filter.value:
+            self.filter.value = ""
+            self.options.focus()
+        else:
+            self.dismiss(None)
+
+    def say(self, sentence: str, kind: str = "information", seconds: float = 5.0) -> None:
+        severity = "error" if kind == "error" else "information"
+        self.notify(printable(sentence), severity=severity, timeout=seconds, markup=False)
+
+
+def one_line(text: str, width: int) -> str:
+    return cut(" ".join(printable(text).split()), width)

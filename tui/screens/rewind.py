@@ -1,0 +1,89 @@
+"""The questions of this conversation, to go back to one: edit it, or go on from its answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import work
+from textual.binding import Binding, BindingType
+
+from ...core.errors import QchatError
+from ..commands.base import turns
+from .listing import Column, Keys, Listing, Row
+
+if TYPE_CHECKING:
+    from ..chat import Chat
+    from ..commands import Front
+
+SOON = 64  # tokens that are read in no time
+
+
+class RewindScreen(Listing):
+    """Dismissed with "/edit N" or "/fork N"."""
+
+    HEADING = "Rewind · the questions of this conversation"
+    EMPTY = "nothing was asked yet"
+    COLUMNS = (
+        Column("", 4, "right"),
+        Column("question"),
+        Column("answer", 9, "right", rank=2),
+        Column("returning there", 22, rank=1),
+    )
+    KEYS: ClassVar[Keys] = (
+        ("enter", "edit the question"),
+        ("f", "go on from its answer"),
+        ("/", "filter"),
+        ("esc", "close"),
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "fork", show=False)]
+
+    def __init__(self, chat: "Chat"):
+        super().__init__()
+        self._chat = chat
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.show_rows(rows_of(turns(self._chat), ()))
+        self.options.highlighted = len(self.rows) - 1 if self.rows else None
+        self.ask_engine()
+
+    @work
+    async def ask_engine(self) -> None:
+        """Which states are kept; an engine that answers a question is not waited for."""
+        if self._chat.busy or self._chat.model is None:
+            return
+        try:
+            told = await self._chat.request("explain")
+        except QchatError:
+            return
+        self.show_rows(rows_of(turns(self._chat), told.get("snapshots", ())))
+
+    def chosen(self, row: Row) -> None:
+        self.dismiss(f"/edit {row.id}")
+
+    def action_fork(self) -> None:
+        if self.current is not None:
+            self.dismiss(f"/fork {self.current.id}")
+
+
+def rows_of(turns: Sequence[Mapping[str, Any]], snapshots: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row a turn: what editing its question would read again, given the kept states."""
+    rows, begin = [], 0
+    for turn in turns:
+        stats = turn.get("stats", {})
+        kept = max((one["tokens"] for one in snapshots if one["tokens"] <= begin), default=0)
+        cost = "⟲ snapshot" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
+        generated = stats.get("generated_tokens", 0)
+        rows.append(
+            Row(str(turn["number"]), (f"#{turn['number']}", turn["question"], shown(generated), cost))
+        )
+        begin = stats.get("prompt_tokens", 0) + generated
+    return rows
+
+
+def shown(tokens: int) -> str:
+    return f"{tokens / 1000:.1f}k" if tokens >= 1000 else str(tokens)
+
+
+def make(chat: "Chat", front: "Front") -> RewindScreen:
+    del front
+    return RewindScreen(chat)

@@ -1,0 +1,208 @@
+"""Earlier conversations: the list, the last lines of the one under the cursor, what can be done with it."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from ...core.errors import QchatError, UsageError
+from ..commands.sessions import slug
+from ..conversations import when
+from ..text import printable
+from .listing import Ask, Column, Keys, Listing, Row, one_line
+
+if TYPE_CHECKING:
+    from ...core import Store
+    from ...core.records import Conversation, Node
+    from ..chat import Chat
+    from ..commands import Front
+
+LISTED = 500
+SEARCH_SECONDS = 0.12  # typing on stops a search that has not begun
+UNDO_SECONDS = 5.0
+WIDE = 80  # columns from which there is room for two panes
+LAST_MESSAGES, LAST_LINES, LONGEST_LINE = 8, 12, 400
+
+
+class SessionsScreen(Listing):
+    """Dismissed with "/open NUMBER"."""
+
+    HEADING = "Conversations"
+    EMPTY = "no conversation"
+    HINT = "/ searches everything said"
+    COLUMNS = (Column("", 1), Column("title"), Column("changed", 10, "right"), Column("model", 18, rank=1))
+    KEYS: ClassVar[Keys] = (
+        ("enter", "open"),
+        ("/", "search"),
+        ("r", "rename"),
+        ("d", "delete"),
+        ("f", "fork"),
+        ("e", "export"),
+        ("esc", "close"),
+    )
+    FILTER_KEYS: ClassVar[Keys] = (("enter", "open the first"), ("↓", "list"), ("esc", "all"))
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("r", "rename", show=False),
+        Binding("d", "delete", show=False),
+        Binding("u", "undo", show=False),
+        Binding("f", "fork", show=False),
+        Binding("e", "export", show=False),
+    ]
+
+    def __init__(self, store: "Store", here: int | None = None):
+        super().__init__()
+        self._store, self._here = store, here
+        self._deleted: int | None = None
+
+    def detail(self) -> ComposeResult:
+        with VerticalScroll(id="sheet-detail", can_focus=False):
+            yield Static(id="sheet-preview")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.read()
+
+    def resized(self) -> None:
+        self.query_one("#sheet-detail").display = self.size.width >= WIDE
+
+    def matching(self, text: str) -> list[Row]:
+        """The store has searched already."""
+        del text
+        return self.rows
+
+    def filter_changed(self, _text: str) -> None:
+        self.read(SEARCH_SECONDS)
+
+    @work(exclusive=True, group="read")
+    async def read(self, seconds: float = 0.0) -> None:
+        """List what holds the words that are in the search field."""
+        await asyncio.sleep(seconds)
+        try:
+            found = await asyncio.to_thread(self._store.conversations, LISTED, self.filter.value)
+        except QchatError as error:
+            self.say(str(error), "error")
+            return
+        self.show_rows([self._row(one) for one in found])
+
+    def _row(self, one: "Conversation") -> Row:
+        mark = "●" if one.id == self._here else ""
+        return Row(str(one.id), (mark, one.title or "untitled", when(one.updated), one.model.name))
+
+    def highlighted(self, row: Row | None) -> None:
+        self.preview(int(row.id) if row else None)
+
+    @work(exclusive=True, group="preview")
+    async def preview(self, number: int | None) -> None:
+        try:
+            branch = await asyncio.to_thread(self._store.branch, number) if number is not None else []
+        except QchatError as error:
+            self.say(str(error), "error")
+            return
+        self.query_one("#sheet-preview", Static).update(last_lines(branch))
+        self.query_one("#sheet-detail", VerticalScroll).scroll_end(animate=False)
+
+    def chosen(self, row: Row) -> None:
+        self.dismiss(None if int(row.id) == self._here else f"/open {row.id}")
+
+    # --- keys ---
+
+    def action_rename(self) -> None:
+        if self.current is not None:
+            number, title = int(self.current.id), self.current.cells[1]
+            self._ask("Title", title, lambda text: self._store.rename(number, text))
+
+    def action_export(self) -> None:
+        if self.current is not None:
+            number, name = int(self.current.id), f"{slug(self.current.cells[1])}.md"
+            self._ask("File (.md, .html or .json)", name, lambda text: self._export(number, text))
+
+    def _ask(self, question: str, text: str, act: Any) -> None:
+        def answered(given: str | None) -> None:
+            if given:
+                self._try(act, given)
+
+        self.app.push_screen(Ask(question, text), answered)
+
+    def _try(self, act: Any, *given: Any) -> None:
+        """Do something to the store, then list it anew."""
+        try:
+            act(*given)
+        except QchatError as error:
+            self.say(str(error), "error")
+        self.read()
+
+    def _export(self, number: int, name: str) -> None:
+        from ...core import export_conversation
+
+        path = Path.cwd() / Path(name).expanduser()
+        export_conversation(self._store, number, path)
+        self.say(f"written to {path}")
+
+    def action_delete(self) -> None:
+        if self.current is not None:
+            self._try(self._delete, self.current)
+
+    def _delete(self, row: Row) -> None:
+        if int(row.id) == self._here:
+            raise UsageError("this is the conversation you are in: begin another one first")
+        self._store.delete(int(row.id))
+        self._deleted = int(row.id)
+        self.say(f"deleted: {one_line(row.cells[1], 40)} · u brings it back", seconds=UNDO_SECONDS)
+
+    def action_undo(self) -> None:
+        if self._deleted is not None:
+            self._try(self._store.restore, self._deleted)
+            self._deleted = None
+
+    def action_fork(self) -> None:
+        if self.current is not None:
+            self._try(self._fork, int(self.current.id))
+
+    def _fork(self, number: int) -> None:
+        """Go on with a copy, so that the conversation itself stays as it is."""
+        self.dismiss(f"/open {copied(self._store, number)}")
+
+
+def copied(store: "Store", number: int) -> int:
+    """A new conversation with all that the other holds. Raises StoreError."""
+    from ...core import export_conversation, import_conversation
+
+    with tempfile.TemporaryDirectory(prefix="qchat-") as folder:
+        path = Path(folder) / "copy.json"
+        export_conversation(store, number, path)
+        copy = import_conversation(store, path)
+    store.rename(copy, f"{store.conversation(number).title} (fork)")
+    return copy
+
+
+def last_lines(branch: "list[Node]") -> Content:
+    """The end of a conversation: who said what, the last lines of each message."""
+    parts: list[Content] = []
+    for node in branch[-LAST_MESSAGES:]:
+        asked = node.role == "user"
+        lines = [cut_line(line) for line in node.text.strip().splitlines()]
+        shown = lines[:LAST_LINES] if asked else lines[-LAST_LINES:]
+        text = "\n".join(f"▌ {line}" if asked else line for line in shown)
+        if node.state == "cancelled":
+            text += " (stopped)"
+        parts.append(Content.styled(text, "bold $user-bar" if asked else "$foreground"))
+    return Content("\n\n").join(parts) if parts else Content.styled("nothing was said yet", "$text-muted")
+
+
+def cut_line(line: str) -> str:
+    return printable(line[:LONGEST_LINE]).expandtabs(4)
+
+
+def make(chat: "Chat", front: "Front") -> SessionsScreen:
+    """Raises UsageError where conversations are not kept."""
+    del front
+    if chat.store is None:
+        raise UsageError("conversations are not kept in this run")
+    return SessionsScreen(chat.store, (chat.state or {}).get("conversation"))

@@ -1,0 +1,78 @@
+"""The list above the prompt: commands, arguments, files, or earlier prompts, to choose from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from ..output import printable
+
+MOST_ROWS = 8
+MOST_CANDIDATES = 100
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`text` replaces what is before the cursor from `start` (an index into that line) on.
+
+    `ready`: enter may send the line as it is then.
+    """
+
+    text: str
+    shown: str
+    help: str = ""
+    start: int = 0
+    ready: bool = False
+
+
+class Completion(OptionList, can_focus=False):
+    """Open while it has candidates; the prompt hears the keys and moves the highlight."""
+
+    def __init__(self) -> None:
+        super().__init__(id="completion", compact=True)
+        self.display = False
+        self.candidates: tuple[Candidate, ...] = ()
+        self.moved = False
+
+    @property
+    def open(self) -> bool:
+        return bool(self.candidates)
+
+    @property
+    def chosen(self) -> Candidate | None:
+        return self.candidates[self.highlighted or 0] if self.candidates else None
+
+    def show(self, candidates: Sequence[Candidate]) -> None:
+        """Open with `candidates`, the first one chosen; close when there are none."""
+        chosen = tuple(candidates[:MOST_CANDIDATES])
+        self.moved = False
+        if chosen != self.candidates:
+            self.candidates = chosen
+            self.clear_options()
+            self.add_options(self._drawn())
+            self.display = bool(chosen)
+        if chosen:
+            self.highlighted = 0
+
+    def close(self) -> None:
+        self.show(())
+
+    def move(self, step: int) -> None:
+        if self.candidates:
+            self.moved = True
+            self.highlighted = ((self.highlighted or 0) + step) % len(self.candidates)
+
+    def _drawn(self) -> list[Option]:
+        column = min(28, max((cell_len(candidate.shown) for candidate in self.candidates), default=0)) + 2
+        return [Option(_row(candidate, column)) for candidate in self.candidates]
+
+
+def _row(candidate: Candidate, column: int) -> Content:
+    shown = printable(candidate.shown.replace("\n", "⏎"))
+    if not candidate.help:
+        return Content(shown)
+    pad = " " * max(2, column - cell_len(shown))
+    return Content.assemble(shown, (f"{pad}{printable(candidate.help)}", "$text-muted"))

@@ -1,0 +1,47 @@
+"""The row in which a text to find in the conversation is typed."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import Input
+
+
+class FindBar(Input):
+    """Posts Sought with each change and Stepped to go on."""
+
+    @dataclass
+    class Sought(Message):
+        text: str
+
+    @dataclass
+    class Stepped(Message):
+        """`step` is 1 towards the end, -1 towards the beginning."""
+
+        step: int
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,up", "step(-1)", "the one before", show=False),
+        Binding("down", "step(1)", "the next one", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__(id="find", compact=True, placeholder="find in the conversation")
+        self.cursor_blink = False
+        self.display = False
+
+    def open(self, text: str = "") -> None:
+        self.display = True
+        self.value = text or self.value
+        self.focus()
+
+    def close(self) -> None:
+        self.display = False
+
+    def action_step(self, step: int) -> None:
+        self.post_message(self.Stepped(step))
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self.post_message(self.Sought(event.value))

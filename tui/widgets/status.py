@@ -1,0 +1,210 @@
+"""The status row: what the engine does now, with speeds, gauges and seconds left, all in one row.
+
+It paints four times a second while something happens and not at all otherwise.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..output import printable
+from .line import Line, Piece, piece
+
+if TYPE_CHECKING:
+    from ..chat import Status as Facts
+
+TICK_SECONDS = 0.25
+WARN, HOT = 0.80, 0.92
+GAUGE_CELLS = 10
+NARROW = 70
+SPARKS = "▁▂▃▄▅▆▇█"
+MARKS = {"starting": "◌", "loading": "◔", "reading": "◔", "thinking": "●", "answering": "●", "working": "◔"}
+
+
+class Status(Line):
+    """Shows a `chat.Status`; `show` may be called as often as one likes."""
+
+    PREFIX = "status"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        *("status--mark", "status--speed", "status--spark", "status--dim", "status--ok", "status--warn"),
+        *("status--hot", "status--error", "status--track"),
+    }
+
+    def __init__(self) -> None:
+        super().__init__(id="status")
+        self._facts: Facts | None = None
+        self._phase = ""
+        self.has_model = False
+        self.painted = 0
+
+    def on_mount(self) -> None:
+        self.ticker = self.set_interval(TICK_SECONDS, self.refresh, pause=True)
+
+    def show(self, facts: "Facts") -> None:
+        """Take `facts` over; only a change of phase, and what comes while idle, is painted at once."""
+        changed = facts.phase != self._phase
+        self._facts, self._phase = facts, facts.phase
+        if facts.phase not in MARKS:
+            self.ticker.pause()
+        elif changed:
+            self.ticker.resume()
+        if changed or facts.phase not in MARKS:
+            self.refresh()
+
+    def render_line(self, y: int):
+        self.painted += 1
+        return super().render_line(y)
+
+    def left(self) -> list[Piece]:
+        facts = self._facts
+        if facts is None:
+            return []
+        match facts.phase:
+            case "starting":
+                return [piece("◌ starting the engine", "mark")]
+            case "loading":
+                return self._progress(facts, "loading", _gigabytes(facts.done, facts.total))
+            case "reading":
+                return self._progress(facts, "reading", f"{_n(facts.done)}/{_n(facts.total)} tokens")
+            case "thinking" | "answering":
+                return self._writing(facts)
+            case "working":
+                return [piece("◔ working", "mark")]
+            case "dead":
+                return [piece(_death(facts.reason), "error")]
+        return self._ready(facts)
+
+    def right(self) -> list[Piece]:
+        facts = self._facts
+        match self._phase:
+            case "loading":
+                return [piece("you can type already; it will be sent", "dim", 9)]
+            case "reading":
+                return [piece("esc to stop", "dim", 8)]
+        if facts is None or self._phase in ("starting", "dead") or _is_hot(facts, self._phase):
+            return []
+        gauges = [_context(facts, self.size.width), _memory(facts)]
+        clock = [piece(_clock(facts.seconds), "dim", 5)] if self._phase in ("thinking", "answering") else []
+        return [*gauges, *clock]
+
+    def _progress(self, facts: "Facts", word: str, amount: str) -> list[Piece]:
+        pieces = [piece(f"{MARKS[facts.phase]} {word}", "mark")]
+        if facts.total:
+            pieces += [_bar(facts.done / facts.total, "ok", 3), piece(amount, "", 2)]
+        if facts.phase == "reading" and facts.tokens_per_s:
+            pieces.append(piece(f"{_speed(facts.tokens_per_s)} tok/s", "speed", 4))
+        if facts.seconds_left is not None:
+            pieces.append(piece(f"{_left(facts.seconds_left)} left", "", 1))
+        return pieces
+
+    def _writing(self, facts: "Facts") -> list[Piece]:
+        speed = f"{_speed(facts.tokens_per_s)} tok/s" if facts.tokens_per_s else facts.phase
+        pieces = [Piece((("mark", "● "), ("speed", speed)))]
+        pieces.append(piece(_spark(facts.history_of_speed), "spark", 6))
+        if facts.thought_tokens:
+            pieces.append(Piece((("dim", "think "), ("", _n(facts.thought_tokens))), 4))
+        if facts.answer_tokens:
+            pieces.append(Piece((("dim", "answer "), ("", _n(facts.answer_tokens))), 3))
+        if facts.drafts_accepted is not None:
+            pieces.append(Piece((("dim", "drafts "), ("", f"{facts.drafts_accepted:.0%}")), 7))
+        if facts.bandwidth_share:
+            pieces.append(Piece((("dim", "bw "), ("", f"{facts.bandwidth_share:.0%}")), 8))
+        return pieces
+
+    def _ready(self, facts: "Facts") -> list[Piece]:
+        if _is_hot(facts, self._phase):
+            share = facts.context_tokens / facts.context_limit
+            said = "/compact or /new: the oldest turns will NOT be dropped silently"
+            return [piece(f"▲ ctx {share:.0%}", "hot"), piece(said, "", 1)]
+        if not self.has_model:
+            return [piece("○ no model", "mark"), piece("f2 or /load chooses one", "dim", 1)]
+        pieces = [piece("○ ready", "mark")]
+        if speed := _figure(facts.last, "decode_tokens_per_s"):
+            first = _figure(facts.last, "seconds_to_first_token")
+            pieces.append(piece(f"last {_speed(speed)} tok/s · first token {first:.1f} s", "dim", 4))
+        return pieces
+
+
+def _is_hot(facts: "Facts", phase: str) -> bool:
+    """Whether the row, when idle, has nothing more important to say than that the context is full."""
+    return phase == "idle" and bool(facts.context_limit) and facts.context_tokens >= HOT * facts.context_limit
+
+
+def _figure(last: Any, name: str) -> float:
+    """A figure of the last reply, which came through the pipe as a mapping."""
+    value = last.get(name, 0.0) if isinstance(last, dict) else getattr(last, name, 0.0)
+    return float(value or 0.0)
+
+
+def _death(reason: str) -> str:
+    why = printable(" ".join(reason.split())) or "for no known reason"
+    return f"✖ engine stopped ({why}): enter restarts it; nothing is lost"
+
+
+def _level(share: float) -> str:
+    return "hot" if share >= HOT else "warn" if share >= WARN else "ok"
+
+
+def _bar(share: float, style: str, rank: int) -> Piece:
+    full = min(GAUGE_CELLS, max(0, round(share * GAUGE_CELLS)))
+    return Piece(((style, "▓" * full), ("track", "░" * (GAUGE_CELLS - full))), rank)
+
+
+def _context(facts: "Facts", width: int) -> Piece:
+    limit = facts.context_limit
+    if not limit:
+        return piece("")
+    share = facts.context_tokens / limit
+    level = _level(share)
+    amount = f"{_k(facts.context_tokens)}/{_k(limit)}"
+    if width < NARROW:
+        return Piece((("dim", "ctx "), (level if level != "ok" else "", f"{share:.0%}")), 1)
+    bar = _bar(share, level, 0).spans
+    return Piece((("dim", "ctx "), *bar, (level if level != "ok" else "", f" {amount}")), 1)
+
+
+def _memory(facts: "Facts") -> Piece:
+    """Active and cached memory against the device's limit, the peak where it is far above."""
+    if not facts.active_nbytes:
+        return piece("")
+    used = facts.active_nbytes + facts.cache_nbytes
+    limit = f"/{facts.limit_nbytes / 1e9:.0f}" if facts.limit_nbytes else ""
+    level = _level(used / facts.limit_nbytes) if facts.limit_nbytes else "ok"
+    peak = f" peak {facts.peak_nbytes / 1e9:.1f}" if facts.peak_nbytes > 1.1 * used else ""
+    amount = f"{used / 1e9:.1f}{limit} GB"
+    return Piece((("dim", "mem "), (level if level != "ok" else "", amount), ("dim", peak)), 2)
+
+
+def _spark(rates: list[float]) -> str:
+    top = max(rates, default=0.0)
+    if top <= 0:
+        return ""
+    return "".join(SPARKS[min(7, int(rate / top * 7.99))] for rate in rates[-8:])
+
+
+def _gigabytes(done: float, total: float) -> str:
+    if total < 1e9:
+        return f"{done / 1e6:,.0f}/{total / 1e6:,.0f} MB"
+    return f"{done / 1e9:.1f}/{total / 1e9:.1f} GB"
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
+def _n(count: float) -> str:
+    return f"{count:,.0f}"
+
+
+def _k(count: float) -> str:
+    """3.1k, 32k, 812."""
+    if count < 1000:
+        return f"{count:.0f}"
+    return f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:.0f}k"
+
+
+def _left(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else _clock(seconds)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

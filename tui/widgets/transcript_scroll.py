@@ -1,0 +1,269 @@
+"""A view of many blocks that paints only the rows in sight, out of strips that it keeps.
+
+Owns scrolling, measuring and painting. Heights out of sight are guesses until there is time to measure them;
+what the reader looks at stays in place whatever changes above or below; the end is followed once reached.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Thread
+
+from textual.events import Resize
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.timer import Timer
+
+from ..markdown import Frame, warm
+from .transcript_blocks import Block, Look, Thoughts
+from .transcript_paint import strip_of
+from .transcript_palette import Palette
+from .transcript_rows import Rows
+
+_MARGINS = 3  # cells: two before the text, one after
+_IDLE_SECONDS, _SLICE_SECONDS, _PAUSE_SECONDS = 0.05, 0.008, 0.25
+_KEPT_BLOCKS = 120
+
+Place = tuple[Block, int]
+
+
+class BlockView(ScrollView, can_focus=True):
+    """Blocks under each other; `follow` keeps the end in sight."""
+
+    def __init__(self, measure: int, id: str | None) -> None:
+        super().__init__(id=id)
+        self.blocks: list[Block] = []
+        self.follow = True
+        self.unseen = 0
+        self._measure = measure
+        self._thoughts: Thoughts = "live"
+        self._look = Look(Frame(80, 80))
+        self._rows = Rows()
+        self._placing = False
+        self._scrolled = 0.0  # when the reader did
+        self._built: dict[Block, None] = {}
+        self._palette: Palette | None = None
+        self._idle: Timer | None = None
+        self._found_heights: dict[Block, int] = {}
+
+    # what decides the look
+
+    @property
+    def thoughts(self) -> Thoughts:
+        return self._thoughts
+
+    @thoughts.setter
+    def thoughts(self, thoughts: Thoughts) -> None:
+        self._thoughts = thoughts
+        self._relook()
+
+    @property
+    def measure(self) -> int:
+        """The most cells that a line of text takes; 0 for all there are."""
+        return self._measure
+
+    @measure.setter
+    def measure(self, cells: int) -> None:
+        self._measure = cells
+        self._relook()
+
+    @property
+    def palette(self) -> Palette:
+        """Made anew, and every strip with it, when the theme has changed."""
+        theme = self.app.current_theme
+        if self._palette is None or self._palette.theme is not theme:
+            self._palette = Palette(theme, self.app.theme_variables)
+            for block in self._built:
+                block.strips.clear()
+        return self._palette
+
+    def on_resize(self, _: Resize) -> None:
+        self._relook()
+
+    def _relook(self) -> None:
+        """The width or the display of thoughts is another one: heights are guesses again."""
+        if not self.size.width:
+            return
+        room = max(self.size.width - _MARGINS, 8)
+        look = Look(Frame(min(self._measure, room) if self._measure else room, room), self._thoughts)
+        if look == self._look and len(self._rows) == len(self.blocks):
+            self._settle(self._place_at(self.scroll_offset.y))
+            return
+        with self.kept_in_place():
+            self._look = look
+            self._found_heights.clear()
+            self._rows = Rows(block.guess(look) for block in self.blocks)
+
+    # changing blocks
+
+    def insert(self, index: int, block: Block) -> None:
+        """Only within `kept_in_place`."""
+        self.blocks.insert(index, block)
+        self._rows.insert(index, 0)
+        self.changed(block)
+
+    def take_out(self, index: int) -> None:
+        """Only within `kept_in_place`."""
+        self._built.pop(self.blocks.pop(index), None)
+        self._rows.remove(index)
+
+    def replace_all(self, blocks: Sequence[Block]) -> None:
+        """Only within `kept_in_place`; blocks that stay keep their heights."""
+        known = {
+            block: self._rows.height(index)
+            for index, block in enumerate(self.blocks)
+            if not self._rows.is_guessed(index)
+        }
+        self.blocks = list(blocks)
+        self._built = {block: None for block in self._built if block in set(blocks)}
+        self._rows = Rows(block.guess(self._look) if block not in known else 0 for block in blocks)
+        for index, block in enumerate(blocks):
+            if block in known:
+                self._rows.set(index, known[block])
+
+    def changed(self, block: Block) -> None:
+        """The block has more to show, or less. Only within `kept_in_place`."""
+        grown = self._measure_block(self.index(block))
+        if not self.follow:
+            self.unseen = max(0, self.unseen + grown)
+
+    def index(self, block: Block) -> int:
+        """Looked for from the end, where changes are."""
+        return next(at for at in reversed(range(len(self.blocks))) if self.blocks[at] is block)
+
+    @contextmanager
+    def kept_in_place(self, place: Place | None = None) -> Iterator[None]:
+        """Around changes of blocks: `place`, or else the first row in sight, stays at the top."""
+        place = place or self._place_at(self.scroll_offset.y)
+        yield
+        self._settle(None if self.follow else place)
+
+    # scrolling
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        if not self._placing and round(old_value) != round(new_value):
+            self._scrolled = time.monotonic()
+            self.follow = new_value >= self.max_scroll_y
+            self._settle(None if self.follow else self._place_at(round(new_value)))
+
+    def go_to(self, block: Block, row: int, above: int = 0) -> None:
+        """Bring a block's row into sight, `above` rows under the top edge, and stop following the end."""
+        self.follow = False
+        self._settle((block, row - above))
+        self.follow = self.scroll_offset.y >= self.max_scroll_y
+
+    def go_to_end(self) -> None:
+        self.follow = True
+        self._settle(None)
+
+    def _place_at(self, y: int) -> Place | None:
+        if not self._rows.total:
+            return None
+        index, row = self._rows.at(y)
+        return self.blocks[index], row
+
+    def _settle(self, place: Place | None) -> None:
+        """Measure what is about to be seen and a screen around it, then scroll to `place`, or to the end."""
+        if not self.size.height:
+            return
+        if place is None or place[0] not in self.blocks:
+            place = None if self.follow else self._place_at(self.scroll_offset.y)
+        if place is None:
+            self._measure_around(len(self.blocks), 0)
+            y = self._rows.total
+        else:
+            index = self.index(place[0])
+            self._measure_around(index, max(0, -place[1]))
+            y = self._rows.top(index) + min(place[1], max(self._rows.height(index) - 1, 0))
+        if self.follow:
+            self.unseen = 0
+        self._scroll(y)
+        self._tidy()
+
+    def _scroll(self, y: int) -> None:
+        self._placing = True
+        try:
+            self.virtual_size = Size(self.size.width, self._rows.total)
+            y = max(0, min(y, self.max_scroll_y))
+            if y != self.scroll_y:
+                self.scroll_to(y=y, animate=False)
+        finally:
+            self._placing = False
+        self.refresh()
+
+    # measuring
+
+    def _measure_around(self, index: int, above: int) -> None:
+        page = self.size.height
+        self._measure_until(range(index, len(self.blocks)), 2 * page)
+        self._measure_until(range(min(index, len(self.blocks)) - 1, -1, -1), 2 * page + above)
+
+    def _measure_until(self, indices: range, rows: int) -> None:
+        for index in indices:
+            self._measure_block(index)
+            rows -= self._rows.height(index)
+            if rows <= 0:
+                return
+
+    def _measure_block(self, index: int) -> int:
+        block = self.blocks[index]
+        self._built.pop(block, None)
+        self._built[block] = None
+        return self._rows.set(index, block.height(self._look))
+
+    def _tidy(self) -> None:
+        """Forget the lines of blocks long out of sight; measure the rest when there is time."""
+        for block in list(self._built)[: max(0, len(self._built) - _KEPT_BLOCKS)]:
+            del self._built[block]
+            block.forget()
+        if self._idle is not None and any(True for _ in self._rows.guessed()):
+            self._idle.resume()
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(Thread(target=warm, daemon=True).start)
+        self._idle = self.set_interval(_IDLE_SECONDS, self._measure_some, pause=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether measuring has to wait."""
+        return self.text_selection is not None or time.monotonic() < self._scrolled + _PAUSE_SECONDS
+
+    def _measure_some(self) -> None:
+        """Measure for a moment; what was found is used once all is measured, so that little is painted."""
+        if self.busy or self._idle is None:
+            return
+        until = time.perf_counter() + _SLICE_SECONDS
+        for index in self._rows.guessed():
+            block = self.blocks[index]
+            if block in self._found_heights:
+                continue
+            self._found_heights[block] = block.height(self._look)
+            if block not in self._built:
+                block.forget()
+            if time.perf_counter() > until:
+                return
+        self._idle.pause()
+        with self.kept_in_place():
+            for index in list(self._rows.guessed()):
+                self._rows.set(index, self._found_heights.get(self.blocks[index], self._rows.height(index)))
+        self._found_heights.clear()
+
+    # painting
+
+    def render_line(self, y: int) -> Strip:
+        row = self.scroll_offset.y + y
+        if row >= self._rows.total:
+            return Strip.blank(self.size.width, self.palette.style(""))
+        index, inner = self._rows.at(row)
+        return self.paint(self.blocks[index], inner, row)
+
+    def paint(self, block: Block, inner: int, row: int) -> Strip:
+        """Row `inner` of a block, which is row `row` of all."""
+        palette = self.palette
+        strip = block.strips.get(inner)
+        if strip is None or strip.cell_length != self.size.width:
+            strip = strip_of(block.row(inner, self._look), self.size.width, palette)
+            block.strips[inner] = strip
+        return strip.apply_offsets(0, row)
