@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .bench import measure as measure
     from .errors import QchatError as QchatError
     from .evaluate import evaluate_model as evaluate_model
     from .export import export_conversation as export_conversation
     from .export import import_conversation as import_conversation
     from .inspection import inspect_model as inspect_model
+    from .measurements import Measurements as Measurements
+    from .planner import plan_folder as plan_folder
+    from .planner import plan_table as plan_table
     from .quant.calibrate import calibrate_model as calibrate_model
     from .quant.convert import UNQUANTIZED as UNQUANTIZED
     from .quant.convert import Conversion as Conversion
@@ -39,6 +43,10 @@ _HOMES = {
     "export_conversation": "export",
     "import_conversation": "export",
     "inspect_model": "inspection",
+    "measure": "bench",
+    "Measurements": "measurements",
+    "plan_folder": "planner",
+    "plan_table": "planner",
     **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "quant.convert"),
 }
 __all__ = ["EMBEDDED_MODEL", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -411,6 +411,15 @@ class Session(Tree, Live):
             [*branch(leaf), Input(leaf, [{"role": role, "content": ""}], [])], self.history
         )
 
+    def prompt_ids(self, text: str | None = None, **settings: Any) -> list[int]:
+        """What the model has been told of this branch, or would be told if `text` were asked now; changes
+        nothing. Raises as `stream` does."""
+        told = self.author.ids(branch(self.leaf), self.history)
+        if text is None:
+            return told
+        node, opener = self._put(self.leaf, [{"role": "user", "content": text}], self.defaults | settings)
+        return [*self.author.ids(branch(node), self.history), *opener]
+
     def disagreement(self, node: Input) -> str | None:
         """Where the kept ids of the branch say something else than the template would write now; a sentence,
         the same one only once."""

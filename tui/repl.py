@@ -16,18 +16,21 @@ from typing import Any, Literal
 from ..core.errors import QchatError, UsageError
 from .attachments import attach
 from .beginning import Beginning
-from .chat import Chat, Job, NoteKind, Status, View
+from .chat import Chat
 from .client import EngineDied
 from .clipboard import copy
 from .commands import parse, perform
 from .commands.base import Screen, first_words
 from .editor import edit
 from .history import History
+from .jobs import Job
+from .meter import Status
 from .output import printable
 from .repl_printer import Printer
 from .repl_reader import Interrupted, PlainReader, PromptReader, Reader, can_prompt, message
 from .report import Report, Table
 from .settings import Settings
+from .view import NoteKind, View
 
 TWICE_SECONDS = 2.0
 IMPATIENT = 3  # so many ctrl+c in that time end everything

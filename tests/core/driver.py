@@ -25,7 +25,7 @@ class Driver:
     ):
         pipe = subprocess.PIPE
         environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev"), **(env or {})}
-        options = {"stdin": pipe, "stdout": pipe, "stderr": pipe} | popen
+        options: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe} | popen
         self.process = subprocess.Popen(command, env=environment, **options)
         self.received: list[tuple[float, dict[str, Any]]] = []
         self._number, self._rest = 0, b""
@@ -80,7 +80,7 @@ class Driver:
         """What a call ends with: its result's object, or `{"kind", "message", "exit_code"}`."""
         while (message := self.read()) is not None:
             if message.get("id") == number and message.keys() & {"result", "error"}:
-                return message.get("result", message.get("error"))
+                return message["result"] if "result" in message else message["error"]
         raise AssertionError(f"the process ended during a call: {self.last_words()}")
 
     def do(self, method: str, **params: Any) -> dict[str, Any]:

@@ -16,9 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; returns the exit code. Raises QchatError, DoesNotFit (4) where it does not."""
-    from ...core import find_model, plan_folder, plan_table
+    from ...core import plan_folder, plan_table
+    from ...core.library import find
 
-    plan = plan_folder(find_model(args.model), context=args.context, kv_bits=args.kv_bits)
+    plan = plan_folder(find(args.model), context=args.context, kv_bits=args.kv_bits)
     text = json.dumps(plan.as_json(), indent=2) if args.json else plan_table(plan)
     write(sys.stdout, text + "\n")
     return 0

@@ -143,9 +143,9 @@ class Transcript(Reader):
             for block in self._reply:
                 block.flush()
                 self.changed(block)
-        self.call_after_refresh(self._painted, began)
+        self.call_after_refresh(self._note_cost, began)
 
-    def _painted(self, began: float) -> None:
+    def _note_cost(self, began: float) -> None:
         self._cost = time.thread_time() - began
 
     def _end_reply(self) -> None:

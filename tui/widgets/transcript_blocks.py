@@ -41,12 +41,13 @@ class Block:
     margin = Span("  ", "", "")
     foldable = False
     is_extra = False  # it stands between turns and is no part of one
+    depends_on_display = False  # of thoughts
 
     def __init__(self, turn: int = 0) -> None:
         self.turn = turn
         self.opened: bool | None = None
         self.strips: dict[int, Any] = {}
-        self._look: Look | None = None
+        self._key: Look | Frame | None = None
         self._lines: list[Line] = []
 
     @property
@@ -64,9 +65,10 @@ class Block:
         raise NotImplementedError
 
     def lines(self, look: Look) -> list[Line]:
-        if look != self._look:
+        key = look if self.depends_on_display else look.frame
+        if key != self._key:
             self.forget()
-            self._lines, self._look = self.build(look), look
+            self._lines, self._key = self.build(look), key
         return self._lines
 
     def row(self, index: int, look: Look) -> Line:
@@ -89,7 +91,7 @@ class Block:
 
     def forget(self) -> None:
         """Let go of what can be made again."""
-        self._look, self._lines = None, []
+        self._key, self._lines = None, []
         self.strips.clear()
 
     def codes(self) -> list[Code]:
@@ -166,6 +168,7 @@ class Thought(Block):
     """Reasoning: a line with time and tokens; its last lines too while it goes on; all of it when opened."""
 
     foldable = True
+    depends_on_display = True
 
     def __init__(self, turn: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(turn)
@@ -208,9 +211,12 @@ class Thought(Block):
         return _look.thoughts == "open" if self.opened is None else self.opened
 
     def flush(self) -> None:
-        if self._look is not None:
-            self._lines = self.build(self._look)
+        if isinstance(self._key, Look):
+            self._lines = self.build(self._key)
             self.strips.clear()
+
+    def guess(self, look: Look) -> int:
+        return super().guess(look) if self.is_open(look) else 2
 
     def build(self, look: Look) -> list[Line]:
         if not self._text:

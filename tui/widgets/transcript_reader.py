@@ -67,7 +67,7 @@ class Reader(BlockView):
 
     def _choose_in_sight(self) -> None:
         if self._cursor is None or not self._in_sight(self._cursor):
-            place = self._place_at(self.scroll_offset.y + self.size.height - 2)
+            place = self._place_at(self.scroll_offset.y + self._height - 2)
             self._cursor = place[0] if place else None
 
     def on_focus(self, _: Focus) -> None:
@@ -81,7 +81,7 @@ class Reader(BlockView):
         if block not in self.blocks:
             return False
         top, bottom = self._edges(block)
-        return top < self.scroll_offset.y + self.size.height and bottom > self.scroll_offset.y
+        return top < self.scroll_offset.y + self._height and bottom > self.scroll_offset.y
 
     def _edges(self, block: Block) -> tuple[int, int]:
         """Its first row and the row after its last one with something on it."""
@@ -95,7 +95,7 @@ class Reader(BlockView):
         if block is None:
             return
         top, bottom = self._edges(block)
-        page, y = self.size.height, self.scroll_offset.y
+        page, y = self._height, self.scroll_offset.y
         if step > 0 and bottom > y + page:
             self.go_to(block, min(y - top + page // 2, bottom - page - top))
         elif step < 0 and top < y:
@@ -110,10 +110,10 @@ class Reader(BlockView):
         self._cursor, self._codes_copied = block, 0
         self._measure_block(index)
         top, bottom = self._edges(block)
-        free = self.size.height - (bottom - top)
+        free = self._height - (bottom - top)
         if top < self.scroll_offset.y:
             self.go_to(block, max(-free, 0))
-        elif bottom > self.scroll_offset.y + self.size.height:
+        elif bottom > self.scroll_offset.y + self._height:
             self.go_to(block, min(-free, 0))
         self.refresh()
 
@@ -174,11 +174,7 @@ class Reader(BlockView):
         selection = self.text_selection
         if offset is None or (selection is not None and selection.start != selection.end):
             return
-        if (
-            self._pill
-            and offset.y == self.size.height - 1
-            and offset.x >= self.size.width - len(self._pill) - 1
-        ):
+        if self._pill and offset.y == self._height - 1 and offset.x >= self._width - len(self._pill) - 1:
             self.go_to_end()
             return
         place = self._place_at(self.scroll_offset.y + offset.y)
@@ -240,8 +236,8 @@ class Reader(BlockView):
         index = self.index(block)
         self._measure_block(index)
         y = self._rows.top(index) + row
-        if not self.scroll_offset.y <= y < self.scroll_offset.y + self.size.height - 1:
-            self.go_to(block, row - self.size.height // 3)
+        if not self.scroll_offset.y <= y < self.scroll_offset.y + self._height - 1:
+            self.go_to(block, row - self._height // 3)
         self._cursor = block
         self.refresh()
 
@@ -281,16 +277,25 @@ class Reader(BlockView):
             return ""
         return f" ↓ {self.unseen:,} new {'line' if self.unseen == 1 else 'lines'} · end "
 
-    def paint(self, block: Block, inner: int, row: int) -> Strip:
-        strip = super().paint(block, inner, row)
-        if self._finder.active:
-            strip = self._with_marks(strip, block, inner)
-        if self.has_focus and block is self._cursor and inner < block.height(self._look) - 1:
-            strip = barred(strip, self.palette.style("cursor"))
-        span = self.text_selection.get_span(row) if self.text_selection else None
+    def render_line(self, y: int) -> Strip:
+        strip, row = super().render_line(y), self.scroll_offset.y + y
+        if row < self._rows.total:
+            strip = self._with_cursor(strip, *self._rows.at(row))
+        selection = self.text_selection
+        span = selection.get_span(row) if selection is not None else None
         if span is not None:
             end = len(strip.text) if span[1] == -1 else span[1]
             strip = over(strip, span[0], end, self.palette.style("selected"))
+        if y == self._height - 1 and self._pill:
+            strip = beside(strip, self._pill, self.palette.style("pill"))
+        return strip
+
+    def _with_cursor(self, strip: Strip, index: int, inner: int) -> Strip:
+        block = self.blocks[index]
+        if self._finder.active:
+            strip = self._with_marks(strip, block, inner)
+        if block is self._cursor and self.has_focus and inner < self._rows.height(index) - 1:
+            strip = barred(strip, self.palette.style("cursor"))
         return strip
 
     def _with_marks(self, strip: Strip, block: Block, inner: int) -> Strip:
@@ -300,12 +305,6 @@ class Reader(BlockView):
                 strip = over(
                     strip, mark.start, mark.end, self.palette.style("found.here" if here else "found")
                 )
-        return strip
-
-    def render_line(self, y: int) -> Strip:
-        strip = super().render_line(y)
-        if y == self.size.height - 1 and self._pill:
-            return beside(strip, self._pill, self.palette.style("pill"))
         return strip
 
 

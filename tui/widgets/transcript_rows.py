@@ -36,6 +36,11 @@ class Rows:
             self._valid = min(self._valid, index)
         return change
 
+    def guess(self, index: int, height: int) -> None:
+        """The block's height is not known any more."""
+        self.set(index, height)
+        self._guessed[index] = True
+
     def is_guessed(self, index: int) -> bool:
         return self._guessed[index]
 

@@ -14,6 +14,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
+from textual.widget import Widget
 
 from ..markdown import Frame, warm
 from .transcript_blocks import Block, Look, Thoughts
@@ -40,6 +41,8 @@ class BlockView(ScrollView, can_focus=True):
         self._thoughts: Thoughts = "live"
         self._look = Look(Frame(80, 80))
         self._rows = Rows()
+        self._width = self._height = 0
+        self._painted: dict[int, Strip] = {}
         self._placing = False
         self._scrolled = 0.0  # when the reader did
         self._built: dict[Block, None] = {}
@@ -68,32 +71,25 @@ class BlockView(ScrollView, can_focus=True):
         self._measure = cells
         self._relook()
 
-    @property
-    def palette(self) -> Palette:
-        """Made anew, and every strip with it, when the theme has changed."""
-        theme = self.app.current_theme
-        if self._palette is None or self._palette.theme is not theme:
-            self._palette = Palette(theme, self.app.theme_variables)
-            for block in self._built:
-                block.strips.clear()
-        return self._palette
-
-    def on_resize(self, _: Resize) -> None:
-        self._relook()
-
     def _relook(self) -> None:
         """The width or the display of thoughts is another one: heights are guesses again."""
-        if not self.size.width:
+        self._width, self._height = self.size
+        if not self._width:
             return
-        room = max(self.size.width - _MARGINS, 8)
+        room = max(self._width - _MARGINS, 8)
         look = Look(Frame(min(self._measure, room) if self._measure else room, room), self._thoughts)
-        if look == self._look and len(self._rows) == len(self.blocks):
-            self._settle(self._place_at(self.scroll_offset.y))
-            return
+        known = look.frame == self._look.frame and len(self._rows) == len(self.blocks)
         with self.kept_in_place():
             self._look = look
             self._found_heights.clear()
-            self._rows = Rows(block.guess(look) for block in self.blocks)
+            if not known:
+                self._rows = Rows(block.guess(look) for block in self.blocks)
+            for index, block in enumerate(self.blocks if known else ()):
+                if block.depends_on_display:
+                    self._rows.guess(index, block.guess(look))
+
+    def on_resize(self, _: Resize) -> None:
+        self._relook()
 
     # changing blocks
 
@@ -129,8 +125,7 @@ class BlockView(ScrollView, can_focus=True):
             self.unseen = max(0, self.unseen + grown)
 
     def index(self, block: Block) -> int:
-        """Looked for from the end, where changes are."""
-        return next(at for at in reversed(range(len(self.blocks))) if self.blocks[at] is block)
+        return self.blocks.index(block)
 
     @contextmanager
     def kept_in_place(self, place: Place | None = None) -> Iterator[None]:
@@ -166,7 +161,7 @@ class BlockView(ScrollView, can_focus=True):
 
     def _settle(self, place: Place | None) -> None:
         """Measure what is about to be seen and a screen around it, then scroll to `place`, or to the end."""
-        if not self.size.height:
+        if not self._height:
             return
         if place is None or place[0] not in self.blocks:
             place = None if self.follow else self._place_at(self.scroll_offset.y)
@@ -183,20 +178,27 @@ class BlockView(ScrollView, can_focus=True):
         self._tidy()
 
     def _scroll(self, y: int) -> None:
+        """Scroll there and repaint what differs. The scrollbar always shows: nothing needs a new layout."""
         self._placing = True
         try:
-            self.virtual_size = Size(self.size.width, self._rows.total)
+            size = Size(self._width, self._rows.total)
+            self.set_reactive(Widget.virtual_size, size)  # pyright: ignore[reportArgumentType]
+            self.vertical_scrollbar.window_virtual_size = self._rows.total
             y = max(0, min(y, self.max_scroll_y))
             if y != self.scroll_y:
                 self.scroll_to(y=y, animate=False)
         finally:
             self._placing = False
-        self.refresh()
+        strips = [self._strip(y + line) for line in range(self._height)]
+        changed = [line for line, strip in enumerate(strips) if strip is not self._painted.get(line)]
+        self._painted = dict(enumerate(strips))
+        if changed:
+            self.refresh_lines(y + changed[0], changed[-1] - changed[0] + 1)
 
     # measuring
 
     def _measure_around(self, index: int, above: int) -> None:
-        page = self.size.height
+        page = self._height
         self._measure_until(range(index, len(self.blocks)), 2 * page)
         self._measure_until(range(min(index, len(self.blocks)) - 1, -1, -1), 2 * page + above)
 
@@ -215,10 +217,11 @@ class BlockView(ScrollView, can_focus=True):
 
     def _tidy(self) -> None:
         """Forget the lines of blocks long out of sight; measure the rest when there is time."""
-        for block in list(self._built)[: max(0, len(self._built) - _KEPT_BLOCKS)]:
+        surplus = len(self._built) - max(_KEPT_BLOCKS, 6 * self._height)
+        for block in list(self._built)[: max(0, surplus)]:
             del self._built[block]
             block.forget()
-        if self._idle is not None and any(True for _ in self._rows.guessed()):
+        if self._idle is not None and next(self._rows.guessed(), None) is not None:
             self._idle.resume()
 
     def on_mount(self) -> None:
@@ -252,18 +255,27 @@ class BlockView(ScrollView, can_focus=True):
 
     # painting
 
+    @property
+    def palette(self) -> Palette:
+        """Made anew, and every strip with it, when the theme has changed."""
+        theme = self.app.current_theme
+        if self._palette is None or self._palette.theme is not theme:
+            self._palette = Palette(theme, self.app.theme_variables)
+            for block in self.blocks:
+                block.strips.clear()
+        return self._palette
+
     def render_line(self, y: int) -> Strip:
         row = self.scroll_offset.y + y
-        if row >= self._rows.total:
-            return Strip.blank(self.size.width, self.palette.style(""))
-        index, inner = self._rows.at(row)
-        return self.paint(self.blocks[index], inner, row)
+        return self._strip(row).apply_offsets(0, row)
 
-    def paint(self, block: Block, inner: int, row: int) -> Strip:
-        """Row `inner` of a block, which is row `row` of all."""
+    def _strip(self, row: int) -> Strip:
         palette = self.palette
+        if row >= self._rows.total:
+            return Strip.blank(self._width, palette.style(""))
+        index, inner = self._rows.at(row)
+        block = self.blocks[index]
         strip = block.strips.get(inner)
-        if strip is None or strip.cell_length != self.size.width:
-            strip = strip_of(block.row(inner, self._look), self.size.width, palette)
-            block.strips[inner] = strip
-        return strip.apply_offsets(0, row)
+        if strip is None or strip.cell_length != self._width:
+            strip = block.strips[inner] = strip_of(block.row(inner, self._look), self._width, palette)
+        return strip
