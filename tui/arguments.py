@@ -29,7 +29,8 @@ def parser() -> Parser:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a model's folder or name (by default the small model in the package)",
+        help="a model's folder, name or Hugging Face id (by default the one used last, or the small one "
+        "in the package)",
     )
     parser.add_argument("words", nargs="*", type=_text, metavar="WORDS", help="what to say to the model")
     parser.add_argument("--version", action="version", version=f"qchat {__version__}")
@@ -48,6 +49,9 @@ def _add_input(group: Any) -> None:
         "-f", "--file", dest="files", action="append", metavar="FILE", help="add a text file; may be repeated"
     )
     group.add_argument("-s", "--system", type=_text, metavar="TEXT", help="the system prompt")
+    group.add_argument(
+        "--yes", action="store_true", help="fetch a model that is not on this machine without asking"
+    )
     group.add_argument(
         "-c",
         "--continue",

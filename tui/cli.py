@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ..core import EMBEDDED_MODEL
 from ..core.errors import DoesNotFit, QchatError, UsageError
-from .output import OutputError, write
+from .output import OutputError, note, write
 from .verbs import VERBS
 from .verbs import run as run_verb
 
@@ -79,22 +78,27 @@ def _chat(args: argparse.Namespace, settings: "Settings") -> int:
     return run(
         Launch(
             settings=settings,
-            model=args.model or settings["model"],
+            model=args.model,
             text=" ".join(args.words),
             files=tuple(args.files or ()),
             session=args.session,
             stats=args.stats,
+            yes=args.yes,
         )
     )
 
 
 def _answer(args: argparse.Namespace, settings: "Settings") -> int:
     text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
+    from .choice import choose_model
     from .oneshot import Request, run
 
+    folder, said = choose_model(args.model, settings, yes=args.yes)
+    if said and not args.quiet:
+        note(said)
     return run(
         Request(
-            model=args.model or settings["model"] or str(EMBEDDED_MODEL),
+            model=str(folder),
             text=text,
             form=args.form,
             extract=args.extract,
@@ -177,10 +181,8 @@ def _internal_error(error: Exception) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    from .output import printable
-
     try:
-        write(sys.stderr, f"qchat: {printable(sentence)}\n")
+        note(sentence)
     except (OSError, OutputError):
         _abandon(sys.stderr)
     return code

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import EMBEDDED_MODEL
 from .attachments import read, with_files
 from .beginning import Beginning
+from .choice import choose_model
 from .client import spawn_early
 from .conversations import find, open_store
 from .history import History
@@ -40,6 +40,7 @@ class Launch:
     files: tuple[str, ...] = ()
     session: str | None = None
     stats: bool = False
+    yes: bool = False
 
 
 def run(launch: Launch) -> int:
@@ -75,9 +76,9 @@ def is_full(settings: Settings) -> bool:
 
 def _beginning(launch: Launch, store: "Store") -> Beginning:
     found = find(store, launch.session) if launch.session else None
-    model = launch.model or _model_of(found) or str(EMBEDDED_MODEL)
+    folder, said = choose_model(launch.model or _model_of(found), launch.settings, yes=launch.yes)
     text = with_files(launch.text, [read(path, Path.cwd()) for path in launch.files]).strip()
-    return Beginning(model, found.id if found else None, text, launch.stats)
+    return Beginning(str(folder), found.id if found else None, text, launch.stats, said or "")
 
 
 def _model_of(conversation: Any) -> str | None:

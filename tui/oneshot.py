@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ..core.errors import GenerationError
 from ..core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
-from .output import printable, write
+from .output import note, write
 
 PROGRESS_AFTER_SECONDS = 1.0
 # CommonMark 4.5: a fence closes with at least as many of the same character
@@ -200,10 +200,6 @@ def as_object(done: Done, model: str) -> dict[str, Any]:
 
 def _write_json(value: dict[str, Any]) -> None:
     write(sys.stdout, json.dumps(value, ensure_ascii=False) + "\n")
-
-
-def note(sentence: str) -> None:
-    write(sys.stderr, f"qchat: {printable(sentence)}\n")
 
 
 def _close(request: Request, done: Done) -> None:

@@ -3,6 +3,7 @@
 Raises BrokenPipeError where the reader has gone, OutputError for any other failure to write.
 """
 
+import sys
 from typing import TextIO
 
 from ..core.errors import QchatError
@@ -22,3 +23,8 @@ def write(stream: TextIO, text: str) -> None:
         raise
     except OSError as error:
         raise OutputError(f"the output could not be written: {error.strerror}") from error
+
+
+def note(sentence: str) -> None:
+    """Tell the user something beside the output."""
+    write(sys.stderr, f"qchat: {printable(sentence)}\n")

@@ -1,7 +1,7 @@
 """The line-based chat: a prompt, a reply as it comes, the same commands as the app; it only ever appends.
 
-Ctrl+c stops the reply; at an empty prompt it leaves when pressed twice. Without a terminal it reads plain lines
-and asks nothing. For a screen reader everything is words.
+Ctrl+c stops the reply; at an empty prompt it leaves when pressed twice. Without a terminal it reads plain
+lines and asks nothing. For a screen reader everything is words.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ KEYS = (
 def run(
     make_chat: Callable[[View], Chat], *, settings: Settings, history: History, beginning: Beginning
 ) -> int:
-    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin and nobody is
-    there to do something about it."""
+    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin and nobody
+    is there to do something about it."""
     return asyncio.run(Repl(make_chat, settings, history).run(beginning))
 
 
@@ -123,6 +123,8 @@ class Repl:
             if not self.attended:
                 raise
             self._complain(error)
+        if beginning.said:
+            self.out.line(beginning.said, "dim")
         if self.attended:
             name = (self.chat.model or {}).get("name", "no model is loaded")
             self.out.line(f"{name}; /help lists the commands, ctrl+d leaves", "dim")

@@ -166,7 +166,7 @@ def _completer(chat: "Chat") -> Any:
 
 
 def _keys(history: History) -> Any:
-    """Beside the usual ones: ctrl+j, alt+enter and a backslash before enter begin a line, ctrl+g an editor."""
+    """Beside the usual ones: ctrl+j, alt+enter, backslash and enter begin a line, ctrl+g an editor."""
     from prompt_toolkit.application import run_in_terminal
     from prompt_toolkit.enums import DEFAULT_BUFFER
     from prompt_toolkit.filters import has_focus

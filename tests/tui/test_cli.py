@@ -14,6 +14,7 @@ import qchat.core as core
 from qchat.core import EMBEDDED_MODEL
 from qchat.core.errors import ContextLengthExceeded, ModelError, UsageError
 from qchat.core.events import Done, Event, Notice, Performance, Prefill, Text, Thought
+from qchat.tui import choice
 from qchat.tui.cli import main
 from qchat.tui.output import printable
 
@@ -74,6 +75,7 @@ class Loader:
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
     monkeypatch.setitem(vars(core), "load_session", loader)
+    monkeypatch.setattr(choice, "choose_model", lambda name, *_, **__: (name or EMBEDDED_MODEL, None))
     pipe_in(monkeypatch, b"")
     return loader
 
@@ -162,6 +164,7 @@ def test_json_is_one_object_and_thoughts_stay_in_it(capsys: pytest.CaptureFixtur
             "prefill_tokens_per_s": 100.0,
             "decode_tokens_per_s": 40.0,
             "seconds": 0.5,
+            "seconds_thinking": 0.0,
         },
         "finish_reason": "stop",
         "model": "some/model",
@@ -254,7 +257,7 @@ def test_a_terminal_on_stdin_is_not_waited_for(loader: Loader, monkeypatch: pyte
         (["model", "-p", "What?", "--effort", "huge"], b"", "--effort"),
         (["model", "-p", "What?", "--json", "--jsonl"], b"", "not allowed with"),
         (["model", "-p", "What?", "--temp", "1"], b"", "unrecognized arguments: --temp"),
-        (["model", "second", "-p", "What?"], b"", "unrecognized arguments: second"),
+        (["model", "second", "-p", "What?"], b"", "the prompt was given twice"),
         (["model", "-p", "bad \udcff"], b"", "not valid UTF-8"),
         (["model", "-p"], b"", "expected one argument"),
     ],
@@ -275,13 +278,13 @@ def test_a_bad_command_line_is_one_sentence_and_code_2(
     assert loader.calls == []
 
 
-@pytest.mark.parametrize(("arguments", "model"), [([], str(EMBEDDED_MODEL)), (["m", "--stats"], "m")])
+@pytest.mark.parametrize(("arguments", "model"), [([], None), (["m", "--stats"], "m")])
 def test_at_a_terminal_a_chat_begins(monkeypatch: pytest.MonkeyPatch, arguments: list[str], model: str):
     at_a_terminal(monkeypatch, "stdin", "stdout")
     begun = []
-    monkeypatch.setattr("qchat.tui.repl.run", lambda model, _, **__: begun.append(model) or 0)
+    monkeypatch.setattr("qchat.tui.launch.run", lambda launch: begun.append(launch) or 0)
     assert main(arguments) == 0
-    assert begun == [model]
+    assert begun[0].model == model
 
 
 def test_a_chat_is_not_printed_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

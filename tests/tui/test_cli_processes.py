@@ -18,8 +18,9 @@ from qchat.tui import __version__
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = """
-help version prompt json jsonl show-thinking stats system think no-think effort thinking-budget max-tokens
-stop temperature top-p top-k min-p repetition-penalty presence-penalty frequency-penalty seed
+help version prompt file system yes continue session json jsonl extract show-thinking stats quiet plain
+screen-reader theme option think no-think effort thinking-budget max-tokens stop temperature top-p top-k min-p
+repetition-penalty presence-penalty frequency-penalty seed history context-limit snapshot-budget kv-bits
 """
 
 # the command with a session whose reply is STREAM, and which stops when asked to if HEEDED
@@ -27,7 +28,10 @@ COMMAND = """
 import os, sys, time
 import qchat.core
 from qchat.core.events import Done, Prefill, Text
+from qchat.tui import choice
 from qchat.tui.cli import main
+
+choice.choose_model = lambda name, *_, **__: (name, None)
 
 class Session:
     cancelled = False
@@ -148,11 +152,11 @@ def test_a_stream_that_the_caller_closed_is_opened_on_nothing(closed: str, out: 
 
 def test_at_a_real_terminal_a_missing_model_is_one_sentence():
     leader, follower = pty.openpty()
-    done = qchat("model", stdin=follower, stdout=follower)
+    done = qchat("./model", stdin=follower, stdout=follower)
     os.close(follower)
     os.close(leader)
     assert done.returncode == 3
-    assert "there is no model folder at model" in one_sentence(done.stderr)
+    assert "does not exist" in one_sentence(done.stderr)
 
 
 def test_a_real_terminal_gets_the_answer_without_control_characters():

@@ -118,7 +118,7 @@ def test_an_interrupt_stops_a_real_reply_between_tokens():
     ("arguments", "code", "wanted"),
     [
         (("--temperature", "-1"), 2, "temperature is -1.0, wanted a number from 0 to 100"),
-        (("--max-tokens", "0"), 2, "max_new_tokens is 0"),
+        (("--max-tokens", "0"), 2, "max_tokens is 0"),
         (("--stop", ""), 2, "stop is"),
     ],
 )
@@ -140,4 +140,4 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(random_model: P
 def test_a_missing_model_is_code_3(tmp_path: Path):
     code, out, err = qchat(tmp_path / "nowhere", "-p", "hello")
     assert (code, out) == (ModelError.exit_code, "")
-    assert f"there is no model folder at {tmp_path / 'nowhere'}" in err
+    assert f"the model folder {tmp_path / 'nowhere'} does not exist" in err

@@ -138,6 +138,8 @@ class ChatScreen(Screen[None]):
             self.go(self._begin(self._beginning))
 
     async def _begin(self, beginning: Beginning) -> None:
+        if beginning.said:
+            self.front.note(beginning.said, "warning")
         self.go(self.chat.load(beginning.model, conversation=beginning.conversation))
         if beginning.text:
             await self._perform(beginning.text)

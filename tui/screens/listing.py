@@ -49,7 +49,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """`id` is what the list is dismissed with; `style` is for the cells after the first two, `styles` for some."""
+    """`id` is what the list is dismissed with; `style` is for cells from the third on, `styles` for some."""
 
     id: str
     cells: tuple[str, ...]

@@ -13,14 +13,16 @@ from ...core.errors import UsageError
 from ..output import write
 
 VERBS = {
+    "bench": "measure a model's speed, alone or against others",
     "calibrate": "measure which inputs matter, for convert's --imatrix-path",
-    "card": "rewrite a model's card",
+    "card": "rewrite a model folder's card",
     "completion": "print a script that completes qchat's words in a shell",
     "config": "show the settings and where each comes from",
     "convert": "make or plan a quantized model",
-    "eval": "measure a model, alone or against another",
+    "eval": "measure a model's quality, alone or against another",
     "inspect": "show what a model folder holds",
     "models": "list the models here and those to be had, or delete one",
+    "plan": "show what running a model would take of the memory",
     "pull": "fetch a model from Hugging Face",
     "sessions": "list, search, export and delete conversations",
 }
