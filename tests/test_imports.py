@@ -26,7 +26,17 @@ MODULES_OF = {
     "scipy-openblas32": "scipy_openblas32",
 }
 # of core, besides the names that `qchat.core` itself makes public
-PUBLIC_MODULES = {"errors", "events", "protocol", "records", "store", "catalog", "library", "hub"}
+PUBLIC_MODULES = {
+    "errors",
+    "events",
+    "protocol",
+    "records",
+    "store",
+    "catalog",
+    "library",
+    "hub",
+    "modelcard",
+}
 WITHOUT_MLX = ("errors", "events", "config", "tokenizer", "chat")
 
 

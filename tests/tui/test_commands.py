@@ -601,7 +601,7 @@ def test_a_conversation_is_named_saved_exported_and_imported(tmp_path, store, mo
         "/export a.txt", "/export b.json", "/export c.html", "/import b.json",
     )  # fmt: skip
     assert stage.fake.asked("rename")[0]["title"] == "My talk"
-    assert len(stage.fake.asked("save_state")) == 1
+    assert len(stage.fake.asked("save_state")) == 2  # by /save, and by leaving
     assert Path("my-talk.md").read_text().startswith("# Where is Lisbon?")
     assert len(front.all("confirm")) == 2 and "nothing was written" in front.said
     (error,) = front.all("error")

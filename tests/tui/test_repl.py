@@ -1,130 +1,118 @@
-"""The line-based chat with a scripted session, and once for real in a pseudo-terminal."""
+"""The line-based chat as its users meet it: in a pipe, in a pseudo-terminal, read aloud, interrupted."""
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from qchat.core.errors import UsageError
-from qchat.core.events import Done, Event, Text
-from qchat.tui.oneshot import Request
-from qchat.tui.repl import Chat
 from tests.checkpoints import write_checkpoint
 from tests.compare import ROOT
 
-
-class ScriptedSession:
-    """Echoes what it is asked, and remembers what was called."""
-
-    engine = SimpleNamespace(name="scripted")
-
-    def __init__(self):
-        self.calls: list[tuple[Any, ...]] = []
-
-    def _reply(self, text: str) -> Generator[Event]:
-        yield Text(f"you said {text}")
-        yield Done("stop", text=text)
-
-    def stream(self, text: str) -> Generator[Event]:
-        self.calls.append(("stream", text))
-        return self._reply(text)
-
-    def retry(self) -> Generator[Event]:
-        self.calls.append(("retry",))
-        return self._reply("it again")
-
-    def edit(self, turn: int, text: str) -> Generator[Event]:
-        self.calls.append(("edit", turn, text))
-        return self._reply(text)
-
-    def undo(self) -> str:
-        raise UsageError("there is no question yet")
-
-    def reset(self) -> None:
-        self.calls.append(("reset",))
-
-    def cancel(self) -> None:
-        self.calls.append(("cancel",))
-
-    def explain(self) -> dict[str, Any]:
-        turn = {"turn": 1, "cached_tokens": 3, "prefilled_tokens": 4, "how": "extend", "why": "because"}
-        return {
-            "turns": [turn],
-            "snapshots": [0],
-            "snapshot_nbytes": 1 << 20,
-            "snapshot_budget_nbytes": 1 << 21,
-        }
+ENVIRONMENT = {"PYTHONPATH": str(ROOT / ".dev"), "QCHAT_COMPILE": "off"}
 
 
-@pytest.fixture
-def chat() -> Chat:
-    return Chat(ScriptedSession(), Request("m", ""))  # pyright: ignore[reportArgumentType]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("line", "call"),
-    [
-        ("hello", ("stream", "hello")),
-        ("/retry", ("retry",)),
-        ("/edit 2 and now?", ("edit", 2, "and now?")),
-        ("/new", ("reset",)),
-    ],
-)
-def test_a_line_is_said_or_done(chat, line, call):
-    chat.answer(line)
-    assert chat.session.calls == [call]
+def command(model: Path, *arguments: str) -> list[str]:
+    short = ("--max-tokens", "4", "--no-think", "--temperature", "0")
+    return [sys.executable, "-m", "qchat.tui", str(model), *short, *arguments]
 
 
-def test_the_reply_is_printed_once(chat, capsys):
-    chat.answer("hello")
-    assert capsys.readouterr().out == "you said hello\n"
+def piped(model: Path, *lines: str, arguments: tuple[str, ...] = ("--plain",)) -> tuple[list[str], str]:
+    """What the chat prints for these lines, and what it says beside it."""
+    done = subprocess.run(
+        command(model, *arguments),
+        input="".join(f"{line}\n" for line in lines),
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    return done.stdout.splitlines(), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        ("/undo", "there is no question yet"),
-        ("/edit x", "/edit N TEXT"),
-        ("/frobnicate", "there is no command /frobnicate: /help,"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence(chat, capsys, line, sentence):
-    chat.answer(line)
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
-
-
-def test_help_lists_every_command_and_cache_explains(chat, capsys):
-    chat.answer("/help")
-    chat.answer("/cache")
-    said = capsys.readouterr().out
-    assert all(f"{name}" in said for name in (*chat.commands, "/bye"))
-    assert "turn 1: 3 kept, 4 read (extend: because)" in said
-    assert "1 kept states, 1 of 2 MiB" in said
-
-
-def test_in_a_terminal_it_answers_and_leaves_with_ctrl_d(tmp_path):
-    write_checkpoint(tmp_path)
+@contextmanager
+def in_terminal(model: Path, *arguments: str) -> Iterator[tuple[int, subprocess.Popen]]:
     ours, theirs = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT / ".dev"), "QCHAT_COMPILE": "off"}
-    command = [sys.executable, "-m", "qchat.tui", str(tmp_path), "--max-tokens", "4", "--no-think"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+    environment = os.environ | ENVIRONMENT | {"TERM": "xterm-256color"}
+    with subprocess.Popen(
+        command(model, *arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as process:
         os.close(theirs)
-        screen = read_until(ours, "❯")
-        os.write(ours, b"hello\r")
-        screen += read_until(ours, "token limit", "❯")
-        os.write(ours, b"\x04")
-        assert process.wait(20) == 0
+        try:
+            yield ours, process
+        finally:
+            process.kill()
     os.close(ours)
-    assert "ctrl-D leaves" in screen
+
+
+def test_lines_from_a_pipe_are_answered_one_after_another_and_commands_done(model: Path):
+    printed, said = piped(model, "hello", "/retry", "/frobnicate", "/undo", "/undo", "/bye")
+    assert len(printed) >= 2
+    assert printed[0] == printed[1]  # greedy: the second reply is the first
+    assert "there is no command /frobnicate" in said
+    assert "taken back: hello" in said
+    assert "there is no question yet" in said
+
+
+def test_quotes_hold_several_lines_together(model: Path):
+    printed, _ = piped(model, '"""', "first", "second", '"""', "/show prompt", "/bye")
+    assert "first\nsecond" in "\n".join(printed)
+
+
+def test_the_cache_and_the_figures_are_told_in_words(model: Path):
+    printed, _ = piped(model, "hello", "/cache", "/stats", "/help")
+    told = "\n".join(printed)
+    assert "how rebuild, reused 0" in told
+    assert "generated 4" in told
+    assert "/convert" in told and "/bye" in told
+
+
+def test_in_a_terminal_it_answers_and_leaves_with_ctrl_d(model: Path):
+    with in_terminal(model, "--plain") as (terminal, process):
+        screen = read_until(terminal, "ctrl+d leaves")
+        os.write(terminal, b"hello\r")
+        screen += read_until(terminal, "tok/s")
+        os.write(terminal, b"\x04")
+        assert process.wait(20) == 0
+
+
+def test_a_screen_reader_hears_who_speaks_and_no_drawing(model: Path):
+    with in_terminal(model, "--screen-reader") as (terminal, process):
+        screen = read_until(terminal, "You:")
+        os.write(terminal, b"hello\r")
+        screen += read_until(terminal, "Qwen:")
+        screen += read_until(terminal, "You:")
+        os.write(terminal, b"/bye\r")
+        assert process.wait(20) == 0
+    assert not re.search("[\u2500-\u25ff]", screen)
+
+
+def test_an_interrupt_stops_the_reply_and_not_the_chat(model: Path):
+    with in_terminal(model, "--plain", "--max-tokens", "100000") as (terminal, process):
+        read_until(terminal, "ctrl+d leaves")
+        os.write(terminal, b"hello\r")
+        time.sleep(1.5)
+        os.write(terminal, b"\x03")
+        time.sleep(0.5)
+        os.write(terminal, b"/bye\r")
+        assert process.wait(20) == 0
 
 
 def read_until(terminal: int, *marks: str, seconds: float = 30) -> str:

@@ -3,6 +3,8 @@
 Its order is the order of use. Decides what a submitted line is: a command, a mistake, or something to say.
 """
 
+# ruff: noqa: ARG002  a command need not use all that commands are given
+
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +14,7 @@ from ...core.errors import QchatError, UsageError
 from ..client import EngineDied
 from ..report import Lines, Report, Table
 from . import conversation, jobs, models, sessions, settings, thinking, view
-from .base import Command, Front
+from .base import Command, Front, starting
 
 if TYPE_CHECKING:
     from ..chat import Chat
@@ -29,8 +31,27 @@ __all__ = [
     "perform",
 ]
 
+
+class Help(Command):
+    """List the commands, or tell how one of them is used."""
+
+    names = ("help", "?")
+    usage = "[COMMAND]"
+    while_busy = True
+    key = "help"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument.removeprefix("/"), [command.name for command in COMMANDS])
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if argument:
+            front.report(page(named(argument)))
+        elif not front.screen("help"):
+            front.report(help_report())
+
+
 COMMANDS: tuple[Command, ...] = (
-    view.Help(),
+    Help(),
     models.Model(),
     models.Load(),
     conversation.New(),

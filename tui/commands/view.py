@@ -24,28 +24,6 @@ MAX_FILES = 100
 LOG_LINES = 40
 
 
-class Help(Command):
-    """List the commands, or tell how one of them is used."""
-
-    names = ("help", "?")
-    usage = "[COMMAND]"
-    while_busy = True
-    key = "help"
-
-    def complete(self, chat: "Chat", argument: str) -> list[str]:
-        from . import COMMANDS
-
-        return starting(argument.removeprefix("/"), [command.name for command in COMMANDS])
-
-    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        from . import help_report, named, page
-
-        if argument:
-            front.report(page(named(argument)))
-        elif not front.screen("help"):
-            front.report(help_report())
-
-
 class Copy(Command):
     """Copy the last answer, answer N, a code block of the last answer (the last one, or N), or everything."""
 
