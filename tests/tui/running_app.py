@@ -8,6 +8,7 @@ from typing import Any
 
 from textual.pilot import Pilot
 
+from qchat.core import Store
 from qchat.tui.app import QchatApp
 from qchat.tui.beginning import Beginning
 from qchat.tui.chat import Chat
@@ -80,8 +81,9 @@ async def running(
 ) -> AsyncIterator[Running]:
     engine = FakeEngine(folder, *steps)
     options = Settings.load({"theme": "night", **settings})
+    store = Store(folder / "conversations.db")
     app = QchatApp(
-        lambda view: Chat(view, engine.client, settings=options),
+        lambda view: Chat(view, engine.client, settings=options, store=store),
         settings=options,
         keymap=Keymap.load(keys or {}, "config.toml"),
         history=history or History(),
@@ -93,6 +95,7 @@ async def running(
             yield run
         finally:
             await app.chat.quit()
+            store.close()
 
 
 def chatting(

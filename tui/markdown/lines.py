@@ -75,6 +75,8 @@ def prefixed(lines: Sequence[Line], first: Span, rest: Span) -> list[Line]:
     done = []
     for number, line in enumerate(lines):
         mark = first if number == 0 else rest
+        if not line.spans:
+            mark = mark._replace(copy=(mark.text if mark.copy is None else mark.copy).rstrip())
         if line.joint != "\n" and number:
             mark = mark._replace(copy="")
         done.append(Line((mark, *line.spans), line.joint))
@@ -93,6 +95,9 @@ def lay_hard(spans: Sequence[Span], width: int) -> list[Line]:
 
 def _laid(spans: Sequence[Span], ranges, width: int) -> Iterator[Line]:
     text = "".join(span.text for span in spans)
+    if "\t" in text:
+        spans = [span._replace(text=span.text.replace("\t", " ")) for span in spans]
+        text = text.replace("\t", " ")
     cutter = _Cutter(_snapped(spans, text) if "\ufe0f" in text or "\u200d" in text else spans)
     begin = 0
     for source in text.split("\n"):

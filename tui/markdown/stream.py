@@ -1,5 +1,7 @@
 """A Markdown text laid out while it grows: finished lines are kept, only the open rest is laid out anew."""
 
+from itertools import takewhile
+
 from .highlight import MAX_WHOLE
 from .lines import BLANK, Frame, Line
 from .render import blocks, fence, render
@@ -14,6 +16,10 @@ def document(source: str, frame: Frame) -> list[Line]:
     stream.feed(source)
     stream.finish()
     return stream.lines
+
+
+def _same(pair: tuple[Line, Line]) -> bool:
+    return pair[0] == pair[1]
 
 
 class Stream:
@@ -31,9 +37,12 @@ class Stream:
 
     def feed(self, text: str) -> int:
         """Add text; returns the number of the first line that may have changed."""
+        fixed, before = self.fixed, self.lines[self.fixed :]
         changed = self._keep(self._splitter.feed(text))
         for piece in self._splitter.rest:
             self.lines += render(piece, self.frame)
+        if changed == fixed:
+            changed += sum(1 for _ in takewhile(_same, zip(before, self.lines[fixed:], strict=False)))
         return changed
 
     def finish(self) -> int:

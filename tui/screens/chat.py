@@ -288,7 +288,9 @@ class ChatScreen(Screen[None]):
         self.show_keys()
 
     def on_key(self, event: events.Key) -> None:
-        """A letter typed while the conversation has the focus belongs to the prompt."""
+        """A letter that is no key of the conversation, typed while that has the focus, is the prompt's."""
+        if event.key in self.active_bindings:
+            return
         if self.focused is self.transcript and event.is_printable and event.character:
             event.stop()
             self.prompt.focus()

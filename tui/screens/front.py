@@ -3,9 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..chat import Chat, Job
+from ...core.errors import QchatError
+from ..chat import Chat
 from ..clipboard import copy
 from ..commands.base import Screen as ScreenName
+from ..jobs import Job
 from ..keymap import Keymap
 from ..meter import Status
 from ..report import Report
@@ -114,7 +116,11 @@ class AppFront:
         module = SCREENS.get(name)
         if module is None:
             return False
-        made = import_module(f".{module}", __package__).make(self._chat, self)
+        try:
+            made = import_module(f".{module}", __package__).make(self._chat, self)
+        except QchatError as error:
+            self.note(str(error), "error")
+            return True
         self._view.app.push_screen(made, self._view.run_chosen)
         return True
 

@@ -5,6 +5,7 @@ painted. Never imports screens or the app.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -50,13 +51,15 @@ class Transcript(Reader):
         turns = {int(turn["number"]): turn for turn in state.get("turns") or ()}
         same = self._conversation in (None, state.get("conversation"))
         self._conversation = state.get("conversation")
-        extras = [block for block in self.blocks if block.is_extra] if same else []
-        blocks = [block for block in extras if not block.turn]
+        own: dict[int, list[Block]] = defaultdict(list)
+        extras: dict[int, list[Block]] = defaultdict(list)
+        for block in self.blocks if same else ():
+            (extras if block.is_extra else own)[block.turn].append(block)
+        blocks = extras.pop(0, [])
         for number, turn in turns.items():
-            kept = same and self._turns.get(number) == turn
-            blocks += self._blocks_of_turn(number) if kept else blocks_of(turn)
-            blocks += [block for block in extras if block.turn == number]
-        blocks += [b for b in extras if b.turn > len(turns) and isinstance(b, Reported)]
+            blocks += own[number] if self._turns.get(number) == turn and own[number] else blocks_of(turn)
+            blocks += extras.pop(number, [])
+        blocks += [block for rest in extras.values() for block in rest if isinstance(block, Reported)]
         with self.kept_in_place():
             self.follow = self.follow or not same
             self.replace_all(blocks)
@@ -74,7 +77,7 @@ class Transcript(Reader):
         self._end_reply()
         number = int(turn.get("number", 0))
         with self.kept_in_place():
-            self._remove([b for b in self.blocks if b.turn >= number and not b.is_extra])
+            self.replace_all([b for b in self.blocks if b.turn < number or b.is_extra])
             self._turns = {n: old for n, old in self._turns.items() if n < number}
             self.insert(len(self.blocks), Question(turn))
             self.follow = True
@@ -85,7 +88,8 @@ class Transcript(Reader):
         self._replying = int(turn.get("number", 0))
         self._turns.pop(self._replying, None)
         with self.kept_in_place():
-            self._remove([b for b in self._blocks_of_turn(self._replying) if not isinstance(b, Question)])
+            reply = [b for b in self._blocks_of_turn(self._replying) if not isinstance(b, Question)]
+            self.replace_all([b for b in self.blocks if b not in reply])
 
     def feed(self, events: Sequence[Mapping[str, Any]]) -> None:
         """More of the reply: `thought`, `text`, `tooluse` and `notice` events; others say nothing here."""
@@ -204,11 +208,6 @@ class Transcript(Reader):
         """After all that belongs to the turn, before notes and reports that came in between."""
         own = self._blocks_of_turn(number)
         self.insert(self.index(own[-1]) + 1 if own else len(self.blocks), block)
-
-    def _remove(self, blocks: Sequence[Block]) -> None:
-        for block in reversed(blocks):
-            at = self.index(block)
-            self.take_out(at)
 
 
 def blocks_of(turn: Mapping[str, Any]) -> list[Block]:

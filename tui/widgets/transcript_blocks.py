@@ -437,4 +437,7 @@ class Reported(Block):
     def _drawn(self, report: Report, look: Look) -> list[Line]:
         rows = report_lines(report, look.frame.wide)
         names = {"bar": "report.bar"}
-        return [Line(tuple(Span(text, names.get(name, name)) for name, text in row if text)) for row in rows]
+        return [
+            Line(tuple(Span(text.replace("\t", " "), names.get(name, name)) for name, text in row))
+            for row in rows
+        ]

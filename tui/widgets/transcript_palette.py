@@ -51,8 +51,8 @@ _LOOKS = {
     "report.bar": "$primary",
     "pill": "bold $block-cursor-foreground @block-cursor-background",
     "cursor": "bold $accent",
-    "found": "$background @warning",
-    "found.here": "bold $background @accent",
+    "found": "reverse $warning",
+    "found.here": "bold reverse $accent",
     "selected": "$screen-selection-foreground @screen-selection-background",
 }
 _STAND_INS = {"user-bar": "primary", "think-fg": "text-muted", "code-bg": "surface"}
@@ -81,7 +81,7 @@ class Palette:
         self._pygments = variables.get("pygments") or ("monokai" if theme.dark else "default")
         self._styles: dict[tuple[str, str], Style] = {}
         self._ground = self._parsed(variables.get("background", "")) or Color(0, 0, 0)
-        self._base = Style(color=self._rich("foreground"))
+        self._base = Style(color=self._rich("foreground"), bgcolor=self._rich("background"))
 
     def style(self, names: str, action: str = "") -> Style:
         """What several names joined by spaces look like together, the later ones on top."""

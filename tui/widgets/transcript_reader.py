@@ -3,6 +3,7 @@
 Asking is posting a message; whoever holds the widget does what is asked.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -25,7 +26,7 @@ from .transcript_messages import (
     SiblingRequested,
 )
 from .transcript_paint import barred, beside, over
-from .transcript_scroll import BlockView
+from .transcript_scroll import BlockView, Place
 
 _ASKED = {"edit": EditRequested, "retry": RetryRequested, "fork": ForkRequested, "menu": MenuRequested}
 
@@ -34,6 +35,7 @@ class Reader(BlockView):
     """The keys are heard while the widget has the focus."""
 
     ALLOW_SELECT = True
+    FOCUS_ON_CLICK = False  # the prompt keeps the focus: what is typed next belongs there
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "step(-1)", "previous", show=False, id="transcript.previous"),
         Binding("down,j", "step(1)", "next", show=False, id="transcript.next"),
@@ -54,6 +56,7 @@ class Reader(BlockView):
         self._cursor: Block | None = None
         self._codes_copied = 0
         self._finder = Finder()
+        self._matches: list[Match] | None = None
         self._marks: dict[Block, list[Mark]] = {}
 
     # the cursor
@@ -82,6 +85,11 @@ class Reader(BlockView):
             return False
         top, bottom = self._edges(block)
         return top < self.scroll_offset.y + self._height and bottom > self.scroll_offset.y
+
+    def _settle(self, place: Place | None) -> None:
+        super()._settle(place)
+        if self.has_focus and (self._cursor is None or self._cursor not in self.blocks):
+            self._choose_in_sight()
 
     def _edges(self, block: Block) -> tuple[int, int]:
         """Its first row and the row after its last one with something on it."""
@@ -200,9 +208,16 @@ class Reader(BlockView):
     def find(self, text: str) -> int:
         """Mark every occurrence of `text`; returns how many there are. The reading position stays."""
         self._finder.look_for(text)
+        self._matches = None
         self._marks.clear()
         self.refresh()
-        return len(self._finder.matches(self.blocks))
+        return len(self.matches)
+
+    @property
+    def matches(self) -> list[Match]:
+        if self._matches is None:
+            self._matches = self._finder.matches(self.blocks)
+        return self._matches
 
     def find_next(self) -> None:
         self._find_step(1)
@@ -211,7 +226,7 @@ class Reader(BlockView):
         self._find_step(-1)
 
     def _find_step(self, step: int) -> None:
-        matches = self._finder.matches(self.blocks)
+        matches = self.matches
         if not matches:
             return
         if (here := self._finder.here) in matches and here is not None:
@@ -229,9 +244,10 @@ class Reader(BlockView):
 
     def _show_match(self, match: Match) -> None:
         block = match.block
-        if block.foldable and not block.is_open(self._look):
-            self.fold(block)
         marks = self._marks_of(block)
+        if block.foldable and all(mark.nth != match.nth for mark in marks):
+            self.fold(block)
+            marks = self._marks_of(block)
         row = next((mark.row for mark in marks if mark.nth == match.nth), marks[-1].row if marks else 0)
         index = self.index(block)
         self._measure_block(index)
@@ -248,7 +264,17 @@ class Reader(BlockView):
 
     def changed(self, block: Block) -> None:
         self._marks.pop(block, None)
+        self._matches = None
         super().changed(block)
+
+    def _relook(self) -> None:
+        self._marks.clear()
+        super()._relook()
+
+    def replace_all(self, blocks: Sequence[Block]) -> None:
+        self._matches = None
+        self._marks.clear()
+        super().replace_all(blocks)
 
     # selecting
 
@@ -271,14 +297,18 @@ class Reader(BlockView):
 
     # painting
 
+    def watch_unseen(self) -> None:
+        self.refresh_lines(self.scroll_offset.y + self._height - 1)
+
     @property
     def _pill(self) -> str:
-        if self.follow or not self.unseen:
+        if not self.unseen:
             return ""
         return f" ↓ {self.unseen:,} new {'line' if self.unseen == 1 else 'lines'} · end "
 
     def render_line(self, y: int) -> Strip:
-        strip, row = super().render_line(y), self.scroll_offset.y + y
+        row = self.scroll_offset.y + y
+        strip = self.strip(row)
         if row < self._rows.total:
             strip = self._with_cursor(strip, *self._rows.at(row))
         selection = self.text_selection
@@ -286,6 +316,7 @@ class Reader(BlockView):
         if span is not None:
             end = len(strip.text) if span[1] == -1 else span[1]
             strip = over(strip, span[0], end, self.palette.style("selected"))
+        strip = strip.apply_offsets(0, row)
         if y == self._height - 1 and self._pill:
             strip = beside(strip, self._pill, self.palette.style("pill"))
         return strip

@@ -23,10 +23,6 @@ class Rows:
         self._guessed.insert(index, True)
         self._valid = min(self._valid, index)
 
-    def remove(self, index: int) -> None:
-        del self._heights[index], self._guessed[index]
-        self._valid = min(self._valid, index)
-
     def set(self, index: int, height: int) -> int:
         """The block's true height; returns by how much it changed."""
         change = height - self._heights[index]

@@ -11,6 +11,7 @@ from threading import Thread
 
 from textual.events import Resize
 from textual.geometry import Size
+from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
@@ -22,7 +23,7 @@ from .transcript_paint import strip_of
 from .transcript_palette import Palette
 from .transcript_rows import Rows
 
-_MARGINS = 3  # cells: two before the text, one after
+_MARGINS = 4  # cells: two before the text, one after, one under the scrollbar
 _IDLE_SECONDS, _SLICE_SECONDS, _PAUSE_SECONDS = 0.05, 0.008, 0.25
 _KEPT_BLOCKS = 120
 
@@ -30,13 +31,14 @@ Place = tuple[Block, int]
 
 
 class BlockView(ScrollView, can_focus=True):
-    """Blocks under each other; `follow` keeps the end in sight."""
+    """Blocks under each other; `follow` keeps the end in sight, `unseen` counts rows that came below."""
+
+    unseen = reactive(0, repaint=False)
 
     def __init__(self, measure: int, id: str | None) -> None:
         super().__init__(id=id)
         self.blocks: list[Block] = []
         self.follow = True
-        self.unseen = 0
         self._measure = measure
         self._thoughts: Thoughts = "live"
         self._look = Look(Frame(80, 80))
@@ -99,11 +101,6 @@ class BlockView(ScrollView, can_focus=True):
         self._rows.insert(index, 0)
         self.changed(block)
 
-    def take_out(self, index: int) -> None:
-        """Only within `kept_in_place`."""
-        self._built.pop(self.blocks.pop(index), None)
-        self._rows.remove(index)
-
     def replace_all(self, blocks: Sequence[Block]) -> None:
         """Only within `kept_in_place`; blocks that stay keep their heights."""
         known = {
@@ -111,8 +108,8 @@ class BlockView(ScrollView, can_focus=True):
             for index, block in enumerate(self.blocks)
             if not self._rows.is_guessed(index)
         }
-        self.blocks = list(blocks)
-        self._built = {block: None for block in self._built if block in set(blocks)}
+        self.blocks, kept = list(blocks), set(blocks)
+        self._built = {block: None for block in self._built if block in kept}
         self._rows = Rows(block.guess(self._look) if block not in known else 0 for block in blocks)
         for index, block in enumerate(blocks):
             if block in known:
@@ -185,11 +182,11 @@ class BlockView(ScrollView, can_focus=True):
             self.set_reactive(Widget.virtual_size, size)  # pyright: ignore[reportArgumentType]
             self.vertical_scrollbar.window_virtual_size = self._rows.total
             y = max(0, min(y, self.max_scroll_y))
-            if y != self.scroll_y:
+            if y != self.scroll_offset.y:
                 self.scroll_to(y=y, animate=False)
         finally:
             self._placing = False
-        strips = [self._strip(y + line) for line in range(self._height)]
+        strips = [self.strip(y + line) for line in range(self._height)]
         changed = [line for line, strip in enumerate(strips) if strip is not self._painted.get(line)]
         self._painted = dict(enumerate(strips))
         if changed:
@@ -260,16 +257,13 @@ class BlockView(ScrollView, can_focus=True):
         """Made anew, and every strip with it, when the theme has changed."""
         theme = self.app.current_theme
         if self._palette is None or self._palette.theme is not theme:
-            self._palette = Palette(theme, self.app.theme_variables)
+            self._palette = Palette(theme, self.app.get_css_variables())
             for block in self.blocks:
                 block.strips.clear()
         return self._palette
 
-    def render_line(self, y: int) -> Strip:
-        row = self.scroll_offset.y + y
-        return self._strip(row).apply_offsets(0, row)
-
-    def _strip(self, row: int) -> Strip:
+    def strip(self, row: int) -> Strip:
+        """A row of all, as it is without marks over it."""
         palette = self.palette
         if row >= self._rows.total:
             return Strip.blank(self._width, palette.style(""))
