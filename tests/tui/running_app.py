@@ -77,11 +77,11 @@ async def running(
     text: str = "",
     keys: dict[str, Any] | None = None,
     history: History | None = None,
+    store: Store | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     engine = FakeEngine(folder, *steps)
     options = Settings.load({"theme": "night", **settings})
-    store = Store(folder / "conversations.db")
     app = QchatApp(
         lambda view: Chat(view, engine.client, settings=options, store=store),
         settings=options,
@@ -95,7 +95,6 @@ async def running(
             yield run
         finally:
             await app.chat.quit()
-            store.close()
 
 
 def chatting(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from textual import events
 
+from qchat.core import Store
 from qchat.tui import clipboard, editor
 from qchat.tui.commands import COMMANDS
 from qchat.tui.history import History
@@ -290,7 +291,7 @@ def test_the_palette_runs_the_same_commands(tmp_path: Path):
 
 @pytest.mark.parametrize("key", ["question_mark", "f1", "ctrl+s", "f2"])
 def test_screens_have_keys_and_escape_leaves_them(tmp_path: Path, key: str):
-    @chatting(tmp_path)
+    @chatting(tmp_path, store=Store(tmp_path / "conversations.db"))
     async def check(it: Running) -> None:
         await it.pilot.press(key)
         await it.until(lambda: it.app.screen is not it.screen)
