@@ -14,8 +14,10 @@ from qchat.core import Store
 from qchat.core.errors import UsageError
 from qchat.tui import commands
 from qchat.tui.commands import BY_NAME, COMMANDS, completions, help_report, hint, markdown_table, parse
+from qchat.tui.keymap import Keymap
 from qchat.tui.report import Table, report_text
 from qchat.tui.settings import KEYS
+from tests.compare import ROOT
 from tests.tui.fake_front import FakeFront, Stage
 
 WANTED = [
@@ -623,3 +625,10 @@ def test_a_front_end_that_is_left_ends_nothing_by_itself(tmp_path):
     stage = Stage(tmp_path)
     assert stage.play("quit").all("leave") == ["shell"]
     assert SimpleNamespace(model=stage.chat.model).model is not None
+
+
+def test_the_readme_has_every_command_and_key_as_they_are():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert markdown_table() in readme
+    for keys, meaning in Keymap().rows():
+        assert f"| {' '.join(f'`{key}`' for key in keys.split())} | {meaning} |" in readme
