@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qchat.tui.markdown import Frame, Line, Splitter, Stream, code_blocks, document, render
 from qchat.tui.markdown.highlight import CHUNK
 from qchat.tui.markdown.lines import copied, plain, width_of
+from qchat.tui.markdown.parser import WIDTH_ROWS
 from qchat.tui.markdown.splitter import MAX_LINE
 from qchat.tui.text import printable
 
@@ -58,6 +59,11 @@ leaves = st.one_of(
         st.booleans(),
     ),
     st.lists(st.lists(words, min_size=1, max_size=4), min_size=1, max_size=6).map(table),
+    st.builds(
+        lambda rows, times: table([*rows[:1], *(rows * times)]),
+        st.lists(st.lists(words, min_size=2, max_size=3), min_size=1, max_size=4),
+        st.integers(1, 20),
+    ),
 )
 
 
@@ -81,7 +87,8 @@ texts = st.lists(st.tuples(blocks, separators), max_size=6).map(
     lambda parts: "".join(a + b for a, b in parts)
 )
 wild = st.text(st.sampled_from(" \n\t#>-*+_`~|$\\[]()!:1.ab<&中❤\ufe0f") | st.characters(), max_size=80)
-sources = st.one_of(texts, wild, st.builds(str.__add__, texts, wild)).map(printable)
+sources = st.one_of(texts, wild, st.builds(str.__add__, wild, texts), st.builds(str.__add__, texts, wild))
+sources = sources.map(printable)
 frames = st.builds(lambda width, more: Frame(width, width + more), st.integers(8, 90), st.integers(0, 40))
 
 
@@ -238,6 +245,16 @@ def test_tables_have_the_width_of_their_content_and_shrink_to_the_room():
 def test_a_table_with_too_many_columns_becomes_records():
     source = "| " + " | ".join("abcdefgh") + " |\n" + "|-" * 8 + "|\n" + "| long text " * 8 + "|"
     assert rows(source, 24)[:2] == ["a: long text", "b: long text"]
+
+
+def test_rows_after_the_fortieth_never_change_the_columns_and_are_laid_out_once():
+    stream, source = Stream(Frame(60, 60)), "| a | b |\n|---|---|\n"
+    stream.feed(source)
+    for number in range(60):
+        stream.feed(f"| {number} | {'long ' * (number // 20 * 3)} |\n")
+        assert len(stream.lines) - stream.fixed <= (43 if number <= WIDTH_ROWS else 3)
+    widths = {plain(line).index("│") for line in stream.lines if "│" in plain(line)}
+    assert widths == {3} and "long" in plain(stream.lines[-1])
 
 
 def test_quotes_are_barred_and_copied_with_their_mark():

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .lines import Span, styled
+from .parser import parse_inline
 
 if TYPE_CHECKING:
     from markdown_it.tree import SyntaxTreeNode as Node
@@ -17,7 +19,15 @@ _SAFE_ADDRESS = re.compile(r"https?://[!-~]{1,2000}\Z")
 
 def inline(node: "Node") -> list[Span]:
     """The spans of a block's text; lines end with `\\n` where the source's do."""
-    return [span for child in node.children for part in child.children for span in _spans(part)]
+    return [span for child in node.children for span in _parsed(child.content)]
+
+
+@lru_cache(1024)
+def _parsed(text: str) -> tuple[Span, ...]:
+    """Kept, because an open table or list is laid out again and again with few lines changed."""
+    return tuple(
+        span for child in parse_inline(text).children for part in child.children for span in _spans(part)
+    )
 
 
 def _spans(node: "Node") -> Iterable[Span]:

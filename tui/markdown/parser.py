@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
+    from markdown_it.token import Token
     from markdown_it.tree import SyntaxTreeNode as Node
 
 LISTS = ("bullet_list", "ordered_list")
+WIDTH_ROWS = 40  # of a table decide the widths of its columns, so that what follows never changes them
 _MAX_NESTING = 24
 _MATH = re.compile(
     r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*?(?<!\s)\$(?!\d)"
@@ -42,30 +44,38 @@ class Unit(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """What the text before a source decides about its first unit."""
+    """What the text before a source decides about its first unit.
+
+    `table` is the beginning of a table that goes on: its header and the rows that decide its columns' widths.
+    """
 
     gap: bool = False
     number: int | None = None
+    table: str = ""
 
 
 NO_LEAD = Lead()
 
 
 def parse(source: str) -> "Node":
-    """The tree of blocks with their text parsed too."""
+    """The tree of blocks; the text in them is not parsed yet."""
     from markdown_it.tree import SyntaxTreeNode
 
-    return SyntaxTreeNode(_parser().parse(source))
+    return SyntaxTreeNode(_blocks(source))
 
 
-def outline(source: str) -> "Node":
-    """The tree of blocks alone, which costs a third."""
+def parse_inline(text: str) -> "Node":
+    """The tree of one block's text."""
     from markdown_it.tree import SyntaxTreeNode
 
+    return SyntaxTreeNode(_parser().parseInline(text))
+
+
+def _blocks(source: str) -> list["Token"]:
     parser = _parser()
-    tokens: list = []
+    tokens: list[Token] = []
     parser.block.parse(source, parser, {}, tokens)
-    return SyntaxTreeNode(tokens)
+    return tokens
 
 
 def units(root: "Node", lead: Lead) -> list[Unit]:
@@ -133,9 +143,7 @@ def language_of(info: str) -> str:
 def code_blocks(source: str) -> list[Code]:
     """The fences in the order of the text, however deep they stand."""
     return [
-        Code(language_of(token.info), token.content)
-        for token in _parser().parse(source)
-        if token.type == "fence"
+        Code(language_of(token.info), token.content) for token in _blocks(source) if token.type == "fence"
     ]
 
 

@@ -52,6 +52,9 @@ def blocks(source: str, frame: Frame, lead: Lead = NO_LEAD) -> list[Line]:
             lines.append(BLANK)
         if node.type == "list_item":
             lines += _item(node, number, frame, 0)
+        elif node.type == "table":
+            begun, lead = lead.table, NO_LEAD
+            lines += table(node, frame, begun)
         elif node.type == "fence":
             lines += fence(node.content, node.info, frame, closed=not is_open_fence(node, rows))
         else:

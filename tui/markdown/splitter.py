@@ -7,7 +7,7 @@ Knows nothing of widths and styles. The text must be printable already.
 from dataclasses import dataclass
 
 from .highlight import CHUNK
-from .parser import NO_LEAD, Lead, closes, first_line, is_open_fence, outline, units
+from .parser import NO_LEAD, WIDTH_ROWS, Lead, closes, first_line, is_open_fence, last_line, parse, units
 
 MAX_LINE = 4_096  # characters of text, not code, in one line: a longer one becomes several paragraphs
 
@@ -79,17 +79,35 @@ class Splitter:
         """Let go of all but the last unit of the open lines; enter a fence that this is."""
         if self._fence is not None or not self._lines:
             return []
-        found = units(outline("\n".join(self._lines)), self._lead)
+        found = units(parse("\n".join(self._lines)), self._lead)
         if not found:
             return []
         last = found[-1]
         start = first_line(last.node)
         pieces = [Piece("\n".join([*self._lines[:start], ""]), self._lead)] if len(found) > 1 else []
-        self._lines, self._lead = self._lines[start:], Lead(last.gap, last.number)
+        self._lines = self._lines[start:]
+        if pieces:
+            self._lead = Lead(last.gap, last.number)
         if is_open_fence(last.node, [*[""] * start, *self._lines]):
             self._fence = _Fence(last.node.info, last.node.markup, self._lines[0])
             code, self._lines = self._lines[1:], []
             pieces += [piece for line in code for piece in self._fence.add(line, self._lead)]
+        elif last.node.type == "table":
+            pieces += self._freeze_rows(last_line(last.node) - start)
+        return pieces
+
+    def _freeze_rows(self, end: int) -> list[Piece]:
+        """Let go of the rows of a long open table, but for the last one; what is left repeats the header."""
+        pieces = []
+        head, rows = self._lines[:2], self._lines[2:end]
+        if not self._lead.table and len(rows) > WIDTH_ROWS:
+            first = "\n".join([*head, *rows[:WIDTH_ROWS]])
+            pieces.append(Piece(first, self._lead))
+            self._lead, rows = Lead(table=first), rows[WIDTH_ROWS:]
+        if self._lead.table and len(rows) > 1:
+            pieces.append(Piece("\n".join([*head, *rows[:-1]]), self._lead))
+            rows = rows[-1:]
+        self._lines[2:end] = rows
         return pieces
 
 

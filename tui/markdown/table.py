@@ -1,9 +1,11 @@
 """Tables: columns as wide as their content, the widest cut down where room is short, or else as records."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .inline import inline
 from .lines import Frame, Line, Span, lay, plain, styled, width_of
+from .parser import WIDTH_ROWS, parse
 
 if TYPE_CHECKING:
     from markdown_it.tree import SyntaxTreeNode as Node
@@ -13,26 +15,45 @@ _LEAST = 4  # cells of a column that can still be read
 _BETWEEN = " │ "
 
 
-def table(node: "Node", frame: Frame) -> list[Line]:
-    rows = [[inline(cell) for cell in row.children] for part in node.children for row in part.children]
-    head, body = [styled(cell, "strong") for cell in rows[0]], rows[1:]
-    widths = _fitted([head, *body], frame.wide)
+def table(node: "Node", frame: Frame, begun: str = "") -> list[Line]:
+    """The table's lines; those of its rows alone where `begun`, the source of its beginning, was shown."""
+    head, *body = _cells(node)
+    widths = _widths_of(begun, frame.wide) if begun else _fitted([head, *body], frame.wide)
     if not widths:
-        return _records(head, body, frame)
-    aligns = [str(cell.attrs.get("style", "")).removeprefix("text-align:") for cell in _head_cells(node)]
-    rule = "─┼─".join("─" * width for width in widths)
-    marks = " | ".join("---" for _ in widths)
-    lines = _row(head, widths, aligns)
-    lines.append(Line((Span(rule, "rule", marks),)))
-    return lines + [line for row in body for line in _row(row, widths, aligns)]
+        return _records(head, body, frame, begun=bool(begun))
+    aligns = [
+        str(cell.attrs.get("style", "")).removeprefix("text-align:") for cell in _rows(node)[0].children
+    ]
+    lines = [line for row in body for line in _row(row, widths, aligns)]
+    return lines if begun else [*_row(_strong(head), widths, aligns), _rule(widths), *lines]
 
 
-def _head_cells(node: "Node") -> list["Node"]:
-    return node.children[0].children[0].children
+def _rows(node: "Node") -> list["Node"]:
+    return [row for part in node.children for row in part.children]
+
+
+def _cells(node: "Node") -> list[list[Cell]]:
+    return [[inline(cell) for cell in row.children] for row in _rows(node)]
+
+
+def _strong(row: list[Cell]) -> list[Cell]:
+    return [styled(cell, "strong") for cell in row]
+
+
+def _rule(widths: list[int]) -> Line:
+    return Line(
+        (Span("─┼─".join("─" * width for width in widths), "rule", " | ".join("---" for _ in widths)),)
+    )
+
+
+@lru_cache(8)
+def _widths_of(begun: str, room: int) -> list[int]:
+    return _fitted(_cells(parse(begun).children[0]), room)
 
 
 def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
     """The width of each column, the widest ones cut down first; nothing where no column would be readable."""
+    rows = rows[: WIDTH_ROWS + 1]
     count = len(rows[0])
     widths = [
         max(1, *(_natural(row[column]) for row in rows if column < len(row))) for column in range(count)
@@ -83,11 +104,11 @@ def _row_line(columns: list[list[Line]], widths: list[int], aligns: list[str], a
     return [span for span in spans if span.text]
 
 
-def _records(head: list[Cell], body: list[list[Cell]], frame: Frame) -> list[Line]:
+def _records(head: list[Cell], body: list[list[Cell]], frame: Frame, *, begun: bool) -> list[Line]:
     """Every row as lines of `name: value`."""
     lines: list[Line] = []
     for row in body or [[]]:
-        if lines:
+        if lines or begun:
             lines.append(Line((Span("─" * min(frame.wide, 8), "rule", ""),)))
         for name, value in zip(head, [*row, *[[] for _ in head[len(row) :]]], strict=False):
             label = "".join(plain(line) for line in lay(name, 10_000))

@@ -1,0 +1,155 @@
+"""A stage with nothing but a transcript on it, and what can be done and read there."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from rich.cells import cell_len
+from textual import on
+from textual.app import App, ComposeResult
+from textual.geometry import Offset
+from textual.message import Message
+from textual.pilot import Pilot
+
+from qchat.tui.widgets.transcript import Transcript
+from qchat.tui.widgets.transcript_messages import (
+    CopyRequested,
+    EditRequested,
+    FindRequested,
+    ForkRequested,
+    MenuRequested,
+    RetryRequested,
+    SiblingRequested,
+)
+
+HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\rd\x9b31me\u202ef\u2066\tg\x00h\x08 \udc80"
+UNICODE = "漢字を書く 👩‍👩‍👧 👍🏽 ❤️ e\u0301 עברית العربية ﷽ 1️⃣ 🏳️‍🌈 क्षि"
+CODE = "# Title\n\ntext\n\n```python\ndef f(x):\n\treturn x\n```\n\n- item\n\n  ```sh\n  ls -l\n  ```\n\nend"
+
+
+def turn(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "number": number,
+        "question": f"question {number}",
+        "thinking": f"thought {number}",
+        "answer": f"answer {number}",
+        "created": 1_700_000_000.0,
+        "seconds_thinking": 4.1,
+        "stats": {"reasoning_tokens": 1212},
+        "finish_reason": "stop",
+        **more,
+    }
+
+
+def state(*turns: dict[str, Any], conversation: int | None = 1) -> dict[str, Any]:
+    return {"conversation": conversation, "turns": list(turns)}
+
+
+def long_turns(count: int) -> list[dict[str, Any]]:
+    return [turn(n + 1, answer=f"answer {n + 1}\n\n" + "some words " * (n * 7 % 60)) for n in range(count)]
+
+
+def said(text: str, kind: str = "text") -> dict[str, Any]:
+    return {"event": kind, "text": text, "tokens": 1}
+
+
+class Stage(App[None]):
+    """A transcript alone, without the focus at first; keeps what it asks for."""
+
+    AUTO_FOCUS = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
+        self.now = 0.0
+        self.transcript = Transcript(clock=lambda: self.now)
+
+    def compose(self) -> ComposeResult:
+        yield self.transcript
+
+    @on(CopyRequested)
+    @on(EditRequested)
+    @on(FindRequested)
+    @on(ForkRequested)
+    @on(MenuRequested)
+    @on(RetryRequested)
+    @on(SiblingRequested)
+    def keep(self, message: Message) -> None:
+        self.asked.append(message)
+
+
+class Scene:
+    """The stage, how to wait, and what can be read on it."""
+
+    def __init__(self, app: Stage, pilot: Pilot) -> None:
+        self.app, self.pilot, self.transcript = app, pilot, app.transcript
+
+    async def settle(self) -> None:
+        """Until all that was fed is on the screen."""
+        await self.pilot.pause(0.05)
+        while self.transcript._flush_due:
+            await self.pilot.pause(0.02)
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        self.transcript.focus()
+        await self.pilot.pause()
+        await self.pilot.press(*keys)
+        await self.settle()
+
+    async def show(self, *turns: dict[str, Any], conversation: int | None = 1) -> None:
+        self.transcript.show(state(*turns, conversation=conversation))
+        await self.settle()
+
+    async def stream(self, *pieces: str, kind: str = "text") -> None:
+        for piece in pieces:
+            self.transcript.feed([said(piece, kind)])
+        await self.settle()
+
+    async def measured(self) -> None:
+        """Until no height is a guess."""
+        for _ in range(400):
+            if next(self.transcript._rows.guessed(), None) is None:
+                return
+            await self.pilot.pause(0.05)
+        raise AssertionError("measuring does not end")
+
+    def rows(self) -> list[str]:
+        """The rows on the screen."""
+        return [self.transcript.render_line(y).text.rstrip() for y in range(self.transcript.size.height)]
+
+    def all_rows(self) -> list[str]:
+        transcript = self.transcript
+        return [
+            "".join(span.text for span in block.row(row, transcript._look).spans).rstrip()
+            for block in transcript.blocks
+            for row in range(block.height(transcript._look))
+        ]
+
+    def where(self, text: str) -> int:
+        return next(y for y, row in enumerate(self.rows()) if text in row)
+
+    async def click(self, text: str) -> None:
+        y = self.where(text)
+        row = self.rows()[y]
+        await self.pilot.click(self.transcript, offset=Offset(cell_len(row[: row.index(text)]) + 1, y))
+        await self.settle()
+
+
+def played(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """The test on an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+@asynccontextmanager
+async def scene(width: int = 60, height: int = 20) -> AsyncIterator[Scene]:
+    app = Stage()
+    async with app.run_test(size=(width, height)) as pilot:
+        yield Scene(app, pilot)
