@@ -4,7 +4,8 @@ PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format lint types imports test fuzz bench-conversation bench-peer bench-convert
+.PHONY: help setup check format lint types imports test fuzz pictures bench-conversation bench-peer bench-convert
+.PHONY: bench-ui
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,12 @@ test: ## every test
 
 fuzz: ## 320 random conversations, each step compared with a cold run
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/test_conversation.py -k script
+
+pictures: ## the README's pictures, made by the app itself
+	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py
+
+bench-ui: ## what the screens cost, beside their budgets
+	$(PYTHON) tests/bench_ui.py
 
 bench-conversation: ## what each turn reads, cached and not; reopening; memory
 	$(PYTHON) tests/bench_conversation.py

@@ -14,7 +14,7 @@ from ..core.errors import QchatError, UsageError
 from .client import Call, EngineClient, EngineDied, Events
 from .jobs import Job, Render
 from .meter import Meter, Phase, Status
-from .paths import cache_dir
+from .paths import measurements_file
 from .view import View
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ class Chat:
     ) -> Job:
         """Begin a job in a process of its own; `alone`: without the chat's model in memory meanwhile."""
         if method in MEASURING:
-            params = {"measurements": str(cache_dir() / "measurements.jsonl"), **params}
+            params = {"measurements": str(measurements_file()), **params}
         job = Job(title, method, params, render, self.view.job_changed)
         self.jobs.append(job)
         self.view.job(job)

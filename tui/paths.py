@@ -39,6 +39,11 @@ def cache_dir() -> Path:
     return _private(_base(os.environ, "XDG_CACHE_HOME", ".cache"))
 
 
+def measurements_file() -> Path:
+    """What was measured of models, by all parts of qchat."""
+    return cache_dir() / "measurements.jsonl"
+
+
 def make_config_dir() -> Path:
     return _private(config_dir())
 

@@ -5,7 +5,7 @@ Typing filters; the keys that do something else act in the list, one step down.
 
 import asyncio
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,7 @@ from textual import work
 from textual.binding import Binding, BindingType
 
 from ...core.errors import QchatError
+from ..paths import measurements_file
 from .dialogs import Confirm
 from .listing import Column, Keys, Listing, Row, one_line
 
@@ -68,12 +69,11 @@ class ModelsScreen(Listing):
         Binding("d", "delete", show=False),
     ]
 
-    def __init__(
-        self, places: "Places", loaded: str | None = None, measured: Mapping[str, Any] | None = None
-    ):
-        """`measured`: by folder, `decode_tokens_per_s` and `kl_mean` as far as they are known."""
+    def __init__(self, places: "Places", loaded: str | None = None):
         super().__init__()
-        self._places, self._loaded, self._measured = places, loaded, measured or {}
+        self._places, self._loaded = places, loaded
+        # by folder, `decode_tokens_per_s` and `kl_mean` as far as they were measured
+        self._measured: dict[str, dict[str, Any]] = {}
         self._models: dict[str, LocalModel] = {}
         self._published: list[Published] = []
         self._compared: str | None = None
@@ -92,6 +92,7 @@ class ModelsScreen(Listing):
         try:
             here = await asyncio.to_thread(library.models, self._places)
             published = await asyncio.to_thread(library.published, self._places)
+            self._measured = await asyncio.to_thread(measured, here)
         except QchatError as error:
             self.say(str(error), "error")
             return
@@ -158,6 +159,14 @@ class ModelsScreen(Listing):
         except QchatError as error:
             self.say(str(error), "error")
         self.read()
+
+
+def measured(models: "Sequence[LocalModel]") -> dict[str, dict[str, Any]]:
+    """What is known of those that can be loaded."""
+    from ...core import Measurements
+
+    kept = Measurements(measurements_file())
+    return {str(model.path): kept.of(model.path) for model in models if model.problem is None}
 
 
 def local_row(model: "LocalModel", mark: str, measured: Mapping[str, Any]) -> Row:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def measured(folder: Path, runs: int) -> dict[str, Any]:
     """The figures of one model, kept for other runs to show."""
     from ...core import Measurements, measure
-    from ..paths import cache_dir
+    from ..paths import measurements_file
 
     status, steps = StatusLine(), measure(folder, runs)
     try:
@@ -63,7 +63,7 @@ def measured(folder: Path, runs: int) -> dict[str, Any]:
     finally:
         status.clear()
     try:
-        Measurements(cache_dir() / "measurements.jsonl").add(folder, figures)
+        Measurements(measurements_file()).add(folder, figures)
     except (QchatError, OSError) as error:
         note(str(error))
     return figures
