@@ -22,7 +22,7 @@ from huggingface_hub.utils import hf_raise_for_status
 
 READ_NBYTES = 1 << 20
 # how long failures in a row are borne after the last new byte: of a server that answers, of a lost connection
-REFUSED_SECONDS = 4.0
+REFUSED_SECONDS = 3.0
 LOST_SECONDS = 30.0
 FIRST_PAUSE = 0.25  # seconds; doubles
 LOCK_PAUSE = 0.1

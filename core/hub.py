@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging as library_log
 
 from .catalog import PUBLISHED, Fit, fit, token_nbytes
 from .config import ModelConfig
@@ -69,8 +70,8 @@ MAX_SMALL_NBYTES = 256 << 20
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no files on Windows
 PARALLEL = 4
-ANSWER_SECONDS = 4.0  # to connect, and to send the next bytes
-FIRST_ANSWER_SECONDS = 4.5  # with the look-up of the name, which no time limit of a socket covers
+ANSWER_SECONDS = 3.5  # to connect, and to send the next bytes
+FIRST_ANSWER_SECONDS = 4.0  # with the look-up of the name, which no time limit of a socket covers
 TICK = 0.1
 GRACE_SECONDS = 0.4  # for threads that were told to stop
 SPEED_SECONDS = 10.0  # over which the speed is averaged
@@ -166,9 +167,8 @@ def plan(id: str, revision: str | None = None, *, cancelled: Callable[[], bool] 
     Raises UsageError for what is no id, ModelError for what cannot be had or run, FetchStopped.
     """
     id, revision = parse_id(f"{id}@{revision}" if revision else id)
-    constants.HF_HUB_DISABLE_TELEMETRY = (
-        True  # the library would tell which programs run it, and ask for news
-    )
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else the library asks the hub which programs to tell of
+    library_log.set_verbosity_error()  # its warnings would be written over the screen
     try:
         watch = Watch()
         info = _wait([_Task(lambda: _ask(id, revision, watch))], watch, cancelled, FIRST_ANSWER_SECONDS)[0]

@@ -4,11 +4,12 @@ Layout: `models--OWNER--NAME/` with `blobs/DIGEST`, `snapshots/COMMIT/FILE -> ..
 `refs/REVISION`, which holds a commit. Refuses ids and revisions that could lead elsewhere.
 """
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -133,13 +134,20 @@ class Repository:
 
     def delete(self, commit: str) -> None:
         """The snapshot and what it alone needs; with the last snapshot all of the model. Raises OSError."""
-        if set(self.commits()) <= {commit}:
+        if commit in self.commits():
+            from huggingface_hub import scan_cache_dir
+            from huggingface_hub.utils import logging as library_log
+
+            library_log.set_verbosity_error()  # what fails is raised below
+            known = scan_cache_dir(self.cache)
+            # another model may have the same commit
+            mine = frozenset(repo for repo in known.repos if repo.repo_path.name == self.folder.name)
+            replace(known, repos=mine).delete_revisions(commit).execute()
+        if set(self.commits()) <= {commit} and self.folder.exists():
             shutil.rmtree(self.folder)
             shutil.rmtree(self.cache / ".locks" / self.folder.name, ignore_errors=True)
-            return
-        from huggingface_hub import scan_cache_dir
-
-        scan_cache_dir(self.cache).delete_revisions(commit).execute()
+        if commit in self.commits():
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.snapshot(commit)))
 
 
 def repositories(cache: Path) -> Iterator[Repository]:

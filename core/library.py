@@ -104,6 +104,8 @@ def find(name: str, places: Places | None = None) -> Path:
     Raises NotHere for one that could be fetched, ModelError with the nearest names for any other.
     """
     name, places = name.strip(), places or Places()
+    if not name:
+        raise ModelError("no model was named: `qchat models` lists those on this machine")
     path = _expanded(name)
     if path.is_dir() and (_is_path(name) or (path / CONFIG_NAME).exists()):
         return path
@@ -132,17 +134,25 @@ def _find_id(name: str, places: Places) -> Path:
 def _find_name(name: str, places: Places) -> Path:
     if name in (BUILT_IN, "embedded"):
         return EMBEDDED_MODEL
-    here = {found.name: found for found in _candidates(places) if found.problem is None}
+    # of two with one name the first place has it
+    here = {found.name: found for found in reversed(_candidates(places)) if found.problem is None}
     for known in (_meant(name, here), _meant(name, [variant.id for variant in PUBLISHED])):
         if len(known) > 1:
             raise ModelError(f"{shown(name)} could mean {', '.join(sorted(known)[:5])}: write more of it")
         if known and known[0] in here:
-            return here[known[0]].path
+            return _whole(here[known[0]])
         if known:
             raise NotHere(f"{known[0]} is not on this machine: `qchat pull {known[0]}` fetches it", known[0])
     near = nearest(name, [*here, *(variant.id for variant in PUBLISHED)])
     hint = f"; did you mean {' or '.join(near)}?" if near else ": `qchat models` lists those that are"
     raise ModelError(f"there is no model {shown(name)} on this machine{hint}")
+
+
+def _whole(model: LocalModel) -> Path:
+    """Its folder. Raises NotHere for one of the hub's that lacks files; loading refuses others."""
+    if model.id is not None and incomplete(model.path) is not None:
+        raise NotHere(f"{model.id} is here only in part: `qchat pull {model.id}` fetches the rest", model.id)
+    return model.path
 
 
 def _meant(name: str, known: Iterable[str]) -> list[str]:
@@ -331,9 +341,10 @@ def usual(places: Places | None = None) -> tuple[Path, str | None]:
     last = last_used(places)
     if last is None:
         return EMBEDDED_MODEL, None
-    if (last / CONFIG_NAME).exists():
+    problem = incomplete(last) if last.is_dir() else _vanished(last, places)
+    if problem is None:
         return last, None
-    return EMBEDDED_MODEL, f"{_vanished(last, places)}; the built-in model answers instead"
+    return EMBEDDED_MODEL, f"{problem}; the built-in model answers instead"
 
 
 def _read_used(places: Places) -> list[dict[str, Any]]:
@@ -432,11 +443,15 @@ def _is_path(name: str) -> bool:
 
 
 def _expanded(name: str) -> Path:
-    """Raises ModelError."""
+    """Raises ModelError for what cannot be a path."""
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
+        path.exists()
     except RuntimeError as error:
         raise ModelError(f"there is no home folder for {shown(name)}") from error
+    except OSError as error:
+        raise ModelError(f"{shown(name)} cannot be looked for: {error.strerror}") from error
+    return path
 
 
 def _used_paths(places: Places) -> Iterator[Path]:

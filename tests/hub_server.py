@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 LARGE_NBYTES = 1 << 12  # from here on a file is "LFS"
 PIECE_NBYTES = 1 << 15
 
@@ -126,6 +129,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     @property
     def hub(self) -> Hub:
@@ -280,6 +284,16 @@ class _Store(_Handler):
     def do_GET(self) -> None:
         _, owner, model, name = unquote(urlsplit(self.path).path).split("/", 3)
         self.send_file(name, self.hub.repos[f"{owner}/{model}"].files[name])
+
+
+def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub, which read its variables when it was imported, ask there and keep files here."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
 
 
 def main(folder: str, id: str) -> None:
