@@ -57,10 +57,12 @@ def regular_file(folder: Path, path: Path) -> Path:
 
 
 def _roots(home: Path) -> Iterable[Path]:
-    """`home`, and the blobs of `models--x/snapshots/<revision>`, where the Hugging Face cache keeps files."""
+    """`home`, and where the Hugging Face cache around `models--x/snapshots/<revision>` keeps files: the blobs
+    of the model, and those that huggingface_hub 2 shares between models."""
     yield home
     if home.parent.name == "snapshots":
         yield home.parents[1] / "blobs"
+        yield home.parents[2] / "blobs"
 
 
 def _read_index(folder: Path) -> dict[str, str]:

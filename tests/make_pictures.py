@@ -1,8 +1,8 @@
-"""Makes the README's pictures: the app itself on the model in the package, photographed in eight states.
+"""Makes the README's pictures: the app itself on the model in the package, in nine states.
 
     PYTHONPATH=.dev:. python tests/make_pictures.py [FOLDER]     (tests/pictures by default)
 
-Conversations, models and settings are kept in a temporary folder, so nothing of the user's is seen or changed.
+Conversations, models and settings are kept in a temporary folder: nothing of the user's is seen or changed.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Memory of a conversation of many turns: qchat's session beside mlx-lm's chat, by MLX's own counters.
 
 `python tests/peers/bench_turns.py [MODEL] [--turns 200] [--budget MiB]`. Each runs in a process of its own
-and says the same things; mlx-lm as its chat command does it, with one prompt cache for the conversation, which
-it can neither go back in nor bound.
+and says the same things; mlx-lm as its chat command does it, with one prompt cache for the conversation,
+which it can neither go back in nor bound.
 """
 
 import argparse
