@@ -16,8 +16,19 @@ from typing import TypeVar
 from .errors import UsageError
 from .linux_cpu import keep_pages, open_blas
 
+
+def _keep_compiled() -> None:
+    """Let MLX's CUDA backend keep what it compiles where it outlives a restart, not among temporary files."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return  # a user without a home
+    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(base / "qchat" / f"ptx-{version('mlx')}"))
+
+
 _blas_notice = open_blas()
 keep_pages()
+_keep_compiled()
 
 import mlx.core as mx  # noqa: E402  the BLAS must be open first
 

@@ -5,13 +5,13 @@ Logits never leave this module. Nothing here knows of messages, templates or tex
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .backend import mx
+from .backend import mx, on_gpu
 from .cache import Cache
 from .model import Model
 from .sampling import Sampling, count, sampler, start
 
 # small enough that a stop during prefill is answered soon, large enough for full-speed products
-PREFILL_CHUNK = 512
+PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
 # a thought within its last tenth of budget is closed where the model itself nearly would
 SOFT_SHARE, SOFT_RANK = 0.9, 3
 
@@ -23,10 +23,11 @@ def prefill(
 
     Stops early, between chunks, when `cancelled()`.
     """
-    for begin in range(0, len(ids), PREFILL_CHUNK):
+    size = GPU_PREFILL_CHUNK if on_gpu() else PREFILL_CHUNK
+    for begin in range(0, len(ids), size):
         if cancelled():
             return
-        chunk = ids[begin : begin + PREFILL_CHUNK]
+        chunk = ids[begin : begin + size]
         model.hidden(chunk, cache)
         mx.eval(cache.arrays())
         mx.clear_cache()

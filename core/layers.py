@@ -4,13 +4,15 @@ Follows Qwen3.5's published architecture. The residual stream keeps the activati
 gates of the delta net and its state are float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from .backend import Policy, fuse, mx
 from .cache import DeltaState, KVCache
 from .config import ModelConfig
+from .kernels import delta_steps, few, heads
 from .kernels.attention import attention
-from .kernels.delta import gated_delta
+from .kernels.delta import gated_delta, takes_kernels
 from .kernels.elementwise import (
     decay_and_beta,
     gate_by_sigmoid,
@@ -19,9 +21,34 @@ from .kernels.elementwise import (
     silu,
     swiglu,
 )
-from .kernels.linear import Weight, make_linear, make_projections, prepare
+from .kernels.few import MAX_ROWS, Norm
+from .kernels.linear import (
+    DenseLinear,
+    ExpertsLinear,
+    PackedLinear,
+    Projections,
+    Weight,
+    make_linear,
+    make_projections,
+    prepare,
+)
+from .kernels.source import backend
 
-FeedForward = Callable[[mx.array], mx.array]
+
+class FeedForward(Protocol):
+    """What follows the mixer of a layer."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, hidden], normalised, to the same shape."""
+        ...
+
+    def takes_few(self) -> bool:
+        """Whether `few` can do it here."""
+        ...
+
+    def few(self, x: mx.array, norm: Norm) -> mx.array:
+        """x + the block's output of norm(x), for x [T, hidden] with few T."""
+        ...
 
 
 class Named:
@@ -51,6 +78,11 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     return mx.fast.rms_norm(x, weight, eps).astype(x.dtype)
 
 
+def is_plain(product: object) -> bool:
+    """Whether a product still has the weights that kernels read: one may stand before it and look on."""
+    return isinstance(product, Projections | PackedLinear | DenseLinear | ExpertsLinear)
+
+
 class DenseMLP:
     """down(silu(gate(x)) * up(x))."""
 
@@ -60,6 +92,16 @@ class DenseMLP:
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(swiglu(*self.gate_up(x)))
+
+    def takes_few(self) -> bool:
+        return is_plain(self.gate_up) and is_plain(self.down)
+
+    def few(self, x: mx.array, norm: Norm) -> mx.array:
+        return few.product(self.few_hidden(x, norm), self.down.weight, add=x)
+
+    def few_hidden(self, x: mx.array, norm: Norm) -> mx.array:
+        """silu(gate(norm(x))) * up(norm(x))."""
+        return few.gated(x, *self.gate_up.weights, norm=norm)
 
 
 class GatedAttention:
@@ -72,6 +114,9 @@ class GatedAttention:
         self.qkv = make_projections([weights[f"{name}_proj"] for name in "qkv"], policy)
         self.out = make_linear(prepare(weights["o_proj"], policy))
         self.q_norm, self.k_norm = weights.vector("q_norm"), weights.vector("k_norm")
+        self.sizes = heads.Heads(self.heads, self.kv_heads, self.rotary, self.eps)
+        self.turns = heads.frequencies(self.rotary, self.theta)
+        self.by_kernels = backend() is not None and heads.fits(self.sizes, self.dim)
 
     def project(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """x [B, T, hidden] at position `offset` [] to q [B, H, T, D], k and v [B, Hkv, T, D], gate.
@@ -91,8 +136,20 @@ class GatedAttention:
         """Attention's output [B, H, T, D] and the gate [B, T, H*D] to [B, T, hidden]."""
         return self.out(gate_by_sigmoid(mixed.swapaxes(1, 2).reshape(gate.shape), gate))
 
+    def takes_few(self) -> bool:
+        return self.by_kernels and is_plain(self.qkv) and is_plain(self.out)
+
+    def few_project(self, x: mx.array, norm: Norm, offset: mx.array) -> tuple[mx.array, ...]:
+        """x [T, hidden] to its projections [T, width], q [1, H, T, D], k and v [1, Hkv, T, D]."""
+        main = join([few.product(x, group.weight, norm=norm) for group in self.qkv.groups])
+        return main, *heads.split_heads(self.sizes, main, self.q_norm, self.k_norm, self.turns, offset)
+
     def _rotate(self, x: mx.array, offset: mx.array) -> mx.array:
         return mx.fast.rope(x, self.rotary, traditional=False, base=self.theta, scale=1.0, offset=offset)
+
+
+def join(parts: list[mx.array]) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
 class GatedDeltaNet:
@@ -110,10 +167,55 @@ class GatedDeltaNet:
         self.norm = weights.vector("norm").astype(mx.float32)
         self.log_a, self.dt_bias = weights.vector("A_log"), weights.vector("dt_bias")
         mx.eval(self.taps, self.norm)
+        self.kernels = self._make_kernels(config) if policy.activations == mx.bfloat16 else None
+
+    def _make_kernels(self, config: ModelConfig) -> delta_steps.DeltaKernels | None:
+        """What does all between the projections on a GPU, if its blocks divide the heads."""
+        widths = [sum(group.widths) for group in self.inputs.groups]
+        alone = len(widths) == 2 and len(self.inputs.groups[0].widths) == 2  # a and b, in a group of theirs
+        main_width, ab_width = widths if alone else [sum(widths)] * 2
+        net = delta_steps.Net(
+            key_heads=self.key_heads,
+            value_heads=self.value_heads,
+            key_dim=self.key_dim,
+            value_dim=self.value_dim,
+            taps=self.taps.shape[0],
+            norm_eps=self.eps,
+            main_width=main_width,
+            z_at=config.conv_dim,
+            ab_width=ab_width,
+            a_at=0 if alone else config.conv_dim + config.value_dim,
+        )
+        vectors = (self.taps, self.log_a, self.dt_bias, self.norm)
+        return delta_steps.DeltaKernels(net, *vectors) if takes_kernels(net) else None
+
+    def takes_few(self) -> bool:
+        return self.kernels is not None and is_plain(self.inputs) and is_plain(self.out)
+
+    def few(
+        self, x: mx.array, norm: Norm, conv: mx.array, state: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """x [T, hidden] + the net's output of norm(x), with few T, and the two states after it."""
+        projected = [few.product(x, group.weight, norm=norm) for group in self.inputs.groups]
+        mixed, conv, state = self._by_kernels(projected, conv, state)
+        return few.product(mixed, self.out.weight, add=x), conv, state
+
+    def _by_kernels(
+        self, projected: list[mx.array], conv: mx.array, state: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Outputs [T, Hv * Dv] of projections [T, ...], group by group, and the two states after them."""
+        if self.kernels is None:
+            raise TypeError("this delta net has no kernels")
+        main, ab = [join(projected)] * 2 if self.kernels.net.a_at else projected
+        return self.kernels(main, ab, conv, state)
 
     def __call__(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """x [B, T, hidden] and the two states before it to [B, T, hidden] and the two states after it."""
         batch, length, _ = x.shape
+        if self.kernels and batch == 1 and is_plain(self.inputs):
+            projected = [group.joined(x[0]) for group in self.inputs.groups]
+            mixed, conv, state = self._by_kernels(projected, conv, state)
+            return self.out(mixed)[None], conv, state
         qkv, z, a, b = self.inputs(x)
         window = mx.concatenate([conv, qkv], axis=1)  # [B, K-1+T, channels]
         mixed = convolve(window, self.taps)
@@ -142,6 +244,11 @@ def convolve(window: mx.array, taps: mx.array) -> mx.array:
     return silu(total).astype(window.dtype)
 
 
+def is_few(x: mx.array) -> bool:
+    """Whether x [B, T, hidden] is for the kernels of few rows."""
+    return x.shape[0] == 1 and x.shape[1] <= MAX_ROWS and x.dtype == mx.bfloat16
+
+
 class Block:
     """What both kinds of layer share: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
 
@@ -165,15 +272,35 @@ class AttentionLayer(Block):
         super().__init__(config, weights, feed_forward)
         self.mixer = GatedAttention(config, weights.within("self_attn"), policy)
         self._fused_before, self._fused_after = fuse(self.before), fuse(self.after)
+        self._few_before, self._few_after = fuse(self.few_before), fuse(self.few_after)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
         """x [B, T, hidden] to the same shape; the cache grows by T."""
         if not isinstance(cache, KVCache):
             raise TypeError("an attention layer wants a KVCache")
+        if is_few(x) and not cache.quantized and self.mixer.takes_few() and self.feed_forward.takes_few():
+            return self.few(x, cache)
         one = x.shape[1] == 1
         q, k, v, gate = (self._fused_before if one else self.before)(x, mx.array(cache.length))
         mixed = attention(q, *cache.append(k, v), self.mixer.dim**-0.5)
         return (self._fused_after if one else self.after)(x, mixed, gate)
+
+    def few(self, x: mx.array, cache: KVCache) -> mx.array:
+        """The same by kernels, for few T and B 1."""
+        offset = heads.position(cache.length)
+        main, q, k, v = self._few_before(x, offset)
+        cache.append(k, v)
+        keys, values = cache.buffer.parts
+        return self._few_after(x, heads.attend(self.mixer.sizes, main, q, keys, values, offset))
+
+    def few_before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, ...]:
+        """As `GatedAttention.few_project` gives them."""
+        return self.mixer.few_project(x[0], Norm(self.input_norm, self.eps), offset)
+
+    def few_after(self, x: mx.array, mixed: mx.array) -> mx.array:
+        """The rest of the layer, from attention's gated output [T, H*D]."""
+        rows = few.product(mixed, self.mixer.out.weight, add=x[0])
+        return self.feed_forward.few(rows, Norm(self.post_norm, self.eps))[None]
 
     def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """What attention needs, as `GatedAttention.project` gives it."""
@@ -190,14 +317,17 @@ class DeltaLayer(Block):
     def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward, policy: Policy):
         super().__init__(config, weights, feed_forward)
         self.mixer = GatedDeltaNet(config, weights.within("linear_attn"), policy)
-        self._fused = fuse(self.step)
+        self._fused, self._few = fuse(self.step), fuse(self.few)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
         """x [B, T, hidden] to the same shape; the state moves on by T."""
         if not isinstance(cache, DeltaState):
             raise TypeError("a delta net layer wants a DeltaState")
-        # many tokens spend their time in products; fusing around those only breaks vectorised loops apart
-        step = self._fused if x.shape[1] == 1 else self.step
+        if is_few(x) and self.mixer.takes_few() and self.feed_forward.takes_few():
+            step = self._few
+        else:
+            # many tokens spend their time in products; fusing around those only breaks vectorised loops apart
+            step = self._fused if x.shape[1] == 1 else self.step
         x, cache.conv, cache.state = step(x, cache.conv, cache.state)
         return x
 
@@ -205,3 +335,8 @@ class DeltaLayer(Block):
         """The layer with its states handed in and out."""
         mixed, conv, state = self.mixer(self.enter(x), conv, state)
         return self.leave(x, mixed), conv, state
+
+    def few(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The same by kernels, for few T and B 1."""
+        rows, conv, state = self.mixer.few(x[0], Norm(self.input_norm, self.eps), conv, state)
+        return self.feed_forward.few(rows, Norm(self.post_norm, self.eps))[None], conv, state

@@ -1,12 +1,15 @@
 """The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from .backend import Policy, choose_policy, mx
+from .backend import Policy, choose_policy, mx, on_gpu
 from .cache import Cache
 from .config import ModelConfig
+from .kernels.few import MAX_ROWS
 from .kernels.linear import Embedding, make_linear, prepare
+from .kernels.trial import settle
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
@@ -21,6 +24,9 @@ class Model:
         self, config: ModelConfig, weights: Weights, policy: Policy, progress: Progress | None = None
     ):
         named = Named(Watched(weights, progress) if progress else weights.tensors)
+        refusal = settle()
+        if refusal:
+            policy = replace(policy, notices=(*policy.notices, refusal))
         self.config, self.policy = config, policy
         self.step_nbytes = step_nbytes(weights.tensors, config, policy)
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
@@ -41,10 +47,16 @@ class Model:
     def load(cls, folder: Path, config: ModelConfig, progress: Progress | None = None) -> "Model":
         """Read the weights of `folder`, telling `progress` once all is checked and before each of them.
 
-        Raises ModelError and its children, and what `progress` raises.
+        On a GPU its kernels are compiled as well. Raises ModelError and its children, and what `progress`
+        raises.
         """
         weights = load_weights(folder, config)
-        return cls(config, weights, choose_policy(weights.parameters), progress)
+        model = cls(config, weights, choose_policy(weights.parameters), progress)
+        if on_gpu():
+            if progress:
+                progress(model.nbytes, model.nbytes, "kernels")
+            model.warm_up()
+        return model
 
     def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:
         make = AttentionLayer if kind == "full_attention" else DeltaLayer
@@ -58,6 +70,12 @@ class Model:
     def new_cache(self, *, quantized: bool = False) -> Cache:
         """A cache that has read nothing; `quantized` keeps keys and values at 8 bits."""
         return Cache.empty(self.config, self.policy.activations, quantized=quantized)
+
+    def warm_up(self) -> None:
+        """Have the kernels of a prompt and of a step compiled, so that no reply waits for them."""
+        cache = self.new_cache()
+        for length in (2 * MAX_ROWS, 1):
+            mx.eval(self.logits(self.hidden([0] * length, cache)[:, -1:]))
 
     def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
         """Read ids [T] into the cache; returns the hidden states [1, T, hidden] after the final norm."""

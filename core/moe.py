@@ -2,9 +2,12 @@
 
 from .backend import Policy, mx
 from .config import ModelConfig
+from .kernels import few
 from .kernels.elementwise import sigmoid, swiglu
-from .kernels.linear import ExpertsLinear, make_linear, prepare
-from .layers import DenseMLP, Named
+from .kernels.few import Norm, Weight
+from .kernels.linear import ExpertsLinear, evaluate, join_weights, make_linear, prepare
+from .kernels.routing import route
+from .layers import DenseMLP, Named, is_plain
 
 # from this many choices on, rows are sorted by expert so that each expert's weights are read once
 SORT_FROM = 64
@@ -22,6 +25,7 @@ class MixtureOfExperts:
         self.router = make_linear(prepare(weights["gate"], policy))
         self.shared = DenseMLP(weights.within("shared_expert"), policy)
         self.shared_gate = make_linear(prepare(weights["shared_expert_gate"], policy))
+        self.gates = self._join_gates()
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, T, hidden] to the same shape."""
@@ -30,6 +34,32 @@ class MixtureOfExperts:
         mixed = (self.run(rows, experts) * shares[..., None].astype(x.dtype)).sum(axis=1)
         shared = self.shared(rows) * sigmoid(self.shared_gate(rows)).astype(x.dtype)
         return (mixed + shared).reshape(x.shape)
+
+    def _join_gates(self) -> Weight | None:
+        """Router and shared expert's gate below each other, where kernels read everything in this block."""
+        gates, shared = [self.router.weight, self.shared_gate.weight], self.shared
+        pairs = [[self.gate.weight, self.up.weight], [self.down.weight], gates]
+        inner = [shared.gate_up.weights, [shared.down.weight]]
+        if not few.ours() or not all(few.takes(*pair) for pair in pairs + inner):
+            return None
+        joined = join_weights(gates)
+        evaluate(joined)
+        return joined
+
+    def takes_few(self) -> bool:
+        products = (self.router, self.shared_gate, self.gate, self.up, self.down)
+        return self.gates is not None and all(map(is_plain, products)) and self.shared.takes_few()
+
+    def few(self, x: mx.array, norm: Norm) -> mx.array:
+        """x + the block's output of norm(x), for x [T, hidden] with few T."""
+        if self.gates is None:
+            raise TypeError("this block's weights are not for kernels")
+        logits = few.logits(x, self.gates, norm=norm)
+        ids, shares, shared = route(logits, self.top, renormalise=self.renormalise)
+        hidden = few.experts_gated(x, self.gate.weight, self.up.weight, ids, self.top, norm=norm)
+        inner = self.shared.few_hidden(x, norm)
+        x = few.experts_sum(hidden, self.down.weight, ids, shares, self.top, add=x)
+        return few.shared_sum(inner, self.shared.down.weight, shared, add=x)
 
     def route(self, rows: mx.array) -> tuple[mx.array, mx.array]:
         """The best experts of each row and their shares by a softmax over all (float32); both [R, top]."""

@@ -12,7 +12,9 @@ from functools import cache
 from ..backend import fuse, mx, on_gpu
 from ..errors import UsageError
 from ..reference import gated_delta_rule
+from .delta_steps import Net, fits
 from .elementwise import exp
+from .source import backend
 
 # Tokens per chunk: small on a CPU, where the C x C work is not free; a GPU wants fewer, larger products.
 CPU_CHUNK, GPU_CHUNK = 32, 64
@@ -25,14 +27,24 @@ def gated_delta(
 
     QCHAT_DELTA (`auto`, `reference`, `chunked`) forces one form. Raises UsageError for another word.
     """
-    form = os.environ.get("QCHAT_DELTA", "auto")
-    if form not in ("auto", "reference", "chunked"):
-        raise UsageError(f"QCHAT_DELTA is {form!r}, wanted auto, reference, chunked")
+    form = _form()
     if form == "reference":
         return gated_delta_rule(q, k, v, g, beta, state)
     if form == "auto" and v.shape[1] == 1:
         return delta_step(q, k, v, g, beta, state)
     return delta_chunks(q, k, v, g, beta, state, GPU_CHUNK if on_gpu() else CPU_CHUNK)
+
+
+def takes_kernels(net: Net) -> bool:
+    """Whether a layer of this net runs on the kernels of `delta_steps`: on a GPU, unless a form is forced."""
+    return backend() is not None and _form() == "auto" and fits(net)
+
+
+def _form() -> str:
+    form = os.environ.get("QCHAT_DELTA", "auto")
+    if form not in ("auto", "reference", "chunked"):
+        raise UsageError(f"QCHAT_DELTA is {form!r}, wanted auto, reference, chunked")
+    return form
 
 
 def delta_step(

@@ -1,24 +1,27 @@
 """Products with weights in every stored form: dense, packed, and one per expert; `make_linear` chooses.
 
 Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]. Packed forms are MLX's
-triple of group_size, bits and mode. On a CPU one row goes as columns through the BLAS's small-matrix path,
-and several rows of a packed weight are dequantized first, because MLX's own CPU product uses no GEMM.
+triple of group_size, bits and mode. On a CPU one row goes as columns through the BLAS's small-matrix path.
+Several rows of a packed weight are dequantized first: on a CPU MLX's own product uses no GEMM, and on CUDA
+its GEMM is the faster one. A few rows on a GPU are `few`'s.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Protocol
 
 from ..backend import Policy, mx, on_gpu
 from ..packed import Packed
+from . import few
+from .few import Weight
+from .source import backend
+from .widen import widen
 
 # OpenBLAS serves m * n * k up to a million from its small-matrix kernels, at memory speed
 SMALL_PRODUCT = 1_000_000
 # from this many rows on, dequantizing once costs less than as many one-row products
 DEQUANTIZE_ROWS = 16
-
-Weight = mx.array | Packed
 
 
 class Embedding:
@@ -37,6 +40,9 @@ class Embedding:
 
 
 class Linear(Protocol):
+    @property
+    def weight(self) -> Weight: ...
+
     def __call__(self, x: mx.array) -> mx.array: ...
 
 
@@ -47,6 +53,8 @@ class DenseLinear:
         self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
+        if _is_few(x) and few.ours() and few.takes(self.weight):
+            return few.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
         return x @ self.weight.astype(x.dtype).T
 
 
@@ -73,14 +81,37 @@ class ColumnLinear:
 class PackedLinear:
     """x @ W^T for a packed weight [N, K]."""
 
-    def __init__(self, packed: Packed):
-        self.packed = packed
+    def __init__(self, weight: Packed):
+        self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        p = self.packed
-        if not on_gpu() and x.size >= DEQUANTIZE_ROWS * x.shape[-1]:
-            return x @ p.dequantize(x.dtype).T
-        return mx.quantized_matmul(x, p.weight, p.scales, p.biases, True, p.group_size, p.bits, mode=p.mode)
+        if _is_few(x) and few.ours() and few.takes(self.weight):
+            return few.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
+        if _widens(x):
+            return x @ dense_form(self.weight, x.dtype).T
+        return few.multiply(x, self.weight)
+
+
+def _rows(x: mx.array) -> mx.array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _is_few(x: mx.array) -> bool:
+    """One to eight rows of bfloat16, which our kernel reads."""
+    return x.dtype == mx.bfloat16 and x.size <= few.MAX_ROWS * x.shape[-1]
+
+
+def _widens(x: mx.array) -> bool:
+    """Whether a packed weight is dequantized for so many rows."""
+    if backend() == "cuda":  # MLX compiles its packed products there for seconds
+        return not _is_few(x)
+    return not on_gpu() and x.size >= DEQUANTIZE_ROWS * x.shape[-1]
+
+
+def dense_form(weight: Packed, dtype: mx.Dtype) -> mx.array:
+    """[..., N, K] in `dtype`, by our kernel where it can."""
+    ours = backend() is not None and dtype == mx.bfloat16 and few.takes(weight)
+    return widen(weight) if ours else weight.dequantize(dtype)
 
 
 class ExpertsLinear:
@@ -109,20 +140,43 @@ class ExpertsLinear:
         )
 
 
+class Group:
+    """Weights of one input that are stored alike, joined into one; `widths` are those of their outputs."""
+
+    def __init__(self, weights: Sequence[Weight]):
+        self.widths = [_width(w) for w in weights]
+        self.weight = weights[0] if len(weights) == 1 else join_weights(weights)
+        evaluate(self.weight)
+        bounds = list(accumulate(self.widths, initial=0))
+        parts = _cut(self.weight, bounds)
+        for part in parts:
+            evaluate(part)  # else every step would cut them out again
+        self.cuts = bounds[1:-1]
+        self.joined = make_linear(self.weight)
+        self.parts = [make_linear(part) for part in parts] if len(parts) > 1 else [self.joined]
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        if x.size > x.shape[-1] or len(self.parts) == 1:
+            return [part(x) for part in self.parts]
+        return list(mx.split(self.joined(x), self.cuts, axis=-1))
+
+
 class Projections:
     """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ...
 
-    One row takes one product with all of them; many rows take one each, whose outputs stand in memory alone.
+    One row takes one product per group of neighbours that are stored alike; many rows take one per weight,
+    whose outputs stand in memory alone.
     """
 
-    def __init__(self, joined: Linear | None, parts: Sequence[Linear], widths: Sequence[int]):
-        self.joined, self.parts = joined, parts
-        self.bounds = list(accumulate(widths))[:-1]
+    def __init__(self, groups: Sequence[Group]):
+        self.groups = groups
+
+    @property
+    def weights(self) -> list[Weight]:
+        return [part.weight for group in self.groups for part in group.parts]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        if self.joined is None or x.size > x.shape[-1]:
-            return [part(x) for part in self.parts]
-        return list(mx.split(self.joined(x), self.bounds, axis=-1))
+        return [y for group in self.groups for y in group(x)]
 
 
 def prepare(weight: Weight, policy: Policy) -> Weight:
@@ -155,15 +209,17 @@ def make_linear(weight: Weight) -> Linear:
 
 
 def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
-    """Products with one input, joined into one weight where they are stored alike (bits, group and mode)."""
+    """Products with one input, neighbours joined where they are stored alike (bits, group and mode)."""
     ready = [prepare(w, policy) for w in weights]
-    widths = [w.scales.shape[-2] if isinstance(w, Packed) else w.shape[-2] for w in ready]
-    joined = _join(ready)
-    if joined is None:
-        return Projections(None, [make_linear(w) for w in ready], widths)
-    evaluate(joined)
-    parts = _cut(joined, list(accumulate(widths, initial=0)))
-    return Projections(make_linear(joined), [make_linear(part) for part in parts], widths)
+    return Projections([Group(list(alike)) for _, alike in groupby(ready, key=_kind)])
+
+
+def _kind(weight: Weight) -> object:
+    return weight.geometry if isinstance(weight, Packed) else None
+
+
+def _width(weight: Weight) -> int:
+    return weight.scales.shape[-2] if isinstance(weight, Packed) else weight.shape[-2]
 
 
 def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
@@ -178,17 +234,15 @@ def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
     ]
 
 
-def _join(weights: Sequence[Weight]) -> Weight | None:
-    dense = [w for w in weights if isinstance(w, mx.array)]
+def join_weights(weights: Sequence[Weight]) -> Weight:
+    """Weights of one kind, below each other."""
     packed = [w for w in weights if isinstance(w, Packed)]
-    if len(dense) == len(weights):
-        return mx.concatenate(dense)
-    if len(packed) == len(weights) and len({p.geometry for p in packed}) == 1:
-        biases = [p.biases for p in packed if p.biases is not None]
-        return replace(
-            packed[0],
-            weight=mx.concatenate([p.weight for p in packed]),
-            scales=mx.concatenate([p.scales for p in packed]),
-            biases=mx.concatenate(biases) if biases else None,
-        )
-    return None
+    if not packed:
+        return mx.concatenate([w for w in weights if isinstance(w, mx.array)])
+    biases = [p.biases for p in packed if p.biases is not None]
+    return replace(
+        packed[0],
+        weight=mx.concatenate([p.weight for p in packed]),
+        scales=mx.concatenate([p.scales for p in packed]),
+        biases=mx.concatenate(biases) if biases else None,
+    )

@@ -1,0 +1,160 @@
+"""Before our kernels are trusted on a device, they compute something known there; the verdict is kept.
+
+Nobody has tried every GPU and every version of MLX's and the vendors' compilers. Where a kernel does not
+compile, or is off by more than rounding, all of them are left alone, and one sentence says so.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ..backend import mx
+from ..packed import Packed
+from . import delta_steps, few, heads, rows
+from .attention import attention
+from .delta import delta_chunks
+from .elementwise import decay_and_beta, gated_norm, l2_normalise, silu
+from .source import Kernel, backend, distrust, texts
+from .widen import widen, widen_kernel
+
+LIMIT = 2e-2  # relative RMS; rounding alone gives 2e-3
+EPS = 1e-6
+NET = delta_steps.Net(
+    key_heads=1,
+    value_heads=2,
+    key_dim=32,
+    value_dim=32,
+    taps=4,
+    norm_eps=EPS,
+    main_width=192,
+    z_at=128,
+    ab_width=4,
+    a_at=0,
+)
+HEADS = heads.Heads(heads=4, kv_heads=2, rotary=64, norm_eps=EPS)
+
+Pairs = Iterator[tuple[mx.array, mx.array]]
+
+
+@cache
+def settle() -> str | None:
+    """Have the kernels tried once per device, MLX and text; afterwards `backend()` knows whether to use them.
+
+    Returns one sentence if they are not used although the device might take them.
+    """
+    if backend() is None:
+        return None
+    kept = _verdict_file()
+    if kept is not None and kept.exists():
+        return None
+    try:
+        error = max(_relative_rms(found, wanted) for found, wanted in _samples())
+    except (RuntimeError, ValueError) as problem:
+        distrust()
+        return f"qchat's GPU kernels do not run here, MLX's own do: {' '.join(str(problem).split())[:200]}"
+    if not error <= LIMIT:
+        distrust()
+        return f"qchat's GPU kernels are off by {error:.0%} here, so MLX's own are used"
+    if kept is not None:
+        kept.touch()
+    return None
+
+
+def _verdict_file() -> Path | None:
+    """Stands for a passed trial; none where there is no home to keep it in."""
+    device = mx.device_info()
+    about = [version("mlx"), str(device.get("device_name")), str(device.get("architecture"))]
+    about += [part for kernel in _kernels() for part in texts(kernel, backend() or "metal")]
+    digest = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "qchat" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError):
+        return None
+    return folder / f"{digest}.passed"
+
+
+def _kernels() -> list[Kernel]:
+    """Every text that the samples run, or one like it."""
+    packed = _packed()
+    shape = rows.Shape(packed.geometry, 256, rows=2, sides=2, norm_eps=EPS)
+    return [
+        rows.rows_kernel(shape, rows.choose_tiling(shape, 40), 2),
+        widen_kernel(packed.geometry, 2),
+        delta_steps.steps_kernel(NET, every=False),
+        delta_steps.mix_kernel(NET, 32),
+        delta_steps.walk_kernel(NET),
+        delta_steps.norm_kernel(NET),
+        heads.split_kernel(HEADS),
+        heads.attend_kernel(HEADS, 4),
+        heads.join_kernel(HEADS, 4),
+    ]
+
+
+def _samples() -> Pairs:
+    """What kernels gave, and what MLX's operations give."""
+    yield from _products()
+    yield from _delta_net(2)
+    yield from _delta_net(delta_steps.MAX_STEPS + 1)
+    yield from _attention()
+
+
+def _packed() -> Packed:
+    parts = mx.quantize(_normal(40, 256) / 16, 64, 4)
+    return Packed(*parts, 64, 4, "affine")
+
+
+def _products() -> Pairs:
+    packed, x, norm = _packed(), _normal(2, 256), few.Norm(1 + 0.1 * mx.random.normal((256,)), EPS)
+    dense = packed.dequantize(mx.float32)
+    yield widen(packed), dense
+    y = norm(x).astype(mx.float32) @ dense.T
+    yield few.gated(x, packed, packed, norm=norm), silu(y) * y
+
+
+def _delta_net(length: int) -> Pairs:
+    net = NET
+    main, ab = _normal(length, net.main_width), _normal(length, net.ab_width)
+    conv, state = _normal(1, 3, net.channels), mx.random.normal((1, 2, 32, 32))
+    taps = _normal(4, net.channels).astype(mx.float32)
+    log_a, dt_bias, norm = mx.random.normal((2,)), mx.random.normal((2,)), 1 + 0.1 * mx.random.normal((32,))
+    window = mx.concatenate([conv, main[None, :, : net.channels]], axis=1).astype(mx.float32)
+    mixed = silu(
+        sum((window[:, i : i + length] * taps[i] for i in range(1, 4)), window[:, :length] * taps[0])
+    )
+    qk = l2_normalise(mixed[..., :64].reshape(1, length, 2, 1, 32))
+    v = mixed[..., 64:].reshape(1, length, 2, 32)
+    g, beta = decay_and_beta(ab[None, :, :2], ab[None, :, 2:], log_a, dt_bias)
+    output, after = delta_chunks(qk[:, :, 0] * 32**-0.5, qk[:, :, 1], v, g, beta, state, 16)
+    kernels = delta_steps.DeltaKernels(NET, taps.astype(mx.bfloat16), log_a, dt_bias, norm)
+    found, new_conv, new_state = kernels(main, ab, conv, state)
+    gate = main[None, :, net.z_at :].reshape(v.shape)
+    yield found, gated_norm(output, norm, gate, EPS).reshape(length, -1)
+    yield new_conv, window[:, length:]
+    yield new_state, after
+
+
+def _attention() -> Pairs:
+    main, norm, offset = _normal(1, HEADS.width), 1 + 0.1 * mx.random.normal((256,)), 150
+    q, _, _ = heads.split_heads(HEADS, main, norm, norm, heads.frequencies(64, 1e4), heads.position(offset))
+    queries = main[:, : HEADS.heads * 512].reshape(1, HEADS.heads, 2, 256)
+    plain = mx.fast.rms_norm(queries[:, :, 0].swapaxes(0, 1)[None].astype(mx.float32), norm, EPS)
+    yield q, mx.fast.rope(plain, 64, traditional=False, base=1e4, scale=1.0, offset=offset)
+    keys, values = (_normal(1, HEADS.kv_heads, 256, 256) for _ in range(2))
+    found = heads.attend(HEADS, main, q, keys, values, heads.position(offset))
+    seen = [x[:, :, : offset + 1].astype(mx.float32) for x in (keys, values)]
+    mixed = attention(q.astype(mx.float32), seen[0], seen[1], 1 / 16)[0].swapaxes(0, 1)
+    yield found, (mixed * mx.sigmoid(queries[:, :, 1].astype(mx.float32))).reshape(1, -1)
+
+
+def _normal(*shape: int) -> mx.array:
+    return mx.random.normal(shape).astype(mx.bfloat16)
+
+
+def _relative_rms(found: mx.array, wanted: mx.array) -> float:
+    found, wanted = found.astype(mx.float32).reshape(wanted.shape), wanted.astype(mx.float32)
+    return float(mx.sqrt(mx.square(found - wanted).mean() / mx.square(wanted).mean()))

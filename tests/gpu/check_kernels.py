@@ -1,0 +1,178 @@
+"""Every kernel at the dimensions of Qwen3.6-27B and 35B-A3B on this GPU, against float32: relative RMS.
+
+`MLX_ENABLE_TF32=0 PYTHONPATH=.dev python tests/gpu/check_kernels.py [--rows 1 3 8]`. Ends with exit code 1 if
+one of them is further off than LIMIT, which bfloat16 results and half products need.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+
+from qchat.core.backend import mx
+from qchat.core.kernels import few, routing
+from qchat.core.kernels.attention import attention
+from qchat.core.kernels.delta import delta_chunks
+from qchat.core.kernels.delta_steps import DeltaKernels, Net
+from qchat.core.kernels.elementwise import decay_and_beta, gated_norm, l2_normalise
+from qchat.core.kernels.heads import Heads, attend, frequencies, position, split_heads
+from qchat.core.kernels.widen import widen
+from qchat.core.layers import convolve
+from qchat.core.packed import Geometry, Packed
+
+LIMIT = 5e-3
+EPS = 1e-6
+WIDTH, INNER = 5120, 17408
+GEOMETRIES = [
+    *(Geometry(bits, 64, "affine") for bits in (2, 3, 4, 5, 6, 8)),
+    Geometry(4, 32, "affine"),
+    Geometry(4, 128, "affine"),
+    Geometry(4, 32, "mxfp4"),
+    Geometry(8, 32, "mxfp8"),
+    Geometry(4, 16, "nvfp4"),
+]
+HEADS = Heads(heads=24, kv_heads=4, rotary=64, norm_eps=EPS)
+KEY_HEADS, VALUE_HEADS, DIM, TAPS = 16, 48, 128, 4
+KEYS, VALUES = KEY_HEADS * DIM, VALUE_HEADS * DIM
+CHANNELS = 2 * KEYS + VALUES
+NET = Net(KEY_HEADS, VALUE_HEADS, DIM, DIM, TAPS, EPS, CHANNELS + VALUES, CHANNELS, 2 * VALUE_HEADS, 0)
+
+Checks = Iterator[tuple[str, mx.array, mx.array]]
+
+
+def wide(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)
+
+
+def normal(*shape: int, scale: float = 1.0) -> mx.array:
+    return (scale * mx.random.normal(shape)).astype(mx.bfloat16)
+
+
+def pack(geometry: Geometry | None, *shape: int) -> tuple[few.Weight, mx.array]:
+    """A random weight, and the float32 matrix that it stands for."""
+    weight = normal(*shape, scale=shape[-1] ** -0.5)
+    if geometry is None:
+        return weight, wide(weight)
+    parts = mx.quantize(weight, geometry.group_size, geometry.bits, mode=geometry.mode)
+    biases = parts[2] if len(parts) > 2 else None
+    packed = Packed(parts[0], parts[1], biases, geometry.group_size, geometry.bits, geometry.mode)
+    return packed, packed.dequantize(mx.float32)
+
+
+def rms_norm(x: mx.array, norm: few.Norm) -> mx.array:
+    return mx.fast.rms_norm(wide(x), norm.weight, norm.eps)
+
+
+def silu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(x)
+
+
+def products(rows: list[int]) -> Checks:
+    """The fused forms of each weight format, for each number of rows."""
+    norm = few.Norm(1 + 0.2 * mx.random.normal((WIDTH,)), EPS)
+    for geometry in [*GEOMETRIES, None]:
+        name = str(geometry or "bfloat16")
+        (gate, gate32), (up, up32) = pack(geometry, INNER, WIDTH), pack(geometry, INNER, WIDTH)
+        down, down32 = pack(geometry, WIDTH, INNER)
+        for n in rows:
+            x, h = normal(n, WIDTH), normal(n, INNER)
+            seen = rms_norm(x, norm)
+            yield f"{name}: norm, {n} rows", few.logits(x, gate, norm=norm), seen @ gate32.T
+            wanted = silu(seen @ gate32.T) * (seen @ up32.T)
+            yield f"{name}: norm, gate and up, {n} rows", few.gated(x, gate, up, norm=norm), wanted
+            yield f"{name}: residual, {n} rows", few.product(h, down, add=x), wide(x) + wide(h) @ down32.T
+        if isinstance(gate, Packed):
+            yield f"{name}: as bfloat16", widen(gate), gate32
+
+
+def experts() -> Checks:
+    """The block of 35B-A3B, two rows."""
+    rows, width, inner, count, top = 2, 2048, 512, 256, 8
+    norm = few.Norm(1 + 0.2 * mx.random.normal((width,)), EPS)
+    x = normal(rows, width)
+    seen = rms_norm(x, norm)
+    router, router32 = pack(Geometry(8, 64, "affine"), count + 1, width)
+    logits = few.logits(x, router, norm=norm)
+    yield "router", logits, seen @ router32.T
+    ids, shares, shared = routing.route(logits, top, renormalise=True)
+    order = mx.argsort(-logits[:, :count], axis=-1)[:, :top]
+    chosen = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
+    yield "shares", shares.reshape(rows, top), chosen
+    yield "share of the shared expert", shared, mx.sigmoid(logits[:, count])
+    for geometry in (Geometry(4, 64, "affine"), Geometry(8, 32, "mxfp8"), Geometry(4, 16, "nvfp4")):
+        (gate, gate32), (up, up32) = pack(geometry, count, inner, width), pack(geometry, count, inner, width)
+        down, down32 = pack(geometry, count, width, inner)
+        hidden = few.experts_gated(x, gate, up, ids, top, norm=norm)
+        of = mx.repeat(seen, top, axis=0)[:, :, None]
+        wanted = (silu(gate32[ids] @ of) * (up32[ids] @ of))[:, :, 0]
+        yield f"{geometry}: experts' gate and up", hidden, wanted
+        parts = shares[:, None] * (down32[ids] @ wide(hidden)[:, :, None])[:, :, 0]
+        wanted = wide(x) + parts.reshape(rows, top, width).sum(axis=1)
+        yield f"{geometry}: experts' sum", few.experts_sum(hidden, down, ids, shares, top, add=x), wanted
+
+
+def delta_net(lengths: list[int]) -> Checks:
+    conv, state = normal(1, TAPS - 1, CHANNELS), mx.random.normal((1, VALUE_HEADS, DIM, DIM))
+    taps, norm = normal(TAPS, CHANNELS, scale=0.4), 1 + 0.2 * mx.random.normal((DIM,))
+    log_a, dt_bias = mx.random.normal((VALUE_HEADS,)), mx.random.normal((VALUE_HEADS,))
+    kernels = DeltaKernels(NET, taps, log_a, dt_bias, norm)
+    for length in lengths:
+        main, ab = normal(length, NET.main_width), normal(length, NET.ab_width)
+        window = mx.concatenate([wide(conv), wide(main)[None, :, :CHANNELS]], axis=1)
+        qk, v = mx.split(convolve(window, wide(taps)), [2 * KEYS], axis=-1)
+        qk = l2_normalise(qk.reshape(1, length, 2, KEY_HEADS, DIM))
+        g, beta = decay_and_beta(ab[None, :, :VALUE_HEADS], ab[None, :, VALUE_HEADS:], log_a, dt_bias)
+        v = v.reshape(1, length, VALUE_HEADS, DIM)
+        output, after = delta_chunks(qk[:, :, 0] * DIM**-0.5, qk[:, :, 1], v, g, beta, state, 64)
+        z = main[None, :, CHANNELS:].reshape(v.shape)
+        found, new_conv, new_state = kernels(main, ab, conv, state)
+        yield f"delta net, {length} positions", found, gated_norm(output, norm, z, EPS).reshape(length, -1)
+        yield f"its state after {length}", new_state, after
+        yield f"its convolution after {length}", new_conv, window[:, length:]
+
+
+def attends(lengths: list[int]) -> Checks:
+    q_norm, k_norm = (1 + 0.2 * mx.random.normal((256,)) for _ in range(2))
+    turns, steps = frequencies(HEADS.rotary, 1e7), 2
+    main = normal(steps, HEADS.width)
+    for length in lengths:
+        offset = position(length - steps)
+        q, *_ = split_heads(HEADS, main, q_norm, k_norm, turns, offset)
+        of_query = main[:, : HEADS.heads * 512].reshape(steps, HEADS.heads, 2, 256)
+        plain = mx.fast.rms_norm(wide(of_query[:, :, 0]).swapaxes(0, 1)[None], q_norm, EPS)
+        rotate = {"traditional": False, "base": 1e7, "scale": 1.0, "offset": length - steps}
+        yield f"queries at {length}", q, mx.fast.rope(plain, HEADS.rotary, **rotate)
+        capacity = -(-length // 256) * 256
+        keys, values = (normal(1, HEADS.kv_heads, capacity, 256) for _ in range(2))
+        found = attend(HEADS, main, q, keys, values, offset)
+        seen, heard = (wide(x[:, :, :length]) for x in (keys, values))
+        mixed = attention(wide(q), seen, heard, 256**-0.5)[0].swapaxes(0, 1)
+        gate = mx.sigmoid(wide(of_query[:, :, 1]))
+        yield f"attention over {length}", found, (mixed * gate).reshape(found.shape)
+
+
+def relative_rms(found: mx.array, wanted: mx.array) -> float:
+    found, wanted = wide(found).reshape(wanted.shape), wide(wanted)
+    return float(mx.sqrt(mx.square(found - wanted).mean() / mx.square(wanted).mean()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compare every kernel with float32 on this GPU.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 3, 8])
+    parser.add_argument("--formats", type=int, default=len(GEOMETRIES), help="only the first so many")
+    args = parser.parse_args()
+    if os.environ.get("MLX_ENABLE_TF32") != "0":
+        parser.error("wanted MLX_ENABLE_TF32=0: float32 products would keep ten bits")
+    del GEOMETRIES[args.formats :]
+    worst = 0.0
+    for checks in (delta_net([1, 2, 8, 9, 700]), attends([2, 300, 5000]), experts(), products(args.rows)):
+        for name, found, wanted in checks:
+            error = relative_rms(found, wanted)
+            worst = max(worst, error)
+            print(f"{name:55}{error:.1e}{'  TOO FAR' if not error <= LIMIT else ''}", flush=True)
+    print(f"worst {worst:.1e}, limit {LIMIT:.0e}")
+    return int(not worst <= LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
