@@ -7,7 +7,7 @@ Raises QchatError for whatever cannot be done, and what MLX raises.
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from .backend import mx
 from .engine import Engine
@@ -19,6 +19,7 @@ from .roofline import copy_bandwidth, device_memory_nbytes
 from .sampling import resolve
 from .session import Session, check_settings
 from .store import Store
+from .transcript import History
 
 # what a session is made with; the rest of a load's parameters says where from
 SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapshot_budget")
@@ -106,6 +107,8 @@ class Desk:
 
     def _load(self, params: Params) -> Result:
         check_settings(params["defaults"] or {})
+        if params["history"] not in (None, *get_args(History)):
+            raise UsageError(f"history is {params['history']!r:.40}, wanted {' or '.join(get_args(History))}")
         if params["store"] is not None and (self._store is None or str(self._store.path) != params["store"]):
             self._store = Store(params["store"])
         if params["conversation"] is not None:
@@ -224,7 +227,7 @@ class Desk:
 
     def _prompt(self, params: Params) -> Result:
         ids = self._here.prompt_ids(params["text"], **_settings(params))
-        return {"text": self._here.engine.tokenizer.decode(ids), "tokens": len(ids)}
+        return {"text": self._here.engine.tokenizer.spelled(ids), "tokens": len(ids)}
 
     def _count(self, params: Params) -> Result:
         return {"tokens": len(self._here.engine.tokenizer.encode(params["text"], special=False))}

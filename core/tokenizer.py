@@ -118,6 +118,19 @@ class Tokenizer:
         detokenizer = self.detokenizer()
         return "".join([*map(detokenizer.add, ids), detokenizer.flush()])
 
+    def spelled(self, ids: Iterable[int]) -> str:
+        """The text of `ids` with the special tokens in it that `decode` leaves out, as a template has them."""
+        names = {id: text for text, id in self._ids.items()}
+        parts: list[str] = []
+        run: list[int] = []
+        for id in ids:
+            if id in names:
+                parts += [self.decode(run), names[id]]
+                run = []
+            else:
+                run.append(id)
+        return "".join([*parts, self.decode(run)])
+
     def detokenizer(self) -> Detokenizer:
         if isinstance(self._library.decoder, decoders.ByteLevel):
             return ByteDetokenizer(self._piece)

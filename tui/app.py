@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import Provider
+from textual.filter import Monochrome, NoColor
 from textual.screen import Screen
 from textual.worker import WorkerFailed
 
@@ -65,6 +66,8 @@ class QchatApp(App[Goal]):
         # the toolkit has it for themes of its own colours only
         self._defaults = {"ansi-background": "ansi_default", **extra_defaults()}
         super().__init__()
+        if self.no_color:  # the toolkit's greys are colours too, and black on black with a terminal's palette
+            self._filters[:] = [one for one in self._filters if not isinstance(one, Monochrome)] + [NoColor()]
         self.failure: BaseException | None = None
         self.keymap = keymap or Keymap()
         self.set_keymap(self.keymap.textual())

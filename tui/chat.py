@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import QchatError, UsageError
-from .client import Call, EngineClient, EngineDied, Events
+from .client import Call, EngineClient, EngineDied
 from .jobs import Job, Render
 from .meter import Meter, Phase, Status
 from .paths import measurements_file
+from .turns import NO_STATE, collect, kept_settings, messages_of, new_turn, said, spoken
 from .view import View
 
 if TYPE_CHECKING:
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
-NO_STATE: Mapping[str, Any] = {
-    "conversation": None,
-    "title": "",
-    "system": None,
-    "history": "preserve",
-    "tokens": 0,
-    "context_limit": 0,
-    "leaf": None,
-    "turns": [],
-    "branches": [],
-}
 # events that are figures, for `status` alone
 FIGURES = ("memory", "done")
 # jobs whose figures the model picker shows
@@ -71,7 +61,8 @@ class Chat:
         self._path: str | None = None  # of the model that is, or is to be, loaded
         self._call: Call | None = None
         self._busy = self._parked = False
-        self._unanswered = ""
+        self._leaving = False
+        self._interrupted: dict[str, Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -108,7 +99,7 @@ class Chat:
         client = await self._running()
         kept = self.state if conversation is None else NO_STATE
         number = (conversation or kept["conversation"]) if self.store is not None else None
-        given = {**self.options.session(), **_kept_settings(kept, number), **session}
+        given = {**self.options.session(), **kept_settings(kept, number), **session}
         if self.store is not None:
             given |= {"store": str(self.store.path), "conversation": number}
         self.meter.begin("loading")
@@ -121,7 +112,7 @@ class Chat:
         self.meter.bytes_per_token = result["model"].get("bytes_per_token", 0)
         self._hold(result["state"])
         if self.store is None and kept["turns"]:
-            self._hold((await client.request("prime", messages=_messages(kept)))["state"])
+            self._hold((await client.request("prime", messages=messages_of(kept["turns"])))["state"])
         self.view.rebuilt(self.state)
 
     async def unload(self) -> None:
@@ -139,32 +130,43 @@ class Chat:
             raise UsageError("no model was loaded: /load NAME")
         with self._at_work("starting"):
             await self._load(self._path, None, session)
-            await self._take_up_unanswered()
+            turn, self._interrupted = self._interrupted, None
+            if turn is not None:
+                await self._take_up(turn)
 
-    async def _take_up_unanswered(self) -> None:
-        question, self._unanswered = self._unanswered, ""
-        if not question:
+    async def _take_up(self, turn: dict[str, Any]) -> None:
+        """Go on after a turn that an engine died in: the store may have less of it than was shown here."""
+        last = self.state["turns"][-1] if self.state["turns"] else None
+        kept = (
+            last
+            if last and (last["number"], last["question"]) == (turn["number"], turn["question"])
+            else None
+        )
+        if kept and len(spoken(kept)) >= max(len(spoken(turn)), 1):
             return
-        turns = self.state["turns"]
-        if turns and turns[-1]["question"] == question and not _said(turns[-1]):
-            self._hold((await self._client().request("undo"))["state"])
-            self.view.rebuilt(self.state)
-        if not turns or turns[-1]["question"] != question or not _said(turns[-1]):
-            self.queue.insert(0, question)
+        client = self._client()
+        if kept:
+            self._hold((await client.request("undo"))["state"])
+        if said(turn):
+            self._hold((await client.request("prime", messages=messages_of([turn])))["state"])
+        else:
+            self.queue.insert(0, turn["question"])
+        self.view.rebuilt(self.state)
 
     async def quit(self) -> None:
         """End the engine and every job. The live state is written, so that the conversation opens at once."""
+        self._leaving = True
+        self.queue.clear()
         for job in self.jobs:
             job.cancel()
-        self.queue.clear()
         with suppress(QchatError, TimeoutError):
             await asyncio.wait_for(self._stopped(), STOP_SECONDS)
             if self.client is not None and self.model is not None:
                 await asyncio.wait_for(self.client.request("save_state"), SAVE_SECONDS)
-        clients = [self.client] if self.client else []
-        for task in [task for task in self._tasks if task is not asyncio.current_task()]:
-            task.cancel()
-        await asyncio.gather(*(client.stop() for client in clients), *self._tasks, return_exceptions=True)
+        clients = (self.client, *(job.client for job in self.jobs))
+        await asyncio.gather(*(client.stop() for client in clients if client is not None))
+        if self._tasks:  # their calls have ended with the engines
+            await asyncio.wait(self._tasks)
 
     async def _stopped(self) -> None:
         while self._call is not None:
@@ -202,12 +204,15 @@ class Chat:
 
     async def send(self, text: str, **settings: Any) -> None:
         """Ask `text`; returns when the reply has ended, or at once when it has to wait in `queue`."""
-        if self.busy or self.status.phase in ("starting", "dead"):
+        if self.busy or self.queue or self.status.phase in ("starting", "dead"):
             self.queue.append(text)
             self.view.status(self.status)
-            return
-        turns = self.state["turns"]
-        await self._reply("send", turns, text, {"text": text}, settings)
+            self._go_on()
+        else:
+            await self._ask(text, settings)
+
+    async def _ask(self, text: str, settings: Mapping[str, Any]) -> None:
+        await self._reply("send", self.state["turns"], text, {"text": text}, settings)
 
     async def retry(self, **settings: Any) -> None:
         """Answer the last question again, beside the reply that stands."""
@@ -245,7 +250,7 @@ class Chat:
         settings: Mapping[str, Any],
     ) -> None:
         client = self._client()
-        turn = _new_turn(len(before) + 1, question)
+        turn = new_turn(len(before) + 1, question)
         with self._at_work("reading"):
             if len(before) < len(self.state["turns"]):
                 self.view.rebuilt({**self.state, "turns": before})
@@ -277,7 +282,7 @@ class Chat:
                     if event.get("event") == "unloaded":
                         self.model = None
                 if turn is not None:
-                    _collect(turn, batch)
+                    collect(turn, batch)
                     self.view.events([event for event in batch if event.get("event") not in FIGURES])
                 self.view.status(self.status)
             return await call.result()
@@ -285,9 +290,8 @@ class Chat:
             self._call = None
 
     def _keep_partial(self, before: list[dict[str, Any]], turn: dict[str, Any]) -> None:
-        """The engine died answering `turn`: what it said stays, a question without any answer waits."""
-        if not _said(turn):
-            self._unanswered = turn["question"]
+        """The engine died answering `turn`: what it said stays."""
+        self._interrupted = turn
         turn["finish_reason"] = "error"
         done = {"event": "done", "finish_reason": "error", "detail": self.status.reason, "performance": {}}
         self.state = {**self.state, "turns": [*before, turn]}
@@ -376,7 +380,7 @@ class Chat:
             await job.run(self._factory())
         finally:
             self._parked = False
-        if path is not None:
+        if path is not None and not self._leaving:
             await self._or_note(self.load(path))
         self._go_on()
 
@@ -408,10 +412,13 @@ class Chat:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Ask what waits, if it can be asked now."""
+        if self.queue:
+            self._in_background(self._or_note(self._ask_next()))
+
+    async def _ask_next(self) -> None:
+        """Ask what waits, if it can be asked now; its end comes back here."""
         if self.queue and not self.busy and self.model is not None and self.status.phase == "idle":
-            text = self.queue.pop(0)
-            self._in_background(self._or_note(self.send(text)))
+            await self._ask(self.queue.pop(0), {})
 
     async def _or_note(self, work: Any) -> None:
         """Do what nobody waits for; the view is told what goes wrong."""
@@ -426,58 +433,3 @@ class Chat:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _new_turn(number: int, question: str) -> dict[str, Any]:
-    return {
-        "number": number,
-        "role": "user",
-        "question": question,
-        "thinking": "",
-        "answer": "",
-        "tool_calls": [],
-        "finish_reason": "",
-        "node": None,
-        "siblings": [],
-        "stats": {},
-        "seconds_thinking": 0.0,
-        "created": time.time(),
-    }
-
-
-def _collect(turn: dict[str, Any], batch: Events) -> None:
-    """Write what was said into a turn that the engine has not closed yet."""
-    for event in batch:
-        match event.get("event"):
-            case "thought":
-                turn["thinking"] += event["text"]
-            case "text":
-                turn["answer"] += event["text"]
-            case "tooluse":
-                turn["tool_calls"].append({"name": event["name"], "arguments": event["arguments"]})
-            case "done":
-                turn["done"] = event
-
-
-def _said(turn: Mapping[str, Any]) -> bool:
-    return bool(turn["answer"] or turn["thinking"] or turn["tool_calls"])
-
-
-def _kept_settings(state: Mapping[str, Any], number: int | None) -> dict[str, Any]:
-    """What stands over the settings for a newly loaded model: a stored conversation brings its own."""
-    if number is not None:
-        return {"system": None, "history": None}
-    kept = {"system": state["system"]} if state["system"] else {}
-    return kept | ({"history": state["history"]} if state["turns"] else {})
-
-
-def _messages(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A conversation for a model that has not held it; turns without a word of answer cannot go on."""
-    messages: list[dict[str, Any]] = []
-    for turn in state["turns"]:
-        if not _said(turn):
-            continue
-        thought = {"reasoning_content": turn["thinking"]} if turn["thinking"] else {}
-        messages.append({"role": "user", "content": turn["question"]})
-        messages.append({"role": "assistant", "content": turn["answer"], **thought})
-    return messages

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -90,24 +91,36 @@ def _chat(args: argparse.Namespace, settings: "Settings") -> int:
 
 def _answer(args: argparse.Namespace, settings: "Settings") -> int:
     text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
-    from .choice import choose_model
     from .oneshot import Request, run
 
-    folder, said = choose_model(args.model, settings, yes=args.yes)
+    request = Request(
+        model="",
+        text=text,
+        form=args.form,
+        extract=args.extract,
+        show_thinking=settings["show_thinking"],
+        stats=args.stats,
+        quiet=args.quiet,
+        settings=settings.session() | settings.reply(),
+    )
+    if args.session is None:
+        return run(replace(request, model=_model(args, settings)))
+    from .conversations import find, model_of, open_store
+
+    with open_store() as store:
+        found = find(store, args.session)
+        model = _model(args, settings, model_of(found))
+        return run(replace(request, model=model, store=store, conversation=found.id))
+
+
+def _model(args: argparse.Namespace, settings: "Settings", last: str | None = None) -> str:
+    """The folder of the model that is named, else `last`, else the usual one."""
+    from .choice import choose_model
+
+    folder, said = choose_model(args.model or last, settings, yes=args.yes)
     if said and not args.quiet:
         note(said)
-    return run(
-        Request(
-            model=str(folder),
-            text=text,
-            form=args.form,
-            extract=args.extract,
-            show_thinking=settings["show_thinking"],
-            stats=args.stats,
-            quiet=args.quiet,
-            settings=settings.session() | settings.reply(),
-        )
-    )
+    return str(folder)
 
 
 def _prompt(given: str | None, files: Sequence[str]) -> str:

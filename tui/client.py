@@ -188,11 +188,10 @@ class EngineClient:
             return
         if self._input is not None:
             self._input.close()
-        try:
-            await asyncio.wait_for(asyncio.gather(*self._reading), STOP_SECONDS)
-        except TimeoutError:
+        _, late = await asyncio.wait(self._reading, timeout=STOP_SECONDS)
+        if late:
             self.kill()
-            await asyncio.gather(*self._reading)
+            await asyncio.wait(late)
 
     def kill(self) -> None:
         """End the process now."""

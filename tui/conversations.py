@@ -1,6 +1,7 @@
 """Stored conversations as people name and date them; the store itself is the runtime's."""
 
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import UsageError
@@ -40,6 +41,12 @@ def find(store: "Store", word: str) -> "Conversation":
         raise UsageError(f"no conversation's title begins with {word!r:.60}; `qchat sessions` lists them")
     numbers = ", ".join(str(one.id) for one in named[:5])
     raise UsageError(f"{len(named)} conversations begin with {word!r:.60}: say which by number ({numbers})")
+
+
+def model_of(conversation: "Conversation | None") -> str | None:
+    """The folder that it was last held with, if that is still there."""
+    folder = conversation.model.folder if conversation is not None else ""
+    return folder if folder and Path(folder).is_dir() else None
 
 
 def when(seconds: float, now: datetime | None = None) -> str:

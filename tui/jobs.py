@@ -42,7 +42,7 @@ class Job:
         self.log: list[str] = []
         self._render, self._changed = render, changed
         self._call: Call | None = None
-        self._client: EngineClient | None = None
+        self.client: EngineClient | None = None
         self._told = 0.0
         self._ended = asyncio.Event()
         self._cancelled = False
@@ -67,7 +67,7 @@ class Job:
 
     async def run(self, client: EngineClient) -> None:
         """Do it in the process of `client`, which is started for it. Raises nothing of the job's."""
-        self._client = client
+        self.client = client
         try:
             if not self._cancelled:
                 await client.start()
@@ -108,5 +108,5 @@ class Job:
             self._changed(self)
 
     def _kill(self) -> None:
-        if self._client is not None:
-            self._client.kill()
+        if self.client is not None:
+            self.client.kill()

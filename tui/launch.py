@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .attachments import read, with_files
 from .beginning import Beginning
 from .choice import choose_model
 from .client import spawn_early
-from .conversations import find, open_store
+from .conversations import find, model_of, open_store
 from .history import History
 from .keymap import Keymap
 from .output import write
@@ -76,15 +76,9 @@ def is_full(settings: Settings) -> bool:
 
 def _beginning(launch: Launch, store: "Store") -> Beginning:
     found = find(store, launch.session) if launch.session else None
-    folder, said = choose_model(launch.model or _model_of(found), launch.settings, yes=launch.yes)
+    folder, said = choose_model(launch.model or model_of(found), launch.settings, yes=launch.yes)
     text = with_files(launch.text, [read(path, Path.cwd()) for path in launch.files]).strip()
     return Beginning(str(folder), found.id if found else None, text, launch.stats, said or "")
-
-
-def _model_of(conversation: Any) -> str | None:
-    """The folder that a stored conversation was last held with, if it is still there."""
-    folder = conversation.model.folder if conversation is not None else ""
-    return folder if folder and Path(folder).is_dir() else None
 
 
 def _history_file() -> Path | None:
@@ -104,6 +98,8 @@ def _run_app(
     """Run the app; its exit code, and where the user goes on line by line, how that begins."""
     if os.environ.get("NO_COLOR") == "":  # the toolkit takes an empty one for set
         del os.environ["NO_COLOR"]
+    for name in ("COLUMNS", "LINES"):  # it would believe them more than the terminal, which is resized
+        os.environ.pop(name, None)
     from .app import QchatApp
 
     app = QchatApp(make_chat, settings=settings, keymap=keymap, history=history, beginning=beginning)

@@ -4,26 +4,22 @@ Refuses to mix: stdout holds the answer and nothing but it. ctrl+c stops the rep
 """
 
 import json
-import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..core.errors import GenerationError
 from ..core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
 from .output import note, write
 
+if TYPE_CHECKING:
+    from ..core import Session, Store
+
 PROGRESS_AFTER_SECONDS = 1.0
-# CommonMark 4.5: a fence closes with at least as many of the same character
-_FENCED = re.compile(
-    r"^(?P<indent> {0,3})(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^\s`]*)[^`\n]*\n"
-    r"(?P<code>.*?)(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
 EXIT_CODES = {"stop": 0, "length": 0, "cancelled": 130, "error": 1}
 
 
@@ -39,6 +35,8 @@ class Request:
     stats: bool = False
     quiet: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    store: "Store | None" = None  # where the `conversation` lies that this goes on with
+    conversation: int | None = None
 
     def tell(self, sentence: str) -> None:
         """What the user may want to know, but asked not to be told with --quiet."""
@@ -52,9 +50,7 @@ class Cancellable(Protocol):
 
 def run(request: Request) -> int:
     """Load the model, stream its reply, return the exit code. Raises QchatError and BrokenPipeError."""
-    from ..core import load_session
-
-    session = load_session(request.model, **request.settings)
+    session = _session(request)
     show = _view(request)
     progress = _Progress(request)
     done = None
@@ -66,7 +62,18 @@ def run(request: Request) -> int:
     if done is None:
         raise GenerationError("the reply ended without its closing event")
     _close(request, done)
+    if request.store is not None:
+        session.save_state()
     return EXIT_CODES[done.finish_reason]
+
+
+def _session(request: Request) -> "Session":
+    from ..core import Engine, Session, load_session
+
+    if request.store is None or request.conversation is None:
+        return load_session(request.model, **request.settings)
+    engine = Engine.load(request.model)
+    return Session.reopen(engine, request.store, request.conversation, **request.settings)
 
 
 @contextmanager
@@ -169,14 +176,12 @@ def _view(request: Request) -> Callable[[Event], None]:
 
 
 def first_code(text: str, language: str) -> str:
-    """The lines of the first fenced block of Markdown, in `language` unless it is empty; it may be unclosed.
+    """The first fenced block, or the first in `language`. Raises GenerationError where there is none."""
+    from .markdown.parser import code_blocks
 
-    Raises GenerationError where there is none.
-    """
-    for block in _FENCED.finditer(text):
-        if not language or block["info"].strip().lower() == language.lower():
-            indent = len(block["indent"])
-            return re.sub(rf"(?m)^ {{0,{indent}}}", "", block["code"])
+    for block in code_blocks(text):
+        if language.lower() in ("", block.language):
+            return block.text
     raise GenerationError(f"the reply holds no code block{f' in {language}' if language else ''}")
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+from textual.markup import escape
 
 from .commands import COMMANDS
 from .commands.base import Command
@@ -14,15 +16,18 @@ class Commands(Provider):
 
     async def discover(self) -> Hits:
         for command in COMMANDS:
-            yield DiscoveryHit(_shown(command), self._action(command), help=command.help)
+            line = f"/{command.name}"
+            shown = Content(f"{line} {command.usage}".rstrip())
+            yield DiscoveryHit(shown, self._action(command), line, escape(command.help))
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
         for command in COMMANDS:
-            shown = _shown(command)
-            score = max(matcher.match(shown), 0.8 * matcher.match(command.help))
+            line = f"/{command.name}"
+            score = max(matcher.match(line), 0.8 * matcher.match(command.help))
             if score > 0:
-                yield Hit(score, matcher.highlight(shown), self._action(command), help=command.help)
+                shown = Content.assemble(matcher.highlight(line), Content(f" {command.usage}".rstrip()))
+                yield Hit(score, shown, self._action(command), line, escape(command.help))
 
     def _action(self, command: Command) -> Callable[[], None]:
         front = self.screen
@@ -30,7 +35,3 @@ class Commands(Provider):
         if command.usage and not command.usage.startswith("["):
             return partial(getattr(front, "put_prompt"), f"{line} ")  # noqa: B009  a Screen to the type checker
         return partial(getattr(front, "run_line"), line)  # noqa: B009
-
-
-def _shown(command: Command) -> str:
-    return f"/{command.name} {command.usage}".rstrip()

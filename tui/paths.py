@@ -45,7 +45,10 @@ def measurements_file() -> Path:
 
 
 def make_config_dir() -> Path:
-    return _private(config_dir())
+    """Its access rights stay where it is there already: it may be a part of something bigger."""
+    folder = config_dir()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
 
 
 def _base(env: Mapping[str, str], variable: str, default: str) -> Path:
@@ -56,4 +59,6 @@ def _base(env: Mapping[str, str], variable: str, default: str) -> Path:
 
 def _private(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_mode & 0o077:  # another part, or the user, made it
+        folder.chmod(0o700)
     return folder

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from .jobs import Job
 from .meter import Status
 from .output import printable
 from .repl_printer import Printer
-from .repl_reader import Interrupted, PlainReader, PromptReader, Reader, can_prompt, message
+from .repl_reader import Interrupted, PlainReader, PromptReader, Reader, TypedAhead, can_prompt, message
 from .report import Report, Table
 from .settings import Settings
 from .view import NoteKind, View
@@ -67,6 +67,7 @@ class Repl:
         self.chat = make_chat(self)
         self.attended = sys.stdin.isatty() and sys.stdout.isatty()
         self.reader = self._reader(history)
+        self._terminal = TypedAhead() if self.reader.edits else None
         self._draft = self._typed = ""
         self._conversation: int | None = None
         self._leaving = False
@@ -76,6 +77,7 @@ class Repl:
         self._main: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[str] | None = None
         self._thought: _Thought | None = None
+        self._jobs: set[Job] = set()  # whose end was not yet told
 
     def _reader(self, history: History) -> Reader:
         if not can_prompt():
@@ -105,15 +107,16 @@ class Repl:
         self._main = asyncio.current_task()
         self._listen_to_signals()
         self.chat.show_stats = self.chat.show_stats or beginning.stats
-        try:
-            await self._begin(beginning)
-            while not self._leaving:
-                await self._turn()
-        except asyncio.CancelledError:
-            if not self._code:
-                raise
-        finally:
-            await self.chat.quit()
+        with self._terminal or nullcontext():
+            try:
+                await self._begin(beginning)
+                while not self._leaving:
+                    await self._turn()
+            except asyncio.CancelledError:
+                if not self._code:
+                    raise
+            finally:
+                await self.chat.quit()
         return self._code
 
     async def _begin(self, beginning: Beginning) -> None:
@@ -169,7 +172,7 @@ class Repl:
 
     def _is_working(self) -> bool:
         waiting = bool(self.chat.queue) and self.chat.model is not None and not self._is_dead()
-        return self.chat.busy or waiting or any(job.state == "running" for job in self.chat.jobs)
+        return self.chat.busy or waiting or bool(self._jobs)
 
     def _is_dead(self) -> bool:
         return self.chat.status.phase == "dead"
@@ -203,10 +206,12 @@ class Repl:
         if self._reading is not None and not self._reading.done():
             self._reading.cancel()
             return
-        if self._pressed() >= IMPATIENT:
+        if not self._is_working():
+            self._interrupted_at_prompt()
+        elif self._pressed() >= IMPATIENT:
             self._end(130)
-            return
-        self.chat.stop()
+        else:
+            self.chat.stop()
 
     def _interrupted_at_prompt(self) -> None:
         if self._pressed() >= 2:
@@ -279,7 +284,7 @@ class Repl:
         self.out.end_answer()
         ended = {"cancelled": "stopped", "length": "the reply was cut at its token limit"}
         said = done.get("detail") or ended.get(done["finish_reason"])
-        if said:
+        if said and said != self.chat.status.reason:  # of a death the chat has told already
             self.note(said)
         if self.chat.show_stats:
             self.note(_figures(done))
@@ -313,10 +318,12 @@ class Repl:
         self.out.report(report)
 
     def job(self, job: Job) -> None:
+        self._jobs.add(job)
         self.note(f"{job.title}: ctrl+c stops it")
 
     def job_changed(self, job: Job) -> None:
         if job.state != "running":
+            self._jobs.discard(job)
             self.out.report(Report(f"{job.title}: {job.error or job.state}", job.report().parts))
         else:
             last = next((one for one in reversed(job.events) if one["event"] == "progress"), None)
@@ -360,7 +367,8 @@ class Repl:
     async def edit_text(self, text: str) -> str | None:
         if not self.attended:
             raise UsageError("there is no terminal for an editor: give the text with the command")
-        return await asyncio.to_thread(edit, text)
+        with self._terminal.lent() if self._terminal else nullcontext():
+            return await asyncio.to_thread(edit, text)
 
     def copy(self, text: str) -> str:
         return copy(text, self._to_terminal if self.attended else None)

@@ -7,8 +7,8 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,6 +94,39 @@ def _read_in_background() -> "asyncio.Future[str]":
 
     threading.Thread(target=read, daemon=True).start()
     return future
+
+
+class TypedAhead:
+    """Within it the terminal neither shows nor changes what is typed, so that the next prompt gets it as it is,
+    enter as enter, and no reply is written around it. Ctrl+c stays a signal."""
+
+    def __enter__(self) -> "TypedAhead":
+        import termios
+
+        self._usual = termios.tcgetattr(sys.stdin)
+        quiet = termios.tcgetattr(sys.stdin)
+        quiet[0] &= ~termios.ICRNL
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        quiet[6][termios.VMIN], quiet[6][termios.VTIME] = 1, 0
+        self._quiet = quiet
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import termios
+
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._usual)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The terminal as it was, for another program."""
+        import termios
+
+        self.__exit__()
+        try:
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._quiet)
 
 
 class PromptReader:

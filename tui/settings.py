@@ -71,7 +71,9 @@ class Number:
     @property
     def wanted(self) -> str:
         alone = "" if self.alone is None else f", or {self.alone:g}"
-        return f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}{alone}"
+        if self.whole:
+            return f"a whole number from {self.low:,} to {self.high:,}{alone}"
+        return f"a number from {self.low:g} to {self.high:g}{alone}"
 
     def check(self, value: Any) -> float:
         kinds = int if self.whole else (int, float)

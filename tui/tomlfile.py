@@ -4,7 +4,6 @@ Refuses, in one sentence with the file's name, what is too large, no regular fil
 """
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,13 @@ MAX_FILE_NBYTES = 64 << 10
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A small TOML file; nothing where there is none. Raises UsageError naming it."""
+    data = _bytes_of(path)
+    if not data:
+        return {}
+    import tomllib  # a hundredth of a second, spent where there is something to read
+
     try:
-        return tomllib.loads(_bytes_of(path).decode())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
@@ -30,12 +32,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _bytes_of(path: Path) -> bytes:
-    if not path.exists():
-        return b""
-    if not path.is_file():  # a pipe would be waited for
-        raise UsageError(f"{path} is not a regular file")
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_NBYTES + 1)
+    try:
+        if not path.exists():
+            return b""
+        if not path.is_file():  # a pipe would be waited for
+            raise UsageError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_NBYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_FILE_NBYTES:
         raise UsageError(f"{path} has more than {MAX_FILE_NBYTES >> 10} KiB, which no settings need")
     return data
@@ -46,6 +51,8 @@ def replace_line(path: Path, name: str, value: str) -> None:
 
     Raises UsageError where the file cannot be read or written, or its form does not allow that.
     """
+    import tomllib
+
     before = read_toml(path)
     line = f'{name} = "{value}"'
     text = _bytes_of(path).decode()

@@ -127,3 +127,13 @@ def test_an_unknown_word_for_malloc_is_refused(monkeypatch):
     monkeypatch.setenv("QCHAT_MALLOC", "perhaps")
     with pytest.raises(UsageError, match="QCHAT_MALLOC is 'perhaps', wanted auto, off"):
         linux_cpu.keep_pages()
+
+
+def test_compiled_cuda_kernels_are_kept_with_the_users_caches_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", "/elsewhere")
+    backend._keep_compiled()
+    assert os.environ["MLX_PTX_CACHE_DIR"] == "/elsewhere"
+    monkeypatch.delenv("MLX_PTX_CACHE_DIR")
+    backend._keep_compiled()
+    assert Path(os.environ["MLX_PTX_CACHE_DIR"]).parent == tmp_path / "qchat"

@@ -107,6 +107,14 @@ def test_special_tokens_have_no_text_and_other_added_tokens_keep_theirs(folder: 
     )
 
 
+@quick
+@given(text=texts)
+def test_a_prompt_spelled_out_is_the_text_that_was_encoded(folder: Path, text: str):
+    tokenizer = loaded(folder)
+    ids = tokenizer.encode(text)
+    assert tokenizer.spelled(ids) == library(folder).decode(ids, skip_special_tokens=False)
+
+
 def test_a_number_that_can_be_no_id_is_refused(built: Path):
     for id in (-1, 1 << 32):
         with pytest.raises(TokenizerError, match="is not a token id"):

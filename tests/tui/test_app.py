@@ -420,3 +420,37 @@ def test_when_idle_no_timer_runs(tmp_path: Path):
         await asyncio.sleep(0.6)
         assert it.screen.status_row.painted == painted
         assert not it.screen.status_row.ticker._active.is_set()
+
+
+def test_a_new_conversation_begins_without_the_notes_of_the_one_before(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        it.front.note("about one")
+        await it.pilot.press("ctrl+n")
+        await it.until(lambda: not it.chat.state["turns"])
+        await it.idle()
+        assert not it.screen.transcript.blocks
+
+
+def test_the_header_counts_branches_from_one(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        for _ in range(2):
+            await it.say("/retry")
+            await it.idle()
+        await it.until(lambda: "⌥ 3/3" in it.screen.header.render_line(0).text)
+
+
+def test_a_refused_message_comes_back_as_it_was_typed(tmp_path: Path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("long\n" * 50)
+    monkeypatch.chdir(tmp_path)
+    error = {"kind": "ContextLengthExceeded", "message": "too long", "exit_code": 4}
+
+    @chatting(tmp_path, {"method": "send", "events": [], "error": error})
+    async def check(it: Running) -> None:
+        await it.say("what is in @notes.txt?")
+        await it.until(lambda: it.prompt.text)
+        assert "long\nlong" in it.engine.asked("send")[0]["text"]
+        assert it.prompt.text == "what is in @notes.txt?"

@@ -1,7 +1,6 @@
 """The controller against a scripted engine: what a view is told, what waits, and what a death costs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,89 +8,12 @@ from typing import Any
 import pytest
 
 from qchat.core.errors import QchatError, UsageError
-from qchat.tui.chat import Chat
 from qchat.tui.client import EngineDied, EngineError
-from qchat.tui.jobs import Job
 from qchat.tui.report import Lines, Report
-from qchat.tui.settings import Settings
-from tests.tui.fake_engine import FakeEngine
+from tests.tui.chat_stage import Stage, render
 
 SLOW = {"method": "send", "thought": "hm " * 300, "answer": "word " * 300, "seconds": 0.01}
 PROGRESS = [{"event": "progress", "done": n, "total": 500, "unit": "bytes"} for n in range(500)]
-
-
-class Recorder:
-    """A view that only remembers, as (method, argument)."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
-        self.phases: list[str] = []
-        self.text = ""
-
-    def question(self, turn: dict[str, Any]) -> None:
-        self.text = ""
-        self.told.append(("question", turn["question"]))
-
-    def events(self, events: list[dict[str, Any]]) -> None:
-        self.text += "".join(event["text"] for event in events if event["event"] == "text")
-
-    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
-        self.told.append(("finished", (done["finish_reason"], turn["answer"])))
-
-    def returned(self, text: str) -> None:
-        self.told.append(("returned", text))
-
-    def rebuilt(self, state: dict[str, Any]) -> None:
-        self.told.append(("rebuilt", [turn["question"] for turn in state["turns"]]))
-
-    def status(self, status: Any) -> None:
-        if self.phases[-1:] != [status.phase]:
-            self.phases.append(status.phase)
-
-    def note(self, text: str, kind: str = "info") -> None:
-        self.told.append(("note", (kind, text)))
-
-    def report(self, report: Report) -> None:
-        self.told.append(("report", report))
-
-    def job(self, job: Job) -> None:
-        self.told.append(("job", job.title))
-
-    def job_changed(self, job: Job) -> None:
-        if job.state != "running":
-            self.told.append(("job ended", job.state))
-
-    def all(self, kind: str) -> list[Any]:
-        return [value for name, value in self.told if name == kind]
-
-
-class Stage:
-    """A chat with a view that remembers, an engine that was scripted, and a model."""
-
-    def __init__(self, folder: Path, *steps: dict[str, Any], store: Any = None):
-        self.fake = FakeEngine(folder, *steps)
-        self.view = Recorder()
-        self.chat = Chat(self.view, self.fake.client, settings=Settings(), store=store)
-
-    def play(self, scene: Callable[["Stage"], Awaitable[Any]], *, load: bool = True) -> Any:
-        async def run() -> Any:
-            try:
-                if load:
-                    await self.chat.load("/models/a")
-                    self.view.told.clear()
-                return await scene(self)
-            finally:
-                await self.chat.quit()
-
-        return asyncio.run(asyncio.wait_for(run(), 20))
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def render(events: Any, result: Any) -> Report:
-    return Report("job", (Lines([str(len(events)), str(result)]),))
 
 
 def test_a_question_is_shown_answered_and_kept(tmp_path: Path):
@@ -133,7 +55,7 @@ def test_what_is_sent_while_the_model_loads_or_answers_waits_and_is_sent_in_orde
         await loading
         await stage.until(lambda: len(stage.view.all("finished")) == 3)
 
-    stage.play(scene, load=False)
+    stage.play(scene, load="")
     assert stage.view.all("question") == ["one", "two", "three"]
     assert stage.chat.queue == []
 
@@ -265,7 +187,7 @@ def test_without_a_model_questions_are_refused(tmp_path: Path):
         with pytest.raises(UsageError, match="no model is loaded"):
             await stage.chat.send("go")
 
-    Stage(tmp_path).play(scene, load=False)
+    Stage(tmp_path).play(scene, load="")
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -339,6 +261,28 @@ def test_a_death_keeps_everything_and_restart_goes_on(tmp_path: Path, said: bool
     assert answers == [("one", "Yes."), second, ("three", "Again.")]
 
 
+def test_what_was_shown_of_an_answer_stays_though_the_store_has_less(tmp_path: Path):
+    events = [
+        {"event": "thought", "text": "hm", "tokens": 1},
+        {"event": "text", "text": "half an", "tokens": 2},
+    ]
+    store = SimpleNamespace(path=tmp_path / "store.db")
+    stage = Stage(tmp_path, {"method": "send", "events": events, "die": "SIGKILL"}, store=store)
+
+    async def scene(stage: Stage) -> None:
+        with pytest.raises(EngineDied):
+            await stage.chat.send("two")
+        await stage.chat.restart()
+
+    stage.play(scene)
+    assert stage.fake.asked("prime")[0]["messages"][1] == {
+        "role": "assistant",
+        "content": "half an",
+        "reasoning_content": "hm",
+    }
+    assert [(turn["question"], turn["answer"]) for turn in stage.chat.state["turns"]] == [("two", "half an")]
+
+
 def test_a_death_while_loading_is_told_and_can_be_restarted(tmp_path: Path):
     stage = Stage(tmp_path, {"method": "load", "die": 1, "last_words": "std::bad_alloc"})
 
@@ -350,7 +294,7 @@ def test_a_death_while_loading_is_told_and_can_be_restarted(tmp_path: Path):
         await stage.chat.restart()
         assert stage.chat.status.phase == "idle"
 
-    stage.play(scene, load=False)
+    stage.play(scene, load="")
 
 
 def test_an_idle_engine_that_dies_is_noticed(tmp_path: Path):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qchat.core import Store, load_session
 from qchat.core.errors import ModelError
+from qchat.tui.paths import conversations_file
 from tests.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +19,9 @@ QTINY = ROOT.parent / "shared" / "models" / "qtiny-24m"
 needs_qtiny = pytest.mark.skipif(not QTINY.exists(), reason="needs the trained checkpoint qtiny-24m")
 
 
-def start(model: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+def start(*words: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "qchat.tui", str(model), *arguments],
+        [sys.executable, "-m", "qchat.tui", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT / ".dev")},
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -30,7 +32,11 @@ def start(model: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> subp
 
 def qchat(model: Path, *arguments: str, piped: str = "") -> tuple[int, str, str]:
     """The exit code, stdout and stderr."""
-    process = start(model, *arguments, stdin=subprocess.PIPE)
+    return run_qchat(str(model), *arguments, piped=piped)
+
+
+def run_qchat(*words: str, piped: str = "") -> tuple[int, str, str]:
+    process = start(*words, stdin=subprocess.PIPE)
     out, err = process.communicate(piped, timeout=120)
     return process.returncode, out, err
 
@@ -67,7 +73,7 @@ def test_reading_the_prompt_begins_within_six_tenths_of_a_second_of_cpu():
 
 
 def cpu_seconds_until_prefill() -> float:
-    with start(QTINY, "-p", "What is the capital of France?", "--jsonl") as process:
+    with start(str(QTINY), "-p", "What is the capital of France?", "--jsonl") as process:
         assert process.stdout is not None
         while json.loads(process.stdout.readline())["event"] != "prefill":
             pass
@@ -103,7 +109,7 @@ def test_equal_seeds_give_equal_replies_and_the_counts_add_up(random_model: Path
 @needs_qtiny
 def test_an_interrupt_stops_a_real_reply_between_tokens():
     arguments = ("-p", "Tell me a story", "--jsonl", "--no-think", "--temperature", "0")
-    with start(QTINY, *arguments) as process:
+    with start(str(QTINY), *arguments) as process:
         assert process.stdout is not None
         while json.loads(process.stdout.readline())["event"] != "text":
             pass
@@ -141,3 +147,20 @@ def test_a_missing_model_is_code_3(tmp_path: Path):
     code, out, err = qchat(tmp_path / "nowhere", "-p", "hello")
     assert (code, out) == (ModelError.exit_code, "")
     assert f"the model folder {tmp_path / 'nowhere'} does not exist" in err
+
+
+def test_the_last_conversation_goes_on_and_is_kept(random_model: Path):
+    """Twice, so that the second run meets what the first one wrote; the model is the one it was held with."""
+    with Store(conversations_file()) as store:
+        session = load_session(random_model, store=store, max_new_tokens=4, temperature=0)
+        session.send("hello")
+        session.close()
+        first = [node.ids for node in store.branch(session.conversation or 0)]
+    for question in ("and then?", "go on"):
+        code, out, err = run_qchat("-c", "-p", question, "--max-tokens", "4", "--temperature", "0", "--json")
+        assert code == 0, err
+        assert json.loads(out)["usage"]["cached_tokens"] > 0
+    with Store(conversations_file()) as store:
+        nodes = store.branch(store.conversations()[0].id)
+    assert [node.text for node in nodes if node.role == "user"] == ["hello", "and then?", "go on"]
+    assert [node.ids for node in nodes][: len(first)] == first

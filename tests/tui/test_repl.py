@@ -1,11 +1,13 @@
 """The line-based chat as its users meet it: in a pipe, in a pseudo-terminal, read aloud, interrupted."""
 
+import fcntl
 import os
 import pty
 import re
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,12 +49,23 @@ def piped(model: Path, *lines: str, arguments: tuple[str, ...] = ("--plain",)) -
     return done.stdout.splitlines(), done.stderr
 
 
+def own_terminal() -> None:
+    """In the new process: its stdin is the terminal that controls it."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 @contextmanager
-def in_terminal(model: Path, *arguments: str) -> Iterator[tuple[int, subprocess.Popen]]:
+def in_terminal(model: Path, *arguments: str, **env: str) -> Iterator[tuple[int, subprocess.Popen]]:
     ours, theirs = pty.openpty()
-    environment = os.environ | ENVIRONMENT | {"TERM": "xterm-256color"}
+    environment = os.environ | ENVIRONMENT | {"TERM": "xterm-256color"} | env
     with subprocess.Popen(
-        command(model, *arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        command(model, *arguments),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        preexec_fn=own_terminal,
     ) as process:
         os.close(theirs)
         try:
@@ -104,13 +117,63 @@ def test_a_screen_reader_hears_who_speaks_and_no_drawing(model: Path):
     assert not re.search("[\u2500-\u25ff]", screen)
 
 
+def test_what_is_typed_during_a_reply_waits_for_its_end_unseen(model: Path):
+    with in_terminal(model, "--plain", "--max-tokens", "200", NO_COLOR="1") as (terminal, process):
+        read_until(terminal, "ctrl+d leaves")
+        os.write(terminal, b"hello\r")
+        read_until(terminal, "hello")
+        os.write(terminal, b"/rename unseen\r/bye\r")
+        screen = read_until(terminal, "is called")
+        assert process.wait(20) == 0
+    assert screen.index("\x1b[?2004h") < screen.index("/rename")  # at the next prompt, not within the reply
+    assert "\x1b[3" not in screen  # no colour
+
+
+def test_a_new_line_an_interrupted_prompt_and_two_interrupts(model: Path):
+    with in_terminal(model, "--plain") as (terminal, process):
+        read_until(terminal, "ctrl+d leaves", "❯")
+        os.write(terminal, b"one\ntwo\\\rthree\r")
+        screen = read_until(terminal, "token limit")
+        os.write(terminal, b"/show prompt\r")
+        screen = read_until(terminal, "three<|im_end|>")
+        assert "one\r\ntwo\r\nthree" in screen
+        read_until(terminal, "❯")
+        os.write(terminal, b"never sent")
+        time.sleep(0.3)
+        os.write(terminal, b"\x03")
+        time.sleep(0.3)
+        os.write(terminal, b"\x03")
+        read_until(terminal, "ctrl+c again leaves")
+        os.write(terminal, b"\x03")
+        assert process.wait(20) == 0
+
+
+def test_a_dumb_terminal_gets_lines_alone(model: Path):
+    with in_terminal(model, TERM="dumb") as (terminal, process):
+        screen = read_until(terminal, "❯")
+        os.write(terminal, b"hello\n")
+        screen += read_until(terminal, "token limit")
+        os.write(terminal, b"/bye\n")
+        assert process.wait(20) == 0
+    assert "\x1b" not in screen
+
+
+def test_a_terminated_chat_gives_the_terminal_back(model: Path):
+    with in_terminal(model, "--plain") as (terminal, process):
+        before = termios.tcgetattr(terminal)
+        read_until(terminal, "ctrl+d leaves", "❯")
+        process.terminate()
+        assert process.wait(20) == 143
+        assert termios.tcgetattr(terminal)[3] == before[3]
+
+
 def test_an_interrupt_stops_the_reply_and_not_the_chat(model: Path):
     with in_terminal(model, "--plain", "--max-tokens", "100000") as (terminal, process):
         read_until(terminal, "ctrl+d leaves")
         os.write(terminal, b"hello\r")
-        time.sleep(1.5)
+        time.sleep(1.0)
         os.write(terminal, b"\x03")
-        time.sleep(0.5)
+        read_until(terminal, "stopped")
         os.write(terminal, b"/bye\r")
         assert process.wait(20) == 0
 

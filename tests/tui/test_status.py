@@ -99,7 +99,7 @@ def run(check, width: int = 120) -> None:
         ),
         (
             Facts(phase="dead", reason="out of memory\n"),
-            ["✖ engine stopped (out of memory): enter restarts it"],
+            ["✖ engine stopped: enter restarts it, nothing is lost (out of memory)"],
         ),
     ],
 )

@@ -137,7 +137,7 @@ def named(word: str) -> Command:
             f"/{name} may be {', '.join(f'/{command.name}' for command in begun)}: write more of it"
         )
     near = get_close_matches(name, BY_NAME, 1)
-    hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+    hint = f"did you mean /{near[0]}?" if near else "/help lists them."
     raise UsageError(f"there is no command /{name:.40}; {hint} A space before it makes it something to say.")
 
 

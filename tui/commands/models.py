@@ -4,13 +4,15 @@
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core import EMBEDDED_MODEL
 from ...core.errors import UsageError
 from ..attachments import complete as complete_path
+from ..paths import measurements_file
 from ..report import Report, Table
 from .base import Command, Front, starting
 from .job_reports import fetched
@@ -61,16 +63,28 @@ class Load(Model):
 
 
 class Models(Command):
-    """List the models on this machine: size, bits per weight, where they lie, whether they fit."""
+    """List the models on this machine: size, bits per weight, whether they fit, what was measured of them."""
 
     names = ("models",)
     while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        front.report(models_report(known(chat), (chat.model or {}).get("path")))
+        here = await asyncio.to_thread(known, chat)
+        figures = await asyncio.to_thread(measured, here)
+        front.report(models_report(here, figures, (chat.model or {}).get("path")))
 
 
-def models_report(models: "list[LocalModel]", loaded: str | None) -> Report:
+def measured(models: "Sequence[LocalModel]") -> dict[str, dict[str, Any]]:
+    """What `/bench` and `/eval` found out of those that can be loaded, by folder."""
+    from ...core import Measurements
+
+    kept = Measurements(measurements_file())
+    return {str(model.path): kept.of(model.path) for model in models if model.problem is None}
+
+
+def models_report(
+    models: "list[LocalModel]", figures: Mapping[str, Mapping[str, Any]], loaded: str | None
+) -> Report:
     """One row for each; the loaded one is marked."""
     rows = [
         (
@@ -79,12 +93,19 @@ def models_report(models: "list[LocalModel]", loaded: str | None) -> Report:
             f"{one.nbytes / GB:,.2f} GB",
             "-" if one.bits_per_weight is None else f"{one.bits_per_weight:.2f}",
             _fit(one),
+            _figure(figures, one, "decode_tokens_per_s", ".1f"),
+            _figure(figures, one, "kl_mean", ".3f"),
             one.problem or one.origin,
         )
         for one in models
     ]
-    columns = ("", "name", "size", "bits/weight", "fits", "where")
-    return Report("Models · /load NAME", (Table(columns, rows, "<<>><<"),))
+    columns = ("", "name", "size", "bits/weight", "fits", "tok/s", "KL", "where")
+    return Report("Models · /load NAME", (Table(columns, rows, "<<>><>><"),))
+
+
+def _figure(figures: Mapping[str, Mapping[str, Any]], model: "LocalModel", name: str, form: str) -> str:
+    value = figures.get(str(model.path), {}).get(name)
+    return "-" if value is None else format(value, form)
 
 
 def _fit(model: "LocalModel") -> str:

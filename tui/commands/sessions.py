@@ -113,7 +113,10 @@ class Import(Command):
 
         if not argument:
             raise self.wrong("say which file")
-        await chat.open(import_conversation(need_store(chat), _whole_path(argument)))
+        path = _whole_path(argument)
+        number = import_conversation(need_store(chat), path)
+        await chat.open(number)
+        front.note(f"{path.name} is conversation {number} now")
 
 
 def need_store(chat: "Chat") -> "Store":

@@ -83,7 +83,7 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self.keymap = keymap
         self.front = AppFront(self, settings, keymap)
-        self.transcript = Transcript()
+        self.transcript = Transcript(settings["measure"])
         self.status_row, self.header, self.keybar, self.queued = Status(), Header(), Keybar(), Queued()
         self.find_bar, self.completion = FindBar(), Completion()
         sources = Sources(self._candidates, hint, self._take_queued)
@@ -91,6 +91,7 @@ class ChatScreen(Screen[None]):
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
+        self.typed: dict[str, str] = {}  # by messages with attached files, the lines they were
         self._armed = self._escaped = -ARMED_SECONDS
         self._doing: dict[str, Callable[[], Any]] = {
             "stop": self._escape,
@@ -109,7 +110,7 @@ class ChatScreen(Screen[None]):
             "scroll_up": lambda: self.transcript.scroll_page_up(animate=False),
             "scroll_down": lambda: self.transcript.scroll_page_down(animate=False),
             "top": lambda: self.transcript.scroll_home(animate=False),
-            "follow": lambda: self.transcript.scroll_end(animate=False),
+            "follow": self.transcript.go_to_end,
             "redraw": lambda: self.app.refresh(repaint=True, layout=True),
             "suspend": lambda: self.app.action_suspend_process(),
             "quit": self._leave,
@@ -227,7 +228,8 @@ class ChatScreen(Screen[None]):
     async def _perform(self, line: str) -> None:
         try:
             if isinstance(parse(line), str):
-                line = attach(line, Path.cwd())
+                typed, line = line, attach(line, Path.cwd())
+                self.typed[line] = typed
         except UsageError:
             self.returned(line)
             raise
@@ -262,9 +264,11 @@ class ChatScreen(Screen[None]):
         return [Candidate(f"@{path}", path, start=start) for path in complete(word[1:], Path.cwd())]
 
     def _take_queued(self) -> str | None:
-        queued = self.chat.queue.pop() if self.chat.queue else None
+        if not self.chat.queue:
+            return None
+        queued = self.chat.queue.pop()
         self.queued.show(self.chat.queue)
-        return queued
+        return self.typed.get(queued, queued)
 
     async def _edit_prompt(self) -> None:
         text = await self.front.edit_text(self.prompt.full_text)

@@ -49,10 +49,15 @@ class AppFront:
 
     def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
         self._view.transcript.end_answer(done, turn)
+        # a conversation gets its number with its first reply
+        self._view.transcript.conversation = self._chat.state["conversation"]
+        if not self._chat.queue:
+            self._view.typed.clear()
         self._view.show_facts()
 
     def returned(self, text: str) -> None:
         """Back into the prompt, or where the user types already, into the history."""
+        text = self._view.typed.get(text, text)
         if self._view.prompt.text:
             self._view.prompt.remember(text)
             self._view.keybar.say("not answered: the question is in the history (↑)", "warning")

@@ -83,9 +83,12 @@ def painted(row: Row, columns: Sequence[Column], width: int, style: str | None =
     return Content("").join(parts)
 
 
-def key_line(keys: Keys) -> Content:
-    parts = [Content.assemble((key, "bold $primary"), (f" {label}", "$text-muted")) for key, label in keys]
-    return Content(GAP).join(parts)
+def key_line(keys: Keys, width: int | None = None) -> Content:
+    """The keys that have room; the last one, the way out, always stays."""
+    kept = [Content.assemble((key, "bold $primary"), (f" {label}", "$text-muted")) for key, label in keys]
+    while width is not None and len(kept) > 1 and Content(GAP).join(kept).cell_length > width:
+        del kept[-2]
+    return Content(GAP).join(kept)
 
 
 def drawn(report: Report, width: int) -> Content:
@@ -199,6 +202,11 @@ class Listing(ModalScreen[str | None]):
         return self.query_one("#sheet-filter", Input)
 
     @property
+    def is_open(self) -> bool:
+        """False once it is dismissed, which may be while a worker waits for what it lists."""
+        return self in self.app.screen_stack
+
+    @property
     def current(self) -> Row | None:
         place = self.options.highlighted
         return self._visible[place] if place is not None and place < len(self._visible) else None
@@ -238,10 +246,12 @@ class Listing(ModalScreen[str | None]):
 
     def _show_keys(self) -> None:
         keys = self.FILTER_KEYS if self.filter.has_focus else self.KEYS
-        self.query_one("#sheet-keys", Static).update(key_line(keys))
+        # a cell of padding on either side
+        self.query_one("#sheet-keys", Static).update(key_line(keys, max(1, self.size.width - 2)))
 
     def on_resize(self, _: events.Resize) -> None:
         self.resized()
+        self._show_keys()
         self.call_after_refresh(self.show_rows)
 
     @on(events.DescendantFocus)

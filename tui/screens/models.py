@@ -5,7 +5,7 @@ Typing filters; the keys that do something else act in the list, one step down.
 
 import asyncio
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ from textual import work
 from textual.binding import Binding, BindingType
 
 from ...core.errors import QchatError
-from ..paths import measurements_file
+from ..commands.models import measured
 from .dialogs import Confirm
 from .listing import Column, Keys, Listing, Row, one_line
 
@@ -98,7 +98,8 @@ class ModelsScreen(Listing):
             return
         self._models = {str(model.path): model for model in here}
         self._published = published
-        self.show_rows(self._rows())
+        if self.is_open:
+            self.show_rows(self._rows())
 
     def _rows(self) -> list[Row]:
         here = [
@@ -161,17 +162,10 @@ class ModelsScreen(Listing):
         self.read()
 
 
-def measured(models: "Sequence[LocalModel]") -> dict[str, dict[str, Any]]:
-    """What is known of those that can be loaded."""
-    from ...core import Measurements
-
-    kept = Measurements(measurements_file())
-    return {str(model.path): kept.of(model.path) for model in models if model.problem is None}
-
-
 def local_row(model: "LocalModel", mark: str, measured: Mapping[str, Any]) -> Row:
     if model.problem is not None:
-        cells = (mark or "✗", model.name, "", size(model.nbytes), one_line(model.problem, 40), "", "", "")
+        why = model.problem.removeprefix(f"{model.path} ")
+        cells = (mark or "✗", model.name, "", size(model.nbytes), one_line(why, 40), "", "", "")
         return Row(str(model.path), cells, "$text-muted")
     bits = "" if model.bits_per_weight is None else f"{model.bits_per_weight:.1f} bpw"
     speed, distance = measured.get("decode_tokens_per_s"), measured.get("kl_mean")

@@ -55,7 +55,8 @@ class RewindScreen(Listing):
             told = await self._chat.request("explain")
         except QchatError:
             return
-        self.show_rows(rows_of(turns(self._chat), told.get("snapshots", ())))
+        if self.is_open:
+            self.show_rows(rows_of(turns(self._chat), told.get("snapshots", ())))
 
     def chosen(self, row: Row) -> None:
         self.dismiss(f"/edit {row.id}")

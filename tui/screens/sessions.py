@@ -89,7 +89,8 @@ class SessionsScreen(Listing):
         except QchatError as error:
             self.say(str(error), "error")
             return
-        self.show_rows([self._row(one) for one in found])
+        if self.is_open:
+            self.show_rows([self._row(one) for one in found])
 
     def _row(self, one: "Conversation") -> Row:
         mark = "●" if one.id == self._here else ""
@@ -105,8 +106,9 @@ class SessionsScreen(Listing):
         except QchatError as error:
             self.say(str(error), "error")
             return
-        self.query_one("#sheet-preview", Static).update(last_lines(branch))
-        self.query_one("#sheet-detail", VerticalScroll).scroll_end(animate=False)
+        if self.is_open:
+            self.query_one("#sheet-preview", Static).update(last_lines(branch))
+            self.query_one("#sheet-detail", VerticalScroll).scroll_end(animate=False)
 
     def chosen(self, row: Row) -> None:
         self.dismiss(None if int(row.id) == self._here else f"/open {row.id}")

@@ -12,6 +12,7 @@ from ..output import write
 from . import VERBS, parser_of
 
 PLACES = {"FOLDER": "folder", "MODEL": "folder", "FILE": "file"}  # metavars whose values are paths
+LINE = "\n"
 ZSH_PLACES = {"folder": "_path_files -/", "file": "_files", "": " "}
 
 
@@ -99,11 +100,11 @@ def _place(action: argparse.Action) -> str:
 
 
 def bash(verbs: list[Verb]) -> str:
-    """A function for `complete -F`; words with spaces stay whole only among paths."""
+    """A function for `complete -F`; what is offered is split at line ends, since names may hold spaces."""
     cases = "".join(
         f"""    {_quoted(verb.name or "-")})
-      options={_quoted(" ".join(flag for option in verb.options for flag in option.flags))}
-      words={_quoted(" ".join(word for word, _ in verb.words))}
+      options={_quoted(LINE.join(flag for option in verb.options for flag in option.flags))}
+      words={_quoted(LINE.join(word for word, _ in verb.words))}
       place={_quoted(verb.place)}
       case "$previous" in
 {_bash_values(verb)}      esac
@@ -115,7 +116,7 @@ def bash(verbs: list[Verb]) -> str:
     return f"""# completion of qchat for bash
 _qchat() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD - 1]}}"
-  local verb=- options words place value
+  local verb=- options words place value IFS=$'\n'
   case "${{COMP_WORDS[1]}}" in
     {names}) [ "$COMP_CWORD" -gt 1 ] && verb="${{COMP_WORDS[1]}}" ;;
   esac
@@ -154,7 +155,7 @@ def _bash_values(verb: Verb) -> str:
 
 
 def _bash_value(value: tuple[str, ...] | str | None) -> str:
-    return " ".join(value) if isinstance(value, tuple) else f"={value or 'any'}"
+    return LINE.join(value) if isinstance(value, tuple) else f"={value or 'any'}"
 
 
 def zsh(verbs: list[Verb]) -> str:

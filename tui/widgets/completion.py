@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from ..output import printable
+from ..text import cells, cut, fit, printable
 
-MOST_ROWS = 8
 MOST_CANDIDATES = 100
+COLUMN, WIDEST = 36, 98
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,15 @@ class Completion(OptionList, can_focus=False):
             self.highlighted = ((self.highlighted or 0) + step) % len(self.candidates)
 
     def _drawn(self) -> list[Option]:
-        column = min(28, max((cell_len(candidate.shown) for candidate in self.candidates), default=0)) + 2
-        return [Option(_row(candidate, column)) for candidate in self.candidates]
+        column = min(COLUMN, max((cells(candidate.shown) for candidate in self.candidates), default=0))
+        width = min(WIDEST, self.app.size.width - 4)
+        return [Option(_row(candidate, column, width)) for candidate in self.candidates]
 
 
-def _row(candidate: Candidate, column: int) -> Content:
+def _row(candidate: Candidate, column: int, width: int) -> Content:
+    """What is shown, in `column` cells where help follows, in `width` cells in all."""
     shown = printable(candidate.shown.replace("\n", "⏎"))
     if not candidate.help:
-        return Content(shown)
-    pad = " " * max(2, column - cell_len(shown))
-    return Content.assemble(shown, (f"{pad}{printable(candidate.help)}", "$text-muted"))
+        return Content(cut(shown, width))
+    help_ = cut(printable(candidate.help), max(1, width - column - 2))
+    return Content.assemble(fit(shown, column), ("  " + help_, "$text-muted"))

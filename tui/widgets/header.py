@@ -42,5 +42,5 @@ class Header(Line):
         branches = self._state.get("branches") or []
         if len(branches) < 2:
             return ""
-        current = next((branch for branch in branches if branch.get("current")), branches[0])
-        return f"⌥ {current.get('number', 1)}/{len(branches)}"
+        place = next((n for n, branch in enumerate(branches, 1) if branch.get("current")), 1)
+        return f"⌥ {place}/{len(branches)}"

@@ -135,8 +135,9 @@ def _figure(last: Any, name: str) -> float:
 
 
 def _death(reason: str) -> str:
+    """What to do comes first: a long reason is cut, and is a note in the conversation as well."""
     why = printable(" ".join(reason.split())) or "for no known reason"
-    return f"✖ engine stopped ({why}): enter restarts it; nothing is lost"
+    return f"✖ engine stopped: enter restarts it, nothing is lost ({why})"
 
 
 def _level(share: float) -> str:
@@ -166,10 +167,10 @@ def _memory(facts: "Facts") -> Piece:
     if not facts.active_nbytes:
         return piece("")
     used = facts.active_nbytes + facts.cache_nbytes
-    limit = f"/{facts.limit_nbytes / 1e9:.0f}" if facts.limit_nbytes else ""
+    limit = f"/{facts.limit_nbytes / 1e9:.0f} GB" if facts.limit_nbytes else ""
     level = _level(used / facts.limit_nbytes) if facts.limit_nbytes else "ok"
-    peak = f" peak {facts.peak_nbytes / 1e9:.1f}" if facts.peak_nbytes > 1.1 * used else ""
-    amount = f"{used / 1e9:.1f}{limit} GB"
+    peak = f" peak {facts.peak_nbytes / 1e9:.1f}" if facts.peak_nbytes > max(1.1 * used, used + 1e8) else ""
+    amount = f"{used / 1e6:.0f} MB{limit}" if used < 1e9 else f"{used / 1e9:.1f}{limit or ' GB'}"
     return Piece((("dim", "mem "), (level if level != "ok" else "", amount), ("dim", peak)), 2)
 
 

@@ -34,7 +34,7 @@ class Transcript(Reader):
     ) -> None:
         super().__init__(measure, id)
         self._clock = clock
-        self._conversation: Any = None
+        self.conversation: Any = None
         self._turns: dict[int, Mapping[str, Any]] = {}
         self._replying = 0  # the turn that is being answered
         self._reply: list[Thought | Answer | Tools] = []
@@ -49,8 +49,8 @@ class Transcript(Reader):
         """A whole conversation in place of what is here; notes and reports of the same one stay."""
         self._end_reply()
         turns = {int(turn["number"]): turn for turn in state.get("turns") or ()}
-        same = self._conversation in (None, state.get("conversation"))
-        self._conversation = state.get("conversation")
+        same = self.conversation in (None, state.get("conversation"))
+        self.conversation = state.get("conversation")
         own: dict[int, list[Block]] = defaultdict(list)
         extras: dict[int, list[Block]] = defaultdict(list)
         for block in self.blocks if same else ():
@@ -67,7 +67,7 @@ class Transcript(Reader):
 
     def clear(self) -> None:
         """Nothing is left but the reports that are still to be updated, which come back when they are."""
-        self._conversation = object()
+        self.conversation = object()
         self.show({})
 
     # a turn
