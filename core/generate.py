@@ -9,6 +9,7 @@ from .backend import mx
 from .cache import Cache
 from .model import Model
 from .sampling import Sampling, count, sampler, start
+from .speculate import read_ahead
 
 # small enough that a stop during prefill is answered soon, large enough for full-speed products
 PREFILL_CHUNK = 512
@@ -27,7 +28,10 @@ def prefill(
         if cancelled():
             return
         chunk = ids[begin : begin + PREFILL_CHUNK]
-        model.hidden(chunk, cache)
+        before = cache.hidden
+        hidden = model.hidden(chunk, cache)
+        if begin + len(chunk) == len(ids):
+            read_ahead(model, cache, list(chunk), before, hidden)
         mx.eval(cache.arrays())
         mx.clear_cache()
         yield begin + len(chunk)

@@ -7,10 +7,10 @@ gates of the delta net and its state are float32.
 from collections.abc import Callable, Mapping
 
 from .backend import Policy, fuse, mx
-from .cache import DeltaState, KVCache
+from .cache import DeltaState, KVCache, Tentative
 from .config import ModelConfig
 from .kernels.attention import attention
-from .kernels.delta import gated_delta
+from .kernels.delta import delta_rows, gated_delta
 from .kernels.elementwise import (
     decay_and_beta,
     gate_by_sigmoid,
@@ -19,7 +19,7 @@ from .kernels.elementwise import (
     silu,
     swiglu,
 )
-from .kernels.linear import Weight, make_linear, make_projections, prepare
+from .kernels.linear import FEW_ROWS, Weight, make_linear, make_projections, prepare
 
 FeedForward = Callable[[mx.array], mx.array]
 
@@ -113,28 +113,42 @@ class GatedDeltaNet:
 
     def __call__(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """x [B, T, hidden] and the two states before it to [B, T, hidden] and the two states after it."""
+        window, (q, k, v, g, beta), gate = self.read(x, conv)
+        output, state = gated_delta(q, k, v, g, beta, state)
+        # the tail is copied: a slice would keep the whole window alive
+        return self.finish(output, gate, x), mx.contiguous(window[:, x.shape[1] :]), state
+
+    def tentatively(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, Tentative]:
+        """The same for a few tokens, of which only some may count: the states after them are left open."""
+        window, (q, k, v, g, beta), gate = self.read(x, conv)
+        output, updates = delta_rows(q, k, v, g, beta, state)
+        return self.finish(output, gate, x), Tentative(window, k, g, updates)
+
+    def read(self, x: mx.array, conv: mx.array) -> tuple[mx.array, tuple[mx.array, ...], mx.array]:
+        """The convolution's window [B, K-1+T, channels], the delta rule's q, k, v, g, beta, and the gate."""
         batch, length, _ = x.shape
         qkv, z, a, b = self.inputs(x)
-        window = mx.concatenate([conv, qkv], axis=1)  # [B, K-1+T, channels]
+        window = mx.concatenate([conv, qkv], axis=1)
         mixed = convolve(window, self.taps)
         qk, v = mx.split(mixed, [2 * self.key_heads * self.key_dim], axis=-1)
         qk = l2_normalise(qk.reshape(batch, length, 2, self.key_heads, self.key_dim))
         q, k = qk[:, :, 0] * self.key_dim**-0.5, qk[:, :, 1]
         v = v.reshape(batch, length, self.value_heads, self.value_dim).astype(mx.float32)
         g, beta = decay_and_beta(a, b, self.log_a, self.dt_bias)
-        output, state = gated_delta(q, k, v, g, beta, state)
-        gate = z.reshape(batch, length, self.value_heads, self.value_dim)
+        return window, (q, k, v, g, beta), z.reshape(batch, length, self.value_heads, self.value_dim)
+
+    def finish(self, output: mx.array, gate: mx.array, x: mx.array) -> mx.array:
+        """The rule's output [B, T, Hv, Dv], gated and normed, back to the shape and dtype of x."""
         output = gated_norm(output, self.norm, gate, self.eps).astype(x.dtype)
-        # the tail is copied: a slice would keep the whole window alive
-        return self.out(output.reshape(batch, length, -1)), mx.contiguous(window[:, length:]), state
+        return self.out(output.reshape(*x.shape[:2], -1))
 
 
 def convolve(window: mx.array, taps: mx.array) -> mx.array:
     """SiLU of the causal depthwise convolution of [B, K-1+T, C] with taps [K, C]: [B, T, C]."""
     width = taps.shape[0]
     length = window.shape[1] - width + 1
-    if length == 1:
-        total = (window * taps).sum(axis=1, keepdims=True)
+    if length <= FEW_ROWS:
+        total = mx.stack([(window[:, i : i + width] * taps).sum(axis=1) for i in range(length)], axis=1)
     else:
         total = sum(
             (window[:, i : i + length] * taps[i] for i in range(1, width)), window[:, :length] * taps[0]
@@ -170,10 +184,13 @@ class AttentionLayer(Block):
         """x [B, T, hidden] to the same shape; the cache grows by T."""
         if not isinstance(cache, KVCache):
             raise TypeError("an attention layer wants a KVCache")
-        one = x.shape[1] == 1
-        q, k, v, gate = (self._fused_before if one else self.before)(x, mx.array(cache.length))
+        # with many tokens products take the time, and fusing around those breaks vectorised loops apart
+        few = x.shape[1] <= FEW_ROWS
+        q, k, v, gate = (self._fused_before if few else self.before)(x, mx.array(cache.length))
         mixed = attention(q, *cache.append(k, v), self.mixer.dim**-0.5)
-        return (self._fused_after if one else self.after)(x, mixed, gate)
+        return (self._fused_after if few else self.after)(x, mixed, gate)
+
+    tentatively = __call__  # a KVCache takes back what does not count
 
     def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """What attention needs, as `GatedAttention.project` gives it."""
@@ -190,16 +207,28 @@ class DeltaLayer(Block):
     def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward, policy: Policy):
         super().__init__(config, weights, feed_forward)
         self.mixer = GatedDeltaNet(config, weights.within("linear_attn"), policy)
-        self._fused = fuse(self.step)
+        self._fused, self._fused_rows = fuse(self.step), fuse(self.rows)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
         """x [B, T, hidden] to the same shape; the state moves on by T."""
         if not isinstance(cache, DeltaState):
             raise TypeError("a delta net layer wants a DeltaState")
-        # many tokens spend their time in products; fusing around those only breaks vectorised loops apart
         step = self._fused if x.shape[1] == 1 else self.step
         x, cache.conv, cache.state = step(x, cache.conv, cache.state)
         return x
+
+    def tentatively(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
+        """The same for a few tokens, of which `DeltaState.keep` will let only some count."""
+        if not isinstance(cache, DeltaState):
+            raise TypeError("a delta net layer wants a DeltaState")
+        x, *parts = self._fused_rows(x, cache.conv, cache.state)
+        cache.tentative = Tentative(*parts)
+        return x
+
+    def rows(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, ...]:
+        """`tentatively` as a pure function: the layer's output, then the parts of `Tentative`."""
+        mixed, tentative = self.mixer.tentatively(self.enter(x), conv, state)
+        return self.leave(x, mixed), *tentative
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The layer with its states handed in and out."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .backend import Policy, choose_policy, mx
-from .cache import Cache
+from .cache import Cache, KVCache
 from .config import ModelConfig
 from .kernels.linear import Embedding, make_linear, prepare
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
@@ -62,6 +62,20 @@ class Model:
         cache.length += ids.size
         cache.hidden = x[:, -1:]
         return x
+
+    def tentative(self, ids: mx.array, cache: Cache) -> mx.array:
+        """`hidden` for a few ids, of which `cache.keep` will let only some count; leaves `cache.hidden`."""
+        x = self.embed(ids[None])
+        for layer, memory in zip(self.layers, cache.layers, strict=True):
+            x = layer.tentatively(x, memory)
+        cache.length += ids.size
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def ahead(self, ids: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
+        """The draft head's hidden states [1, T, hidden] for ids [T], each with the hidden state before it."""
+        if self.mtp is None:
+            raise ValueError("this model has no draft head")
+        return self.mtp(self.embed(ids[None]), hidden, cache)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Hidden states [1, T, hidden] to logits [T, V] in float32."""

@@ -15,6 +15,8 @@ from ..packed import Packed
 
 # OpenBLAS serves m * n * k up to a million from its small-matrix kernels, at memory speed
 SMALL_PRODUCT = 1_000_000
+# so many rows cost about as much as one: reading the weights is what takes time
+FEW_ROWS = 8
 # from this many rows on, dequantizing once costs less than as many one-row products
 DEQUANTIZE_ROWS = 16
 
@@ -112,7 +114,7 @@ class ExpertsLinear:
 class Projections:
     """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ...
 
-    One row takes one product with all of them; many rows take one each, whose outputs stand in memory alone.
+    Few rows take one product with all of them; many rows take one each, whose outputs stand in memory alone.
     """
 
     def __init__(self, joined: Linear | None, parts: Sequence[Linear], widths: Sequence[int]):
@@ -120,7 +122,7 @@ class Projections:
         self.bounds = list(accumulate(widths))[:-1]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        if self.joined is None or x.size > x.shape[-1]:
+        if self.joined is None or x.size > FEW_ROWS * x.shape[-1]:
             return [part(x) for part in self.parts]
         return list(mx.split(self.joined(x), self.bounds, axis=-1))
 
