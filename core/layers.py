@@ -56,7 +56,7 @@ class DenseMLP:
 
     def __init__(self, weights: Named, policy: Policy):
         self.gate_up = make_projections([weights["gate_proj"], weights["up_proj"]], policy)
-        self.down = make_linear(prepare(weights["down_proj"], policy))
+        self.down = make_linear(prepare(weights["down_proj"], policy), policy.sum)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(swiglu(*self.gate_up(x)))
@@ -70,7 +70,7 @@ class GatedAttention:
         self.dim, self.rotary = config.head_dim, config.rotary_dim
         self.theta, self.eps = config.rope_theta, config.rms_norm_eps
         self.qkv = make_projections([weights[f"{name}_proj"] for name in "qkv"], policy)
-        self.out = make_linear(prepare(weights["o_proj"], policy))
+        self.out = make_linear(prepare(weights["o_proj"], policy), policy.sum)
         self.q_norm, self.k_norm = weights.vector("q_norm"), weights.vector("k_norm")
 
     def project(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
@@ -105,7 +105,7 @@ class GatedDeltaNet:
         self.inputs = make_projections(
             [weights[f"in_proj_{name}"] for name in ("qkv", "z", "a", "b")], policy
         )
-        self.out = make_linear(prepare(weights["out_proj"], policy))
+        self.out = make_linear(prepare(weights["out_proj"], policy), policy.sum)
         self.taps = mx.contiguous(weights.vector("conv1d").astype(policy.activations).T)  # [K, channels]
         self.norm = weights.vector("norm").astype(mx.float32)
         self.log_a, self.dt_bias = weights.vector("A_log"), weights.vector("dt_bias")

@@ -1,6 +1,7 @@
 """The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .backend import Policy, choose_policy, mx
@@ -10,13 +11,21 @@ from .kernels.linear import Embedding, make_linear, prepare
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
+from .ranks import joined, share, shares_head
 from .weights import Weights, load_weights
 
 
 class Model:
     """Immutable after construction; `repairs` say what the loader made of the folder."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, policy: Policy):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        policy: Policy,
+        gather: Callable[[mx.array], mx.array] | None = None,
+    ):
+        """`gather` joins the logits of ranks that share the output head."""
         named = Named(weights.tensors)
         self.config, self.policy = config, policy
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
@@ -24,7 +33,7 @@ class Model:
         table = prepare(named["embed_tokens"], policy)
         self.embed = Embedding(table, policy.activations)
         tied = config.tie_word_embeddings
-        self.head = make_linear(table if tied else prepare(named["lm_head"], policy))
+        self.head = make_linear(table if tied else prepare(named["lm_head"], policy), gather)
         self.layers = [
             self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)
         ]
@@ -35,9 +44,14 @@ class Model:
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "Model":
-        """Read the weights of `folder`. Raises ModelError and its children."""
-        weights = load_weights(folder, config)
-        return cls(config, weights, choose_policy(weights.parameters))
+        """Read the weights of `folder`, of several ranks each its share. Raises ModelError, UsageError."""
+        weights, ranks = load_weights(folder, config), joined()
+        policy = choose_policy(weights.parameters)
+        if ranks is None:
+            return cls(config, weights, policy)
+        gather = ranks.gather if shares_head(config, ranks) else None
+        own, weights = share(config, weights, ranks)
+        return cls(own, weights, replace(policy, sum=ranks.sum), gather)
 
     def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:
         make = AttentionLayer if kind == "full_attention" else DeltaLayer

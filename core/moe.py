@@ -1,5 +1,7 @@
 """The mixture-of-experts block: a router, the chosen experts, and one shared expert behind a gate."""
 
+from dataclasses import replace
+
 from .backend import Policy, mx
 from .config import ModelConfig
 from .kernels.elementwise import sigmoid, swiglu
@@ -20,7 +22,8 @@ class MixtureOfExperts:
             ExpertsLinear(prepare(experts[f"{name}_proj"], policy)) for name in ("gate", "up", "down")
         )
         self.router = make_linear(prepare(weights["gate"], policy))
-        self.shared = DenseMLP(weights.within("shared_expert"), policy)
+        self.shared = DenseMLP(weights.within("shared_expert"), replace(policy, sum=None))
+        self.sum = policy.sum
         self.shared_gate = make_linear(prepare(weights["shared_expert_gate"], policy))
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -29,7 +32,8 @@ class MixtureOfExperts:
         experts, shares = self.route(rows)
         mixed = (self.run(rows, experts) * shares[..., None].astype(x.dtype)).sum(axis=1)
         shared = self.shared(rows) * sigmoid(self.shared_gate(rows)).astype(x.dtype)
-        return (mixed + shared).reshape(x.shape)
+        total = (mixed + shared).reshape(x.shape)
+        return total if self.sum is None else self.sum(total)
 
     def route(self, rows: mx.array) -> tuple[mx.array, mx.array]:
         """The best experts of each row and their shares by a softmax over all (float32); both [R, top]."""

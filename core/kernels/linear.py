@@ -5,7 +5,7 @@ triple of group_size, bits and mode. On a CPU one row goes as columns through th
 and several rows of a packed weight are dequantized first, because MLX's own CPU product uses no GEMM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -148,8 +148,20 @@ def evaluate(weight: Weight) -> None:
     mx.eval(weight if isinstance(weight, mx.array) else list(weight.arrays))
 
 
-def make_linear(weight: Weight) -> Linear:
-    """The product with one prepared weight [N, K]."""
+class JoinedLinear:
+    """A product of which this process computes a part, and `join` makes the whole."""
+
+    def __init__(self, linear: Linear, join: Callable[[mx.array], mx.array]):
+        self.linear, self.join = linear, join
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.join(self.linear(x))
+
+
+def make_linear(weight: Weight, join: Callable[[mx.array], mx.array] | None = None) -> Linear:
+    """The product with one prepared weight [N, K], made whole by `join` where it is a part."""
+    if join is not None:
+        return JoinedLinear(make_linear(weight), join)
     if isinstance(weight, Packed):
         return PackedLinear(weight)
     on_cpu = not on_gpu() and weight.dtype == mx.float32
