@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .quant.convert import plan_json as plan_json
     from .quant.convert import plan_text as plan_text
     from .quant.recipes import Options as Options
+    from .ranks import agree_request as agree_request
+    from .ranks import follows as follows
     from .session import Engine as Engine
     from .session import Reply as Reply
     from .session import Session as Session
@@ -45,6 +47,8 @@ _HOMES = {
     "inspect_model": "inspection",
     "measure": "bench",
     "Measurements": "measurements",
+    "agree_request": "ranks",
+    "follows": "ranks",
     "plan_folder": "planner",
     "plan_table": "planner",
     **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "quant.convert"),

@@ -42,11 +42,15 @@ DENSE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Policy:
-    """How one model runs: the dtype of its activations; dense weights (float32 on a CPU) or packed ones."""
+    """How one model runs: the dtype of its activations; dense weights (float32 on a CPU) or packed ones.
+
+    `sum` adds up what several processes computed, each with its part of a matrix; None for one by itself.
+    """
 
     activations: mx.Dtype
     dense: bool
     notices: tuple[str, ...] = ()
+    sum: Callable[[mx.array], mx.array] | None = None
 
 
 def on_gpu() -> bool:

@@ -6,9 +6,12 @@ place.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .backend import mx
 from .config import ModelConfig
+from .errors import UsageError
+from .kernels.delta import state_after
 from .packed import Packed
 
 # capacity grows by this many tokens at a time, so that one append in 256 copies
@@ -85,6 +88,11 @@ class KVCache:
         """Forget everything after the first `length` tokens."""
         self.length = min(self.length, length)
 
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens, appended since the last copy: their room is written again."""
+        self.length -= count
+        self.buffer.written = self.length
+
     def copy(self) -> "KVCache":
         return KVCache(self.quantized, self.buffer, self.length)
 
@@ -100,12 +108,35 @@ def _packed(weight: mx.array, scales: mx.array, biases: mx.array) -> Packed:
     return Packed(weight, scales, biases, QUANTIZED_GROUP, QUANTIZED_BITS, "affine")
 
 
+class Tentative(NamedTuple):
+    """Tokens that a delta net has read and may forget again: what its states after some of them need.
+
+    window [B, K-1+T, channels]; keys [B, T, Hk, Dk], log decays [B, T, Hv], updates [B, T, Hv, Dv].
+    """
+
+    window: mx.array
+    keys: mx.array
+    decays: mx.array
+    updates: mx.array
+
+
 @dataclass
 class DeltaState:
     """The last K-1 convolution inputs [B, K-1, channels]; the recurrent state [B, Hv, Dk, Dv] in float32."""
 
     conv: mx.array
     state: mx.array
+    tentative: Tentative | None = None
+
+    def keep(self, count: int) -> None:
+        """Let the first `count` of the tokens read tentatively count, and forget the others."""
+        if self.tentative is None:
+            raise ValueError("nothing was read tentatively")
+        window, *rest = self.tentative
+        width = self.conv.shape[1]
+        self.conv = mx.contiguous(window[:, count : count + width])
+        self.state = state_after(self.state, *(part[:, :count] for part in rest))
+        self.tentative = None
 
     def copy(self) -> "DeltaState":
         return DeltaState(self.conv, self.state)
@@ -123,15 +154,23 @@ class Cache:
     """All layers' memories of one sequence; `length` tokens have been read.
 
     `hidden` is the hidden state [1, 1, hidden] after the last of them, from which the next one is predicted.
+    `ahead` is what the draft head has read: the last tokens before position `ahead_end`, or none.
     """
 
     layers: list[KVCache | DeltaState]
     length: int = 0
     hidden: mx.array | None = None
+    ahead: KVCache = field(default_factory=KVCache)
+    ahead_end: int = 0
 
     @classmethod
     def empty(cls, config: ModelConfig, dtype: mx.Dtype, *, quantized: bool = False) -> "Cache":
-        """A cache for one sequence that has read nothing."""
+        """A cache for one sequence that has read nothing. Raises UsageError where heads cannot be packed."""
+        if quantized and config.head_dim % QUANTIZED_GROUP:
+            raise UsageError(
+                f"keys and values cannot be kept at {QUANTIZED_BITS} bits: this model's head_dim is "
+                f"{config.head_dim}, wanted a multiple of {QUANTIZED_GROUP}"
+            )
         return cls(
             [
                 KVCache(quantized) if kind == "full_attention" else _empty_state(config, dtype)
@@ -141,7 +180,17 @@ class Cache:
 
     def copy(self) -> "Cache":
         """The same memories, to be kept: nothing that is read later changes them, and no array is copied."""
-        return Cache([layer.copy() for layer in self.layers], self.length, self.hidden)
+        layers = [layer.copy() for layer in self.layers]
+        return Cache(layers, self.length, self.hidden, self.ahead.copy(), self.ahead_end)
+
+    def keep(self, count: int, read: int) -> None:
+        """Of `read` tokens read tentatively let the first `count` count; `hidden` is the caller's."""
+        for layer in self.layers:
+            if isinstance(layer, DeltaState):
+                layer.keep(count)
+            else:
+                layer.take_back(read - count)
+        self.length -= read - count
 
     @property
     def state_nbytes(self) -> int:
@@ -154,7 +203,7 @@ class Cache:
 
     def arrays(self) -> list[mx.array]:
         own = [] if self.hidden is None else [self.hidden]
-        return own + [a for layer in self.layers for a in layer.arrays()]
+        return own + [a for layer in (*self.layers, self.ahead) for a in layer.arrays()]
 
 
 def _empty_state(config: ModelConfig, dtype: mx.Dtype) -> DeltaState:

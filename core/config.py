@@ -81,6 +81,8 @@ class ModelConfig:
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
         """Read `folder`/config.json. Raises ModelError where there is no folder, else ConfigError."""
+        if folder.is_file():
+            raise ModelError(f"{folder} is a file: a model is the folder with its config.json")
         if not folder.is_dir():
             raise ModelError(f"there is no model folder at {folder}")
         path = folder / "config.json"

@@ -65,6 +65,8 @@ class ToolUse:
 class Performance:
     """Speeds in tokens/s, times in seconds, memory in bytes; decode speed is (n-1) / (end - first token).
 
+    `drafts_accepted` is the share of the draft head's guesses that stood, None where there were none.
+
     The first token is waited for from the question on: template, tokenizer and prefill. The prefill's own
     speed counts reading alone, and `seconds_thinking` what was spent between the ids of thoughts.
     """
@@ -77,6 +79,7 @@ class Performance:
     active_nbytes: int = 0
     peak_nbytes: int = 0
     cache_nbytes: int = 0
+    drafts_accepted: float | None = None
 
 
 @dataclass(frozen=True)

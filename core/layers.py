@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from .backend import Policy, fuse, mx
-from .cache import DeltaState, KVCache
+from .cache import DeltaState, KVCache, Tentative
 from .config import ModelConfig
 from .kernels import delta_steps, few, heads
 from .kernels.attention import attention
-from .kernels.delta import gated_delta, takes_kernels
+from .kernels.delta import delta_rows, gated_delta, takes_kernels
 from .kernels.elementwise import (
     decay_and_beta,
     gate_by_sigmoid,
@@ -88,7 +88,7 @@ class DenseMLP:
 
     def __init__(self, weights: Named, policy: Policy):
         self.gate_up = make_projections([weights["gate_proj"], weights["up_proj"]], policy)
-        self.down = make_linear(prepare(weights["down_proj"], policy))
+        self.down = make_linear(prepare(weights["down_proj"], policy), policy.sum)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down(swiglu(*self.gate_up(x)))
@@ -112,7 +112,7 @@ class GatedAttention:
         self.dim, self.rotary = config.head_dim, config.rotary_dim
         self.theta, self.eps = config.rope_theta, config.rms_norm_eps
         self.qkv = make_projections([weights[f"{name}_proj"] for name in "qkv"], policy)
-        self.out = make_linear(prepare(weights["o_proj"], policy))
+        self.out = make_linear(prepare(weights["o_proj"], policy), policy.sum)
         self.q_norm, self.k_norm = weights.vector("q_norm"), weights.vector("k_norm")
         self.sizes = heads.Heads(self.heads, self.kv_heads, self.rotary, self.eps)
         self.turns = heads.frequencies(self.rotary, self.theta)
@@ -162,7 +162,7 @@ class GatedDeltaNet:
         self.inputs = make_projections(
             [weights[f"in_proj_{name}"] for name in ("qkv", "z", "a", "b")], policy
         )
-        self.out = make_linear(prepare(weights["out_proj"], policy))
+        self.out = make_linear(prepare(weights["out_proj"], policy), policy.sum)
         self.taps = mx.contiguous(weights.vector("conv1d").astype(policy.activations).T)  # [K, channels]
         self.norm = weights.vector("norm").astype(mx.float32)
         self.log_a, self.dt_bias = weights.vector("A_log"), weights.vector("dt_bias")
@@ -211,32 +211,46 @@ class GatedDeltaNet:
 
     def __call__(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """x [B, T, hidden] and the two states before it to [B, T, hidden] and the two states after it."""
-        batch, length, _ = x.shape
-        if self.kernels and batch == 1 and is_plain(self.inputs):
+        if self.kernels and x.shape[0] == 1 and is_plain(self.inputs):
             projected = [group.joined(x[0]) for group in self.inputs.groups]
             mixed, conv, state = self._by_kernels(projected, conv, state)
             return self.out(mixed)[None], conv, state
+        window, (q, k, v, g, beta), gate = self.read(x, conv)
+        output, state = gated_delta(q, k, v, g, beta, state)
+        # the tail is copied: a slice would keep the whole window alive
+        return self.finish(output, gate, x), mx.contiguous(window[:, x.shape[1] :]), state
+
+    def tentatively(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, Tentative]:
+        """The same for a few tokens, of which only some may count: the states after them are left open."""
+        window, (q, k, v, g, beta), gate = self.read(x, conv)
+        output, updates = delta_rows(q, k, v, g, beta, state)
+        return self.finish(output, gate, x), Tentative(window, k, g, updates)
+
+    def read(self, x: mx.array, conv: mx.array) -> tuple[mx.array, tuple[mx.array, ...], mx.array]:
+        """The convolution's window [B, K-1+T, channels], the delta rule's q, k, v, g, beta, and the gate."""
+        batch, length, _ = x.shape
         qkv, z, a, b = self.inputs(x)
-        window = mx.concatenate([conv, qkv], axis=1)  # [B, K-1+T, channels]
+        window = mx.concatenate([conv, qkv], axis=1)
         mixed = convolve(window, self.taps)
         qk, v = mx.split(mixed, [2 * self.key_heads * self.key_dim], axis=-1)
         qk = l2_normalise(qk.reshape(batch, length, 2, self.key_heads, self.key_dim))
         q, k = qk[:, :, 0] * self.key_dim**-0.5, qk[:, :, 1]
         v = v.reshape(batch, length, self.value_heads, self.value_dim).astype(mx.float32)
         g, beta = decay_and_beta(a, b, self.log_a, self.dt_bias)
-        output, state = gated_delta(q, k, v, g, beta, state)
-        gate = z.reshape(batch, length, self.value_heads, self.value_dim)
+        return window, (q, k, v, g, beta), z.reshape(batch, length, self.value_heads, self.value_dim)
+
+    def finish(self, output: mx.array, gate: mx.array, x: mx.array) -> mx.array:
+        """The rule's output [B, T, Hv, Dv], gated and normed, back to the shape and dtype of x."""
         output = gated_norm(output, self.norm, gate, self.eps).astype(x.dtype)
-        # the tail is copied: a slice would keep the whole window alive
-        return self.out(output.reshape(batch, length, -1)), mx.contiguous(window[:, length:]), state
+        return self.out(output.reshape(*x.shape[:2], -1))
 
 
 def convolve(window: mx.array, taps: mx.array) -> mx.array:
     """SiLU of the causal depthwise convolution of [B, K-1+T, C] with taps [K, C]: [B, T, C]."""
     width = taps.shape[0]
     length = window.shape[1] - width + 1
-    if length == 1:
-        total = (window * taps).sum(axis=1, keepdims=True)
+    if length <= MAX_ROWS:
+        total = mx.stack([(window[:, i : i + width] * taps).sum(axis=1) for i in range(length)], axis=1)
     else:
         total = sum(
             (window[:, i : i + length] * taps[i] for i in range(1, width)), window[:, :length] * taps[0]
@@ -280,10 +294,13 @@ class AttentionLayer(Block):
             raise TypeError("an attention layer wants a KVCache")
         if is_few(x) and not cache.quantized and self.mixer.takes_few() and self.feed_forward.takes_few():
             return self.few(x, cache)
-        one = x.shape[1] == 1
-        q, k, v, gate = (self._fused_before if one else self.before)(x, mx.array(cache.length))
+        # with many tokens products take the time, and fusing around those breaks vectorised loops apart
+        few = x.shape[1] <= MAX_ROWS
+        q, k, v, gate = (self._fused_before if few else self.before)(x, mx.array(cache.length))
         mixed = attention(q, *cache.append(k, v), self.mixer.dim**-0.5)
-        return (self._fused_after if one else self.after)(x, mixed, gate)
+        return (self._fused_after if few else self.after)(x, mixed, gate)
+
+    tentatively = __call__  # a KVCache takes back what does not count
 
     def few(self, x: mx.array, cache: KVCache) -> mx.array:
         """The same by kernels, for few T and B 1."""
@@ -317,7 +334,7 @@ class DeltaLayer(Block):
     def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward, policy: Policy):
         super().__init__(config, weights, feed_forward)
         self.mixer = GatedDeltaNet(config, weights.within("linear_attn"), policy)
-        self._fused, self._few = fuse(self.step), fuse(self.few)
+        self._fused, self._few, self._fused_rows = fuse(self.step), fuse(self.few), fuse(self.rows)
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
         """x [B, T, hidden] to the same shape; the state moves on by T."""
@@ -330,6 +347,19 @@ class DeltaLayer(Block):
             step = self._fused if x.shape[1] == 1 else self.step
         x, cache.conv, cache.state = step(x, cache.conv, cache.state)
         return x
+
+    def tentatively(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
+        """The same for a few tokens, of which `DeltaState.keep` will let only some count."""
+        if not isinstance(cache, DeltaState):
+            raise TypeError("a delta net layer wants a DeltaState")
+        x, *parts = self._fused_rows(x, cache.conv, cache.state)
+        cache.tentative = Tentative(*parts)
+        return x
+
+    def rows(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, ...]:
+        """`tentatively` as a pure function: the layer's output, then the parts of `Tentative`."""
+        mixed, tentative = self.mixer.tentatively(self.enter(x), conv, state)
+        return self.leave(x, mixed), *tentative
 
     def step(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The layer with its states handed in and out."""

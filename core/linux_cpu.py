@@ -56,10 +56,21 @@ def open_blas() -> str | None:
     try:
         library = renamed_openblas() if choice == "auto" else Path(choice)
         with _environment():
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            opened = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except (OSError, subprocess.SubprocessError, ImportError, RuntimeError) as error:
         return f"matrix products run on the slow reference BLAS: {' '.join(str(error).split())}"
-    return None
+    return _unheeded_core(opened)
+
+
+def _unheeded_core(library: ctypes.CDLL) -> str | None:
+    """OpenBLAS takes its own choice of kernels for a name that it does not know, and says nothing."""
+    wanted = os.environ.get("QCHAT_BLAS_CORE")
+    name = getattr(library, "scipy_openblas_get_corename", None)
+    if not wanted or name is None:
+        return None
+    name.restype = ctypes.c_char_p
+    used = name().decode()
+    return None if used.lower() == wanted.lower() else f"QCHAT_BLAS_CORE is {wanted}, and {used} is used"
 
 
 def renamed_openblas() -> Path:

@@ -10,6 +10,7 @@ from .engine import Engine
 from .errors import UsageError
 from .events import Sync
 from .generate import prefill
+from .ranks import joined
 from .snapshots import Kind, Snapshots
 
 
@@ -21,6 +22,7 @@ class Live:
         self.engine, self.quantized_kv = engine, quantized_kv
         self.snapshots = Snapshots(snapshot_budget)
         self.cancelled = False
+        self.drafts = 0  # how many tokens the draft head guesses at once in the reply under way
         self.forget()
 
     def sync(self, ids: Sequence[int]) -> Sync:
@@ -42,9 +44,15 @@ class Live:
         Stops between two chunks when `cancelled`.
         """
         start = len(self.ids)
-        for done in prefill(self.engine.model, self.cache, ids[start:], lambda: self.cancelled):
+        model = self.engine.model
+        for done in prefill(model, self.cache, ids[start:], self.stopped, drafts=self.drafts > 0):
             self.ids = list(ids[: start + done])
             yield start + done
+
+    def stopped(self) -> bool:
+        """Whether the reply under way was cancelled, on rank 0 where there are several."""
+        ranks = joined()
+        return self.cancelled if ranks is None else bool(ranks.agree([int(self.cancelled)])[0])
 
     def forget(self) -> None:
         """Begin a live state that has read nothing."""

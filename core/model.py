@@ -1,11 +1,11 @@
 """The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .backend import Policy, choose_policy, mx, on_gpu
-from .cache import Cache
+from .cache import Cache, KVCache
 from .config import ModelConfig
 from .kernels.few import MAX_ROWS
 from .kernels.linear import Embedding, make_linear, prepare
@@ -13,6 +13,8 @@ from .kernels.trial import settle
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
+from .planner import MemoryPlan, plan_memory
+from .ranks import joined, share, shares_head
 from .roofline import step_nbytes
 from .weights import Progress, Watched, Weights, load_weights
 
@@ -21,20 +23,28 @@ class Model:
     """Immutable after construction; `repairs` say what the loader made of the folder."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, policy: Policy, progress: Progress | None = None
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        policy: Policy,
+        progress: Progress | None = None,
+        gather: Callable[[mx.array], mx.array] | None = None,
+        plan: MemoryPlan | None = None,
     ):
+        """`gather` joins the logits of ranks that share the output head; `plan` is None where memory is no
+        question."""
         named = Named(Watched(weights, progress) if progress else weights.tensors)
         refusal = settle()
         if refusal:
             policy = replace(policy, notices=(*policy.notices, refusal))
-        self.config, self.policy = config, policy
+        self.config, self.policy, self.plan = config, policy, plan
         self.step_nbytes = step_nbytes(weights.tensors, config, policy)
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
         table = prepare(named["embed_tokens"], policy)
         self.embed = Embedding(table, policy.activations)
         tied = config.tie_word_embeddings
-        self.head = make_linear(table if tied else prepare(named["lm_head"], policy))
+        self.head = make_linear(table if tied else prepare(named["lm_head"], policy), gather)
         self.layers = [
             self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)
         ]
@@ -45,13 +55,20 @@ class Model:
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig, progress: Progress | None = None) -> "Model":
-        """Read the weights of `folder`, telling `progress` once all is checked and before each of them.
+        """Read the weights of `folder`, of several ranks each its share; tells `progress` once all is checked
+        and before each of them.
 
-        On a GPU its kernels are compiled as well. Raises ModelError and its children, and what `progress`
-        raises.
+        On a GPU its kernels are compiled as well. Raises ModelError and its children, DoesNotFit, UsageError
+        where ranks cannot share the model, and what `progress` raises.
         """
-        weights = load_weights(folder, config)
-        model = cls(config, weights, choose_policy(weights.parameters), progress)
+        weights, ranks = load_weights(folder, config), joined()
+        policy, gather = choose_policy(weights.parameters), None
+        if ranks is not None:
+            gather = ranks.gather if shares_head(config, ranks) else None
+            config, weights = share(config, weights, ranks)
+            policy = replace(policy, sum=ranks.sum)
+        plan = plan_memory(config, weights, policy, name=folder.resolve().name)
+        model = cls(config, weights, policy, progress, gather, plan)
         if on_gpu():
             if progress:
                 progress(model.nbytes, model.nbytes, "kernels")
@@ -66,6 +83,12 @@ class Model:
         if self.config.is_moe:
             return MixtureOfExperts(self.config, weights, self.policy)
         return DenseMLP(weights, self.policy)
+
+    @property
+    def context(self) -> int:
+        """How many tokens a conversation may have: as many as the model is made for and the memory holds."""
+        longest = self.config.max_position_embeddings
+        return longest if self.plan is None else min(longest, self.plan.context)
 
     def new_cache(self, *, quantized: bool = False) -> Cache:
         """A cache that has read nothing; `quantized` keeps keys and values at 8 bits."""
@@ -87,6 +110,20 @@ class Model:
         cache.length += ids.size
         cache.hidden = x[:, -1:]
         return x
+
+    def tentative(self, ids: mx.array, cache: Cache) -> mx.array:
+        """`hidden` for a few ids, of which `cache.keep` will let only some count; leaves `cache.hidden`."""
+        x = self.embed(ids[None])
+        for layer, memory in zip(self.layers, cache.layers, strict=True):
+            x = layer.tentatively(x, memory)
+        cache.length += ids.size
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
+    def ahead(self, ids: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
+        """The draft head's hidden states [1, T, hidden] for ids [T], each with the hidden state before it."""
+        if self.mtp is None:
+            raise ValueError("this model has no draft head")
+        return self.mtp(self.embed(ids[None]), hidden, cache)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Hidden states [1, T, hidden] to logits [T, V] in float32."""

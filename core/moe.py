@@ -1,5 +1,7 @@
 """The mixture-of-experts block: a router, the chosen experts, and one shared expert behind a gate."""
 
+from dataclasses import replace
+
 from .backend import Policy, mx
 from .config import ModelConfig
 from .kernels import few
@@ -23,7 +25,8 @@ class MixtureOfExperts:
             ExpertsLinear(prepare(experts[f"{name}_proj"], policy)) for name in ("gate", "up", "down")
         )
         self.router = make_linear(prepare(weights["gate"], policy))
-        self.shared = DenseMLP(weights.within("shared_expert"), policy)
+        self.shared = DenseMLP(weights.within("shared_expert"), replace(policy, sum=None))
+        self.sum = policy.sum
         self.shared_gate = make_linear(prepare(weights["shared_expert_gate"], policy))
         self.gates = self._join_gates()
 
@@ -33,7 +36,8 @@ class MixtureOfExperts:
         experts, shares = self.route(rows)
         mixed = (self.run(rows, experts) * shares[..., None].astype(x.dtype)).sum(axis=1)
         shared = self.shared(rows) * sigmoid(self.shared_gate(rows)).astype(x.dtype)
-        return (mixed + shared).reshape(x.shape)
+        total = (mixed + shared).reshape(x.shape)
+        return total if self.sum is None else self.sum(total)
 
     def _join_gates(self) -> Weight | None:
         """Router and shared expert's gate below each other, where kernels read everything in this block."""
@@ -48,7 +52,8 @@ class MixtureOfExperts:
 
     def takes_few(self) -> bool:
         products = (self.router, self.shared_gate, self.gate, self.up, self.down)
-        return self.gates is not None and all(map(is_plain, products)) and self.shared.takes_few()
+        mine = self.sum is None and self.gates is not None  # a part of the experts is summed over ranks
+        return mine and all(map(is_plain, products)) and self.shared.takes_few()
 
     def few(self, x: mx.array, norm: Norm) -> mx.array:
         """x + the block's output of norm(x), for x [T, hidden] with few T."""

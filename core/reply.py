@@ -13,7 +13,7 @@ from .chat import Kind, ReplyParser, leaves_thought_open
 from .engine import Engine
 from .errors import ContextLengthExceeded, TemplateError
 from .events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought, ToolUse
-from .generate import Decoder, StopStrings, ThinkingBudget
+from .generate import AnyDecoder, StopStrings, ThinkingBudget, drafts_for, make_decoder
 from .loops import LoopDetector
 from .sampling import Sampling, resolve
 from .settings import ReplySettings
@@ -71,7 +71,7 @@ class PendingReply:
             yield Notice(notice)
         try:
             yield from self._read_prompt()
-            if self.session.cancelled:
+            if self.session.stopped():
                 self.reason = "cancelled"
             else:
                 yield from self._decode()
@@ -101,6 +101,7 @@ class PendingReply:
 
     def _read_prompt(self) -> Iterator[Event]:
         session, total = self.session, len(self.prompt)
+        session.drafts = drafts_for(session.engine.model, self.settings.draft_tokens)
         sync = session.sync(self.prompt)
         self.cached = self.read = sync.cached
         self.synced = True
@@ -117,10 +118,18 @@ class PendingReply:
     def _decode(self) -> Iterator[Event]:
         session, engine = self.session, self.session.engine
         budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
-        decoder = Decoder(engine.model, session.cache, self.sampling)
+        decoder = make_decoder(engine.model, session.cache, self.sampling, session.drafts)
+        try:
+            yield from self._draw(decoder, budget)
+        finally:
+            decoder.finish()
+            self.clock.drafted, self.clock.accepted = decoder.drafted, decoder.accepted
+
+    def _draw(self, decoder: AnyDecoder, budget: ThinkingBudget) -> Iterator[Event]:
+        session, engine = self.session, self.session.engine
         loops, ids = LoopDetector(), self.output.ids
         while len(ids) < self.room:
-            if session.cancelled:
+            if session.stopped():
                 self.reason = "cancelled"
                 return
             if session.closing_thought:
@@ -147,7 +156,7 @@ class PendingReply:
                     return
                 loops = LoopDetector()
 
-    def _close_thought(self, decoder: Decoder, why: str) -> bool:
+    def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
         close = self.session.engine.tokenizer.think_close_id
         if not self.parser.inside or close is None:
             return False
@@ -232,6 +241,7 @@ class Clock:
         self.reading = self.first = self.last = time.perf_counter()
         self.asked = self.reading - authoring_seconds
         self.count, self.thinking = 0, 0.0
+        self.drafted = self.accepted = 0
 
     def token(self, *, inside: bool) -> None:
         """A token was drawn, `inside` a thought or not."""
@@ -254,6 +264,7 @@ class Clock:
             active_nbytes=mx.get_active_memory(),
             peak_nbytes=mx.get_peak_memory(),
             cache_nbytes=mx.get_cache_memory(),
+            drafts_accepted=self.accepted / self.drafted if self.drafted else None,
         )
 
 

@@ -26,7 +26,8 @@ class _Range(NamedTuple):
         return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def __str__(self) -> str:
-        return f"a {'whole ' if self.whole else ''}number from {self.low:g} to {self.high:g}"
+        low, high = (f"{bound:,}" if self.whole else f"{bound:g}" for bound in (self.low, self.high))
+        return f"a {'whole ' if self.whole else ''}number from {low} to {high}"
 
 
 # the bounds of penalties only keep out values that no logit survives

@@ -105,7 +105,7 @@ class Session(Tree, Live):
         self.author = Author(engine.template, engine.tokenizer)
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
         self._history: History = _checked_mode(history or usual)
-        longest = engine.config.max_position_embeddings
+        longest = engine.model.context
         self.context_limit = min(context_limit or longest, longest)
         self._notices = list(engine.notices)
         self.tools = self._checked_tools(tools)

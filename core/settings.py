@@ -22,13 +22,15 @@ class ReplySettings:
     enable_thinking: None is the chat template's own default. reasoning_effort: none and low turn thinking
     off, the others on; a template that knows efforts gets the word itself. thinking_token_budget: after so
     many thought tokens the thought is closed. include_reasoning: whether thoughts are reported. stop: texts
-    that end the answer.
+    that end the answer. draft_tokens: how many tokens the draft head guesses ahead at most, which changes no
+    reply; None is 3 on a GPU where the model has such a head, else 0.
     """
 
     max_new_tokens: int = 2048
     enable_thinking: bool | None = None
     reasoning_effort: str | None = None
     thinking_token_budget: int | None = None
+    draft_tokens: int | None = None
     include_reasoning: bool = True
     report_performance: bool = True
     stop: Sequence[str] = ()
@@ -43,7 +45,7 @@ class ReplySettings:
         return settings
 
     def _check(self) -> None:
-        for name in ("max_new_tokens", "thinking_token_budget"):
+        for name in ("max_new_tokens", "thinking_token_budget", "draft_tokens"):
             value, low = getattr(self, name), 1 if name == "max_new_tokens" else 0
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise UsageError(f"{name} is {value!r}, wanted a whole number from {low}")

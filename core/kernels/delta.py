@@ -1,5 +1,7 @@
 """The gated delta rule in fast forms, chunked products and a fused single step; `gated_delta` chooses.
 
+`delta_rows` reads a few tokens without deciding how many of them will count; `state_after` decides.
+
 Chunk form after Yang et al. (arXiv 2406.06484, section 3; decay as in 2412.06464). With G the running sum of
 log decays inside a chunk and A[t,i] = beta_t exp(G_t - G_i) (k_t . k_i) for i < t:
     (I + A) U = beta (V - exp(G) K S)                    O = exp(G) Q S + tril(exp(G_t - G_i) Q K^T) U
@@ -92,6 +94,35 @@ def delta_chunks(
         state = state * last[:, :, n, :, None] + tails[:, :, n] @ update
     output = mx.stack(outputs, axis=2).reshape(batch, heads, -1, value_dim)[:, :, :length]
     return output.swapaxes(1, 2), state
+
+
+def delta_rows(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """A few tokens as one chunk, the state left as it is: outputs and updates U, both [B, T, Hv, Dv]."""
+    length, repeats = v.shape[1], v.shape[2] // k.shape[2]
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, H, T, D]
+    g, beta = g.swapaxes(1, 2), beta.swapaxes(1, 2)
+    grown, ratio, inside = _decays(g, length)
+    pair = mx.concatenate([q, k], axis=2)  # [B, Hk, 2T, Dk]
+    of_queries, of_keys = mx.split(_repeat(pair @ k.swapaxes(-1, -2), repeats), 2, axis=2)
+    inverse = _inverse(of_keys * ratio * beta[..., None])
+    readers = _repeat(pair, repeats) @ state  # [B, Hv, 2T, Dv]
+    q_state, k_state = mx.split(readers, 2, axis=2)
+    grown = grown[..., None]
+    updates = inverse @ ((v - k_state * grown) * beta[..., None])
+    output = q_state * grown + (of_queries * inside) @ updates
+    return output.swapaxes(1, 2), updates.swapaxes(1, 2)
+
+
+def state_after(state: mx.array, k: mx.array, g: mx.array, updates: mx.array) -> mx.array:
+    """The state after the tokens whose keys [B, T, Hk, Dk], log decays [B, T, Hv] and updates are given."""
+    total = mx.cumsum(g, axis=1)  # [B, T, Hv]
+    last = total[:, -1:]
+    tails = mx.repeat(k, g.shape[2] // k.shape[2], axis=2) * mx.exp(last - total)[..., None]
+    return state * mx.exp(last).swapaxes(1, 2)[..., None] + (
+        tails.transpose(0, 2, 3, 1) @ updates.swapaxes(1, 2)
+    )
 
 
 def _to_chunks(x: mx.array, chunk: int) -> mx.array:

@@ -10,7 +10,7 @@ from ..backend import fuse, mx, on_gpu
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
-POLYNOMIAL_FROM = 8192
+POLYNOMIAL_FROM = 512
 COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 
 

@@ -6,7 +6,7 @@ Several rows of a packed weight are dequantized first: on a CPU MLX's own produc
 its GEMM is the faster one. A few rows on a GPU are `few`'s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby, pairwise
 from typing import Protocol
@@ -156,7 +156,7 @@ class Group:
         self.parts = [make_linear(part) for part in parts] if len(parts) > 1 else [self.joined]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        if x.size > x.shape[-1] or len(self.parts) == 1:
+        if x.size > few.MAX_ROWS * x.shape[-1] or len(self.parts) == 1:
             return [part(x) for part in self.parts]
         return list(mx.split(self.joined(x), self.cuts, axis=-1))
 
@@ -164,7 +164,7 @@ class Group:
 class Projections:
     """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ...
 
-    One row takes one product per group of neighbours that are stored alike; many rows take one per weight,
+    Few rows take one product per group of neighbours that are stored alike; many rows take one per weight,
     whose outputs stand in memory alone.
     """
 
@@ -200,8 +200,24 @@ def evaluate(weight: Weight) -> None:
     mx.eval(weight if isinstance(weight, mx.array) else list(weight.arrays))
 
 
-def make_linear(weight: Weight) -> Linear:
-    """The product with one prepared weight [N, K]."""
+class JoinedLinear:
+    """A product of which this process computes a part, and `join` makes the whole."""
+
+    def __init__(self, linear: Linear, join: Callable[[mx.array], mx.array]):
+        self.linear, self.join = linear, join
+
+    @property
+    def weight(self) -> Weight:
+        return self.linear.weight
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.join(self.linear(x))
+
+
+def make_linear(weight: Weight, join: Callable[[mx.array], mx.array] | None = None) -> Linear:
+    """The product with one prepared weight [N, K], made whole by `join` where it is a part."""
+    if join is not None:
+        return JoinedLinear(make_linear(weight), join)
     if isinstance(weight, Packed):
         return PackedLinear(weight)
     on_cpu = not on_gpu() and weight.dtype == mx.float32

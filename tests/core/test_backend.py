@@ -90,6 +90,17 @@ def test_a_blas_that_cannot_be_opened_is_one_line_of_notice_and_no_failure(tmp_p
 
 
 @linux_only
+def test_kernels_that_the_blas_does_not_know_are_told_of():
+    script = "from qchat.core.backend import choose_policy; print(choose_policy(1).notices)"
+    path = os.pathsep.join([str(ROOT / ".dev"), *sys.path])
+    environment = os.environ | {"QCHAT_BLAS_CORE": "Abacus", "PYTHONPATH": path}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "QCHAT_BLAS_CORE is Abacus, and" in run.stdout
+
+
+@linux_only
 def test_opening_the_blas_leaves_the_environment_as_it_was(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
