@@ -61,7 +61,8 @@ class Model:
         On a GPU its kernels are compiled as well. Raises ModelError and its children, DoesNotFit, UsageError
         where ranks cannot share the model, and what `progress` raises.
         """
-        weights, ranks = load_weights(folder, config), joined()
+        ranks = joined()
+        weights = load_weights(folder, config)
         policy, gather = choose_policy(weights.parameters), None
         if ranks is not None:
             gather = ranks.gather if shares_head(config, ranks) else None

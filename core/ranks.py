@@ -7,7 +7,8 @@ Attention and delta net are shared by heads, MLPs and experts by their inner wid
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd
@@ -15,9 +16,12 @@ from typing import Any
 
 from .backend import mx
 from .config import ModelConfig
-from .errors import UsageError
+from .errors import GenerationError, UsageError
 from .packed import Packed
 from .weights import Tensor, Weights
+
+# machines of a cluster read their programs from disks of different speed
+JOIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,21 @@ class Ranks:
 
 @cache
 def joined() -> Ranks | None:
-    """The ranks that `mlx.launch` started, this one among them; None for a process by itself."""
+    """The ranks that `mlx.launch` started, this one among them; None for a process by itself.
+
+    Waits for those that start later. Raises GenerationError where they do not come.
+    """
     if "MLX_RANK" not in os.environ:
         return None
-    group = mx.distributed.init()
+    end = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            group = mx.distributed.init()
+            break
+        except RuntimeError as error:
+            if time.monotonic() > end:
+                raise GenerationError(f"the other ranks cannot be reached: {error}") from error
+            time.sleep(0.2)
     return Ranks(group.rank(), group.size()) if group.size() > 1 else None
 
 
@@ -63,15 +78,14 @@ def follows() -> bool:
     return os.environ.get("MLX_RANK", "0") != "0"
 
 
-def agree_request(text: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What rank 0 was asked, and with which settings, for all ranks; they draw the same ids from one seed."""
+def agree_request(text: str, seed: int | None) -> tuple[str, dict[str, Any]]:
+    """What rank 0 was asked, for all ranks, and the setting that this takes: one seed for the same ids."""
     ranks = joined()
     if ranks is None:
-        return text, dict(settings)
-    seed = settings.get("seed")
-    drawn = {"seed": secrets.randbits(31) if seed is None else seed}
-    request = json.loads(ranks.agree_text(json.dumps([text, dict(settings) | drawn])))
-    return request[0], request[1]
+        return text, {}
+    chosen = secrets.randbits(31) if seed is None else seed
+    text, chosen = json.loads(ranks.agree_text(json.dumps([text, chosen])))
+    return text, {"seed": chosen}
 
 
 def share(config: ModelConfig, weights: Weights, ranks: Ranks) -> tuple[ModelConfig, Weights]:

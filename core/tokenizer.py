@@ -119,7 +119,7 @@ class Tokenizer:
         return "".join([*map(detokenizer.add, ids), detokenizer.flush()])
 
     def spelled(self, ids: Iterable[int]) -> str:
-        """The text of `ids` with the special tokens in it that `decode` leaves out, as a template has them."""
+        """The text of `ids` with the special tokens that `decode` leaves out, as a template has them."""
         names = {id: text for text, id in self._ids.items()}
         parts: list[str] = []
         run: list[int] = []

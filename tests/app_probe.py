@@ -1,4 +1,4 @@
-"""The app at a real terminal, and what it costs: `app_probe.py paint|idle|reply`, or `measure(...)` from elsewhere.
+"""The app at a real terminal, and what it costs: `measure("paint"|"idle"|"reply")`.
 
 Run as a program it is the app itself, which notes its figure in the file $QCHAT_PROBE and leaves.
 """
@@ -50,7 +50,12 @@ def one_shot() -> float:
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, *ONE_SHOT, "--max-tokens", str(TOKENS)]
         done = subprocess.run(
-            command, env=_environment(home), stdin=subprocess.DEVNULL, capture_output=True, check=True
+            command,
+            env=_environment(home),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            start_new_session=True,  # as the engine has; Linux shares processors between sessions first
         )
     return json.loads(done.stdout)["timings"]["decode_tokens_per_s"]
 
@@ -79,8 +84,11 @@ def _run(what: str) -> int:
         def on_mount(self) -> None:
             self.call_after_refresh(self.probe)
 
-        async def probe(self) -> None:
-            painted = time.process_time()
+        def probe(self) -> None:
+            """Beside the app, whose messages must not wait for it."""
+            self.probing = asyncio.create_task(self.note(time.process_time()))
+
+        async def note(self, painted: float) -> None:
             figure = painted if what == "paint" else await (_idle if what == "idle" else _reply)(self.chat)
             Path(os.environ["QCHAT_PROBE"]).write_text(str(figure))
             await self.action_leave()

@@ -90,7 +90,9 @@ def _chat(args: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _answer(args: argparse.Namespace, settings: "Settings") -> int:
-    text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
+    # of several processes that mlx.launch started, rank 0 alone is asked and answers
+    follows = os.environ.get("MLX_RANK", "0") != "0"
+    text = "" if follows else _prompt(" ".join(args.words) or args.prompt, args.files or ())
     from .oneshot import Request, run
 
     request = Request(
@@ -125,7 +127,8 @@ def _model(args: argparse.Namespace, settings: "Settings", last: str | None = No
 
 def _prompt(given: str | None, files: Sequence[str]) -> str:
     """What was piped in, the files, then what was given. Raises UsageError where all are missing."""
-    waiting = sys.stdin.isatty()
+    # mlx.launch gives its processes a stdin that never ends
+    waiting = sys.stdin.isatty() or "MLX_RANK" in os.environ
     if waiting and given is None and not files:
         raise UsageError("-p TEXT is needed where the output is no terminal")
     parts = ["" if waiting else _piped(), *_attached(files), given or ""]

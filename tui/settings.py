@@ -225,6 +225,12 @@ KEYS: dict[str, Key] = {
             "end a thought after so many tokens",
             "thinking_token_budget",
         ),
+        _reply(
+            "drafts",
+            Number(0, 3, whole=True),
+            "tokens that the draft head guesses ahead at most",
+            "draft_tokens",
+        ),
         _reply("max_tokens", Number(1, 1 << 22, whole=True), "the longest reply", "max_new_tokens"),
         _reply("stop", Texts(), "texts that end a reply"),
         _reply("temperature", Number(0, 100), "0 takes the likeliest token"),

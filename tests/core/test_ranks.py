@@ -65,6 +65,23 @@ def test_two_ranks_compute_the_logits_of_one(folders: list[Path], tmp_path: Path
         assert relative_rms(np.load(f"{target}{number}.npy"), np.array(alone)) <= 2e-5
 
 
+def test_the_command_answers_once_and_as_it_would_alone(folders: list[Path], tmp_path: Path):
+    script = tmp_path / "command.py"
+    script.write_text("import sys; from qchat.tui.cli import main; sys.exit(main())")
+    words = (folders[0], "-p", "hello", "--no-think", "--max-tokens", "5", "--temperature", "0", "--quiet")
+    alone = subprocess.run(
+        [sys.executable, script, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".dev")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    together = launch(script, *words)
+    assert alone.returncode == 0
+    assert together.stdout.strip() == alone.stdout.strip() != "", together.stderr
+
+
 def test_the_ranks_hold_equal_parts_that_make_the_whole(folders: list[Path]):
     for folder in folders:
         config = ModelConfig.load(folder)

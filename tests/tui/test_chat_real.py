@@ -13,7 +13,7 @@ from tests.tui.chat_stage import Stage, render
 MODEL = str(EMBEDDED_MODEL)
 BRIEF = {"temperature": 0.0, "enable_thinking": False, "max_new_tokens": 30}
 ENDLESS = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_new_tokens": 1500, "seed": 1}
-LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 130
+LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 55
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 from tests.checkpoints import write_checkpoint
 from tests.compare import ROOT
 
-ENVIRONMENT = {"PYTHONPATH": str(ROOT / ".dev"), "QCHAT_COMPILE": "off"}
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT / '.dev'}:{ROOT}", "QCHAT_COMPILE": "off"}
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,17 @@ def own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+def in_terminal(model: Path, *arguments: str, **env: str):
+    """The chat with `model` in a terminal of its own; yields the terminal and the process."""
+    return running(command(model, *arguments), **env)
+
+
 @contextmanager
-def in_terminal(model: Path, *arguments: str, **env: str) -> Iterator[tuple[int, subprocess.Popen]]:
+def running(words: list[str], **env: str) -> Iterator[tuple[int, subprocess.Popen]]:
     ours, theirs = pty.openpty()
     environment = os.environ | ENVIRONMENT | {"TERM": "xterm-256color"} | env
     with subprocess.Popen(
-        command(model, *arguments),
+        words,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -167,11 +172,28 @@ def test_a_terminated_chat_gives_the_terminal_back(model: Path):
         assert termios.tcgetattr(terminal)[3] == before[3]
 
 
-def test_an_interrupt_stops_the_reply_and_not_the_chat(model: Path):
-    with in_terminal(model, "--plain", "--max-tokens", "100000") as (terminal, process):
+SCRIPTED = """
+import sys
+from pathlib import Path
+from qchat.tui.beginning import Beginning
+from qchat.tui.chat import Chat
+from qchat.tui.history import History
+from qchat.tui.repl import run
+from qchat.tui.settings import Settings
+from tests.tui.fake_engine import FakeEngine
+
+long = {"method": "send", "answer": "word " * 2000, "seconds": 0.01}
+fake, settings = FakeEngine(Path(sys.argv[1]), long), Settings()
+make = lambda view: Chat(view, fake.client, settings=settings)
+sys.exit(run(make, settings=settings, history=History(), beginning=Beginning("/models/fake")))
+"""
+
+
+def test_an_interrupt_stops_the_reply_and_not_the_chat(tmp_path: Path):
+    with running([sys.executable, "-c", SCRIPTED, str(tmp_path)]) as (terminal, process):
         read_until(terminal, "ctrl+d leaves")
         os.write(terminal, b"hello\r")
-        time.sleep(1.0)
+        read_until(terminal, "word")
         os.write(terminal, b"\x03")
         read_until(terminal, "stopped")
         os.write(terminal, b"/bye\r")

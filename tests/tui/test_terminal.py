@@ -51,7 +51,9 @@ class Terminal:
         for pid in {*self.engines, *self.children(self.shell)}:
             if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
+        socket = Path(self.told("socket_path"))
         self._tmux("kill-server")
+        socket.unlink(missing_ok=True)
 
     def keys(self, *keys: str) -> None:
         self._tmux("send-keys", *keys)

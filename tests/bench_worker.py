@@ -1,0 +1,62 @@
+"""What the engine process costs: tokens/s through its pipe beside those of one process that does all itself.
+
+`bench_worker.py [MODEL]`: greedy replies of one length, here and there in turn, the medians compared; the
+engine's client reads every event. Exit code 1 where the engine is more than 5 % slower.
+"""
+
+import asyncio
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / ".dev")]
+
+# ruff: noqa: E402
+from qchat.core import EMBEDDED_MODEL, Session, load_session
+from qchat.tui.client import EngineClient
+
+RUNS, TOKENS = 9, 256
+LIMIT_PERCENT = 5.0
+QUESTION = "Write a long story about a cat."
+# no stop token is likely in a story, and no text is the same twice in one
+SETTINGS = {"temperature": 0.8, "seed": 3, "enable_thinking": False, "max_new_tokens": TOKENS}
+
+
+def here(session: Session) -> float:
+    """Tokens/s of a reply in this process."""
+    session.reset()
+    return session.send(QUESTION, **SETTINGS).performance.decode_tokens_per_s
+
+
+async def there(client: EngineClient) -> float:
+    """Tokens/s of the same reply through the pipe, by the same clock."""
+    await client.request("reset")
+    call = client.call("send", text=QUESTION, settings=SETTINGS)
+    done = [event async for batch in call for event in batch][-1]
+    return done["performance"]["decode_tokens_per_s"]
+
+
+async def measure(model: str) -> Iterator[list[float]]:
+    session, client = load_session(model), EngineClient()
+    await client.start()
+    try:
+        await client.request("load", model=model)
+        pairs = [(here(session), await there(client)) for _ in range(1 + RUNS)][1:]  # the first one warms up
+    finally:
+        await client.stop()
+    return map(list, zip(*pairs, strict=True))
+
+
+def main(model: str) -> int:
+    """Measure and print; returns the exit code."""
+    alone, served = map(statistics.median, asyncio.run(measure(model)))
+    slower = 100 * (1 - served / alone)
+    print(f"{alone:8.1f} tokens/s in one process")
+    print(f"{served:8.1f} tokens/s through the engine process")
+    print(f"{slower:8.1f} % slower, at most {LIMIT_PERCENT:.1f} %")
+    return int(slower > LIMIT_PERCENT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else str(EMBEDDED_MODEL)))
