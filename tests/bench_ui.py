@@ -10,25 +10,29 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parents[1] / ".dev")]
+sys.path[:0] = [str(Path(__file__).parents[1] / ".dev"), str(Path(__file__).parents[1])]
 
 # ruff: noqa: E402
 from textual.app import App, ComposeResult
-from textual.events import AppBlur, AppFocus, Resize
+from textual.events import AppBlur, AppFocus, Key, Resize
 from textual.geometry import Size
 
 from qchat.tui import themes
 from qchat.tui.widgets.transcript import Transcript
+from tests import app_probe
+from tests.tui.running_app import running
 
 TURNS = 2_000
 TOKENS, TOKENS_PER_S = 480, 60
 SIZE = (100, 30)
+RUNS = 3  # of each side, of which the best count
 
 
 class Row(NamedTuple):
@@ -256,6 +260,38 @@ async def memory() -> AsyncIterator[Row]:
         )
 
 
+# --- the whole app ---
+
+
+@budget
+async def keypress() -> AsyncIterator[Row]:
+    """A letter typed into the prompt until it is on the screen, 2,000 turns above."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with running(Path(folder)) as it:
+            await it.idle()
+            state = {"conversation": 1, "turns": [turn(number + 1) for number in range(TURNS)]}
+            it.screen.transcript.show(state)
+            await painted(it.app)
+            gc.collect()
+            gc.freeze()
+            times = sorted(
+                [await cost(it.app, lambda: it.app.post_message(Key("a", "a"))) for _ in range(200)]
+            )
+            assert it.prompt.text == "a" * 200
+            yield Row("key to repaint, 2,000 turns", 8, times[100], "ms")
+            yield Row("key to repaint, 2,000 turns, p99", 16, times[197], "ms")
+
+
+@budget
+async def terminal() -> AsyncIterator[Row]:
+    """At a real terminal, with the small model of the package."""
+    yield Row("start to first paint", 1_000, 1e3 * app_probe.measure("paint"), "ms")
+    yield Row("idle, share of a core", 0.5, 100 * app_probe.measure("idle"), "%")
+    pairs = [(app_probe.one_shot(), app_probe.measure("reply")) for _ in range(RUNS)]
+    alone, inside = (max(speeds) for speeds in zip(*pairs, strict=True))
+    yield Row("generation slower than one-shot", 5, 100 * (1 - inside / alone), "%")
+
+
 # --- the table ---
 
 
@@ -285,7 +321,7 @@ def main(names: list[str]) -> int:
             mark = "" if row.value <= row.limit else "  broken"
             broken += bool(mark)
             print(
-                f"{row.what:<40} {row.limit:>7.0f} {row.unit:<2} {row.value:>9.1f} {row.unit}{mark}",
+                f"{row.what:<40} {row.limit:>7,g} {row.unit:<2} {row.value:>9.1f} {row.unit}{mark}",
                 flush=True,
             )
     return 1 if broken else 0

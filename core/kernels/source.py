@@ -172,13 +172,13 @@ def distrust() -> None:
 
 
 def backend() -> Backend | None:
-    """Which of our kernels the default device takes, if any; QCHAT_KERNELS=off takes none of them.
+    """Which of our kernels the default device takes: none of them but with QCHAT_KERNELS=on.
 
-    Raises UsageError for another word.
+    Their text was run on CPUs only so far. Raises UsageError for a word other than `on` and `off`.
     """
-    choice = os.environ.get("QCHAT_KERNELS", "auto")
-    if choice not in ("auto", "off"):
-        raise UsageError(f"QCHAT_KERNELS is {choice!r}, wanted auto, off")
+    choice = os.environ.get("QCHAT_KERNELS", "off")
+    if choice not in ("on", "off"):
+        raise UsageError(f"QCHAT_KERNELS is {choice!r}, wanted on, off")
     device = _device()
     return None if choice == "off" or device in _distrusted else device
 

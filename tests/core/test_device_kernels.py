@@ -46,6 +46,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels run as Metal through a shim, and whoever asks finds a device that takes them."""
     monkeypatch.setattr(source.Kernel, "__call__", on_cpu.run)
     monkeypatch.setattr(source, "_device", lambda: "cuda")
+    monkeypatch.setenv("QCHAT_KERNELS", "on")
 
 
 def every_kernel() -> list[source.Kernel]:
@@ -72,7 +73,7 @@ def every_kernel() -> list[source.Kernel]:
 )
 def test_unknown_words_for_a_choice_are_refused(variable, ask, monkeypatch):
     monkeypatch.setenv(variable, "perhaps")
-    with pytest.raises(UsageError, match=f"{variable} is 'perhaps', wanted auto"):
+    with pytest.raises(UsageError, match=f"{variable} is 'perhaps', wanted "):
         ask()
 
 
@@ -85,10 +86,11 @@ def test_products_are_ours_on_cuda_and_mlxs_on_metal_unless_forced(monkeypatch):
         (None, "ours", False),
     ):
         monkeypatch.setattr(source, "_device", lambda device=device: device)
+        monkeypatch.setenv("QCHAT_KERNELS", "on")
         monkeypatch.setenv("QCHAT_PRODUCTS", choice)
         assert few.ours() == ours
-    monkeypatch.setenv("QCHAT_KERNELS", "off")
     monkeypatch.setattr(source, "_device", lambda: "cuda")
+    monkeypatch.delenv("QCHAT_KERNELS")
     assert source.backend() is None
 
 
@@ -175,6 +177,7 @@ def picked(places: tuple[int, ...], low: int, high: int) -> int:
 def test_both_texts_compute_the_same(what, monkeypatch):
     """The preludes differ, and what is made of a body with them must not."""
     monkeypatch.setattr(source, "_device", lambda: "cuda")
+    monkeypatch.setenv("QCHAT_KERNELS", "on")
     results = []
     for backend in ("metal", "cuda"):
         monkeypatch.setattr(source.Kernel, "__call__", partialmethod(on_cpu.run, backend=backend))

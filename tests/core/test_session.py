@@ -1,6 +1,7 @@
 """Whole replies on tiny random models, and on the trained one where it is at hand."""
 
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -103,6 +104,8 @@ def test_cancelling_during_prefill_ends_before_a_token(engine, monkeypatch):
 
     done = finished(map(cancel_once_begun, session.stream("word " * 40)))
     assert (done.finish_reason, done.generated_tokens) == ("cancelled", 0)
+    assert 0 < done.prefilled_tokens == len(session.ids) < done.prompt_tokens
+    assert session.explain()["turns"][0]["prefilled_tokens"] == done.prefilled_tokens
     assert session.send("short").finish_reason in ("stop", "length")
 
 
@@ -159,6 +162,49 @@ def script(monkeypatch, engine: Engine, *parts: str) -> list[int]:
     drawn = iter(ids)
     monkeypatch.setattr("qchat.core.generate.Decoder.next", lambda _self: next(drawn))
     return ids
+
+
+def test_a_thought_is_closed_on_request_and_the_answer_follows(engine):
+    session = Session(engine, enable_thinking=True, max_new_tokens=30, seed=1)
+    events = session.stream("hello")
+    for event in events:
+        if isinstance(event, Thought):
+            session.close_thought()
+            break
+    done = finished(events)
+    close = engine.tokenizer.think_close_id
+    assert session.ids[done.prompt_tokens :].index(close) <= 12
+    assert done.reasoning_tokens < 12 < done.generated_tokens
+    assert "closed on request" in done.detail
+    assert done.performance.seconds_thinking > 0
+    session.close_thought()
+    assert session.send("more").detail == ""
+
+
+def test_the_first_token_is_waited_for_from_the_question_on(engine, monkeypatch):
+    render = Template.render
+
+    def slowly(*arguments, **named):
+        time.sleep(0.05)
+        return render(*arguments, **named)
+
+    session = Session(engine, **SETTINGS)
+    session.send("warm up")
+    monkeypatch.setattr(Template, "render", slowly)
+    speed = session.send("hello").performance
+    assert speed.seconds_to_first_token > 0.05
+    assert speed.prefill_tokens_per_s > session.turns[-1].prefilled_tokens / speed.seconds_to_first_token
+
+
+def test_an_effort_that_the_template_states_once_is_said_not_to_be_heard(engine):
+    source = "{{ reasoning_effort }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    session = Session(with_template(engine, source), max_new_tokens=2, seed=1)
+
+    def unheard(effort: str) -> bool:
+        events = list(session.stream("hello", reasoning_effort=effort))
+        return any("effort" in e.text for e in events if isinstance(e, Notice))
+
+    assert [unheard(e) for e in ("medium", "xhigh", "xhigh", "medium")] == [False, True, False, False]
 
 
 def test_a_stop_token_inside_a_thought_ends_the_reply_and_is_no_part_of_the_thought(engine, monkeypatch):

@@ -148,17 +148,6 @@ def test_a_reply_that_is_cut_inside_a_call_stays_text(engine, monkeypatch):
     assert session.messages[-1]["content"].endswith(done.text.strip())
 
 
-def test_a_reply_stopped_inside_a_call_keeps_what_was_held_back(engine, monkeypatch):
-    script(monkeypatch, engine, LOOK)
-    session = talking(engine)
-    for event in session.stream("What is the weather?"):
-        if isinstance(event, Text) and event.text.strip().endswith("moment."):
-            break
-    assert "tool_calls" not in session.messages[-1]
-    cut = finished(session.stream("Again", max_new_tokens=60))
-    assert session.messages[-1]["content"] == cut.text
-
-
 def test_without_tools_calls_are_text(engine, monkeypatch):
     script(monkeypatch, engine, LOOK)
     session = Session(engine, enable_thinking=True)

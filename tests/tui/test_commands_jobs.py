@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL, UNQUANTIZED, library
+from qchat.core import EMBEDDED_MODEL, UNQUANTIZED, Measurements, library
 from qchat.core.evaluate import Evaluation, Score
 from qchat.tui.commands import completions, job_reports, jobs, models
 from qchat.tui.jobs import Job
+from qchat.tui.paths import measurements_file
 from qchat.tui.report import Bars, Gauge, Plot, Report, Spark, report_lines, report_text
 from tests.tui.fake_front import FakeFront, Stage
 
@@ -329,9 +330,16 @@ def test_without_a_name_models_are_chosen_from_a_list(tmp_path):
     assert len(stage.fake.asked("load")) == 2
 
 
-def test_models_are_listed_with_sizes(tmp_path):
+def test_models_are_listed_with_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     said = Stage(tmp_path).play("/models").said
-    assert "name built-in" in said and "fits yes" in said
+    assert "name built-in" in said and "fits yes" in said and "tok/s -" in said
+
+
+def test_what_was_measured_of_a_model_is_listed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Measurements(measurements_file()).add(EMBEDDED_MODEL, {"decode_tokens_per_s": 61.25, "kl_mean": 0.0125})
+    assert "tok/s 61.2, KL 0.013" in Stage(tmp_path).play("/models").said
 
 
 def test_names_of_models_are_completed(tmp_path):

@@ -75,16 +75,12 @@ def test_a_table_cuts_the_widest_and_wraps_the_last_column():
     )
     assert drawn(Report("T", (table,)), 40) == [
         "T",
-        "name                 n  what",
-        "aaaaaaaaaaaaa…       1  one two three",
-        "                        four five six",
-        "                        seven",
-        "b                   22  x",
-    ] or all(cells(line) <= 40 for line in drawn(Report("T", (table,)), 40))
-    wide = drawn(Report("", (table,)), 80)
-    assert wide[1].endswith("one two three four five six seven") and wide[1].index(" 1 ") == wide[2].index(
-        "22 "
-    )
+        "name             n  what",
+        "aaaaaaaaaaaaa…   1  one two three four",
+        "                    five six seven",
+        "b               22  x",
+    ]
+    assert drawn(Report("", (table,)), 80)[1].endswith("  1  one two three four five six seven")
 
 
 def test_columns_keep_their_places_with_wide_characters():
