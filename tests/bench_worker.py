@@ -1,7 +1,7 @@
 """What the engine process costs: tokens/s through its pipe beside those of one process that does all itself.
 
-`bench_worker.py [MODEL]`: the same reply here and there in turn, the fastest of each compared, which other work
-on the machine disturbed least; a client reads every event. Exit code 1 where more than 5 % are lost.
+`bench_worker.py [MODEL]`: the same reply here and there in turn, the fastest of each compared, which other
+work on the machine disturbed least; a client reads every event. Exit code 1 where more than 5 % are lost.
 """
 
 import asyncio

@@ -135,10 +135,11 @@ class QchatApp(App[Goal]):
         self.exit(to, return_code=self._code)
 
     def _listen_to_signals(self) -> None:
-        """A signal from outside ends the app as its user would."""
+        """A signal from outside does what its user would; an interrupt may have been meant for $EDITOR."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+            loop.add_signal_handler(signal.SIGINT, self.chat_screen.action_do, "interrupt")
+            for number in (signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self._end_by, number)
 
     def _end_by(self, number: signal.Signals) -> None:
@@ -153,6 +154,7 @@ class QchatApp(App[Goal]):
         """No traceback with values of variables on the screen; whoever ran the app saves it."""
         error = self._exception
         self.failure = error.error if isinstance(error, WorkerFailed) else error
+        self.chat_screen.prompt.keep_draft()
         self._close_messages_no_wait()
 
 

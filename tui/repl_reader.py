@@ -97,7 +97,7 @@ def _read_in_background() -> "asyncio.Future[str]":
 
 
 class TypedAhead:
-    """Within it the terminal neither shows nor changes what is typed, so that the next prompt gets it as it is,
+    """Within it the terminal neither shows nor changes what is typed, so the next prompt gets it as it is,
     enter as enter, and no reply is written around it. Ctrl+c stays a signal."""
 
     def __enter__(self) -> "TypedAhead":

@@ -50,6 +50,7 @@ BUSY = (*REPLYING, "starting", "loading", "working")
 ARMED_SECONDS = 2.0
 TWICE_SECONDS = 1.0
 BUDGET = "1024"
+LEAST_CONTEXT = 1_024
 NARROW, LEAST_WIDTH, LEAST_HEIGHT = 70, 40, 10
 TOO_SMALL = "This window is too small: make it 40 columns by 10 rows, or leave with ctrl+q and use --plain."
 
@@ -317,7 +318,18 @@ class ChatScreen(Screen[None]):
     def _restart(self) -> None:
         """Enter with nothing to send; after the engine's death it begins another."""
         if self._phase == "dead":
-            self.go(self.chat.restart())
+            self.go(self._begin_anew())
+
+    async def _begin_anew(self) -> None:
+        """What ran out of memory may be given less to remember."""
+        limit, half = self.chat.status.context_limit, {}
+        if "memory" in self.chat.status.reason and limit >= 2 * LEAST_CONTEXT:
+            options = [("all", f"with the same context, {limit:,} tokens"), ("half", f"with {limit // 2:,} tokens")]
+            chosen = await self.front.choose("Start the engine again", options)
+            if chosen is None:
+                return
+            half = {"context_limit": limit // 2} if chosen == "half" else {}
+        await self.chat.restart(**half)
 
     def _escape(self) -> None:
         """Close what is open, else stop what runs, else, the second time, go back to an earlier question."""

@@ -99,7 +99,9 @@ class Prompt(TextArea):
         self.remember(self.full_text)
 
     def clear_draft(self) -> None:
-        """Empty the prompt; what was in it is found again in the history."""
+        """Empty the prompt; what was in it is found again in the history. A search is left instead."""
+        if self.escape():
+            return
         self.keep_draft()
         self._reset()
 
