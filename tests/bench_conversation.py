@@ -9,12 +9,12 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from qchat.core import Session
+from qchat.core import Session, Store
 from qchat.core.backend import mx
 from qchat.core.engine import Engine
-from qchat.core.events import Done, Event
-from qchat.core.saved_states import SavedStates
+from qchat.core.events import Done, Event, Notice
 from qchat.core.transcript import History
 
 CAPITALS = (
@@ -23,6 +23,7 @@ CAPITALS = (
     "And Japan?",
     "Which of those three cities has the largest population?",
 )
+BRIEF: dict[str, Any] = {"max_new_tokens": 1, "enable_thinking": False}
 SYSTEM = "You are a helpful assistant. Be concise."
 
 
@@ -52,30 +53,46 @@ def capitals(engine: Engine, history: History, thinking: bool) -> None:
 
 
 def reopening(engine: Engine, tokens: int) -> None:
-    session = Session(engine, max_new_tokens=1, enable_thinking=False)
-    session.send("The quick brown fox jumps over the lazy dog. " * (tokens // 11))
-    with tempfile.TemporaryDirectory() as folder:
-        states = SavedStates(Path(folder), engine)
-        states.save("long", session.cache, session.ids)
-        fresh = Session(engine, max_new_tokens=1, enable_thinking=False)
-        begun = time.perf_counter()
-        found = states.load("long")
-        if found is None:
-            raise RuntimeError("the saved state is gone")
-        mx.eval(fresh.engine.model.logits(found[0].hidden))  # pyright: ignore[reportArgumentType]
-        reopened = time.perf_counter() - begun
+    """Time from opening a stored conversation to the first token of its next reply: with its live state kept,
+    with that state damaged, and with none."""
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "conversations.db") as store:
+        session = Session(engine, store=store, **BRIEF)
+        session.send("The quick brown fox jumps over the lazy dog. " * (tokens // 11))
+        session.close()
+        conversation = session.conversation or 0
+        (state,) = store.states_folder.iterdir()
+        print(
+            f"\n{len(session.ids)} tokens, {state.stat().st_size / 2**20:.1f} MiB of state; to the first token:"
+        )
+        kept = going_on("with it", engine, store, conversation)
+        written = bytearray(state.read_bytes())
+        written[len(written) // 2] ^= 1
+        state.write_bytes(written)
+        going_on("one byte flipped", engine, store, conversation)
+        state.unlink()
+        cold = going_on("without it", engine, store, conversation)
+        print(f"  {cold / kept:.0f} times shorter")
+
+
+def going_on(label: str, engine: Engine, store: Store, conversation: int) -> float:
     begun = time.perf_counter()
-    list(fresh.read(found[1]))
-    mx.eval(fresh.logits())
-    read = time.perf_counter() - begun
-    ratio = read / reopened
-    print(f"\n{len(found[1])} tokens: reopened in {reopened:.3f} s, read in {read:.3f} s, {ratio:.0f}x")
+    session = Session.reopen(engine, store, conversation, **BRIEF)
+    opened = time.perf_counter() - begun
+    events = list(session.stream("And?"))
+    done = finished(events)
+    seconds = opened + done.performance.seconds_to_first_token
+    said = "; ".join(
+        event.text.replace(f"{store.states_folder}/", "") for event in events if isinstance(event, Notice)
+    )
+    print(f"  {label:18} {seconds:7.3f} s, {done.prefilled_tokens:5} tokens read  {said}")
+    return seconds
 
 
 def memory(engine: Engine, turns: int) -> None:
     budget = 32 << 20
     session = Session(engine, max_new_tokens=2, enable_thinking=False, snapshot_budget=budget, seed=1)
-    start, highest = mx.get_active_memory(), 0
+    session.send("hi")  # whatever is kept for good, kernels and constants
+    start, highest = mx.get_active_memory() - session.cache.nbytes, 0
     for _ in range(turns):
         session.send("hi")
         highest = max(highest, session.snapshots.nbytes)

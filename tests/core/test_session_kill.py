@@ -1,8 +1,9 @@
-"""What a killed process leaves of a conversation that it was streaming.
+"""What a killed process leaves of a conversation that it was streaming, and two that talk in the same one.
 
 `SESSION_KILLS=30 pytest tests/core/test_session_kill.py` kills that often, at random moments of replies.
 """
 
+import json
 import os
 import random
 import sqlite3
@@ -16,6 +17,7 @@ import pytest
 
 from qchat.core import EMBEDDED_MODEL, Session, Store
 from qchat.core.engine import Engine
+from qchat.core.transcript import Input
 from tests.compare import ROOT
 
 KILLS = int(os.environ.get("SESSION_KILLS", "2"))
@@ -23,7 +25,7 @@ MAX_LOST_SECONDS = 2.0
 QUESTIONS = ("What is the capital of France?", "Tell me a long story about a dog.", "Count to a hundred.")
 # says how much of which reply it has shown, and when
 TALKING = """
-import sys, time
+import json, sys, time
 from qchat.core import Session, Store
 from qchat.core.engine import Engine
 from qchat.core.events import Done, Text, Thought
@@ -34,9 +36,27 @@ for turn in range(1000):
     for event in session.stream(questions[turn % len(questions)], seed=int(seed) + turn):
         if isinstance(event, (Text, Thought)):
             shown += event.text
-            print(turn, repr(shown), time.monotonic(), flush=True)
+            print(json.dumps([turn, shown, time.monotonic()]), flush=True)
         if isinstance(event, Done):
-            print(turn, repr(shown), 0.0, flush=True)  # 0: the reply was finished
+            print(json.dumps([turn, shown, 0.0]), flush=True)  # 0: the reply was finished
+"""
+# two of these at once, each three turns in the same conversation
+JOINING = """
+import sys
+from qchat.core import Session, Store
+from qchat.core.engine import Engine
+from qchat.core.events import Notice
+model, path, name = sys.argv[1:]
+engine = Engine.load(model)
+store = Store(path)
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(3):
+    session = Session.reopen(engine, store, 1, max_new_tokens=8)
+    for event in session.stream(f"{name} {turn}"):
+        if isinstance(event, Notice):
+            print(event.text)
+    session.close()
 """
 
 
@@ -53,10 +73,9 @@ def test_a_killed_conversation_lacks_two_seconds_of_its_last_reply_at_most(
     killed, lines = kill_talker(path, number)
     turns: dict[int, tuple[str, bool]] = {}  # what must be there: the text, and whether it is all
     for line in lines:
-        turn, rest = line.split(" ", 1)
-        text, moment = rest.rsplit(" ", 1)
-        if float(moment) <= killed - MAX_LOST_SECONDS:
-            turns[int(turn)] = (eval(text), float(moment) == 0.0)
+        turn, text, moment = json.loads(line)
+        if moment <= killed - MAX_LOST_SECONDS:
+            turns[turn] = text, moment == 0.0
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     with Store(path) as store:
@@ -70,11 +89,35 @@ def test_a_killed_conversation_lacks_two_seconds_of_its_last_reply_at_most(
         assert len(session.state()["turns"]) == len(kept) + 1
 
 
+def test_two_processes_in_one_conversation_lose_nothing_and_see_no_lock(engine: Engine, tmp_path: Path):
+    path = tmp_path / "conversations.db"
+    with Store(path) as store:
+        Session(engine, store=store, max_new_tokens=8).send("first")
+        names = ("one", "two")
+        running = [start(JOINING, path, name, stdin=subprocess.PIPE) for name in names]
+        for process in running:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        assert [process.communicate("go\n", timeout=120)[0] for process in running] == ["", ""]
+        session = Session.reopen(engine, store, 1)
+        asked = [node.text for node in session.nodes if isinstance(node, Input)]
+        assert sorted(asked) == sorted(["first", *(f"{name} {n}" for name in names for n in range(3))])
+        assert [node.state for node in store.nodes(1)] == ["complete"] * 14
+
+
+def start(script: str, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(EMBEDDED_MODEL), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".dev"), "QCHAT_COMPILE": "off"},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def kill_talker(path: Path, number: int) -> tuple[float, list[str]]:
     """Kill a process somewhere in its replies; when that was, and the whole lines that it said."""
-    command = [sys.executable, "-c", TALKING, str(EMBEDDED_MODEL), str(path), str(1000 * number), *QUESTIONS]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev"), "QCHAT_COMPILE": "off"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with start(TALKING, path, 1000 * number, *QUESTIONS) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         time.sleep(random.Random(number).uniform(0.0, 5.0))

@@ -204,6 +204,19 @@ def test_after_the_engines_death_all_stays_and_enter_begins_another(tmp_path: Pa
         assert it.prompt.text == "draft"
 
 
+def test_a_dead_engine_can_begin_again_with_half_the_context(tmp_path: Path):
+    @chatting(tmp_path, {"method": "send", "die": "SIGKILL", "answer": "partial"})
+    async def check(it: Running) -> None:
+        it.engine.write()
+        await it.say("one")
+        await it.until(lambda: it.phase == "dead")
+        limit = it.chat.status.context_limit
+        assert f"ctrl+y restart with a context of {limit // 2:,}" in it.keys
+        await it.pilot.press("ctrl+y")
+        await it.until(lambda: it.phase == "idle")
+        assert it.engine.asked("load")[-1]["context_limit"] == limit // 2
+
+
 def test_an_engine_that_cannot_load_is_a_sentence(tmp_path: Path):
     error = {"kind": "WeightsError", "message": "shard 2 is missing", "exit_code": 3}
 

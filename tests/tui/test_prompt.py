@@ -341,3 +341,12 @@ def test_markers_are_told_apart_and_only_their_own_are_expanded():
         == "b\n" * 20 + " " + "a\n" * 20 + " [pasted 9 lines]"
     )
     assert pastes.expand(pastes.fold(f"{one}\n" * 20)) == f"{one}\n" * 20
+
+
+def test_clearing_during_a_search_leaves_the_search_and_keeps_the_draft():
+    async def check(app: Typing, pilot: Pilot) -> None:
+        await pilot.press(*"draft", "ctrl+r", "x")
+        app.prompt.clear_draft()
+        assert (app.prompt.text, app.prompt.searching) == ("draft", False)
+
+    typing(check, "one")

@@ -101,7 +101,7 @@ class ChatScreen(Screen[None]):
             "transcript": self._to_transcript,
             "thoughts": self._toggle_thoughts,
             "thinking": self._cycle_thinking,
-            "wrap_up": lambda: self.go(self.chat.close_thought()),
+            "wrap_up": self._wrap_up,
             "palette": self.app_palette,
             "help": lambda: self.front.screen("help"),
             "models": lambda: self.front.screen("models"),
@@ -182,7 +182,9 @@ class ChatScreen(Screen[None]):
             names = ("copy", "edit", "retry", "fork")
             return [*((f"transcript.{name}", name) for name in names), ("stop", "back"), ("help", "keys")]
         if self._phase == "dead":
-            return [("send", "restart"), ("quit", "quit"), *everywhere]
+            half = self._half_context()
+            smaller = [("wrap_up", f"restart with a context of {half:,}")] if half else []
+            return [("send", "restart"), *smaller, ("quit", "quit"), *everywhere]
         if self._phase in REPLYING:
             wrap_up = (
                 [("wrap_up", "answer now")] if self._phase == "thinking" else [("thinking", self._think())]
@@ -307,7 +309,7 @@ class ChatScreen(Screen[None]):
             case "do", ("leave",):
                 return self.focused is self.prompt and not self.prompt.text
             case "do", ("wrap_up",):
-                return self._phase == "thinking"
+                return self._phase == "thinking" or (self._phase == "dead" and self._half_context() > 0)
             case "do", ("top" | "follow" | "scroll_up" | "scroll_down",):
                 return not isinstance(self.focused, Input)
         return True
@@ -318,18 +320,19 @@ class ChatScreen(Screen[None]):
     def _restart(self) -> None:
         """Enter with nothing to send; after the engine's death it begins another."""
         if self._phase == "dead":
-            self.go(self._begin_anew())
+            self.go(self.chat.restart())
 
-    async def _begin_anew(self) -> None:
-        """What ran out of memory may be given less to remember."""
-        limit, half = self.chat.status.context_limit, {}
-        if "memory" in self.chat.status.reason and limit >= 2 * LEAST_CONTEXT:
-            options = [("all", f"with the same context, {limit:,} tokens"), ("half", f"with {limit // 2:,} tokens")]
-            chosen = await self.front.choose("Start the engine again", options)
-            if chosen is None:
-                return
-            half = {"context_limit": limit // 2} if chosen == "half" else {}
-        await self.chat.restart(**half)
+    def _wrap_up(self) -> None:
+        """End the thought; a dead engine, perhaps short of memory, begins with half the context."""
+        if self._phase == "thinking":
+            self.go(self.chat.close_thought())
+        else:
+            self.go(self.chat.restart(context_limit=self._half_context()))
+
+    def _half_context(self) -> int:
+        """Tokens; nothing where there is no use in less."""
+        half = self.chat.status.context_limit // 2
+        return half if half >= LEAST_CONTEXT else 0
 
     def _escape(self) -> None:
         """Close what is open, else stop what runs, else, the second time, go back to an earlier question."""
