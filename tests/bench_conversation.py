@@ -49,6 +49,7 @@ def capitals(engine: Engine, history: History, thinking: bool) -> None:
         next(events)
     session.cancel()
     row("  turn 5, cancelled", finished(events))
+    list(session.idle())
     row("  turn 6, after it", session.send("And now?"))
 
 
@@ -61,9 +62,7 @@ def reopening(engine: Engine, tokens: int) -> None:
         session.close()
         conversation = session.conversation or 0
         (state,) = store.states_folder.iterdir()
-        print(
-            f"\n{len(session.ids)} tokens, {state.stat().st_size / 2**20:.1f} MiB of state; to the first token:"
-        )
+        print(f"\n{len(session.ids)} tokens, {state.stat().st_size / 2**20:.1f} MiB of state; first token:")
         kept = going_on("with it", engine, store, conversation)
         written = bytearray(state.read_bytes())
         written[len(written) // 2] ^= 1

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from textual.pilot import Pilot
 
 from qchat.core import Store
@@ -20,6 +21,17 @@ from tests.tui.fake_engine import FakeEngine
 PATIENCE_SECONDS = 10.0
 # slow enough to be caught in the act, and long
 ENDLESS = {"method": "send", "thought": "hm " * 20, "answer": "word " * 500, "seconds": 0.02}
+
+
+@pytest.fixture
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys follow each other at once; the pilot waits until this process has nothing to do after each."""
+
+    async def at_once(*_: float) -> None:
+        await asyncio.sleep(0)
+
+    for module in ("textual.app", "textual.pilot"):
+        monkeypatch.setattr(f"{module}.wait_for_idle", at_once)
 
 
 class Running:

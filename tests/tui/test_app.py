@@ -12,7 +12,10 @@ from qchat.core import Store
 from qchat.tui import clipboard, editor
 from qchat.tui.commands import COMMANDS
 from qchat.tui.history import History
-from tests.tui.running_app import ENDLESS, Running, chatting, running
+from tests.tui.running_app import ENDLESS, Running, chatting, quick_keys, running
+
+__all__ = ["quick_keys"]
+pytestmark = pytest.mark.usefixtures("quick_keys")
 
 
 def test_what_is_typed_is_answered_and_the_row_rests_again(tmp_path: Path):

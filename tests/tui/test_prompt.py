@@ -15,6 +15,10 @@ from qchat.tui.pastes import Pastes
 from qchat.tui.themes import extra_defaults
 from qchat.tui.widgets.completion import Candidate, Completion
 from qchat.tui.widgets.prompt import Prompt, Sources
+from tests.tui.running_app import quick_keys
+
+__all__ = ["quick_keys"]
+pytestmark = pytest.mark.usefixtures("quick_keys")
 
 CSS = Path(__file__).parents[2] / "themes" / "app.tcss"
 COMMANDS = ("/help", "/history [preserve|strip]", "/retry [temp=…]", "/system TEXT")
