@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test fuzz pictures bench-conversation bench-peer bench-convert
-.PHONY: bench-ui
+.PHONY: bench-ui bench-turns
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,17 +32,22 @@ imports: ## who may import whom, and the README's map of modules
 test: ## every test
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
-fuzz: ## 320 random conversations, each step compared with a cold run
+fuzz: ## 320 random conversations, each step compared with a cold run; 200 random troubles of a download
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/test_conversation.py -k script
+	TESTS_FETCHES=200 $(PYTHON) -m pytest tests/core/test_hub_safety.py
 
 pictures: ## the README's pictures, made by the app itself
 	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py
 
 bench-ui: ## what the screens cost, beside their budgets
 	$(PYTHON) tests/bench_ui.py
+	PYTHONPATH=.dev:. $(PYTHON) tests/bench_worker.py
 
 bench-conversation: ## what each turn reads, cached and not; reopening; memory
 	$(PYTHON) tests/bench_conversation.py
+
+bench-turns: ## memory over 200 turns, beside mlx-lm's chat (needs the `peers` group)
+	$(PYTHON) tests/peers/bench_turns.py
 
 bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from qchat.core import Session
+from qchat.core.backend import mx
 from qchat.core.engine import Engine
 from qchat.core.errors import StoreError
+from qchat.core.safetensors_file import read_header
 from qchat.core.saved_states import SavedStates
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms
@@ -82,3 +84,27 @@ def test_the_oldest_go_first_when_the_budget_is_spent(engine, tmp_path):
     assert states.load("b") is not None
     states.budget_nbytes = 10
     assert not states.save("d", session.cache, session.ids)
+
+
+def test_a_state_of_the_other_form_is_refused(engine, tmp_path):
+    session, states = talked(engine, quantized=True), SavedStates(tmp_path, engine)
+    states.save("a", session.cache, session.ids)
+    with pytest.raises(StoreError, match="is 8-bit, wanted dense"):
+        states.load("a")
+
+
+@pytest.mark.parametrize(
+    "fingerprint", ["[[0, 1.0]]", "[[999999999, 1.0]]", "[]", "{", "[[0]]", '[["a", null]]']
+)
+def test_a_state_that_predicts_something_else_is_refused(engine, tmp_path, fingerprint):
+    """Also one whose checksums are right."""
+    session, states = talked(engine), SavedStates(tmp_path, engine)
+    states.save("a", session.cache, session.ids)
+    path = only_file(tmp_path)
+    marks = read_header(path).metadata | {"fingerprint": fingerprint}
+    tensors = mx.load(str(path))
+    assert isinstance(tensors, dict)
+    mx.eval(list(tensors.values()))
+    mx.save_safetensors(str(path), tensors, marks)
+    with pytest.raises(StoreError, match="predicts something else"):
+        states.load("a")

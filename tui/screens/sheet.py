@@ -42,7 +42,8 @@ class Sheet(ModalScreen[str | None]):
     def on_resize(self, _: events.Resize) -> None:
         width = max(20, self.size.width - 4)
         content = Content("\n\n").join([drawn(report, width) for report in self.reports()])
-        self.query_one("#sheet-report", Static).update(content)
+        for text in self.query("#sheet-report").results(Static):  # none once the screen is being left
+            text.update(content)
 
     def action_scroll(self, way: str) -> None:
         getattr(self.query_one("#sheet-text"), f"scroll_{way}")(animate=False)
