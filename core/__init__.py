@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .bench import Steps as Steps
     from .bench import measure as measure
+    from .bench import measure_random as measure_random
     from .errors import QchatError as QchatError
     from .evaluate import evaluate_model as evaluate_model
     from .export import export_conversation as export_conversation
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .quant.convert import convert as convert
     from .quant.convert import plan_json as plan_json
     from .quant.convert import plan_text as plan_text
+    from .quant.plan import load_config as load_config
     from .quant.recipes import Options as Options
     from .ranks import agree_request as agree_request
     from .ranks import follows as follows
@@ -45,7 +48,10 @@ _HOMES = {
     "export_conversation": "export",
     "import_conversation": "export",
     "inspect_model": "inspection",
+    "Steps": "bench",
     "measure": "bench",
+    "measure_random": "bench",
+    "load_config": "quant.plan",
     "Measurements": "measurements",
     "agree_request": "ranks",
     "follows": "ranks",

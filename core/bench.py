@@ -7,16 +7,21 @@ a share of what the machine's memory could give at best. Refuses nothing but wha
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .backend import mx
+from .config import ModelConfig
 from .engine import Engine
+from .errors import UsageError
 from .evaluate import packaged_texts
 from .events import Done
 from .generate import Decoder, prefill
+from .model import Model
+from .quant.recipes import VARIANTS
+from .random_model import random_model
 from .roofline import copy_bandwidth
 from .sampling import Sampling
 from .session import Session
@@ -37,7 +42,7 @@ PROMPT_TOKENS = 64  # before the sustained reply
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's figures: None for what its context does not hold.
+    """One model's figures: None for what its context does not hold, or what a random one cannot say.
 
     `capitals_tokens_per_s` is the best of turns 2 to 4, the median of the runs; `decode_tokens_per_s` that
     of SUSTAINED_TOKENS in a row. `bandwidth` is what a copy on this device moves, in bytes/s, and
@@ -48,12 +53,12 @@ class Measured:
     path: str
     nbytes: int
     load_seconds: float
-    capitals_tokens_per_s: float
+    capitals_tokens_per_s: float | None
     decode_tokens_per_s: float
     prefill_tokens_per_s: float
     prefills: dict[int, float | None]
-    first_token_seconds: float
-    cached_first_token_seconds: float
+    first_token_seconds: float | None
+    cached_first_token_seconds: float | None
     peak_nbytes: int
     step_nbytes: int
     bandwidth: float
@@ -92,9 +97,10 @@ def measure(folder: Path, runs: int = RUNS) -> Steps:
         yield Progress(1 + run, total, f"capitals, run {run + 1} of {runs}")
         conversations.append(hold_conversation(engine))
     yield Progress(1 + runs, total, f"decoding {SUSTAINED_TOKENS} tokens")
-    speeds, decode = sustained(engine)
+    ids = text_ids(engine, max(PREFILLS))
+    speeds, decode = sustained(engine.model, ids)
     yield Progress(2 + runs, total, "reading prompts")
-    prefills = {length: read_speed(engine, length, runs) for length in PREFILLS}
+    prefills = {length: read_speed(engine.model, ids[:length], runs) for length in PREFILLS}
     yield Progress(3 + runs, total, "measuring the memory's bandwidth")
     return Measured(
         model=engine.name,
@@ -116,6 +122,43 @@ def measure(folder: Path, runs: int = RUNS) -> Steps:
     )
 
 
+def measure_random(config: ModelConfig, variant: str, runs: int = RUNS) -> Steps:
+    """Make a model of `config` with random weights, packed as the published `variant`, and measure what does
+    not depend on what it says. Raises UsageError for an unknown variant and for what cannot be packed so."""
+    if variant not in VARIANTS:
+        raise UsageError(f"there is no variant {variant!r:.40}; known are {', '.join(VARIANTS)}")
+    options = replace(VARIANTS[variant], keep_bf16=True)
+    if config.mtp_num_hidden_layers:
+        options = replace(options, mtp="drop")
+    yield Progress(0, 4, "making weights")
+    begin = time.perf_counter()
+    model = random_model(config, options)
+    made = time.perf_counter() - begin
+    mx.reset_peak_memory()
+    yield Progress(1, 4, f"decoding {SUSTAINED_TOKENS} tokens")
+    ids = [(7919 * i) % config.vocab_size for i in range(max(PREFILLS))]
+    speeds, decode = sustained(model, ids)
+    yield Progress(2, 4, "reading prompts")
+    prefills = {length: read_speed(model, ids[:length], runs) for length in PREFILLS}
+    yield Progress(3, 4, "measuring the memory's bandwidth")
+    return Measured(
+        model=f"random {variant}",
+        path=config.source,
+        nbytes=model.nbytes,
+        load_seconds=made,
+        capitals_tokens_per_s=None,
+        decode_tokens_per_s=decode,
+        prefill_tokens_per_s=next((speed for speed in prefills.values() if speed is not None), 0.0),
+        prefills=prefills,
+        first_token_seconds=None,
+        cached_first_token_seconds=None,
+        peak_nbytes=mx.get_peak_memory(),
+        step_nbytes=model.step_nbytes,
+        bandwidth=copy_bandwidth(),
+        speeds=speeds,
+    )
+
+
 def hold_conversation(engine: Engine) -> list[Done]:
     """The four questions about capitals, one after another."""
     session = Session(engine, SYSTEM, temperature=0.6, enable_thinking=False)
@@ -127,12 +170,13 @@ def best_of_turns(turns: Sequence[Done]) -> float:
     return max(done.performance.decode_tokens_per_s for done in turns[1:])
 
 
-def sustained(engine: Engine) -> tuple[list[float], float]:
-    """Greedy decoding past any stop token: SPEEDS speeds along the way, and the speed of all of it."""
-    cache = engine.model.new_cache()
-    for _ in prefill(engine.model, cache, text_ids(engine, PROMPT_TOKENS)):
+def sustained(model: Model, ids: Sequence[int]) -> tuple[list[float], float]:
+    """Greedy decoding after the first of `ids`, past any stop token: SPEEDS speeds along the way, and the
+    speed of all of it."""
+    cache = model.new_cache()
+    for _ in prefill(model, cache, ids[:PROMPT_TOKENS]):
         pass
-    decoder = Decoder(engine.model, cache, Sampling(temperature=0))
+    decoder = Decoder(model, cache, Sampling(temperature=0))
     decoder.next()
     piece = SUSTAINED_TOKENS // SPEEDS
     times = [time.perf_counter()]
@@ -144,17 +188,16 @@ def sustained(engine: Engine) -> tuple[list[float], float]:
     return speeds, SUSTAINED_TOKENS / (times[-1] - times[0])
 
 
-def read_speed(engine: Engine, length: int, runs: int) -> float | None:
-    """Tokens/s of reading `length` tokens, the median of the runs after a first one that warms up."""
-    if length >= engine.config.max_position_embeddings:
+def read_speed(model: Model, ids: Sequence[int], runs: int) -> float | None:
+    """Tokens/s of reading `ids`, the median of the runs after a first one that warms up."""
+    if len(ids) >= model.context:
         return None
-    ids = text_ids(engine, length)
-    return length / statistics.median([_timed(lambda: _read(engine, ids)) for _ in range(1 + runs)][1:])
+    return len(ids) / statistics.median([_timed(lambda: _read(model, ids)) for _ in range(1 + runs)][1:])
 
 
-def _read(engine: Engine, ids: Sequence[int]) -> None:
-    cache = engine.model.new_cache()
-    for _ in prefill(engine.model, cache, ids):
+def _read(model: Model, ids: Sequence[int]) -> None:
+    cache = model.new_cache()
+    for _ in prefill(model, cache, ids):
         pass
 
 

@@ -99,6 +99,8 @@ class QchatApp(App[Goal]):
 
     def on_mount(self) -> None:
         self._listen_to_signals()
+        # back from the shell, where the terminal holds nothing of what was painted
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         for problem in self.shelf.problems:
             self.chat_screen.front.note(problem, "warning")
         self.action_look(self._settings["theme"])

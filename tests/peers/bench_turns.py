@@ -39,7 +39,8 @@ def with_qchat(model: Path, turns: int, budget: int) -> None:
     from qchat.core.engine import Engine
 
     engine = Engine.load(model)
-    engine = replace(engine, config=replace(engine.config, max_position_embeddings=CONTEXT))
+    engine.model.config = replace(engine.config, max_position_embeddings=CONTEXT)
+    engine.model.plan = None
     session = Session(engine, snapshot_budget=budget, max_new_tokens=MAX_TOKENS, temperature=0)
     for turn in range(1, turns + 1):
         session.send(QUESTIONS[turn % len(QUESTIONS)], enable_thinking=False)

@@ -203,3 +203,16 @@ def test_a_terminal_that_can_do_nothing_gets_lines(start: Callable[..., Terminal
     it.say("/bye")
     it.until_shown("ENDED 0")
     assert it.told("alternate_on") == "0"
+
+
+def test_back_from_the_shell_the_screen_is_painted_again(start: Callable[..., Terminal]):
+    it = start()
+    it.until_shown("○ ready")
+    it.type("a draft")
+    it.until_shown("❯ a draft")
+    it.keys("C-z")
+    it.until(lambda: it.told("alternate_on") == "0")
+    os.kill(it.program, signal.SIGCONT)
+    it.until_shown("○ ready", "❯ a draft", "enter send")
+    it.keys("C-q")
+    it.is_left_as_it_was(0)

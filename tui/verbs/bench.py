@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import QchatError, UsageError
 from ..columns import columns
 from ..output import note, write
 from ..statusline import StatusLine
+
+if TYPE_CHECKING:
+    from ...core import Steps
 
 GIB = 1 << 30
 RUNS = 3
@@ -24,7 +27,13 @@ PEER_SECONDS = 1800
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="a model's folder or name")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="a model's folder or name")
+    parser.add_argument(
+        "--random", type=Path, metavar="CONFIG", help="also a model with this config.json and random weights"
+    )
+    parser.add_argument(
+        "--variant", default="UD-Q4_K_XL", metavar="NAME", help="how those are packed (UD-Q4_K_XL)"
+    )
     parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"repeat each part ({RUNS})")
     parser.add_argument("--against", choices=PEERS, help="also run this one, which must be installed")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -39,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--runs is {args.runs}, wanted 1 or more")
     places = Places.of(Settings.load()["models_dir"])
     folders = [find(name, places) for name in args.models]
-    rows = []
+    if not folders and args.random is None:
+        raise UsageError("say which models to measure, or --random CONFIG")
+    rows = [] if args.random is None else [measured_random(args.random, args.variant, args.runs)]
     for folder in folders:
         row = measured(folder, args.runs)
         rows.append(row | ({"against": against_mlx_lm(folder, args.runs)} if args.against else {}))
@@ -48,20 +59,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def measured_random(config: Path, variant: str, runs: int) -> dict[str, Any]:
+    """The figures of a model that does not exist, of any size that fits."""
+    from ...core import load_config, measure_random
+
+    return _followed(measure_random(load_config(config), variant, runs), variant)
+
+
+def _followed(steps: "Steps", name: str) -> dict[str, Any]:
+    status = StatusLine()
+    try:
+        while True:
+            step = next(steps)
+            status.show(f"{name}: {step.detail} ({step.done} of {step.total})")
+    except StopIteration as end:
+        return end.value.as_json()
+    finally:
+        status.clear()
+
+
 def measured(folder: Path, runs: int) -> dict[str, Any]:
     """The figures of one model, kept for other runs to show."""
     from ...core import Measurements, measure
     from ..paths import measurements_file
 
-    status, steps = StatusLine(), measure(folder, runs)
-    try:
-        while True:
-            step = next(steps)
-            status.show(f"{folder.name}: {step.detail} ({step.done} of {step.total})")
-    except StopIteration as end:
-        figures = end.value.as_json()
-    finally:
-        status.clear()
+    figures = _followed(measure(folder, runs), folder.name)
     try:
         Measurements(measurements_file()).add(folder, figures)
     except (QchatError, OSError) as error:
@@ -91,6 +113,10 @@ def against_mlx_lm(folder: Path, runs: int) -> dict[str, Any]:
     }
 
 
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """One line a model, the peer's below it."""
     head = ("model", "capitals", "sustained", "prefill", "first", "cached", "load", "peak GiB", "bandwidth")
@@ -99,11 +125,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             (
                 row["model"],
-                f"{row['capitals_tokens_per_s']:,.1f}",
+                _figure(row["capitals_tokens_per_s"], ",.1f"),
                 f"{row['decode_tokens_per_s']:,.1f}",
                 f"{row['prefill_tokens_per_s']:,.0f}",
-                f"{row['first_token_seconds']:.2f}",
-                f"{row['cached_first_token_seconds']:.2f}",
+                _figure(row["first_token_seconds"], ".2f"),
+                _figure(row["cached_first_token_seconds"], ".2f"),
                 f"{row['load_seconds']:.1f}",
                 f"{row['peak_nbytes'] / GIB:.2f}",
                 f"{row['bandwidth_share']:.0%}",
