@@ -165,6 +165,7 @@ def test_json_is_one_object_and_thoughts_stay_in_it(capsys: pytest.CaptureFixtur
             "decode_tokens_per_s": 40.0,
             "seconds": 0.5,
             "seconds_thinking": 0.0,
+            "drafts_accepted": None,
         },
         "finish_reason": "stop",
         "model": "some/model",
