@@ -178,6 +178,7 @@ def test_loading_tells_its_progress_and_what_the_model_is():
     with Driver() as driver:
         number = driver.ask("load", model=MODEL, system="Be brief.", history="strip")
         result = driver.end(number)
+        assert "model" in result, result
         done = [e["done_nbytes"] for e in driver.events(number) if e["event"] == "load"]
         assert done == sorted(done)
         assert done[-1] == result["model"]["nbytes"]
