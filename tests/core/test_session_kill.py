@@ -40,7 +40,7 @@ for turn in range(1000):
         if isinstance(event, Done):
             print(json.dumps([turn, shown, 0.0]), flush=True)  # 0: the reply was finished
 """
-# two of these at once, each three turns in the same conversation
+# two of these at once, each two turns in the same conversation
 JOINING = """
 import sys
 from qchat.core import Session, Store
@@ -51,7 +51,7 @@ engine = Engine.load(model)
 store = Store(path)
 print("ready", flush=True)
 sys.stdin.readline()
-for turn in range(3):
+for turn in range(2):
     session = Session.reopen(engine, store, 1, max_new_tokens=8)
     for event in session.stream(f"{name} {turn}"):
         if isinstance(event, Notice):
@@ -101,8 +101,8 @@ def test_two_processes_in_one_conversation_lose_nothing_and_see_no_lock(engine: 
         assert [process.communicate("go\n", timeout=120)[0] for process in running] == ["", ""]
         session = Session.reopen(engine, store, 1)
         asked = [node.text for node in session.nodes if isinstance(node, Input)]
-        assert sorted(asked) == sorted(["first", *(f"{name} {n}" for name in names for n in range(3))])
-        assert [node.state for node in store.nodes(1)] == ["complete"] * 14
+        assert sorted(asked) == sorted(["first", *(f"{name} {n}" for name in names for n in range(2))])
+        assert [node.state for node in store.nodes(1)] == ["complete"] * 10
 
 
 def start(script: str, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
