@@ -17,13 +17,19 @@ from .errors import UsageError
 from .linux_cpu import keep_pages, open_blas
 
 
+def cache_path(name: str) -> Path | None:
+    """Where compiled things of this name are kept; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qchat" / name
+    except RuntimeError:
+        return None
+
+
 def _keep_compiled() -> None:
     """Let MLX's CUDA backend keep what it compiles where it outlives a restart, not among temporary files."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return  # a user without a home
-    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(base / "qchat" / f"ptx-{version('mlx')}"))
+    path = cache_path(f"ptx-{version('mlx')}")
+    if path is not None:
+        os.environ.setdefault("MLX_PTX_CACHE_DIR", str(path))
 
 
 _blas_notice = open_blas()
@@ -32,7 +38,7 @@ _keep_compiled()
 
 import mlx.core as mx  # noqa: E402  the BLAS must be open first
 
-__all__ = ["Policy", "choose_policy", "free_memory_nbytes", "fuse", "mx", "on_gpu"]
+__all__ = ["Policy", "cache_path", "choose_policy", "free_memory_nbytes", "fuse", "mx", "on_gpu"]
 
 F = TypeVar("F", bound=Callable)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}

@@ -4,17 +4,18 @@ Bodies know `tid` (of their block), `lane` (of 32), `block_x`, `block_y`, `block
 define. Whether the device at hand takes our kernels is asked with `backend()`.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..backend import mx, on_gpu
 from ..errors import UsageError
+from .machine_code import machine_code, unique_name
 
 Backend = Literal["cuda", "metal"]
+T = TypeVar("T")
 
 # Words of both preludes:
 #   halves                     two halves in one register, a product of which costs as much as one float's
@@ -131,13 +132,32 @@ class Kernel:
         results: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     ) -> list[mx.array]:
         """Run so many blocks on `arrays`; `results` are shape and dtype of each output."""
-        return _build(self, backend() or "metal")(
-            inputs=list(arrays),
-            grid=(blocks[0] * self.threads, blocks[1], blocks[2]),
-            threadgroup=(self.threads, 1, 1),
-            output_shapes=[shape for shape, _ in results],
-            output_dtypes=[dtype for _, dtype in results],
-        )
+        launch = {
+            "inputs": list(arrays),
+            "grid": (blocks[0] * self.threads, blocks[1], blocks[2]),
+            "threadgroup": (self.threads, 1, 1),
+            "output_shapes": [shape for shape, _ in results],
+            "output_dtypes": [dtype for _, dtype in results],
+        }
+        device = backend() or "metal"
+        if device == "cuda":
+            signature = tuple((array.dtype, array.ndim) for array in arrays)
+            made = _machine_code(self, signature, tuple(launch["output_dtypes"]))
+            if made is not None:
+                lengths = [n for _, array in self.measured(arrays) for n in array.shape]
+                return mx.fast.precompiled_cuda_kernel(
+                    name=made[0],
+                    compiled_source=made[1],
+                    scalars=lengths,
+                    ensure_row_contiguous=True,
+                    **launch,
+                )
+        return _build(self, device)(**launch)
+
+    def measured(self, of_inputs: Sequence[T]) -> list[tuple[str, T]]:
+        """The inputs whose shape the body asks for, each with what belongs to it."""
+        pairs = zip(self.inputs, of_inputs, strict=True)
+        return [(name, it) for name, it in pairs if f"{name}_shape" in self.body]
 
 
 def texts(kernel: Kernel, backend: Backend) -> tuple[str, str]:
@@ -146,14 +166,57 @@ def texts(kernel: Kernel, backend: Backend) -> tuple[str, str]:
     return PRELUDES[backend] + kernel.helpers + bounds, OPENINGS[backend] + kernel.body
 
 
+# dtypes of arrays in CUDA's words
+CUDA_TYPES = {
+    mx.bfloat16: "__nv_bfloat16",
+    mx.float32: "float",
+    mx.uint32: "unsigned int",
+    mx.uint8: "unsigned char",
+    mx.int32: "int",
+}
+
+
+def cuda_program(
+    kernel: Kernel, inputs: Sequence[tuple[mx.Dtype, int]], outputs: Sequence[mx.Dtype]
+) -> tuple[str, str]:
+    """A whole program around a body, and the name of its function, which tells it from all others.
+
+    inputs: dtype and number of axes of each; the lengths that the body asks for come last.
+    """
+    header, body = texts(kernel, "cuda")
+    parameters = [
+        *(
+            f"const {CUDA_TYPES[dtype]}* {name}"
+            for name, (dtype, _) in zip(kernel.inputs, inputs, strict=True)
+        ),
+        *(f"{CUDA_TYPES[dtype]}* {name}" for name, dtype in zip(kernel.outputs, outputs, strict=True)),
+    ]
+    shapes = []
+    for name, (_, axes) in kernel.measured(inputs):
+        lengths = [f"{name}_length_{axis}" for axis in range(axes)]
+        parameters += [f"const int {length}" for length in lengths]
+        shapes.append(f"  const int {name}_shape[] = {{{', '.join(lengths)}}};\n")
+    name = unique_name(f"qchat_{kernel.name}", header, body, *parameters)
+    head = f'extern "C" __global__ void {name}({", ".join(parameters)})'
+    return f"{header}\n{head} {{\n{''.join(shapes)}{body}\n}}\n", name
+
+
+@cache
+def _machine_code(
+    kernel: Kernel, inputs: tuple[tuple[mx.Dtype, int], ...], outputs: tuple[mx.Dtype, ...]
+) -> tuple[str, bytes] | None:
+    """The name and the code of a kernel for arrays of such dtypes and axes; None to leave it to MLX."""
+    source, name = cuda_program(kernel, inputs, outputs)
+    code = machine_code(source, name, str(mx.device_info().get("architecture")))
+    return None if code is None else (name, code)
+
+
 @cache
 def _build(kernel: Kernel, backend: Backend) -> Callable[..., list[mx.array]]:
     header, source = texts(kernel, backend)
-    # MLX keeps what it compiled by name, on disk as well
-    digest = hashlib.sha256((header + source).encode()).hexdigest()[:12]
     make = mx.fast.cuda_kernel if backend == "cuda" else mx.fast.metal_kernel
     return make(  # pyright: ignore[reportReturnType]
-        name=f"qchat_{kernel.name}_{digest}",
+        name=unique_name(f"qchat_{kernel.name}", header, source),  # MLX finds what it compiled by name
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         header=header,
@@ -172,15 +235,16 @@ def distrust() -> None:
 
 
 def backend() -> Backend | None:
-    """Which of our kernels the default device takes: none of them but with QCHAT_KERNELS=on.
+    """Which of our kernels the default device takes: on CUDA those, on Metal none but with QCHAT_KERNELS=on.
 
-    Their text was run on CPUs only so far. Raises UsageError for a word other than `on` and `off`.
+    No Mac has run their text so far. Raises UsageError for a word other than `auto`, `on` and `off`.
     """
-    choice = os.environ.get("QCHAT_KERNELS", "off")
-    if choice not in ("on", "off"):
-        raise UsageError(f"QCHAT_KERNELS is {choice!r}, wanted on, off")
+    choice = os.environ.get("QCHAT_KERNELS", "auto")
+    if choice not in ("auto", "on", "off"):
+        raise UsageError(f"QCHAT_KERNELS is {choice!r}, wanted auto, on, off")
     device = _device()
-    return None if choice == "off" or device in _distrusted else device
+    wanted = choice == "on" or (choice == "auto" and device == "cuda")
+    return device if wanted and device not in _distrusted else None
 
 
 @cache

@@ -5,13 +5,12 @@ compile, or is off by more than rounding, all of them are left alone, and one se
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from ..backend import mx
+from ..backend import cache_path, mx
 from ..packed import Packed
 from . import delta_steps, few, heads, rows
 from .attention import attention
@@ -69,13 +68,13 @@ def _verdict_file() -> Path | None:
     about = [version("mlx"), str(device.get("device_name")), str(device.get("architecture"))]
     about += [part for kernel in _kernels() for part in texts(kernel, backend() or "metal")]
     digest = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
+    folder = cache_path("kernels")
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "qchat" / "kernels"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
         return None
-    return folder / f"{digest}.passed"
+    return folder / f"{digest}.passed" if folder else None
 
 
 def _kernels() -> list[Kernel]:

@@ -89,9 +89,19 @@ def test_products_are_ours_on_cuda_and_mlxs_on_metal_unless_forced(monkeypatch):
         monkeypatch.setenv("QCHAT_KERNELS", "on")
         monkeypatch.setenv("QCHAT_PRODUCTS", choice)
         assert few.ours() == ours
-    monkeypatch.setattr(source, "_device", lambda: "cuda")
-    monkeypatch.delenv("QCHAT_KERNELS")
-    assert source.backend() is None
+
+
+def test_kernels_are_taken_where_their_text_was_proven_unless_forced(monkeypatch):
+    for device, choice, taken in (
+        ("cuda", "auto", "cuda"),
+        ("metal", "auto", None),
+        ("metal", "on", "metal"),
+        ("cuda", "off", None),
+        (None, "on", None),
+    ):
+        monkeypatch.setattr(source, "_device", lambda device=device: device)
+        monkeypatch.setenv("QCHAT_KERNELS", choice)
+        assert source.backend() == taken
 
 
 def test_few_rows_without_our_kernel_are_mlxs_operations():

@@ -1,8 +1,9 @@
 """Decode and prefill of random models at true dimensions on this GPU, and mlx-lm's on the same tensors.
 
-`PYTHONPATH=.dev python tests/gpu/race.py CONFIG.json... --variants UD-Q2_K_XL ... [--peer]`. The first prompt
-of a model is cold: it pays for compilation. Prefill is timed from the prompt to the first token, decode over
-TOKENS greedy tokens after the shortest prompt. Shares are of what a large copy moves on this device.
+`PYTHONPATH=.dev python tests/gpu/race.py CONFIG.json... --variants UD-Q2_K_XL ... --engines qchat mlx-lm`;
+with `mlx.launch -n 2 -- python tests/gpu/race.py ...` one model on two GPUs. The first prompt of a model is
+cold: it pays for compilation. Prefill is timed from the prompt to the first token, decode over TOKENS greedy
+tokens after the shortest prompt. Shares are of what a large copy moves on this device.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from qchat.core.backend import mx
+from qchat.core.backend import choose_policy, mx
 from qchat.core.cache import Cache, KVBuffer, KVCache
 from qchat.core.config import ModelConfig
 from qchat.core.generate import Decoder, prefill
@@ -23,12 +24,16 @@ from qchat.core.model import Model
 from qchat.core.packed import Packed
 from qchat.core.quant.plan import load_config
 from qchat.core.quant.recipes import VARIANTS, Options
-from qchat.core.random_model import random_model, random_weights
+from qchat.core.random_model import random_weights
+from qchat.core.ranks import follows, joined, share, shares_head
+from qchat.core.roofline import step_nbytes
 from qchat.core.sampling import Sampling
+from qchat.core.weights import Weights
 
 TOKENS = 64
 REPEATS = 3
 COPY_NBYTES = 4 << 30
+ENGINES = ("qchat", "mlx-lm")
 GREEDY = Sampling(temperature=0)
 
 Generate = Callable[[list[int]], Iterator[int]]
@@ -36,7 +41,7 @@ Generate = Callable[[list[int]], Iterator[int]]
 
 @dataclass
 class Row:
-    """Tokens/s and seconds of one engine on one model; prefill by prompt length, decode by context."""
+    """Tokens/s and seconds of one engine on one model: prefill by prompt length, the rest by context."""
 
     engine: str
     model: str
@@ -46,6 +51,7 @@ class Row:
     cold_s: float = 0.0
     prefill: dict[int, float] = field(default_factory=dict)
     decode: dict[int, float] = field(default_factory=dict)
+    active_nbytes: dict[int, int] = field(default_factory=dict)
     peak_nbytes: int = 0
 
 
@@ -80,14 +86,25 @@ def grown_cache(model: Model, length: int) -> Cache:
     return cache
 
 
-def open_mlx_lm(config: ModelConfig, options: Options) -> Generate:
+def open_model(config: ModelConfig, options: Options) -> Model:
+    """The random model; under `mlx.launch` this rank's share of it."""
+    ranks, weights = joined(), random_weights(config, options)
+    policy, gather = choose_policy(weights.parameters), None
+    if ranks:
+        gather = ranks.gather if shares_head(config, ranks) else None
+        policy = replace(policy, sum=ranks.sum)
+        config, weights = share(config, weights, ranks)
+    return Model(config, weights, policy, gather=gather)
+
+
+def open_mlx_lm(config: ModelConfig, random: Weights) -> Generate:
     """mlx-lm's model with the tensors of `random_weights`."""
     nn = import_module("mlx.nn")
     family = import_module("mlx_lm.models." + config.raw["model_type"].removesuffix("_text"))
     generate_step = import_module("mlx_lm.generate").generate_step
     model = family.Model(family.ModelArgs.from_dict(dict(config.raw)))
     weights, geometries = {}, {}
-    for name, tensor in random_weights(config, options).tensors.items():
+    for name, tensor in random.tensors.items():
         path = f"language_model.{name}" if name == "lm_head" else f"language_model.model.{name}"
         if isinstance(tensor, Packed):
             geometries[path] = {"group_size": tensor.group_size, "bits": tensor.bits, "mode": tensor.mode}
@@ -111,16 +128,17 @@ def measure(row: Row, generate: Generate, prompts: list[int]) -> None:
     mx.reset_peak_memory()
     for length in prompts:
         ids = [(7 * i * i + 3 * i) % 5000 for i in range(length)]
-        times = []
+        times, tokens = [], generate(ids)
         for repeat in range(1 + REPEATS):
             began = time.perf_counter()
             tokens = generate(ids)
             next(tokens)
             times.append(time.perf_counter() - began)
-            if length == prompts[0] and repeat == REPEATS:
-                row.decode[length] = rate(tokens)
             if times[-1] > 5 and repeat:
                 break
+        if length == prompts[0]:
+            row.decode[length] = rate(tokens)
+            row.active_nbytes[length] = mx.get_active_memory()
         row.prefill[length] = length / min(times[1:])
         row.cold_s = row.cold_s or times[0]
     row.peak_nbytes = mx.get_peak_memory()
@@ -140,17 +158,20 @@ def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[Row]:
     options = replace(VARIANTS[variant], keep_bf16=not args.new, mtp="drop")
     name = path.name.removesuffix(".config.json")
     began = time.perf_counter()
-    model = random_model(config, options)
-    row = Row("qchat", name, variant, model.step_nbytes, load_s=time.perf_counter() - began)
-    measure(row, open_qchat(model), args.prompts)
-    for length in args.contexts:
-        row.decode[length] = rate(decoded(model, grown_cache(model, length)))
-    yield row
-    del model
-    mx.clear_cache()
-    if args.peer:
-        row = Row("mlx-lm", name, variant, row.nbytes_per_token)
-        measure(row, open_mlx_lm(config, options), args.peer_prompts)
+    if "qchat" in args.engines:
+        model = open_model(config, options)
+        row = Row("qchat", name, variant, model.step_nbytes, load_s=time.perf_counter() - began)
+        measure(row, open_qchat(model), args.prompts)
+        for length in args.contexts:
+            row.decode[length] = rate(decoded(model, grown_cache(model, length)))
+            row.active_nbytes[length] = mx.get_active_memory()
+        yield row
+        del model
+        mx.clear_cache()
+    if "mlx-lm" in args.engines:
+        weights = random_weights(config, options)
+        row = Row("mlx-lm", name, variant, step_nbytes(weights.tensors, config, choose_policy(0)))
+        measure(row, open_mlx_lm(config, weights), args.peer_prompts)
         yield row
         mx.clear_cache()
 
@@ -186,7 +207,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--contexts", type=int, nargs="*", default=[], help="decode after so many tokens")
-    parser.add_argument("--peer", action="store_true", help="time mlx-lm as well")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["qchat"])
     parser.add_argument("--peer-prompts", type=int, nargs="+", default=[512])
     parser.add_argument("--new", action="store_true", help="the second generation of the recipes")
     parser.add_argument("--output", type=Path, help="append a JSON line per row")
@@ -195,6 +216,8 @@ def main() -> None:
     print(f"{mx.device_info().get('device_name')}: a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
     for path, variant in itertools.product(args.configs, args.variants):
         for row in race(path, variant, args):
+            if follows():
+                continue
             print(shown(row, bandwidth), flush=True)
             if args.output:
                 record: dict[str, Any] = asdict(row) | {"bandwidth": bandwidth}

@@ -69,7 +69,7 @@ def seconds(shape: Shape, tiling: Tiling, x: mx.array, sets: list, extras: list[
     return min(run() for _ in range(4))
 
 
-def measure(name: str, place: str, rows: int, bandwidth: float) -> None:
+def measure(name: str, place: str, rows: int, bandwidth: float, neighbours: bool) -> None:
     columns, outputs, sides, normed, adds = PLACES[place]
     geometry = FORMATS[name]
     shape = Shape(geometry, columns, rows, sides, EPS if normed else None, adds)
@@ -81,7 +81,8 @@ def measure(name: str, place: str, rows: int, bandwidth: float) -> None:
     x, add = (mx.random.normal((rows, n)).astype(mx.bfloat16) for n in (columns, outputs))
     extras = [mx.ones(columns)] * normed + [add] * adds
     mx.eval(sets, x, extras)
-    for tiling in tilings(shape, choose_tiling(shape, outputs)):
+    chosen = choose_tiling(shape, outputs)
+    for tiling in tilings(shape, chosen) if neighbours else [chosen]:
         try:
             took = seconds(shape, tiling, x, sets, extras)
         except RuntimeError as error:  # too many registers for one block
@@ -96,13 +97,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1], choices=[1, 2, 4, 8])
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES))
+    parser.add_argument("--chosen", action="store_true", help="only the one that `choose_tiling` takes")
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
     print(f"a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
     for name in args.formats:
         for place in args.places:
             for rows in args.rows:
-                measure(name, place, rows, bandwidth)
+                measure(name, place, rows, bandwidth, not args.chosen)
 
 
 if __name__ == "__main__":
