@@ -18,7 +18,7 @@ from .codes import DENSE_WEIGHTS, WEIGHTS, load_text, scale_count, unpacking
 from .source import Kernel
 
 LANES = 32
-MAX_THREADS = 256  # of a block
+MAX_THREADS = 640  # of a block: 17,408 packed columns are one step
 MAX_ROWS = 8
 # more of them would not fit in a thread's registers
 INPUTS_AT_ONCE = 4

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qchat.core.backend import choose_policy, mx
 from qchat.core.cache import Cache, KVBuffer, KVCache
 from qchat.core.config import ModelConfig
@@ -189,6 +191,19 @@ def shown(row: Row, bandwidth: float) -> str:
     return "; ".join(parts)
 
 
+def prefill_cost(row: Row) -> str:
+    """Seconds of a prompt of T tokens as a + b T + c T^2 by least relative squares; c is attention's share."""
+    lengths = np.array(list(row.prefill), float)
+    seconds = lengths / np.array(list(row.prefill.values()))
+    terms = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1)
+    (a, b, c), *_ = np.linalg.lstsq(terms / seconds[:, None], np.ones_like(lengths), rcond=None)
+    per_token = (seconds - a - c * lengths**2) / lengths
+    spread = ", ".join(
+        f"{length:.0f}: {1e6 * each:.0f}" for length, each in zip(lengths, per_token, strict=True)
+    )
+    return f"prefill: {1e3 * a:.1f} ms + {1e6 * b:.1f} us T + {1e9 * c:.2f} ns T^2; us a token by T: {spread}"
+
+
 def copy_bandwidth() -> float:
     """Bytes/s read and written by a copy that dwarfs caches and launches."""
     source = mx.zeros(COPY_NBYTES // 4)
@@ -219,6 +234,8 @@ def main() -> None:
             if follows():
                 continue
             print(shown(row, bandwidth), flush=True)
+            if len(row.prefill) > 3:
+                print(prefill_cost(row), flush=True)
             if args.output:
                 record: dict[str, Any] = asdict(row) | {"bandwidth": bandwidth}
                 with args.output.open("a") as file:
