@@ -192,7 +192,7 @@ def shown(row: Row, bandwidth: float) -> str:
 
 
 def prefill_cost(row: Row) -> str:
-    """Seconds of a prompt of T tokens as a + b T + c T^2 by least relative squares; c is attention's share."""
+    """Seconds of a prompt of T tokens as a + b T + c T^2 by least relative squares; c is attention."""
     lengths = np.array(list(row.prefill), float)
     seconds = lengths / np.array(list(row.prefill.values()))
     terms = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1)
