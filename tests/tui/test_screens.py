@@ -289,7 +289,9 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, models: Path):
         assert it.app.screen is screen
 
 
-def test_a_model_is_deleted_only_after_a_yes(tmp_path: Path, models: Path):
+def test_a_model_is_deleted_only_after_a_yes(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("qchat.tui.screens.models.UNDO_SECONDS", 0.01)
+
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
         for answer in "ny":
@@ -301,6 +303,40 @@ def test_a_model_is_deleted_only_after_a_yes(tmp_path: Path, models: Path):
             await it.until(lambda: it.app.screen is screen)
         await it.until(lambda: not (models / "beta").exists())
         await it.until(lambda: "beta" not in {row.cells[1] for row in screen.rows})
+
+
+async def delete(it: Running, screen: ModelsScreen, name: str) -> None:
+    await go_to(it, screen, name)
+    await it.pilot.press("d")
+    await it.until(lambda: it.app.screen is not screen)
+    await it.pilot.press("y")
+    await it.until(lambda: name not in {row.cells[1] for row in screen.rows})
+
+
+def test_a_model_on_its_way_out_is_kept_with_one_key(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await delete(it, screen, "beta")
+        await it.pilot.press("u")
+        await it.until(lambda: "beta" in {row.cells[1] for row in screen.rows})
+        await it.pilot.press("escape")
+        await it.until(lambda: it.app.screen is it.screen)
+        assert (models / "beta").exists()
+
+
+@pytest.mark.parametrize("after", ["escape", "d"])
+def test_no_time_to_keep_a_model_is_left_when_one_goes_on(tmp_path: Path, models: Path, after: str):
+    """To the chat, or to the next deletion."""
+
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await delete(it, screen, "beta")
+        assert (models / "beta").exists()
+        if after == "d":
+            await delete(it, screen, "alpha")
+        else:
+            await it.pilot.press("escape")
+        await it.until(lambda: not (models / "beta").exists())
 
 
 # --- rewind ---

@@ -24,6 +24,7 @@ from ..text import cut, fit, printable
 CSS = Path(__file__).parent.parent.parent / "themes" / "screens.tcss"
 GAP = "  "
 LEAST_NAME = 24  # cells
+UNDO_SECONDS = 5.0  # in which a deletion is offered back
 # how a report's styles look here
 STYLES = {
     "title": "bold $primary",

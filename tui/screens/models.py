@@ -15,11 +15,11 @@ from textual.binding import Binding, BindingType
 from ...core.errors import QchatError
 from ..commands.models import measured
 from .dialogs import Confirm
-from .listing import Column, Keys, Listing, Row, one_line
+from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
     from ...core.catalog import Fit, Published
-    from ...core.library import LocalModel, Places
+    from ...core.library import LocalModel, Places, Removal
     from ..chat import Chat
     from ..commands import Front
 
@@ -67,6 +67,7 @@ class ModelsScreen(Listing):
         Binding("i", "command('inspect')", show=False),
         Binding("space", "compare", show=False),
         Binding("d", "delete", show=False),
+        Binding("u", "undo", show=False),
     ]
 
     def __init__(self, places: "Places", loaded: str | None = None):
@@ -77,6 +78,7 @@ class ModelsScreen(Listing):
         self._models: dict[str, LocalModel] = {}
         self._published: list[Published] = []
         self._compared: str | None = None
+        self._removal: Removal | None = None  # agreed to, and not carried out yet
 
     def heading(self) -> str:
         return f"Models  {' · '.join(map(short, self._places.folders))} · HF cache"
@@ -105,6 +107,7 @@ class ModelsScreen(Listing):
         here = [
             local_row(model, self._mark(path), self._measured.get(path, {}))
             for path, model in self._models.items()
+            if self._removal is None or model != self._removal.model
         ]
         return here + [published_row(one) for one in self._published]
 
@@ -153,13 +156,40 @@ class ModelsScreen(Listing):
             question = (
                 f"Delete {len(removal.paths)} files, {removal.nbytes / GB:,.2f} GB, of {removal.model.name}?"
             )
-            if not await self.app.push_screen_wait(Confirm(question)):
-                return
+            if await self.app.push_screen_wait(Confirm(question)):
+                await self._delete_soon(removal)
+        except QchatError as error:
+            self.say(str(error), "error")
+
+    async def _delete_soon(self, removal: "Removal") -> None:
+        """Until a while has passed, or the screen is left, `u` keeps the model."""
+        await self._delete(self._removal)
+        self._removal = removal
+        self.show_rows(self._rows())
+        self.say(f"deleting: {removal.model.name} · u keeps it", seconds=UNDO_SECONDS)
+        self.set_timer(UNDO_SECONDS, lambda: self._delete(removal))
+
+    async def _delete(self, removal: "Removal | None") -> None:
+        """Carry `removal` out unless it was taken back, or is done."""
+        if removal is None or removal is not self._removal:
+            return
+        self._removal = None
+        try:
             kept = await asyncio.to_thread(removal.carry_out)
             self.say(f"deleted: {removal.model.name}" + (f"; {len(kept)} other files stay" if kept else ""))
         except QchatError as error:
             self.say(str(error), "error")
-        self.read()
+        if self.is_open:
+            self.read()
+
+    def action_undo(self) -> None:
+        if self._removal is not None:
+            self.say(f"kept: {self._removal.model.name}")
+            self._removal = None
+            self.show_rows(self._rows())
+
+    async def on_unmount(self) -> None:
+        await self._delete(self._removal)
 
 
 def local_row(model: "LocalModel", mark: str, measured: Mapping[str, Any]) -> Row:

@@ -16,7 +16,7 @@ from ...core.errors import QchatError, UsageError
 from ..commands.sessions import slug
 from ..conversations import when
 from ..text import printable
-from .listing import Ask, Column, Keys, Listing, Row, one_line
+from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
     from ...core import Store
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 LISTED = 500
 SEARCH_SECONDS = 0.12  # typing on stops a search that has not begun
-UNDO_SECONDS = 5.0
 WIDE = 80  # columns from which there is room for two panes
 LAST_MESSAGES, LAST_LINES, LONGEST_LINE = 8, 12, 400
 
