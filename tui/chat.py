@@ -81,8 +81,9 @@ class Chat:
         return [*own, *(line for job in self.jobs for line in job.log)]
 
     def set_option(self, name: str, value: Any) -> None:
-        """Change a setting of the program for the rest of this run. Raises UsageError."""
-        self.options = self.options.replaced("/set", **{name: value})
+        """Change a setting for the rest of this run, with None to its default. Raises UsageError."""
+        options = self.options
+        self.options = options.without(name) if value is None else options.replaced("/set", **{name: value})
 
     # the engine
 

@@ -346,6 +346,10 @@ class Settings(Mapping[str, Any]):
         }
         return Settings(self._settings | changed)
 
+    def without(self, name: str) -> "Settings":
+        """As if nobody had given this one."""
+        return Settings({key: setting for key, setting in self._settings.items() if key != name})
+
     def with_model(self, generation_config: Mapping[str, Any], origin: str) -> "Settings":
         """What the model's authors recommend, where nothing was given; the loader refuses bad values."""
         recommended = {

@@ -89,7 +89,7 @@ class Set(Command):
     async def _set(self, chat: "Chat", front: Front, name: str, text: str) -> None:
         key = key_called(name, "/set")
         usual = None if key.reply else key.default
-        if not text or (text == DEFAULT and usual is None and not key.reply and key.name not in _ELSEWHERE):
+        if not text:
             raise UsageError(f"/set {key.name}: say the value, wanted {key.kind.wanted}")
         value = usual if text == DEFAULT else key.parsed(text, "/set")
         if key.reply:
