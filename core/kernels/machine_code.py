@@ -7,13 +7,15 @@ Where it is not found or refuses, there is no machine code, and the text is left
 import ctypes
 import hashlib
 import os
+import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from ..backend import cache_path, mx
 
-# what MLX's library has loaded already; the number is CUDA's
+# the number is CUDA's
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 ELF = b"\x7fELF"
 
@@ -45,28 +47,37 @@ def unique_name(stem: str, *texts: str) -> str:
 
 def _file(name: str, architecture: str) -> Path | None:
     folder = cache_path("kernels")
-    return folder / f"{name}-{architecture}.cubin" if folder else None
+    return folder / f"{name}-{architecture}-nvrtc{compiler_version()}.cubin" if folder else None
 
 
 def _keep(file: Path, content: bytes) -> None:
-    """Whole or not at all: other processes read the same folder."""
-    try:
+    """Whole or not at all: other processes read the same folder. A full disk costs them a second each."""
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, staged = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        Path(staged).replace(file)
-    except OSError:
-        return  # a full disk costs the next process its second, nothing more
+        with tempfile.TemporaryDirectory(dir=file.parent) as work:
+            staged = Path(work) / file.name
+            staged.write_bytes(content)
+            staged.replace(file)
+
+
+def compiler_version() -> str:
+    """Of the NVRTC that MLX has loaded; "none" without one."""
+    nvrtc = _nvrtc()
+    if nvrtc is None:
+        return "none"
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
 
 
 @cache
 def _nvrtc() -> ctypes.CDLL | None:
+    """The one that MLX's library has loaded; no other."""
+    if sys.platform != "linux":
+        return None
     for name in NVRTC:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
+        with suppress(OSError):
+            return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
     return None
 
 
@@ -75,7 +86,10 @@ def _includes() -> list[Path]:
     """Where CUDA's headers lie, and those that they include from MLX's wheel; empty if nowhere."""
     package = Path(mx.__file__).parent
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    homes += [*package.parent.glob("nvidia/cu1?"), package.parent / "nvidia/cuda_runtime"]
+    homes += [
+        *sorted(package.parent.glob("nvidia/cu1?"), reverse=True),
+        package.parent / "nvidia/cuda_runtime",
+    ]
     homes += [Path("/usr/local/cuda")]
     found = next((home / "include" for home in homes if (home / "include/cuda_fp16.h").exists()), None)
     return [] if found is None else [found, package / "include/cccl", found / "cccl"]

@@ -18,7 +18,8 @@ from .codes import DENSE_WEIGHTS, WEIGHTS, load_text, scale_count, unpacking
 from .source import Kernel
 
 LANES = 32
-MAX_THREADS = 640  # of a block: 17,408 packed columns are one step
+# threads of a block at most: with one row of input 17,408 packed columns are one step
+ONE_ROW_THREADS, MORE_ROWS_THREADS = 640, 256
 MAX_ROWS = 8
 # more of them would not fit in a thread's registers
 INPUTS_AT_ONCE = 4
@@ -76,6 +77,7 @@ MORE_ROWS = {2: (4, 20), 4: (4, 10), 8: (4, 10)}
 # of the GPU that these are for; on another one the last blocks may find fewer neighbours
 MULTIPROCESSORS = 132
 MAX_OUTPUTS = 96
+SUMS_NBYTES = 28 << 10  # of the 32 KB that a block of threads shares on Metal; CUDA has 48
 
 
 def choose_tiling(shape: Shape, outputs: int, groups: int = 1) -> Tiling:
@@ -83,14 +85,15 @@ def choose_tiling(shape: Shape, outputs: int, groups: int = 1) -> Tiling:
     bits = shape.geometry.bits if shape.geometry else 16
     few = shape.rows == 1 or shape.geometry is None
     at_once, warps = ONE_ROW[bits] if few else MORE_ROWS[shape.rows]
-    steps = -(-shape.slots // MAX_THREADS)
+    steps = -(-shape.slots // (ONE_ROW_THREADS if shape.rows == 1 else MORE_ROWS_THREADS))
     threads = -(-shape.slots // (steps * LANES)) * LANES
     resident = max(1, round(warps * LANES / threads))
     total = outputs * groups * max(shape.rows // INPUTS_AT_ONCE, 1)
     waves = -(-total // (MULTIPROCESSORS * resident * MAX_OUTPUTS))
     share = -(-total // (MULTIPROCESSORS * resident * waves))
     per_pass = at_once // shape.sides
-    per_block = -(-share // per_pass) * per_pass
+    room = SUMS_NBYTES // (4 * threads // LANES * shape.sides * min(shape.rows, INPUTS_AT_ONCE))
+    per_block = min(-(-share // per_pass), room // per_pass) * per_pass
     return Tiling(at_once, per_block, threads, resident, ahead=shape.rows == 1)
 
 

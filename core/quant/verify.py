@@ -16,6 +16,7 @@ from ..backend import choose_policy, mx
 from ..cache import Cache
 from ..errors import WeightsError
 from ..kernels.linear import make_linear, prepare
+from ..kernels.trial import settle
 from ..layers import AttentionLayer, DeltaLayer, DenseMLP, Named, rms_norm
 from ..moe import MixtureOfExperts
 from ..safetensors_file import read_header
@@ -99,6 +100,7 @@ def compare_logits(source: Source, result: Source, weights: dict[str, float], ti
 
     Raises WeightsError where the result's logits are no numbers and the source's are.
     """
+    settle()  # before any layer decides whether to use kernels
     ids = probe_ids(source)
     wanted, actual = streamed_logits((source, result), ids, tick)
     if mx.isfinite(wanted).all() and not mx.isfinite(actual).all():

@@ -1,5 +1,6 @@
 """The kernels' text: the same body for both backends, and what it computes, run on the CPU as Metal."""
 
+import itertools
 import re
 from dataclasses import replace
 from functools import partialmethod
@@ -102,6 +103,20 @@ def test_kernels_are_taken_where_their_text_was_proven_unless_forced(monkeypatch
         monkeypatch.setattr(source, "_device", lambda device=device: device)
         monkeypatch.setenv("QCHAT_KERNELS", choice)
         assert source.backend() == taken
+
+
+def test_blocks_of_every_published_shape_share_little_enough_memory():
+    """A block has 32 KB on Metal; the places are a layer's matrices of the models from 0.8B to 27B."""
+    widths = [(1024, 3584), (2048, 6144), (2560, 9216), (4096, 12288), (5120, 17408)]
+    places = [(k, n) for width, inner in widths for k, n in ((width, inner), (inner, width), (width, 248320))]
+    for geometry, (columns, outputs), n, sides in itertools.product(
+        [*AFFINE, *FLOATS, None], places, (1, 2, 4, 8), (1, 2)
+    ):
+        shape = rows.Shape(geometry, columns, rows=n, sides=sides, norm_eps=EPS)
+        tiling = rows.choose_tiling(shape, outputs)
+        inputs, warps = min(n, rows.INPUTS_AT_ONCE), tiling.threads // rows.LANES
+        assert 4 * warps * inputs * (tiling.outputs * sides + 1) <= 32 << 10
+        assert tiling.outputs > 0
 
 
 def test_few_rows_without_our_kernel_are_mlxs_operations():
@@ -300,7 +315,8 @@ def test_gate_and_up_are_one_product(geometry):
 @pytest.mark.parametrize(("geometry", "count"), [(AFFINE[0], 1), (AFFINE[4], 2), (None, 1)], ids=str)
 def test_long_rows_take_several_steps(geometry, count, monkeypatch):
     """Each adds to what the one before left in shared memory."""
-    monkeypatch.setattr(rows, "MAX_THREADS", 32)
+    monkeypatch.setattr(rows, "ONE_ROW_THREADS", 32)
+    monkeypatch.setattr(rows, "MORE_ROWS_THREADS", 32)
     weight, dense = pack(geometry, 12, 3 * 1024 + 64)
     x, norm = normal(count, 3 * 1024 + 64, seed=1), few.Norm(mx.full(3 * 1024 + 64, 1.5), EPS)
     near(few.product(x, weight, norm=norm), normed(x, norm) @ dense.T)

@@ -74,6 +74,14 @@ def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monk
     assert len(ran) == 4 * (3 * (3 + after_mixer) + 5 + after_mixer + 1)
 
 
+def test_a_cache_that_takes_no_files_keeps_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/qchat").write_text("a file where the folder should be")
+    write_checkpoint(tmp_path / "model", **SIZES)
+    assert "attend" in load(tmp_path / "model", monkeypatch, kernels=True)[1]
+
+
 def test_a_prompt_on_kernels_equals_the_plain_one(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, **SIZES)
     plain = logits(load(tmp_path, monkeypatch, kernels=False)[0], [19])
@@ -93,20 +101,21 @@ def test_kernels_are_tried_once_and_the_verdict_is_kept(tmp_path, monkeypatch):
     assert "attend" not in load(tmp_path / "model", monkeypatch, kernels=True)[1]
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_kernels_that_fail_are_left_alone_with_a_notice(fails, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["raising", "wrong", "no numbers at the end"])
+def test_kernels_that_fail_are_left_alone_with_a_notice(how, tmp_path, monkeypatch):
     write_checkpoint(tmp_path, **SIZES)
     right = on_cpu.run
 
     def wrong(kernel: source.Kernel, arrays, **given):
-        if fails:
+        if how == "raising":
             raise RuntimeError("[metal::Device] Unable to build\nmetal library")
-        return [array * 1.1 for array in right(kernel, arrays, **given)]
+        by = 1.1 if how == "wrong" else float("nan") if kernel.name == "attend" else 1
+        return [array if array.dtype == mx.uint32 else array * by for array in right(kernel, arrays, **given)]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(on_cpu, "run", wrong)
     model, ran = load(tmp_path, monkeypatch, kernels=True)
-    said = "Unable to build metal library" if fails else "GPU kernels are off by"
+    said = "Unable to build metal library" if how == "raising" else "GPU kernels are off by"
     assert any(said in notice for notice in model.policy.notices)
     ran.clear()
     logits(model, [8, 1])
