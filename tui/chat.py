@@ -6,8 +6,8 @@ moment; what was said stays here and in the store, and `restart` goes on. Refuse
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import QchatError, UsageError
@@ -60,8 +60,11 @@ class Chat:
         self._factory = client_factory
         self._path: str | None = None  # of the model that is, or is to be, loaded
         self._call: Call | None = None
-        self._busy = self._parked = False
+        self._busy = False
         self._leaving = False
+        # jobs that need the memory of the chat's model, or wait for it; where that model is loaded from again
+        self._memory, self._parking = asyncio.Lock(), 0
+        self._parked_path: str | None = None
         self._interrupted: dict[str, Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -72,7 +75,12 @@ class Chat:
     @property
     def busy(self) -> bool:
         """Something runs that a question has to wait for."""
-        return self._busy or self._parked
+        return self._busy or self.parked
+
+    @property
+    def parked(self) -> bool:
+        """The model had to make room for a job, and comes back."""
+        return self._parked_path is not None
 
     @property
     def log(self) -> list[str]:
@@ -370,20 +378,33 @@ class Chat:
         return job
 
     async def _run_job(self, job: Job, alone: bool) -> None:
-        path = self._path if alone and self.model is not None else None
-        if path is not None:
-            self._parked = True
-            self.view.note("the model of this chat is unloaded while the job runs")
-            with suppress(QchatError):
-                await self._client().request("unload")
-            self.model = None
-        try:
+        if alone:
+            async with self._without_model():
+                await job.run(self._factory())
+        else:
             await job.run(self._factory())
-        finally:
-            self._parked = False
-        if path is not None and not self._leaving:
-            await self._or_note(self.load(path))
         self._go_on()
+
+    @asynccontextmanager
+    async def _without_model(self) -> AsyncIterator[None]:
+        """Without the chat's model in memory, one after the other; the last one puts it back."""
+        self._parking += 1
+        try:
+            async with self._memory:
+                if self.model is not None:
+                    self._parked_path = self._path
+                    self.view.note("the model of this chat is unloaded while the job runs")
+                    with suppress(QchatError):
+                        await self._client().request("unload")
+                    self.model = None
+                yield
+        finally:
+            self._parking -= 1
+            path = self._parked_path
+            if not self._parking:
+                self._parked_path = None
+        if path is not None and not self._parking and not self._leaving:
+            await self._or_note(self.load(path))
 
     # what runs
 

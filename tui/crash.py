@@ -5,6 +5,7 @@ import platform
 import traceback
 from datetime import UTC, datetime
 
+from ..core.errors import UsageError
 from . import __version__
 from .paths import state_dir
 
@@ -18,6 +19,6 @@ def save(error: Exception) -> str:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(header + "".join(traceback.format_exception(error)))
-    except (OSError, RuntimeError) as failure:
+    except (OSError, UsageError) as failure:
         return f"its details could not be saved: {failure}"
     return f"its details are in {path}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.errors import UsageError
 from .attachments import read, with_files
 from .beginning import Beginning
 from .choice import choose_model
@@ -84,7 +85,7 @@ def _beginning(launch: Launch, store: "Store") -> Beginning:
 def _history_file() -> Path | None:
     try:
         return state_dir() / HISTORY_FILE
-    except (OSError, RuntimeError):
+    except UsageError:
         return None
 
 

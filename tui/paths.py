@@ -1,19 +1,29 @@
 """Where qchat keeps its files: the XDG base directories, also on macOS, readable by their owner only.
 
-`QCHAT_CONFIG_DIR` moves settings and themes. Every function raises RuntimeError where the user has no home,
-those that make a folder OSError.
+`QCHAT_CONFIG_DIR` moves settings and themes. Every function raises UsageError: where the user has no home,
+where there is no such user, and where a folder cannot be made.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..core.errors import UsageError
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with ~ for a home, made absolute."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{text} is no path: {error}") from error
+
 
 def config_dir(env: Mapping[str, str] | None = None) -> Path:
     """Settings and the user's themes; not made here, since reading needs none."""
     env = os.environ if env is None else env
     own = env.get("QCHAT_CONFIG_DIR", "")
-    return Path(own).expanduser().absolute() if own else _base(env, "XDG_CONFIG_HOME", ".config")
+    return user_path(own) if own else _base(env, "XDG_CONFIG_HOME", ".config")
 
 
 def config_file(env: Mapping[str, str] | None = None) -> Path:
@@ -46,19 +56,25 @@ def measurements_file() -> Path:
 
 def make_config_dir() -> Path:
     """Its access rights stay where it is there already: it may be a part of something bigger."""
-    folder = config_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+    return _made(config_dir())
 
 
 def _base(env: Mapping[str, str], variable: str, default: str) -> Path:
     base = env.get(variable, "")
     # the specification has relative paths ignored
-    return (Path(base) if Path(base).is_absolute() else Path.home() / default) / "qchat"
+    return (Path(base) if Path(base).is_absolute() else user_path("~") / default) / "qchat"
 
 
 def _private(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _made(folder)
     if folder.stat().st_mode & 0o077:  # another part, or the user, made it
         folder.chmod(0o700)
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from error
     return folder

@@ -354,9 +354,15 @@ class Repl:
             self.note("nobody is here to be asked, so nothing is done", "warning")
             return None
         self.out.fresh_line()
-        with suppress(EOFError, Interrupted):
-            return await self.reader.answer(printable(prompt))
-        return None
+        self._reading = asyncio.create_task(self.reader.answer(printable(prompt)))
+        try:
+            return await self._reading
+        except (EOFError, Interrupted):
+            return None
+        except asyncio.CancelledError:
+            if self._code:
+                raise
+            return None  # ctrl+c where the terminal cannot tell us of it
 
     def put_prompt(self, text: str) -> None:
         if self.reader.edits:

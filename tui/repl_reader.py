@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..core.errors import QchatError
 from .attachments import complete as complete_path
 from .commands import completions
 from .editor import edit
 from .history import History
-from .output import write
+from .output import printable, write
 
 if TYPE_CHECKING:
     from .chat import Chat
@@ -234,7 +235,12 @@ def _keys(history: History) -> Any:
         buffer = event.current_buffer
 
         async def change() -> None:
-            text = await run_in_terminal(lambda: edit(buffer.text), in_executor=True)
+            try:
+                text = await run_in_terminal(lambda: edit(buffer.text), in_executor=True)
+            except QchatError as error:
+                sentence = str(error)
+                await run_in_terminal(lambda: write(sys.stderr, f"{printable(sentence)}\n"))
+                return
             if text is not None:
                 buffer.text, buffer.cursor_position = text, len(text)
 

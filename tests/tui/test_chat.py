@@ -369,6 +369,28 @@ def test_a_job_that_wants_the_machine_alone_has_the_model_unloaded_meanwhile(tmp
     assert [request["method"] for request in stage.fake.requests()][:4] == ["load", "unload", "eval", "load"]
 
 
+def test_jobs_that_want_the_machine_alone_take_turns_and_the_last_brings_the_model_back(tmp_path: Path):
+    eval_ = {"method": "eval", "events": PROGRESS[:20], "seconds": 0.01}
+    stage = Stage(tmp_path, eval_, {"method": "inspect", "result": {}}, eval_)
+
+    async def scene(stage: Stage) -> None:
+        start = stage.chat.start_job
+        jobs = [start("eval", "eval", {"model": name}, render, alone=True) for name in "ab"]
+        await stage.until(lambda: jobs[0].events)
+        beside = start("inspect", "inspect", {"model": "m"}, render)
+        await beside.ended()
+        assert stage.chat.parked and stage.chat.busy
+        await jobs[0].ended()
+        assert stage.chat.parked and jobs[1].state == "running"
+        await jobs[1].ended()
+        await stage.until(lambda: stage.chat.model is not None and not stage.chat.busy)
+
+    stage.play(scene)
+    asked = [request["method"] for request in stage.fake.requests()]
+    assert asked[:2] == ["load", "unload"] and asked.count("eval") == 2
+    assert asked.index("load", 1) > max(place for place, method in enumerate(asked) if method == "eval")
+
+
 def test_quitting_ends_the_engine_and_the_jobs(tmp_path: Path):
     async def scene(stage: Stage) -> Any:
         stage.chat.start_job("convert", "convert", {"source": "a", "target": "b"}, render)

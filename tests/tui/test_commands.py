@@ -249,6 +249,10 @@ def test_retry_passes_settings_for_one_reply(tmp_path):
         ("/read absent.txt", "there is no such file"),
         ("/read *.nothing", "no file matches"),
         ("/read 'open", "cannot be told apart"),
+        ("/read ~nosuchuser/x", "~nosuchuser/x cannot be read"),
+        (f"/read {'n' * 300}", "cannot be read"),
+        ("/convert embedded ~nosuchuser/x", "~nosuchuser/x is no path"),
+        ("/compare 'open", "cannot be told apart"),
         ("/set temperature 101", "wanted a number from 0 to 100"),
         ("/set temperature", "wanted a number from 0 to 100"),
         ("/set temprature 1", "did you mean temperature"),
@@ -617,6 +621,8 @@ def test_a_conversation_is_named_saved_exported_and_imported(tmp_path, store, mo
 
 def test_nothing_is_exported_before_the_first_word(tmp_path, store):
     assert "nothing was said yet" in Stage(tmp_path, store=store).play("/export a.md").said
+    front = Stage(tmp_path, store=store).play("hello", f"/export {'n' * 300}.md")
+    assert "File name too long" in front.all("error")[0]
 
 
 def test_neither_mlx_nor_the_full_screen_is_imported_for_commands_and_lines():

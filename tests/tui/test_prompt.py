@@ -305,6 +305,18 @@ def test_a_long_paste_is_folded_and_sent_whole():
     typing(check)
 
 
+def test_what_is_put_into_the_prompt_reaches_the_screen_without_control_characters():
+    """Questions that were imported, or that an editor left, come this way."""
+
+    async def check(app: Typing, pilot: Pilot) -> None:
+        app.prompt.put("hi \x1b]0;owned\x07 \x9b31m\nthere")
+        await pilot.pause()
+        assert not {"\x1b", "\x07", "\x9b"} & set(app.prompt.text)
+        assert app.prompt.text.endswith("\nthere")
+
+    typing(check)
+
+
 def test_a_short_paste_is_text_without_control_characters():
     async def check(app: Typing, pilot: Pilot) -> None:
         await paste(app, pilot, "two\rlines\x1b[31m\x07")

@@ -163,6 +163,30 @@ def test_a_dumb_terminal_gets_lines_alone(model: Path):
     assert "\x1b" not in screen
 
 
+def test_an_interrupt_leaves_a_question_on_a_dumb_terminal(model: Path, tmp_path: Path):
+    (tmp_path / "here.md").write_text("kept")
+    with in_terminal(model, TERM="dumb") as (terminal, process):
+        read_until(terminal, "❯")
+        os.write(terminal, b"hello\n")
+        read_until(terminal, "token limit")
+        os.write(terminal, f"/export {tmp_path / 'here.md'}\n".encode())
+        read_until(terminal, "[y/N]")
+        os.write(terminal, b"\x03")
+        read_until(terminal, "❯")
+        os.write(terminal, b"/bye\n")
+        assert process.wait(20) == 0
+    assert (tmp_path / "here.md").read_text() == "kept"
+
+
+def test_an_editor_that_cannot_start_is_a_sentence(model: Path):
+    with in_terminal(model, "--plain", EDITOR="/nonexistent/editor", VISUAL="") as (terminal, process):
+        read_until(terminal, "ctrl+d leaves", "❯")
+        os.write(terminal, b"\x07")
+        assert "Traceback" not in read_until(terminal, "/nonexistent/editor")
+        os.write(terminal, b"\x04")
+        assert process.wait(20) == 0
+
+
 def test_a_terminated_chat_gives_the_terminal_back(model: Path):
     with in_terminal(model, "--plain") as (terminal, process):
         before = termios.tcgetattr(terminal)

@@ -18,6 +18,7 @@ from qchat.tui.screens.rewind import RewindScreen, rows_of
 from qchat.tui.screens.sessions import SessionsScreen
 from qchat.tui.screens.theme import ThemeScreen
 from qchat.tui.settings import Settings
+from qchat.tui.text import printable
 from tests.checkpoints import write_checkpoint
 from tests.tui.conversing import talk
 from tests.tui.running_app import Running, chatting
@@ -132,6 +133,10 @@ def test_a_deleted_conversation_comes_back_with_one_key(tmp_path: Path, store: S
         await it.until(lambda: [row.id for row in screen.rows] == ["2", "1"])
         await it.pilot.press("u")
         await it.until(lambda: len(screen.rows) == 3)
+
+
+def test_a_title_to_be_changed_has_no_control_characters():
+    assert Ask("Title", "t\x1b]0;owned\x07")._text == printable("t\x1b]0;owned\x07") != "t\x1b]0;owned\x07"
 
 
 def test_a_conversation_is_renamed(tmp_path: Path, store: Store):

@@ -273,3 +273,13 @@ def test_folders_follow_the_specification_and_are_private(hermetic: Path, monkey
     assert data_dir() == hermetic / ".local/share/qchat"
     monkeypatch.setenv("QCHAT_CONFIG_DIR", str(hermetic / "own"))
     assert config_file() == hermetic / "own" / "config.toml"
+
+
+def test_folders_that_cannot_be_made_or_found_are_refused_in_a_sentence(hermetic, monkeypatch):
+    (hermetic / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(hermetic / "file"))
+    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+        data_dir()
+    monkeypatch.setenv("QCHAT_CONFIG_DIR", "~nosuchuser/config")
+    with pytest.raises(UsageError, match="~nosuchuser/config is no path"):
+        config_dir()

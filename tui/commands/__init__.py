@@ -167,6 +167,8 @@ async def perform(line: str, chat: "Chat", front: Front) -> None:
             front.note(str(error), "error")
     except QchatError as error:
         front.note(str(error), "error")
+    except OSError as error:
+        front.note(f"{error.filename or line:.200}: {error.strerror or error}", "error")
 
 
 def completions(line: str, chat: "Chat") -> list[Completion]:

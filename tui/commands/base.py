@@ -8,6 +8,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ...core.errors import UsageError
@@ -99,6 +100,18 @@ def words(argument: str) -> list[str]:
         return shlex.split(argument)
     except ValueError as error:
         raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
+
+
+def first_word(argument: str) -> tuple[str, str]:
+    """The first word, quotes as in a shell, and the rest as it is. Raises UsageError for an open quote."""
+    stream = StringIO(argument)
+    lexer = shlex.shlex(stream, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        word = lexer.get_token() or ""
+    except ValueError as error:
+        raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
+    return word, stream.read().strip()
 
 
 def whole(text: str, what: str, low: int, high: int | None = None) -> int:

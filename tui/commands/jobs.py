@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from ...core import EMBEDDED_MODEL
 from ...core.errors import UsageError
+from ..paths import user_path
 from ..verbs import Parser
 from ..verbs import convert as verb
 from . import job_reports as shown
-from .base import Command, Front, need_model, starting, turns, words
+from .base import Command, Front, first_word, need_model, starting, turns, words
 from .models import complete_model, resolve
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Convert(Command):
         if not args.source:
             raise self.wrong("say which model to convert")
         source = await resolve(chat, front, args.source)
-        target = Path(args.target).expanduser().absolute() if args.target else _target(chat, source, args)
+        target = user_path(args.target) if args.target else _target(chat, source, args)
         verb.check_choices(args)
         chat.start_job(
             f"convert {source.name} to {target.name}",
@@ -53,7 +54,7 @@ class Convert(Command):
                 "source": str(source),
                 "target": str(target),
                 "options": verb.option_fields(args, UNQUANTIZED),
-                "imatrix": None if args.imatrix is None else str(args.imatrix.expanduser().absolute()),
+                "imatrix": None if args.imatrix is None else str(user_path(args.imatrix)),
                 "awq": args.awq,
                 "dequantize": args.dequantize,
                 "force": args.force,
@@ -90,7 +91,7 @@ def _target(chat: "Chat", source: Path, args: Namespace) -> Path:
 
 def models_folder(chat: "Chat") -> Path:
     """The first of the user's folders, made when missing. Raises UsageError."""
-    folder = Path(chat.options["models_dir"][0]).expanduser().absolute()
+    folder = user_path(chat.options["models_dir"][0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,13 +206,14 @@ class Compare(Command):
         return [before + space + one for one in complete_model(chat, last)] if before.count(" ") < 1 else []
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        first, *rest = argument.split(None, 2) or [""]
-        if not rest:
+        first, rest = first_word(argument)
+        second, text = first_word(rest)
+        if not second:
             raise self.wrong("say which two models")
-        text = rest[1] if len(rest) > 1 else next((turn["question"] for turn in reversed(turns(chat))), "")
+        text = text or next((turn["question"] for turn in reversed(turns(chat))), "")
         if not text:
             raise self.wrong("there is no question yet: say what both are to answer")
-        models = [await resolve(chat, front, name) for name in (first, rest[0])]
+        models = [await resolve(chat, front, name) for name in (first, second)]
         chat.start_job(
             f"compare {models[0].name} and {models[1].name}",
             "compare",
@@ -252,11 +254,11 @@ async def chosen(chat: "Chat", front: Front, name: str) -> Path:
 
 
 def crowded(chat: "Chat", *models: Path) -> bool:
-    """Whether the largest of `models` has no room beside the chat's model in this machine's memory."""
+    """Whether the largest of `models` has no room beside the chat's model, or beside a job that it left."""
     limit = ROOM * chat.status.limit_nbytes
     taken = (chat.model or {}).get("nbytes", 0)
-    return 0 < limit < taken + max(map(shown.folder_nbytes, models))
+    return chat.parked or 0 < limit < taken + max(map(shown.folder_nbytes, models))
 
 
 def _path(text: str | None) -> str | None:
-    return str(Path(text).expanduser().absolute()) if text else None
+    return str(user_path(text)) if text else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ...core.errors import UsageError
 from ..attachments import complete as complete_path
 from ..conversations import LATEST, find, when
+from ..paths import user_path
 from ..report import Report, Table
 from .base import Command, Front, first_words, starting, turns
 
@@ -86,7 +87,7 @@ class Export(Command):
         from ...core import export_conversation
 
         store, number = need_store(chat), need_conversation(chat)
-        path = _whole_path(argument or f"{slug(chat.state.get('title', ''))}.md")
+        path = user_path(argument or f"{slug(chat.state.get('title', ''))}.md")
         if path.suffix.lower() not in SUFFIXES:
             raise self.wrong(
                 f"cannot export to {path.name}, wanted a name that ends with {', '.join(SUFFIXES)}"
@@ -113,7 +114,7 @@ class Import(Command):
 
         if not argument:
             raise self.wrong("say which file")
-        path = _whole_path(argument)
+        path = user_path(argument)
         number = import_conversation(need_store(chat), path)
         await chat.open(number)
         front.note(f"{path.name} is conversation {number} now")
@@ -170,10 +171,3 @@ def found(store: "Store", words: str) -> Report:
 def slug(title: str) -> str:
     """A file's name from a title."""
     return "-".join(re.findall(r"[^\W_]+", title.lower()))[:60].strip("-") or "conversation"
-
-
-def _whole_path(text: str) -> Path:
-    try:
-        return Path.cwd() / Path(text).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"{text} is no path: {error}") from error

@@ -13,6 +13,7 @@ from .. import __version__
 from ..attachments import complete as complete_path
 from ..attachments import read
 from ..keymap import Keymap
+from ..paths import user_path
 from ..report import Lines, Report, Table
 from .base import Command, Front, choice, starting, switch, turns, whole, words
 from .sessions import need_store
@@ -85,7 +86,7 @@ class Read(Command):
 
 def _matching(word: str) -> list[str]:
     """The files that a word means; a pattern must match something."""
-    if Path(word).expanduser().exists() or not any(sign in word for sign in "*?["):
+    if not any(sign in word for sign in "*?[") or user_path(word).exists():
         return [word]
     found = sorted(path for path in _glob(word) if Path(path).is_file())
     if not found:
@@ -95,7 +96,7 @@ def _matching(word: str) -> list[str]:
 
 def _glob(word: str) -> list[str]:
     # Path.glob refuses absolute patterns
-    return glob(str(Path(word).expanduser()), recursive=True)  # noqa: PTH207
+    return glob(str(user_path(word)) if word.startswith("~") else word, recursive=True)  # noqa: PTH207
 
 
 def _mention(path: str) -> str:

@@ -252,6 +252,8 @@ class ChatScreen(Screen[None]):
             self.show_facts()  # the chat has said it
         except QchatError as error:
             self.front.note(str(error), "error")
+        except OSError as error:
+            self.front.note(f"{error.filename or 'that'}: {error.strerror or error}", "error")
 
     def _candidates(self, before: str) -> list[Candidate]:
         """Commands for a line that begins with a slash, files for a word that begins with @."""

@@ -111,7 +111,7 @@ class Ask(ModalScreen[str | None]):
 
     def __init__(self, question: str, text: str = ""):
         super().__init__()
-        self._question, self._text = question, text
+        self._question, self._text = question, printable(text)
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="sheet-ask"):

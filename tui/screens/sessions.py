@@ -15,6 +15,7 @@ from textual.widgets import Static
 from ...core.errors import QchatError, UsageError
 from ..commands.sessions import slug
 from ..conversations import when
+from ..paths import user_path
 from ..text import printable
 from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
 
@@ -142,7 +143,7 @@ class SessionsScreen(Listing):
     def _export(self, number: int, name: str) -> None:
         from ...core import export_conversation
 
-        path = Path.cwd() / Path(name).expanduser()
+        path = user_path(name)
         export_conversation(self._store, number, path)
         self.say(f"written to {path}")
 

@@ -84,7 +84,7 @@ class Prompt(TextArea):
     def put(self, text: str) -> None:
         """Replace what is there by `text`, with the cursor behind it and no list above."""
         self._quiet = True
-        self.text = self.pastes.recall(text)
+        self.text = self.pastes.recall(printable(text))
         self.move_cursor(self.document.end)
         self.suggestion = ""
         self._quiet = False
