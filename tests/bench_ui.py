@@ -6,6 +6,8 @@ yields rows; each runs in a process of its own, so that none warms another.
 
 import asyncio
 import gc
+import json
+import os
 import re
 import resource
 import subprocess
@@ -29,6 +31,7 @@ from qchat.tui.widgets.transcript import Transcript
 from tests import app_probe
 from tests.tui.running_app import running
 
+PACKAGE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / ".dev")}
 TURNS = 2_000
 TOKENS, TOKENS_PER_S = 480, 60
 SIZE = (100, 30)
@@ -290,6 +293,37 @@ async def terminal() -> AsyncIterator[Row]:
     pairs = [(app_probe.one_shot(), app_probe.measure("reply")) for _ in range(RUNS)]
     alone, inside = (max(speeds) for speeds in zip(*pairs, strict=True))
     yield Row("generation slower than one-shot", 5, 100 * (1 - inside / alone), "%")
+
+
+@budget
+async def command_line() -> AsyncIterator[Row]:
+    """Processor time, the least of some runs, that passes before the user hears of anything."""
+    spent = min(cpu_seconds("--help") for _ in range(RUNS))
+    yield Row("CPU of --help", 120, 1e3 * spent, "ms")
+    if Path("/proc/self/stat").exists():
+        begun = min(cpu_seconds_until_prefill() for _ in range(RUNS))
+        yield Row("CPU of one answer until prefill", 600, 1e3 * begun, "ms")
+
+
+def cpu_seconds(*words: str) -> float:
+    """Of the whole run of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "qchat.tui", *words], env=PACKAGE, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def cpu_seconds_until_prefill() -> float:
+    """With the small model of the package."""
+    command = [sys.executable, "-m", "qchat.tui", "-p", "What is the capital of France?", "--jsonl"]
+    with subprocess.Popen(command, env=PACKAGE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while json.loads(process.stdout.readline())["event"] != "prefill":
+            pass
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        process.kill()
+    user, system = int(fields[11]), int(fields[12])  # proc(5): utime and stime, in clock ticks
+    return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
 # --- the table ---

@@ -18,7 +18,7 @@ from qchat.tui.keymap import Keymap
 from qchat.tui.settings import Settings
 from tests.tui.fake_engine import FakeEngine
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 # slow enough to be caught in the act, and long
 ENDLESS = {"method": "send", "thought": "hm " * 20, "answer": "word " * 500, "seconds": 0.02}
 

@@ -65,24 +65,6 @@ def test_a_piped_sum_is_thought_about_on_stderr_and_answered_on_stdout():
     assert "37 + 5 = 42" in err
 
 
-@needs_qtiny
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to read a process's CPU time")
-def test_reading_the_prompt_begins_within_six_tenths_of_a_second_of_cpu():
-    """The least of three runs, so that a busy machine does not fail it."""
-    assert min(cpu_seconds_until_prefill() for _ in range(3)) <= 0.6
-
-
-def cpu_seconds_until_prefill() -> float:
-    with start(str(QTINY), "-p", "What is the capital of France?", "--jsonl") as process:
-        assert process.stdout is not None
-        while json.loads(process.stdout.readline())["event"] != "prefill":
-            pass
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        process.kill()
-    user, system = int(fields[11]), int(fields[12])  # proc(5): utime and stime, in clock ticks
-    return (user + system) / os.sysconf("SC_CLK_TCK")
-
-
 def test_equal_seeds_give_equal_replies_and_the_counts_add_up(random_model: Path):
     arguments = (
         "-p",
