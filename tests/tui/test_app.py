@@ -52,6 +52,19 @@ def test_what_is_typed_while_the_model_loads_is_sent_then(tmp_path: Path):
     asyncio.run(main())
 
 
+def test_copying_on_selection_is_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        copied: list[str] = []
+        monkeypatch.setattr(it.front, "copy", lambda text: copied.append(text) or "copied")
+        monkeypatch.setattr(it.screen, "get_selected_text", lambda: "chosen")
+        it.screen.on_text_selected()
+        await it.say("/set copy_on_select off")
+        await it.until(lambda: not it.chat.options["copy_on_select"])
+        it.screen.on_text_selected()
+        assert copied == ["chosen"]
+
+
 def test_the_first_words_of_the_command_line_are_sent(tmp_path: Path):
     async def main() -> None:
         async with running(tmp_path, text="first words") as it:

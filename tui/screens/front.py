@@ -11,7 +11,6 @@ from ..jobs import Job
 from ..keymap import Keymap
 from ..meter import Status
 from ..report import Report
-from ..settings import Settings
 from ..view import NoteKind
 from .dialogs import Choose, Confirm
 
@@ -28,8 +27,8 @@ JOB_SECONDS = 0.25
 class AppFront:
     """Implements `commands.Front` on a ChatScreen."""
 
-    def __init__(self, view: "ChatScreen", settings: Settings, keymap: Keymap):
-        self.settings, self.keymap = settings, keymap
+    def __init__(self, view: "ChatScreen", keymap: Keymap):
+        self.keymap = keymap
         self._view = view
         self._blocks: dict[int, Any] = {}
         self._changed: dict[int, Job] = {}
