@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["starting", "loading", "reading", "thinking", "answering", "idle", "working", "dead"]
+GB = 10**9
 WINDOW_SECONDS = 0.25
 WINDOWS = 8
 # of them, how many the speed that is shown is the mean of
@@ -153,3 +154,16 @@ class Meter:
         status.last = {**speed, **{name: event.get(name, 0) for name in counts}}
         status.drafts_accepted = speed.get("drafts_accepted")
         status.tokens_per_s = speed.get("decode_tokens_per_s", 0.0)
+
+
+def figures(done: Mapping[str, Any]) -> str:
+    """The counts and speeds of a reply that has ended, in one line."""
+    speed = done.get("performance", {})
+    parts = (
+        f"{done.get('prompt_tokens', 0):,} prompt tokens ({done.get('cached_tokens', 0):,} reused)",
+        f"first token after {speed.get('seconds_to_first_token', 0.0):.2f} s",
+        f"{done.get('generated_tokens', 0):,} generated ({done.get('reasoning_tokens', 0):,} thinking) "
+        f"at {speed.get('decode_tokens_per_s', 0.0):,.1f}/s",
+        f"{speed.get('peak_nbytes', 0) / GB:,.2f} GB at peak",
+    )
+    return " · ".join(parts)

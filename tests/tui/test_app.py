@@ -52,6 +52,22 @@ def test_what_is_typed_while_the_model_loads_is_sent_then(tmp_path: Path):
     asyncio.run(main())
 
 
+def test_a_reply_ends_with_its_figures_where_they_are_wanted(tmp_path: Path):
+    @chatting(tmp_path, stats=True)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        told = [text for _, text in it.said if "generated" in text]
+        assert told == [
+            "20 prompt tokens (10 reused) · first token after 0.50 s · "
+            "2 generated (0 thinking) at 25.0/s · 6.44 GB at peak"
+        ]
+        await it.say("/set quiet")
+        await it.ask("two")
+        await it.say("/set verbose")
+        await it.ask("three")
+        assert len([text for _, text in it.said if "generated" in text]) == 2
+
+
 def test_copying_on_selection_is_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     @chatting(tmp_path)
     async def check(it: Running) -> None:

@@ -140,6 +140,7 @@ class ChatScreen(Screen[None]):
             self.go(self._begin(self._beginning))
 
     async def _begin(self, beginning: Beginning) -> None:
+        self.chat.show_stats = self.chat.show_stats or beginning.stats
         if beginning.said:
             self.front.note(beginning.said, "warning")
         self.go(self.chat.load(beginning.model, conversation=beginning.conversation))

@@ -9,7 +9,7 @@ from ..clipboard import copy
 from ..commands.base import Screen as ScreenName
 from ..jobs import Job
 from ..keymap import Keymap
-from ..meter import Status
+from ..meter import Status, figures
 from ..report import Report
 from ..view import NoteKind
 from .dialogs import Choose, Confirm
@@ -48,6 +48,8 @@ class AppFront:
 
     def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
         self._view.transcript.end_answer(done, turn)
+        if self._chat.show_stats:
+            self.note(figures(done))
         # a conversation gets its number with its first reply
         self._view.transcript.conversation = self._chat.state["conversation"]
         if not self._chat.queue:
