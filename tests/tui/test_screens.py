@@ -386,6 +386,7 @@ def test_the_help_holds_every_key_and_command_as_they_are_now(tmp_path: Path):
         assert "f3" not in text.split()
         for action in ACTIONS:
             assert it.front.keymap.shown(action.id).split()[0] in text
+            assert action.id in text.split()
         for command in COMMANDS:
             assert f"/{command.name}" in text
         before = it.app.screen.query_one("#sheet-text").scroll_y
