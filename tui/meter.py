@@ -30,7 +30,6 @@ class Status:
     phase: Phase = "starting"
     done: int = 0
     total: int = 0
-    detail: str = ""
     seconds: float = 0.0
     seconds_left: float | None = None
     tokens_per_s: float = 0.0
@@ -63,7 +62,7 @@ class Meter:
     def begin(self, phase: Phase) -> None:
         """A task begins: its progress and speed are not yet known."""
         status = self.status
-        status.phase, status.reason, status.detail = phase, "", ""
+        status.phase, status.reason = phase, ""
         status.done = status.total = status.thought_tokens = status.answer_tokens = 0
         status.seconds = status.tokens_per_s = 0.0
         status.seconds_left = status.bandwidth_share = None
@@ -88,7 +87,6 @@ class Meter:
         match event.get("event"):
             case "load":
                 self._progress("loading", event["done_nbytes"], event["total_nbytes"])
-                status.detail = event.get("detail", "")
             case "prefill":
                 self._read(event)
             case "thought" | "text" | "tooluse" as kind:

@@ -541,7 +541,7 @@ def test_help_lists_all_or_explains_one(tmp_path):
     assert "temperature=0.9" in one and "/regen" in one and one == same
 
 
-@pytest.mark.parametrize("name", ["help", "sessions", "stats", "theme", "keys", "log", "rewind", "model"])
+@pytest.mark.parametrize("name", ["help", "sessions", "stats", "theme", "keys", "rewind", "model"])
 def test_a_front_end_with_a_screen_shows_that(tmp_path, name):
     with Store(tmp_path / "store.db") as store:
         front = Stage(tmp_path, front=FakeFront(screens=True), store=store).play("hello", f"/{name}")

@@ -196,8 +196,7 @@ class Log(Command):
     while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        if not front.screen("log"):
-            front.report(log_report(chat))
+        front.report(log_report(chat))
 
 
 def log_report(chat: "Chat") -> Report:
