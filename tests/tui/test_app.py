@@ -348,6 +348,22 @@ def test_screens_have_keys_and_escape_leaves_them(tmp_path: Path, key: str):
         assert it.app.focused is it.prompt
 
 
+def test_a_conversation_is_saved_while_a_reply_is_written_once_that_has_ended(tmp_path: Path):
+    long = {"method": "send", "answer": "word " * 60, "seconds": 0.01}
+
+    @chatting(
+        tmp_path, {"method": "send", "answer": "Hello."}, long, store=Store(tmp_path / "conversations.db")
+    )
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.say("two")
+        await it.until(lambda: it.phase == "answering")
+        await it.say("/save My talk")
+        await it.until(lambda: any("saved as conversation" in text for _, text in it.said))
+        assert it.chat.state["turns"][1]["answer"].count("word") == 60
+        assert len(it.engine.asked("save_state")) == 1
+
+
 # --- thinking, finding, the conversation's own keys ---
 
 
