@@ -107,13 +107,16 @@ class QchatApp(App[Goal]):
         self.call_after_refresh(_rest)
 
     def action_look(self, name: str) -> None:
-        """Wear the theme `name`."""
+        """Wear the theme `name` as its file is now."""
+        self.shelf.refresh()
         try:
             theme = self.shelf.find(name).theme
         except QchatError as error:
             self.chat_screen.front.note(str(error), "error")
             return
         self.register_theme(theme)
+        if self.theme == theme.name:
+            self.refresh_css()  # the file may have changed, its name did not
         self.theme = theme.name
 
     def action_mouse(self, on: bool) -> None:

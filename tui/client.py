@@ -186,6 +186,10 @@ class EngineClient:
         self._stopping = True
         if self._process is None:
             return
+        if not self._reading:  # `start` is not that far yet: there is nobody to ask
+            self.kill()
+            await asyncio.to_thread(self._process.wait)
+            return
         if self._input is not None:
             self._input.close()
         _, late = await asyncio.wait(self._reading, timeout=STOP_SECONDS)

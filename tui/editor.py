@@ -18,15 +18,19 @@ def edit(text: str, env: Mapping[str, str] | None = None) -> str | None:
 
     Raises UsageError where no editor can be started or it left no text.
     """
-    command = editor(os.environ if env is None else env)
     with tempfile.TemporaryDirectory(prefix="qchat-") as folder:
         path = Path(folder) / "prompt.md"
         path.write_text(text, encoding="utf-8")
-        try:
-            done = subprocess.run([*command, str(path)], check=False)
-        except OSError as error:
-            raise UsageError(f"the editor {command[0]} cannot be started: {error.strerror}") from error
-        return _read(path) if done.returncode == 0 else None
+        return _read(path) if open_file(path, env) == 0 else None
+
+
+def open_file(path: Path, env: Mapping[str, str] | None = None) -> int:
+    """Open a file in the user's editor; returns its exit code once it has ended. Raises UsageError."""
+    command = editor(os.environ if env is None else env)
+    try:
+        return subprocess.run([*command, str(path)], check=False).returncode
+    except OSError as error:
+        raise UsageError(f"the editor {command[0]} cannot be started: {error.strerror}") from error
 
 
 def editor(env: Mapping[str, str]) -> list[str]:

@@ -129,6 +129,10 @@ class Keymap:
             if scope in (None, action.scope)
         ]
 
+    def ids(self) -> list[tuple[str, str]]:
+        """(an action's id, its keys), as [keys] in the settings has them."""
+        return [(action.id, " ".join(map(show, self.keys(action.id)))) for action in ACTIONS]
+
     def textual(self) -> dict[str, str]:
         """What App.set_keymap takes."""
         return {name: ",".join(keys) for name, keys in self._remapped.items()}

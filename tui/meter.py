@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["starting", "loading", "reading", "thinking", "answering", "idle", "working", "dead"]
+GB = 10**9
 WINDOW_SECONDS = 0.25
 WINDOWS = 8
 # of them, how many the speed that is shown is the mean of
@@ -29,7 +30,6 @@ class Status:
     phase: Phase = "starting"
     done: int = 0
     total: int = 0
-    detail: str = ""
     seconds: float = 0.0
     seconds_left: float | None = None
     tokens_per_s: float = 0.0
@@ -62,7 +62,7 @@ class Meter:
     def begin(self, phase: Phase) -> None:
         """A task begins: its progress and speed are not yet known."""
         status = self.status
-        status.phase, status.reason, status.detail = phase, "", ""
+        status.phase, status.reason = phase, ""
         status.done = status.total = status.thought_tokens = status.answer_tokens = 0
         status.seconds = status.tokens_per_s = 0.0
         status.seconds_left = status.bandwidth_share = None
@@ -87,7 +87,6 @@ class Meter:
         match event.get("event"):
             case "load":
                 self._progress("loading", event["done_nbytes"], event["total_nbytes"])
-                status.detail = event.get("detail", "")
             case "prefill":
                 self._read(event)
             case "thought" | "text" | "tooluse" as kind:
@@ -153,3 +152,16 @@ class Meter:
         status.last = {**speed, **{name: event.get(name, 0) for name in counts}}
         status.drafts_accepted = speed.get("drafts_accepted")
         status.tokens_per_s = speed.get("decode_tokens_per_s", 0.0)
+
+
+def figures(done: Mapping[str, Any]) -> str:
+    """The counts and speeds of a reply that has ended, in one line."""
+    speed = done.get("performance", {})
+    parts = (
+        f"{done.get('prompt_tokens', 0):,} prompt tokens ({done.get('cached_tokens', 0):,} reused)",
+        f"first token after {speed.get('seconds_to_first_token', 0.0):.2f} s",
+        f"{done.get('generated_tokens', 0):,} generated ({done.get('reasoning_tokens', 0):,} thinking) "
+        f"at {speed.get('decode_tokens_per_s', 0.0):,.1f}/s",
+        f"{speed.get('peak_nbytes', 0) / GB:,.2f} GB at peak",
+    )
+    return " · ".join(parts)

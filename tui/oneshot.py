@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ..core.errors import GenerationError
 from ..core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
 from .output import note, write
+from .statusline import StatusLine
 
 if TYPE_CHECKING:
     from ..core import Session, Store
@@ -100,22 +101,14 @@ class _Progress:
 
     def __init__(self, request: Request) -> None:
         self._begin = time.monotonic()
-        self._shown = sys.stderr.isatty() and not request.quiet
-        self._width = 0
+        self._line = StatusLine(quiet=request.quiet)
 
     def follow(self, event: Event) -> None:
-        self._replace("")
         seconds = time.monotonic() - self._begin
-        if isinstance(event, Prefill) and event.done < event.total and seconds > PROGRESS_AFTER_SECONDS:
-            self._replace(f"reading the prompt: {event.done:,} of {event.total:,} tokens")
-
-    def _replace(self, line: str) -> None:
-        if not self._shown or not (line or self._width):
-            return
-        # straight to the terminal: carriage returns are ours here
-        sys.stderr.write("\r" + " " * self._width + "\r" + line)
-        sys.stderr.flush()
-        self._width = len(line)
+        if not isinstance(event, Prefill) or event.done >= event.total:
+            self._line.clear()
+        elif seconds > PROGRESS_AFTER_SECONDS:
+            self._line.show(f"reading the prompt: {event.done:,} of {event.total:,} tokens")
 
 
 class TextView:

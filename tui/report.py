@@ -136,13 +136,12 @@ class _Glyphs:
     vertical: str
     corner: str
     horizontal: str
-    dot: str
 
     @classmethod
     def of(cls, unicode: bool) -> "_Glyphs":
         if unicode:
-            return cls("█", "░", "▏▎▍▌▋▊▉", "▁▂▃▄▅▆▇█", "│", "└", "─", "·")
-        return cls("#", ".", "", "_.:-=+*#", "|", "+", "-", ".")
+            return cls("█", "░", "▏▎▍▌▋▊▉", "▁▂▃▄▅▆▇█", "│", "└", "─")
+        return cls("#", ".", "", "_.:-=+*#", "|", "+", "-")
 
 
 def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:

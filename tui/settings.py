@@ -21,7 +21,10 @@ PROJECT_FILE = ".qchat.toml"
 MAX_TEXT = 1 << 14
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 # variables that other parts read: the runtime's choices, and where this file's own files are
-OTHERS = ("CONFIG_DIR", "ACTIVATIONS", "DENSE", "COMPILE", "DELTA", "BLAS", "BLAS_CORE", "MALLOC", "DRAFT")
+OTHERS = (
+    "CONFIG_DIR", "ACTIVATIONS", "DENSE", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
+    "BLAS", "BLAS_CORE", "MALLOC",
+)  # fmt: skip
 OTHER_VARIABLES = {f"QCHAT_{name}" for name in OTHERS}
 YES, NO = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}

@@ -4,6 +4,7 @@ import sys
 import time
 
 from .output import printable
+from .text import cells
 
 LINES_PER_SECOND = 10
 
@@ -11,9 +12,9 @@ LINES_PER_SECOND = 10
 class StatusLine:
     """Shows nothing where stderr is no terminal; what is shown too soon after the last line is dropped."""
 
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._last, self._width = 0.0, 0
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._shown = sys.stderr.isatty() and not quiet
+        self._last, self._width = 0.0, 0  # the width in cells
 
     def show(self, line: str) -> None:
         now = time.monotonic()
@@ -30,4 +31,4 @@ class StatusLine:
         # straight to the terminal: carriage returns are ours here
         sys.stderr.write("\r" + " " * self._width + "\r" + line)
         sys.stderr.flush()
-        self._width = len(line)
+        self._width = cells(line)

@@ -42,7 +42,6 @@ GREEDY = [
     "template with a huge power",
     "template with a wide format",
 ]
-OPEN_ALL = "from tests.core.test_damaged_folders import open_all; open_all()"
 
 
 def open_model(folder: Path) -> None:

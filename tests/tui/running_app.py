@@ -91,6 +91,7 @@ async def running(
     *steps: dict[str, Any],
     size: tuple[int, int] = (100, 30),
     text: str = "",
+    stats: bool = False,
     keys: dict[str, Any] | None = None,
     history: History | None = None,
     store: Store | None = None,
@@ -103,7 +104,7 @@ async def running(
         settings=options,
         keymap=Keymap.load(keys or {}, "config.toml"),
         history=history or History(),
-        beginning=Beginning("/models/fake", text=text),
+        beginning=Beginning("/models/fake", text=text, stats=stats),
     )
     async with app.run_test(size=size) as pilot:
         run = Running(app, pilot, engine)

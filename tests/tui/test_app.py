@@ -52,6 +52,35 @@ def test_what_is_typed_while_the_model_loads_is_sent_then(tmp_path: Path):
     asyncio.run(main())
 
 
+def test_a_reply_ends_with_its_figures_where_they_are_wanted(tmp_path: Path):
+    @chatting(tmp_path, stats=True)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        told = [text for _, text in it.said if "generated" in text]
+        assert told == [
+            "20 prompt tokens (10 reused) · first token after 0.50 s · "
+            "2 generated (0 thinking) at 25.0/s · 6.44 GB at peak"
+        ]
+        await it.say("/set quiet")
+        await it.ask("two")
+        await it.say("/set verbose")
+        await it.ask("three")
+        assert len([text for _, text in it.said if "generated" in text]) == 2
+
+
+def test_copying_on_selection_is_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        copied: list[str] = []
+        monkeypatch.setattr(it.front, "copy", lambda text: copied.append(text) or "copied")
+        monkeypatch.setattr(it.screen, "get_selected_text", lambda: "chosen")
+        it.screen.on_text_selected()
+        await it.say("/set copy_on_select off")
+        await it.until(lambda: not it.chat.options["copy_on_select"])
+        it.screen.on_text_selected()
+        assert copied == ["chosen"]
+
+
 def test_the_first_words_of_the_command_line_are_sent(tmp_path: Path):
     async def main() -> None:
         async with running(tmp_path, text="first words") as it:
@@ -317,6 +346,22 @@ def test_screens_have_keys_and_escape_leaves_them(tmp_path: Path, key: str):
         await it.pilot.press("escape")
         await it.until(lambda: it.app.screen is it.screen)
         assert it.app.focused is it.prompt
+
+
+def test_a_conversation_is_saved_while_a_reply_is_written_once_that_has_ended(tmp_path: Path):
+    long = {"method": "send", "answer": "word " * 60, "seconds": 0.01}
+
+    @chatting(
+        tmp_path, {"method": "send", "answer": "Hello."}, long, store=Store(tmp_path / "conversations.db")
+    )
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.say("two")
+        await it.until(lambda: it.phase == "answering")
+        await it.say("/save My talk")
+        await it.until(lambda: any("saved as conversation" in text for _, text in it.said))
+        assert it.chat.state["turns"][1]["answer"].count("word") == 60
+        assert len(it.engine.asked("save_state")) == 1
 
 
 # --- thinking, finding, the conversation's own keys ---

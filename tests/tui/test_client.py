@@ -108,6 +108,20 @@ def test_a_cancelled_job_raises_cancelled(tmp_path: Path):
     run(go())
 
 
+def test_an_engine_that_is_only_starting_can_be_stopped(tmp_path: Path):
+    async def go():
+        client = FakeEngine(tmp_path).client()
+        starting = asyncio.create_task(client.start())
+        await asyncio.sleep(0)
+        assert client.pid
+        await client.stop()
+        with pytest.raises(EngineDied):
+            await starting
+        assert not client.alive
+
+    run(go())
+
+
 @pytest.mark.parametrize(
     ("step", "told"),
     [

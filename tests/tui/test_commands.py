@@ -16,7 +16,9 @@ from qchat.core import Store
 from qchat.core.errors import UsageError
 from qchat.tui import commands
 from qchat.tui.commands import BY_NAME, COMMANDS, completions, help_report, hint, markdown_table, parse
+from qchat.tui.commands.settings import AT_START
 from qchat.tui.keymap import Keymap
+from qchat.tui.paths import config_file
 from qchat.tui.report import Table, report_text
 from qchat.tui.settings import KEYS
 from tests.compare import ROOT
@@ -468,10 +470,31 @@ def test_set_reaches_what_is_no_setting_of_replies(tmp_path):
     assert "context_limit is 4096 from the next /load" in front.said
 
 
+def test_set_says_from_when_a_setting_counts(tmp_path):
+    stage = Stage(tmp_path)
+    front = stage.play("/set kv_bits 8", "/set copy_on_select off", "/set models_dir /else")
+    assert front.all("info") == [
+        "kv_bits is 8 from the next /load",
+        "copy_on_select is off now",
+        "models_dir is '/else' now",
+    ]
+    assert stage.chat.options["models_dir"] == ["/else"] and not stage.chat.options["copy_on_select"]
+
+
+@pytest.mark.parametrize("name", AT_START)
+def test_set_refuses_what_counts_only_at_the_start_and_says_where_it_is_set(tmp_path, name: str):
+    stage = Stage(tmp_path)
+    front = stage.play(f"/set {name} 60")
+    assert str(config_file()) in front.all("error")[0]
+    assert stage.chat.options.origin(name) == "default"
+    assert completions(f"/set {name}", stage.chat) == []
+
+
 def test_every_setting_has_a_default_to_go_back_to(tmp_path):
     front = FakeFront(screens=True)
     stage = Stage(tmp_path, front=front)
-    stage.play("/set num_ctx 4096", *(f"/set {name} default" for name in KEYS if name != "model"))
+    names = [name for name in KEYS if name not in ("model", *AT_START)]
+    stage.play("/set num_ctx 4096", *(f"/set {name} default" for name in names))
     assert not front.all("error")
     assert (stage.chat.options["context_limit"], stage.chat.options.origin("context_limit")) == (
         None,
@@ -522,7 +545,7 @@ def test_help_lists_all_or_explains_one(tmp_path):
     assert "temperature=0.9" in one and "/regen" in one and one == same
 
 
-@pytest.mark.parametrize("name", ["help", "sessions", "stats", "theme", "keys", "log", "rewind", "model"])
+@pytest.mark.parametrize("name", ["help", "sessions", "stats", "theme", "keys", "rewind", "model"])
 def test_a_front_end_with_a_screen_shows_that(tmp_path, name):
     with Store(tmp_path / "store.db") as store:
         front = Stage(tmp_path, front=FakeFront(screens=True), store=store).play("hello", f"/{name}")

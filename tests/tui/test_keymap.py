@@ -99,6 +99,7 @@ def test_the_key_sheet_has_every_action_once_and_the_live_keys():
     rows = Keymap.load({"thoughts": "f6"}, FILE).rows()
     assert len(rows) == len(ACTIONS)
     assert ("f6", "show or fold the thoughts") in rows
+    assert ("thoughts", "f6") in Keymap.load({"thoughts": "f6"}, FILE).ids()
 
 
 def test_keys_are_shown_briefly():

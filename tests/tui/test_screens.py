@@ -391,6 +391,7 @@ def test_the_help_holds_every_key_and_command_as_they_are_now(tmp_path: Path):
         assert "f3" not in text.split()
         for action in ACTIONS:
             assert it.front.keymap.shown(action.id).split()[0] in text
+            assert action.id in text.split()
         for command in COMMANDS:
             assert f"/{command.name}" in text
         before = it.app.screen.query_one("#sheet-text").scroll_y
@@ -444,6 +445,24 @@ def test_a_theme_edited_beside_the_picker_is_seen(tmp_path: Path):
         screen = await open_screen(it, "/theme", ThemeScreen)
         (folder / "mine.toml").write_text("nonsense = 1\n")
         await it.until(lambda: "mine.toml" in static_text(screen, "#theme-problems"))
+
+
+def test_a_theme_added_or_edited_while_the_app_runs_can_be_kept(tmp_path: Path):
+    text = 'description = "mine"\n[colors]\nprimary = "{}"\nforeground = "white"\nbackground = "black"\n'
+    file = config_file().parent / "themes" / "mine.toml"
+    file.parent.mkdir(parents=True)
+
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        file.write_text(text.format("#ff0000"))
+        screen = await open_screen(it, "/theme", ThemeScreen)
+        screen._show("mine")
+        await it.pilot.press("enter")
+        await it.until(lambda: it.app.screen is it.screen and it.is_at_rest())
+        assert it.app.theme == "mine" and not it.said
+        file.write_text(text.format("#00ff0a"))
+        await it.say("/theme mine")
+        await it.until(lambda: it.app.theme_variables["primary"] == "#00FF0A")
 
 
 def test_a_settings_file_that_cannot_be_changed_keeps_the_theme_and_says_so(

@@ -1,6 +1,7 @@
 """Settings: which of several sources counts, what each may say, and what is refused how."""
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from qchat.tui.arguments import parser
 from qchat.tui.paths import cache_dir, config_dir, config_file, data_dir, state_dir
 from qchat.tui.settings import KEYS, OTHER_VARIABLES, PROJECT_FILE, Settings, key_of, remember
 from qchat.tui.tomlfile import MAX_FILE_NBYTES, read_toml
+from tests.compare import ROOT
 
 GIVEN = {"temperature": "0.1", "top_p": "0.2", "top_k": "3", "min_p": "0.4", "seed": "5"}
 
@@ -179,8 +181,15 @@ def test_a_slip_in_a_variables_name_is_refused_and_others_are_let_be(tmp_path: P
 
     assert load(QCHAT_TEMPERATURE="")["temperature"] is None
     assert load(QCHAT_SOMETHING_ELSE="1", **dict.fromkeys(OTHER_VARIABLES - {"QCHAT_CONFIG_DIR"}, "1"))
+    assert "did you mean QCHAT_DRAFTS?" in refused(lambda: load(QCHAT_DRAFT="1"))
     assert "did you mean QCHAT_TEMPERATURE?" in refused(lambda: load(QCHAT_TEMPERATUR="1"))
     assert "QCHAT_TOP_K: top_k is 'x'" in refused(lambda: load(QCHAT_TOP_K="x"))
+
+
+def test_the_variables_of_others_are_those_that_the_program_reads():
+    files = [path for part in ("core", "tui") for path in (ROOT / part).rglob("*.py")]
+    read = {name for path in files for name in re.findall(r"QCHAT_[A-Z_]+", path.read_text(encoding="utf-8"))}
+    assert read - {f"QCHAT_{name.upper()}" for name in KEYS} == OTHER_VARIABLES
 
 
 @given(st.text(max_size=30))

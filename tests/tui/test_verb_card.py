@@ -8,6 +8,7 @@ import pytest
 from qchat.core import EMBEDDED_MODEL, modelcard
 from qchat.core.errors import UsageError
 from qchat.tui.cli import main
+from qchat.tui.paths import config_file
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 
 
@@ -26,6 +27,13 @@ def test_a_folder_without_a_card_gets_one(model: Path, capsys: pytest.CaptureFix
     assert card.startswith("---\nlibrary_name: mlx\npipeline_tag: text-generation\n")
     assert "base_model: Qwen/Qwen3.5-9B\n" in card and "\n# packed\n\nqwen3_5 with 4 layers: 0.00 GB" in card
     assert "| mlp gate/up | affine 4-bit group 32 |" in card
+
+
+@pytest.mark.parametrize("verb", ["card", "plan"])
+def test_a_name_is_looked_for_in_the_folders_of_the_settings(verb: str, model: Path):
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text(f'models_dir = "{model.parent}"\n')
+    assert main([verb, "packed"]) == 0
 
 
 def test_a_second_time_nothing_changes(model: Path):

@@ -108,8 +108,8 @@ def test_editing_begins_with_all_keys_and_tells_what_is_wrong(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("no-such-editor", "could not be run"),
-        ("'", "could not be run"),
+        ("no-such-editor", "the editor no-such-editor cannot be started"),
+        ("'", "$EDITOR is no command"),
         ("false", "ended with code 1"),
     ],
 )
@@ -120,6 +120,17 @@ def test_an_editor_that_fails_is_a_sentence(
     code, _, err = shown(capsys, "edit")
     assert code == 2
     assert said in err
+
+
+def test_without_an_editor_of_the_users_it_is_what_every_system_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
+):
+    nano = tmp_path / "nano"
+    nano.write_text('#!/bin/sh\necho "seed = 5" >> "$1"\n')
+    nano.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shown(capsys, "edit")[0] == 0
+    assert config_file().read_text().endswith("seed = 5\n")
 
 
 def test_the_template_names_every_key_and_is_toml_once_a_line_counts():

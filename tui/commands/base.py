@@ -17,7 +17,7 @@ from ..chat import View
 if TYPE_CHECKING:
     from ..chat import Chat
 
-Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "log"]
+Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys"]
 SWITCH = {
     "on": True,
     "yes": True,

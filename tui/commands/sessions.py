@@ -62,6 +62,7 @@ class Save(Command):
 
     names = ("save",)
     usage = "[TITLE]"
+    while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         number = need_conversation(chat)

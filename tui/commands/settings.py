@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import UsageError
 from ..attachments import complete as complete_path
 from ..attachments import read
+from ..paths import config_file
 from ..report import Lines, Report, Spark, Table
 from ..settings import KEYS, Choice, Flag
 from .base import Command, Front, choice, need_model, starting, turns
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 GIB = 2**30
 DEFAULT = "default"
 SWITCHES = ("think", "nothink", "verbose", "quiet")
+# what is asked for only when a model is loaded, and only when the program starts
+AT_LOAD = ("context_limit", "snapshot_budget", "kv_bits")
+AT_START = ("measure", "plain", "screen_reader", "keys")
 SUBJECTS = ("info", "model", "parameters", "system", "template", "prompt", "config")
 
 
@@ -61,7 +65,7 @@ class Set(Command):
         name, space, value = argument.removeprefix(lead).partition(" ")
         if not space:
             known = (*OF_REPLIES, "num_ctx") if lead else ("parameter", *SWITCHES, *KEYS)
-            return [lead + one for one in starting(name, tuple(dict.fromkeys(known)))]
+            return [lead + one for one in starting(name, tuple(dict.fromkeys(known))) if one not in AT_START]
         return [f"{lead}{name} {one}" for one in starting(value, _values(name))]
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
@@ -88,6 +92,9 @@ class Set(Command):
 
     async def _set(self, chat: "Chat", front: Front, name: str, text: str) -> None:
         key = key_called(name, "/set")
+        if key.name in AT_START:
+            where = f"`qchat config edit` sets it in {config_file()}"
+            raise UsageError(f"/set {key.name}: it counts only when qchat starts; {where}")
         usual = None if key.reply else key.default
         if not text:
             raise UsageError(f"/set {key.name}: say the value, wanted {key.kind.wanted}")
@@ -99,7 +106,8 @@ class Set(Command):
             await _ELSEWHERE[key.name](chat, front, value)
         else:
             chat.set_option(key.name, value)
-            front.note(f"{key.name} is {shown(value)} from the next /load")
+            since = "from the next /load" if key.name in AT_LOAD else "now"
+            front.note(f"{key.name} is {shown(value)} {since}")
 
 
 async def _set_system(chat: "Chat", front: Front, value: Any) -> None:

@@ -144,7 +144,7 @@ def theme_names() -> list[str]:
 
 
 class Keys(Command):
-    """Show what each key does; [keys] in the settings changes them."""
+    """Show what each key does, and the names by which [keys] in the settings changes them."""
 
     names = ("keys",)
     while_busy = True
@@ -152,7 +152,8 @@ class Keys(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if not front.screen("keys"):
-            front.report(Report("Keys", (Table(("key", ""), Keymap().rows()),)))
+            keys = Keymap()
+            front.report(Report("Keys", (Table(("key", ""), keys.rows()), Table(("action", ""), keys.ids()))))
 
 
 class Mouse(Command):
@@ -190,14 +191,13 @@ class Stop(Command):
 
 
 class Log(Command):
-    """Show the last lines that the engine wrote, and where the log is."""
+    """Show the last lines that the engine wrote; they are kept in no file."""
 
     names = ("log",)
     while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        if not front.screen("log"):
-            front.report(log_report(chat))
+        front.report(log_report(chat))
 
 
 def log_report(chat: "Chat") -> Report:

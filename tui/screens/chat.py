@@ -83,7 +83,7 @@ class ChatScreen(Screen[None]):
     ):
         super().__init__()
         self.keymap = keymap
-        self.front = AppFront(self, settings, keymap)
+        self.front = AppFront(self, keymap)
         self.transcript = Transcript(settings["measure"])
         self.status_row, self.header, self.keybar, self.queued = Status(), Header(), Keybar(), Queued()
         self.find_bar, self.completion = FindBar(), Completion()
@@ -140,6 +140,7 @@ class ChatScreen(Screen[None]):
             self.go(self._begin(self._beginning))
 
     async def _begin(self, beginning: Beginning) -> None:
+        self.chat.show_stats = self.chat.show_stats or beginning.stats
         if beginning.said:
             self.front.note(beginning.said, "warning")
         self.go(self.chat.load(beginning.model, conversation=beginning.conversation))
@@ -449,7 +450,7 @@ class ChatScreen(Screen[None]):
     def on_text_selected(self) -> None:
         """What was selected with the mouse is copied at once, where the user wants that."""
         selected = self.get_selected_text()
-        if selected and self.front.settings["copy_on_select"]:
+        if selected and self.chat.options["copy_on_select"]:
             self.keybar.say(self.front.copy(selected))
 
     # --- find ---

@@ -9,9 +9,8 @@ from ..clipboard import copy
 from ..commands.base import Screen as ScreenName
 from ..jobs import Job
 from ..keymap import Keymap
-from ..meter import Status
+from ..meter import Status, figures
 from ..report import Report
-from ..settings import Settings
 from ..view import NoteKind
 from .dialogs import Choose, Confirm
 
@@ -28,8 +27,8 @@ JOB_SECONDS = 0.25
 class AppFront:
     """Implements `commands.Front` on a ChatScreen."""
 
-    def __init__(self, view: "ChatScreen", settings: Settings, keymap: Keymap):
-        self.settings, self.keymap = settings, keymap
+    def __init__(self, view: "ChatScreen", keymap: Keymap):
+        self.keymap = keymap
         self._view = view
         self._blocks: dict[int, Any] = {}
         self._changed: dict[int, Job] = {}
@@ -49,6 +48,8 @@ class AppFront:
 
     def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
         self._view.transcript.end_answer(done, turn)
+        if self._chat.show_stats:
+            self.note(figures(done))
         # a conversation gets its number with its first reply
         self._view.transcript.conversation = self._chat.state["conversation"]
         if not self._chat.queue:

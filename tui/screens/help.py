@@ -29,7 +29,8 @@ class HelpScreen(Sheet):
     def reports(self) -> Sequence[Report]:
         keys = [Report(title, (Table(("", ""), self._keymap.rows(scope)),)) for scope, title in SCOPES]
         shown = {action.id: self._keymap.shown(action.id) for action in ACTIONS}
-        return [*keys, help_report(shown)]
+        ids = Report("Actions, as [keys] in the settings names them", (Table(("", ""), self._keymap.ids()),))
+        return [*keys, help_report(shown), ids]
 
 
 def make(chat: "Chat", front: "Front") -> HelpScreen:

@@ -45,9 +45,9 @@ class ThemeScreen(ModalScreen[str | None]):
     AUTO_FOCUS = "#sheet-list"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,ctrl+c", "revert", "revert", priority=True)]
 
-    def __init__(self, shelf: Shelf | None = None):
+    def __init__(self):
         super().__init__()
-        self.shelf = shelf or Shelf.open()
+        self.shelf = Shelf.open()
         self._names: list[str] = []
         self._before = ""
 
@@ -64,7 +64,6 @@ class ThemeScreen(ModalScreen[str | None]):
 
     def on_mount(self) -> None:
         self._before = self.app.theme
-        self.shelf.refresh()
         self._show(self._before)
         self.set_interval(POLL_SECONDS, self._look_again)
 
@@ -120,6 +119,5 @@ class ThemeScreen(ModalScreen[str | None]):
 
 
 def make(chat: "Chat", front: "Front") -> ThemeScreen:
-    del chat
-    shelf = getattr(getattr(front, "app", None), "shelf", None)
-    return ThemeScreen(shelf if isinstance(shelf, Shelf) else None)
+    del chat, front
+    return ThemeScreen()

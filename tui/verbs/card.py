@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from ..output import write
+from ..settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder or name")
     parser.add_argument("--print", action="store_true", help="print the card and leave the folder as it is")
 
 
@@ -17,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     """Write or print it; returns the exit code. Raises QchatError."""
     from ...core import library, modelcard
 
-    folder = library.find(str(args.model))
+    folder = library.find(str(args.model), library.Places.of(Settings.load()["models_dir"]))
     if args.print:
         write(sys.stdout, modelcard.make_card(folder))
     else:

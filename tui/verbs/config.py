@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from ...core import EMBEDDED_MODEL
 from ...core.errors import UsageError
 from ..columns import columns
+from ..editor import open_file
 from ..output import write
 from ..paths import config_file, make_config_dir
 from ..settings import KEYS, Settings, key_of
@@ -102,13 +101,8 @@ def _edit() -> int:
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(template(), encoding="utf-8")
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    try:
-        code = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the editor {editor!r:.60} could not be run: {error}") from error
-    if code:
-        raise UsageError(f"the editor {editor!r:.60} ended with code {code}")
+    if code := open_file(path):
+        raise UsageError(f"the editor ended with code {code}")
     Settings.load(flags={}, env={**os.environ})
     return 0
 

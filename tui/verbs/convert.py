@@ -3,16 +3,15 @@
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError
 from ...core.events import Notice
-from ..output import printable, write
+from ..output import note, write
+from ..statusline import StatusLine
 
 BANDWIDTH_GB_S = 400.0
-LINES_PER_SECOND = 10
 # what only a quantization can use: the flag, and its name in the namespace
 NEEDS_Q = {
     "--q-bits": "bits",
@@ -189,30 +188,20 @@ class _View:
     """Warnings as lines on stderr; progress as one line there that replaces itself, on a terminal only."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._last, self._width = 0.0, 0
+        self._line = StatusLine()
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, Notice):
             self.say(event.text)
-        elif self._shown and time.monotonic() - self._last > 1 / LINES_PER_SECOND:
-            self._last = time.monotonic()
-            self._replace(progress_line(event))
+        else:
+            self._line.show(progress_line(event))
 
     def say(self, sentence: str) -> None:
         self.clear()
-        write(sys.stderr, f"qchat: {sentence}\n")
+        note(sentence)
 
     def clear(self) -> None:
-        if self._width:
-            self._replace("")
-
-    def _replace(self, line: str) -> None:
-        # straight to the terminal: carriage returns are ours here
-        line = printable(line)
-        sys.stderr.write("\r" + " " * self._width + "\r" + line)
-        sys.stderr.flush()
-        self._width = len(line)
+        self._line.clear()
 
 
 def progress_line(event: Any) -> str:

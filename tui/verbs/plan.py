@@ -5,6 +5,7 @@ import json
 import sys
 
 from ..output import write
+from ..settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; returns the exit code. Raises QchatError, DoesNotFit (4) where it does not."""
     from ...core import plan_folder, plan_table
-    from ...core.library import find
+    from ...core.library import Places, find
 
-    plan = plan_folder(find(args.model), context=args.context, kv_bits=args.kv_bits)
+    places = Places.of(Settings.load()["models_dir"])
+    plan = plan_folder(find(args.model, places), context=args.context, kv_bits=args.kv_bits)
     text = json.dumps(plan.as_json(), indent=2) if args.json else plan_table(plan)
     write(sys.stdout, text + "\n")
     return 0
