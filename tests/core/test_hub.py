@@ -294,6 +294,15 @@ def test_one_wrong_byte_is_fetched_again(server: Hub, files: Files):
     assert content(pull()) == files
 
 
+@pytest.mark.parametrize("fault", [Fault("corrupt", at=77), Fault("cut", at=77)])
+@pytest.mark.usefixtures("hasty")
+def test_a_config_that_arrives_wrong_is_read_from_its_beginning_again(
+    server: Hub, files: Files, fault: Fault
+):
+    server.faults.extend([fault, Fault("whole")])
+    assert hub.plan(ID).held["config.json"] == files["config.json"]
+
+
 def test_a_page_instead_of_a_listing_is_refused(server: Hub):
     server.api_faults.append(Fault("page"))
     assert "no listing of files" in refusal(pull)
