@@ -5,13 +5,13 @@ Raises QchatError for whatever cannot be done, and what MLX raises.
 """
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any, get_args
 
 from .backend import mx
 from .engine import Engine
-from .errors import DoesNotFit, QchatError, UsageError
+from .errors import DoesNotFit, UsageError
 from .events import Event, Notice, to_json
 from .jobs import run_job
 from .protocol import JOB_METHODS, Cancelled
@@ -80,7 +80,7 @@ class Desk:
         try:
             for _ in self._session.idle():
                 yield
-        except (RuntimeError, MemoryError, QchatError):
+        except Exception:
             self._session.forget()  # the next question reads it, and says what is wrong
             raise
 
@@ -109,18 +109,25 @@ class Desk:
         check_settings(params["defaults"] or {})
         if params["history"] not in (None, *get_args(History)):
             raise UsageError(f"history is {params['history']!r:.40}, wanted {' or '.join(get_args(History))}")
-        if params["store"] is not None and (self._store is None or str(self._store.path) != params["store"]):
-            self._store = Store(params["store"])
-        if params["conversation"] is not None:
-            self._stored().conversation(params["conversation"])  # refused before anything is given up
         given = {name: params[name] for name in SESSION_OPTIONS if params[name] is not None}
         given |= params["defaults"] or {}
-        self._engine = engine = Engine.load(params["model"], self._loading)
-        self._options = {name: value for name, value in given.items() if name not in STORED_OPTIONS}
-        if params["conversation"] is not None:
-            self._session = Session.reopen(engine, self._stored(), params["conversation"], **given)
-        else:
-            self._session = Session(engine, store=self._store, **given)
+        with ExitStack() as on_failure:
+            store = self._store
+            if params["store"] is not None and (store is None or str(store.path) != params["store"]):
+                store = Store(params["store"])
+                on_failure.callback(store.close)
+            if params["conversation"] is not None:
+                _kept(store).conversation(params["conversation"])  # refused before anything is given up
+            self._engine = engine = Engine.load(params["model"], self._loading)
+            self._options = {name: value for name, value in given.items() if name not in STORED_OPTIONS}
+            if params["conversation"] is not None:
+                self._session = Session.reopen(engine, _kept(store), params["conversation"], **given)
+            else:
+                self._session = Session(engine, store=store, **given)
+            on_failure.pop_all()
+        if store is not self._store:
+            self.close()
+            self._store = store
         self._tell_loaded(engine.model.nbytes, engine.model.nbytes, "")
         return {"model": _model_info(engine, self._session), **self._state()}
 
@@ -143,11 +150,6 @@ class Desk:
     def _unload(self, _: Params) -> Result:
         self._drop()
         return {}
-
-    def _stored(self) -> Store:
-        if self._store is None:
-            raise UsageError("no conversations are kept: none can be opened")
-        return self._store
 
     # replies
 
@@ -208,7 +210,7 @@ class Desk:
         return self._state()
 
     def _open(self, params: Params) -> Result:
-        session, store = self._here, self._stored()
+        session, store = self._here, _kept(self._store)
         try:
             session.save_state()
         except DoesNotFit as error:
@@ -276,6 +278,12 @@ _METHODS: Mapping[str, Callable[[Desk, Params], Result]] = {
     "save_state": Desk._save_state,
     "shutdown": Desk._nothing,
 }
+
+
+def _kept(store: Store | None) -> Store:
+    if store is None:
+        raise UsageError("no conversations are kept: none can be opened")
+    return store
 
 
 def _settings(params: Params) -> dict[str, Any]:

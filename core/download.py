@@ -164,7 +164,8 @@ class Download:
         self._watch.done[self._file.name] = self._position
 
     def _restart(self) -> None:
-        self._out.truncate(0)
+        self._out.seek(0)
+        self._out.truncate()
         self._hash, self._position = self._file.new_hash(), 0
         self._watch.done[self._file.name] = 0
 

@@ -10,6 +10,7 @@ import shutil
 import zlib
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,15 +83,20 @@ class HiddenCache:
             )
 
     def forget_others(self, limit_nbytes: int = LIMIT_NBYTES) -> None:
-        """Delete what was used longest ago of other checkpoints, until all together is within the limit."""
-        others = sorted(set(self.folder.parent.iterdir()) - {self.folder}, key=lambda p: p.stat().st_mtime)
-        sizes = {path: _nbytes(path) for path in (*others, self.folder)}
-        total = sum(sizes.values())
-        for path in others:
+        """Delete what was used longest ago of other checkpoints, until all together is within the limit.
+
+        Other processes may be deleting the same.
+        """
+        others: list[tuple[float, int, Path]] = []
+        for path in set(self.folder.parent.iterdir()) - {self.folder}:
+            with suppress(OSError):
+                others.append((path.stat().st_mtime, _nbytes(path), path))
+        total = _nbytes(self.folder) + sum(nbytes for _, nbytes, _ in others)
+        for _, nbytes, path in sorted(others):
             if total <= limit_nbytes:
                 return
             shutil.rmtree(path, ignore_errors=True)
-            total -= sizes[path]
+            total -= nbytes
 
     def _path(self, ids: Sequence[int]) -> Path:
         return self.folder / f"{hashlib.sha256(array('I', ids).tobytes()).hexdigest()[:32]}.safetensors"
@@ -123,4 +129,8 @@ def _checksum(hidden: mx.array) -> str:
 
 
 def _nbytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*"))
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # it may be gone by now
+            total += file.stat().st_size
+    return total

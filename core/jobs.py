@@ -167,9 +167,15 @@ def _plan(params: Params, report: Reporter) -> dict[str, Any]:
 
 
 def _fetch(params: Params, report: Reporter) -> dict[str, Any]:
+    from .hub import Progress as Fetched
     from .hub import fetch, plan
 
-    wanted = plan(params["id"], params["revision"])
+    def asking() -> bool:
+        """Raises Cancelled through the reporter."""
+        report(Fetched(0, 0, "asking what it consists of").as_json())
+        return False
+
+    wanted = plan(params["id"], params["revision"], cancelled=asking)
     folder = fetch(wanted, lambda progress: report(progress.as_json()))
     return {"path": str(folder), "nbytes": wanted.nbytes}
 

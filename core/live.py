@@ -20,6 +20,8 @@ class Live:
     def __init__(self, engine: Engine, snapshot_budget: int | None, *, quantized_kv: bool):
         """`snapshot_budget` is in bytes, None for a share of the free memory."""
         self.engine, self.quantized_kv = engine, quantized_kv
+        if snapshot_budget is None and engine.model.plan is not None:
+            snapshot_budget = engine.model.plan.snapshot_budget_nbytes or None
         self.snapshots = Snapshots(snapshot_budget)
         self.cancelled = False
         self.drafts = 0  # how many tokens the draft head guesses at once in the reply under way

@@ -4,7 +4,7 @@ Counts from `config.json` and the weight files' headers; nothing is loaded. Refu
 fit, and says what would.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,12 @@ class MemoryPlan:
         """At the longest context, snapshots included."""
         kept = self.weights_nbytes + self.state_nbytes + self.kv_nbytes + self.snapshot_nbytes
         return OVERHEAD_NBYTES + kept + self.transient_nbytes
+
+    @property
+    def snapshot_budget_nbytes(self) -> int:
+        """A share of what the weights leave; 0 where that is not known. `snapshot_nbytes` of it are there at
+        the longest context, too: kept states count the keys and values that they share with the live one."""
+        return int(SNAPSHOT_SHARE * max(0, self.free_nbytes - self.weights_nbytes))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"total_nbytes": self.total_nbytes}
@@ -149,7 +155,7 @@ def fit(need: Need, *, longest: int, free_nbytes: int, context: int | None, name
         raise UsageError(f"the context is {context:,} tokens, wanted 1 or more")
     wanted = min(context or longest, longest)
     if not free_nbytes:
-        return _plan(need, CHUNKS[2], wanted, 0, 0)
+        return _plan(need, CHUNKS[2], wanted, 0)
     least = min(LEAST_CONTEXT, wanted)
     if need.total_nbytes(CHUNKS[-1], least) > free_nbytes:
         raise DoesNotFit(
@@ -165,12 +171,13 @@ def fit(need: Need, *, longest: int, free_nbytes: int, context: int | None, name
         )
     chunk = next((c for c in CHUNKS if need.total_nbytes(c, wanted) <= free_nbytes), CHUNKS[-1])
     most = _longest(need, chunk, wanted, free_nbytes)
+    plan = _plan(need, chunk, most, free_nbytes)
     left = free_nbytes - need.total_nbytes(chunk, most)
-    snapshots = min(left, int(SNAPSHOT_SHARE * (free_nbytes - need.weights_nbytes)))
-    return _plan(need, chunk, most, snapshots, free_nbytes)
+    return replace(plan, snapshot_nbytes=max(0, min(left, plan.snapshot_budget_nbytes)))
 
 
-def _plan(need: Need, chunk: int, context: int, snapshots: int, free: int) -> MemoryPlan:
+def _plan(need: Need, chunk: int, context: int, free: int) -> MemoryPlan:
+    """Without snapshots."""
     return MemoryPlan(
         context=context,
         chunk=chunk,
@@ -179,7 +186,7 @@ def _plan(need: Need, chunk: int, context: int, snapshots: int, free: int) -> Me
         kv_nbytes=context * need.kv_nbytes_per_token,
         kv_nbytes_per_token=need.kv_nbytes_per_token,
         transient_nbytes=need.transient_nbytes(chunk, context),
-        snapshot_nbytes=max(0, snapshots),
+        snapshot_nbytes=0,
         free_nbytes=free,
     )
 

@@ -8,6 +8,7 @@ version or form.
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ FORMAT = "2"
 # the fingerprint: so many of the likeliest ids after one more, whose logits must agree to float32 noise
 PROBE, LIKELIEST, TOLERANCE = 0, 8, 1e-3
 DISK_BUDGET = 8 << 30
+STALE_SECONDS = 3600.0  # nobody writes one state for so long
 
 
 class SavedStates:
@@ -139,13 +141,23 @@ class SavedStates:
         return self.folder / f"{name}.safetensors"
 
     def _make_room(self, newest: Path) -> None:
-        files = sorted(self.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
-        total = sum(p.stat().st_size for p in files)
-        for path in files:
+        """Delete what was used longest ago beyond the budget, and what processes that were killed left half
+        written. Other processes may be deleting the same."""
+        found: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(OSError):
+                status = path.stat()
+                if ".part." not in path.name:
+                    found.append((status.st_mtime, status.st_size, path))
+                elif time.time() - status.st_mtime > STALE_SECONDS:
+                    path.unlink()
+        total = sum(nbytes for _, nbytes, _ in found)
+        for _, nbytes, path in sorted(found):
             if total <= self.budget_nbytes or path == newest:
                 return
-            total -= path.stat().st_size
-            path.unlink(missing_ok=True)
+            total -= nbytes
+            with suppress(OSError):
+                path.unlink()
 
 
 def _form(quantized: bool) -> str:

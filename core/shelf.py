@@ -96,10 +96,16 @@ class Shelf:
     # the live state
 
     def save_state(self, cache: Cache, ids: Sequence[int]) -> bool:
-        """False where there is nothing to save, or it exceeds the budget. Raises DoesNotFit."""
-        if self._states is None or self.conversation is None or cache.hidden is None:
+        """False where there is nothing to save, the conversation was deleted meanwhile, or the state exceeds
+        the budget. Raises DoesNotFit."""
+        recorder = self._recorder
+        if self._states is None or recorder is None or recorder.conversation is None or cache.hidden is None:
             return False
-        return self._states.save(str(self.conversation), cache, ids)
+        try:
+            recorder.store.conversation(recorder.conversation)
+        except StoreError:  # it is gone, and nothing would erase its state
+            return False
+        return self._states.save(str(recorder.conversation), cache, ids)
 
     def load_state(self, *, quantized: bool) -> tuple[Cache, list[int]] | None:
         """What `save_state` wrote last, unless it is missing, damaged or another model's."""

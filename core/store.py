@@ -53,8 +53,12 @@ class Store:
         self._clock = clock
         self._database = Database(Path(path).expanduser(), APPLICATION_ID, MIGRATIONS)
         self.path = self._database.path
-        self._index = FullText(self._database)
-        self.purge(UNDO_SECONDS)
+        try:
+            self._index = FullText(self._database)
+            self.purge(UNDO_SECONDS)
+        except BaseException:
+            self._database.close()
+            raise
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -170,7 +174,7 @@ class Store:
 
     def purge(self, seconds: float = 0.0) -> int:
         """Erase what was deleted at least so many seconds ago, from the index, the log and the saved states
-        too; how many."""
+        too; how many. A state that cannot be erased is named when all others are."""
         condition, limit = "deleted <= ?", self._clock() - seconds
         if not self._database.read(f"SELECT 1 FROM conversations WHERE {condition} LIMIT 1", limit):
             return 0
@@ -179,16 +183,18 @@ class Store:
             execute(f"DELETE FROM conversations WHERE {condition}", limit)
             self._index.forget(execute)
         self._database.shrink_log()
-        for row in erased:
-            self._erase_state(row["id"])
+        problems = [problem for row in erased if (problem := self._erase_state(row["id"]))]
+        if problems:
+            raise StoreError(f"cannot erase the saved state {problems[0].filename}: {problems[0].strerror}")
         return len(erased)
 
-    def _erase_state(self, conversation: int) -> None:
-        path = self.states_folder / f"{conversation}.safetensors"
+    def _erase_state(self, conversation: int) -> OSError | None:
+        """Why it is still there."""
         try:
-            path.unlink(missing_ok=True)
+            (self.states_folder / f"{conversation}.safetensors").unlink(missing_ok=True)
         except OSError as problem:
-            raise StoreError(f"cannot erase the saved state {path}: {problem.strerror}") from problem
+            return problem
+        return None
 
     # --- messages ---
 

@@ -87,8 +87,9 @@ class Worker:
                     next(work)
         except StopIteration:
             pass
-        except (RuntimeError, MemoryError, QchatError) as error:
-            self._outbox.say({"event": "log", "text": f"reading ahead failed: {error}"})
+        except Exception as error:  # nobody asked for it, so it must not end the process
+            text = " ".join(str(error).split()) or type(error).__name__
+            self._outbox.say({"event": "log", "text": f"reading ahead failed: {text}"})
 
     def _answer(self, desk: "Desk", request: Request) -> dict[str, Any] | QchatError:
         with self._lock:

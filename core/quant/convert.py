@@ -168,6 +168,7 @@ class _Job:
         imatrix = (
             None if conversion.imatrix is None else read_imatrix(_whole(conversion.imatrix), source.config)
         )
+        _check_importance(conversion, imatrix, units)
         return cls(
             conversion=conversion,
             source=source,

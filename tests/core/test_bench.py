@@ -42,6 +42,15 @@ def test_a_models_figures_fit_each_other(tmp_path: Path, monkeypatch):
     )
 
 
+def test_a_context_that_holds_no_prompt_of_the_measurement_has_no_speed_of_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "PREFILLS", (8192,))
+    monkeypatch.setattr(bench, "CAPITALS", ("What?", "And?"))
+    monkeypatch.setattr(bench, "hold_conversation", hold_short_conversation)
+    write_checkpoint(tmp_path)
+    _, row = followed(measure(tmp_path, runs=1))
+    assert (row.prefills, row.prefill_tokens_per_s) == ({8192: None}, 0.0)
+
+
 def hold_short_conversation(engine):
     session = bench.Session(engine, enable_thinking=False, max_new_tokens=4)
     return [session.send(question) for question in bench.CAPITALS]

@@ -273,6 +273,14 @@ def test_what_was_used_longest_ago_is_forgotten_first(raw: Path, cache: Path):
     assert [path.name for path in cache.iterdir()] == [kept.folder.name]
 
 
+def test_forgetting_bears_what_another_process_deletes_meanwhile(raw: Path, cache: Path):
+    kept = HiddenCache.open(raw, ModelConfig.load(raw))
+    for folder in (cache, kept.folder):
+        (folder / "gone").symlink_to("nowhere")  # as if it were deleted once it was listed
+    kept.forget_others(limit_nbytes=0)
+    assert kept.folder.exists()
+
+
 def test_a_disk_without_room_is_refused_before_anything_is_read(
     raw: Path, packed: Path, passage: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -7,12 +7,15 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from qchat.core import download, hub, hubcache, library
 from qchat.core.errors import DoesNotFit
+from qchat.core.jobs import run_job
+from qchat.core.protocol import Cancelled
 from tests import hub_stage
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import LARGE_NBYTES, Fault, Hub, Repo, point_to
@@ -128,6 +131,20 @@ def test_a_cancelled_fetch_is_gone_on_with(server: Hub, files: Files):
     assert 0 < missing < wanted.nbytes
     assert content(pull()) == files
     assert sum(seen.sent for seen in server.seen[before:]) == missing
+
+
+def test_a_job_is_stopped_while_the_hub_is_asked(server: Hub):
+    server.faults.append(Fault("slow", seconds=1.5))
+    told: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        told.append(event)
+        if server.seen:
+            raise Cancelled("cancelled")
+
+    assert refusal(lambda: run_job("fetch", {"id": ID, "revision": None}, report), Cancelled) == "cancelled"
+    assert told[-1]["detail"] == "asking what it consists of"
+    assert [seen.name for seen in server.seen] == ["config.json"]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -292,6 +309,15 @@ def test_another_part_than_asked_for_is_never_taken(server: Hub, files: Files):
 def test_one_wrong_byte_is_fetched_again(server: Hub, files: Files):
     server.faults.extend([None, None, None, Fault("corrupt", at=77)])
     assert content(pull()) == files
+
+
+@pytest.mark.parametrize("fault", [Fault("corrupt", at=77), Fault("cut", at=77)])
+@pytest.mark.usefixtures("hasty")
+def test_a_config_that_arrives_wrong_is_read_from_its_beginning_again(
+    server: Hub, files: Files, fault: Fault
+):
+    server.faults.extend([fault, Fault("whole")])
+    assert hub.plan(ID).held["config.json"] == files["config.json"]
 
 
 def test_a_page_instead_of_a_listing_is_refused(server: Hub):

@@ -1,5 +1,6 @@
 """What fits: monotone, within what is free, and refused with numbers otherwise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from qchat.core.config import ModelConfig
 from qchat.core.engine import Engine
 from qchat.core.errors import DoesNotFit, UsageError
 from qchat.core.planner import CHUNKS, Need, fit, need_of, plan_folder, plan_table
+from qchat.core.session import Session
+from qchat.core.snapshots import default_budget
 from tests.checkpoints import tiny_config, write_checkpoint
 
 POLICY = Policy(mx.bfloat16, dense=False)
@@ -122,6 +125,16 @@ def test_the_plan_of_a_folder_counts_the_memory_that_loading_it_takes(tmp_path: 
     assert plan.state_nbytes == cache.state_nbytes
     engine.model.hidden(list(range(64)), cache)
     assert plan.kv_nbytes <= cache.nbytes - cache.state_nbytes
+
+
+@pytest.mark.parametrize(("free", "budget"), [(22 * GB, 3 * GB), (0, None)])
+def test_kept_states_get_a_quarter_of_what_the_weights_leave(tmp_path: Path, free: int, budget: int | None):
+    write_checkpoint(tmp_path)
+    engine = Engine.load(tmp_path)
+    assert engine.model.plan is not None
+    engine.model.plan = replace(engine.model.plan, free_nbytes=free, weights_nbytes=10 * GB)
+    budgets = [Session(engine, snapshot_budget=given).snapshots.budget_nbytes for given in (None, 5)]
+    assert budgets == [pytest.approx(budget or default_budget(), rel=0.05), 5]
 
 
 def test_the_table_ends_in_what_is_needed_and_what_there_is(tmp_path: Path):

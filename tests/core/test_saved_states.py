@@ -1,5 +1,6 @@
 """A state written to disk and read back is the state, and nothing else is ever taken for it."""
 
+import os
 import time
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_the_oldest_go_first_when_the_budget_is_spent(engine, tmp_path):
     assert states.load("b") is not None
     states.budget_nbytes = 10
     assert not states.save("d", session.cache, session.ids)
+
+
+def test_files_of_other_processes_are_left_alone_while_they_may_be_at_work(engine, tmp_path):
+    session = talked(engine)
+    fresh, stale = (tmp_path / f"{name}.999.part.safetensors" for name in ("b", "c"))
+    for path in (fresh, stale):
+        path.write_bytes(b"x" * 1000)
+        os.utime(path, (1, 1) if path == stale else None)
+    (tmp_path / "gone.safetensors").symlink_to("nowhere")  # as if it were deleted once it was listed
+    states = SavedStates(tmp_path, engine)
+    assert states.save("a", session.cache, session.ids)
+    states.budget_nbytes = (tmp_path / "a.safetensors").stat().st_size + 100
+    assert states.save("a", session.cache, session.ids)
+    assert fresh.exists() and not stale.exists()
+    assert states.load("a") is not None
 
 
 def test_a_state_of_the_other_form_is_refused(engine, tmp_path):

@@ -379,6 +379,16 @@ def test_an_erased_conversation_leaves_no_live_state_behind(engine, store):
     assert list(store.states_folder.iterdir()) == []
 
 
+def test_no_state_is_kept_of_a_conversation_that_was_deleted(engine, store):
+    session = Session(engine, store=store, **SETTINGS)
+    session.send("secret")
+    store.delete(number_of(session))
+    assert not session.save_state()
+    store.purge()
+    assert not session.save_state()
+    assert not store.states_folder.exists()
+
+
 def test_a_disk_budget_that_is_too_small_saves_nothing(engine, store):
     session = Session(engine, store=store, disk_budget=100, **SETTINGS)
     session.send("hello")

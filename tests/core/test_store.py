@@ -386,6 +386,25 @@ def test_nothing_of_a_purged_conversation_stays_in_the_files(books: Store, path:
     assert texts(books, kept) == ["kept"]
 
 
+def test_a_state_that_cannot_be_erased_keeps_no_other_one(path: Path):
+    clock = Clock()
+    with Store(path, clock) as books:
+        for text in "abc":
+            books.delete(talk(books, text))
+        states = [books.states_folder / f"{number}.safetensors" for number in (1, 2, 3)]
+        states[0].mkdir(parents=True)  # a folder, which no file's erasure removes
+        for state in states[1:]:
+            state.write_bytes(b"x")
+    clock.now += store.UNDO_SECONDS
+    closed: list[database.Database] = []
+    with pytest.MonkeyPatch.context() as patch:
+        close = database.Database.close
+        patch.setattr(database.Database, "close", lambda self: (closed.append(self), close(self)))
+        refused(lambda: Store(path, clock), str(states[0]))
+    assert [state.exists() for state in states] == [True, False, False]
+    assert len(closed) == 1
+
+
 def test_a_long_conversation_is_purged_whole(books: Store):
     """Deletion that follows each parent to its child ends at SQLite's limit of 1,000 levels."""
     drafts = [records.NodeDraft(n - 1 if n else None, "user", 0.0) for n in range(2500)]

@@ -322,19 +322,24 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path, monkeypatch: pyte
 # --- importance ---
 
 
-def test_an_imatrix_scales_and_rounds_slices_as_it_does_whole_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    write_checkpoint(tmp_path / "raw", moe=True, hidden_size=128)
-    config = ModelConfig.load(tmp_path / "raw")
+def made_up_imatrix(folder: Path, path: Path) -> Path:
+    """Importance of every matrix of the layers, a few channels far above the others."""
     statistics = {}
-    for name, spec in Source.open(tmp_path / "raw").specs.items():
+    for name, spec in Source.open(folder).specs.items():
         if spec.kind == "matrix" and name.startswith("layers."):
             *stack, _, columns = spec.shape
             sums = mx.exp(3 * mx.random.normal((*stack, columns)))
             statistics[name] = Statistics(sums, mx.ones(stack or (1,)))
-    write_imatrix(tmp_path / "i.gguf", statistics, config, datasets=["x"], chunk_count=1, chunk_size=1)
-    imatrix = tmp_path / "i.gguf"
+    config = ModelConfig.load(folder)
+    write_imatrix(path, statistics, config, datasets=["x"], chunk_count=1, chunk_size=1)
+    return path
+
+
+def test_an_imatrix_scales_and_rounds_slices_as_it_does_whole_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_checkpoint(tmp_path / "raw", moe=True, hidden_size=128)
+    imatrix = made_up_imatrix(tmp_path / "raw", tmp_path / "i.gguf")
     options = Options(recipe="unsloth", bits=2)
     report = run(tmp_path / "raw", tmp_path / "whole", options, imatrix=imatrix, awq="fixed")
     monkeypatch.setattr(source, "SLICE_NBYTES", 1 << 14)
@@ -367,6 +372,15 @@ def test_what_would_change_nothing_is_refused(
     with pytest.raises(UsageError, match=sentence):
         run(raw, tmp_path / "new", options, **more)
     assert names(tmp_path) == ["raw"]
+
+
+def test_an_imatrix_that_steers_no_rounding_needs_scaling(raw: Path, tmp_path: Path):
+    imatrix = made_up_imatrix(raw, tmp_path / "i.gguf")
+    floats = Options(recipe="none", bits=4, mode="mxfp4")
+    with pytest.raises(UsageError, match="--awq off would change nothing: no affine module"):
+        run(raw, tmp_path / "new", floats, imatrix=imatrix, awq="off")
+    assert names(tmp_path) == ["i.gguf", "raw"]
+    run(raw, tmp_path / "affine", FOUR_BITS, imatrix=imatrix, awq="off")
 
 
 def test_a_quantized_source_needs_a_word_about_it(raw: Path, tmp_path: Path):
