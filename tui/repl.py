@@ -24,7 +24,7 @@ from .commands.base import Screen, first_words
 from .editor import edit
 from .history import History
 from .jobs import Job
-from .meter import Status
+from .meter import Status, figures
 from .output import printable
 from .repl_printer import Printer
 from .repl_reader import Interrupted, PlainReader, PromptReader, Reader, TypedAhead, can_prompt, message
@@ -287,7 +287,7 @@ class Repl:
         if said and said != self.chat.status.reason:  # of a death the chat has told already
             self.note(said)
         if self.chat.show_stats:
-            self.note(_figures(done))
+            self.note(figures(done))
         self._changed.set()
 
     def returned(self, text: str) -> None:
@@ -421,16 +421,3 @@ class _Thought:
     def __init__(self) -> None:
         self.begin = time.monotonic()
         self.tokens = 0
-
-
-def _figures(done: dict[str, Any]) -> str:
-    """A reply's counts and speeds in one line."""
-    speed = done.get("performance", {})
-    parts = (
-        f"{done.get('prompt_tokens', 0):,} prompt tokens ({done.get('cached_tokens', 0):,} reused)",
-        f"first token after {speed.get('seconds_to_first_token', 0.0):.2f} s",
-        f"{done.get('generated_tokens', 0):,} generated ({done.get('reasoning_tokens', 0):,} thinking) "
-        f"at {speed.get('decode_tokens_per_s', 0.0):,.1f}/s",
-        f"{speed.get('peak_nbytes', 0) / GB:,.2f} GB at peak",
-    )
-    return " · ".join(parts)

@@ -213,8 +213,11 @@ class _Clock:
 
 
 def _whole(path: Path) -> Path:
-    """Absolute, without `..`, links not followed."""
-    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  `resolve` follows links
+    """Absolute, without `..`, links not followed. Raises UsageError."""
+    try:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  `resolve` follows links
+    except RuntimeError as error:
+        raise UsageError(f"{path} is no path: {error}") from error
 
 
 def _check_places(source: Path, target: Path, force: bool) -> None:

@@ -35,7 +35,11 @@ class Evaluator:
 
 
 @pytest.fixture
-def evaluator(monkeypatch: pytest.MonkeyPatch) -> Evaluator:
+def evaluator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluator:
+    """With the folders `small` and `large` at hand."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "large"):
+        Path(name).mkdir()
     evaluator = Evaluator()
     monkeypatch.setitem(vars(core), "evaluate_model", evaluator)
     return evaluator
@@ -50,14 +54,14 @@ def test_the_words_reach_the_evaluation(evaluator: Evaluator, capsys: pytest.Cap
     words = ["small", "--reference", "large", "--data", "text.txt", "--context", "256"]
     assert verbs.run("eval", words) == 0
     assert evaluator.calls == [
-        ((Path("small"), Path("large")), {"data": Path("text.txt"), "context": 256}),
+        ((Path("small").absolute(), Path("large").absolute()), {"data": Path("text.txt"), "context": 256}),
     ]
     assert capsys.readouterr() == (EVALUATION.as_table() + "\n", "")
 
 
 def test_by_default_there_is_no_reference_and_the_text_is_ours(evaluator: Evaluator):
     verbs.run("eval", ["small"])
-    assert evaluator.calls == [((Path("small"), None), {"data": None, "context": 512})]
+    assert evaluator.calls == [((Path("small").absolute(), None), {"data": None, "context": 512})]
 
 
 @pytest.mark.usefixtures("evaluator")
@@ -93,7 +97,7 @@ def test_bad_words_are_refused_before_anything_is_loaded(evaluator: Evaluator, w
 
 def test_the_command_knows_the_verb(capsys: pytest.CaptureFixture[str]):
     assert main(["eval", "/nowhere"]) == 3
-    assert "there is no model folder at /nowhere" in capsys.readouterr().err
+    assert "the model folder /nowhere does not exist" in capsys.readouterr().err
 
 
 def test_a_real_model_is_measured(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import qchat.core as core
+from qchat.core import EMBEDDED_MODEL
 from qchat.core.errors import ModelError, UsageError
 from qchat.core.inspection import inspect_model
 from qchat.tui import verbs
@@ -58,13 +59,18 @@ def test_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str], ten
     assert {"mode", "bits", "group_size", "bytes"} <= report["classes"][0].keys()
 
 
+def test_a_model_is_found_by_its_name(capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", "embedded"]) == 0
+    assert capsys.readouterr().out.startswith(f"{EMBEDDED_MODEL}\n")
+
+
 def test_the_command_knows_the_verb(capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", "/nowhere"]) == 3
-    assert "there is no model folder at /nowhere" in capsys.readouterr().err
+    assert "the model folder /nowhere does not exist" in capsys.readouterr().err
 
 
 def test_a_missing_folder_and_a_missing_word_are_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match="there is no model folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         verbs.run("inspect", [str(tmp_path / "none")])
     with pytest.raises(UsageError, match="qchat inspect --help"):
         verbs.run("inspect", [])

@@ -7,10 +7,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from ...core.errors import UsageError
 from ..output import write
+from ..paths import user_path
 
 VERBS = {
     "bench": "measure a model's speed, alone or against others",
@@ -33,6 +35,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} ({self.prog} --help lists the options)")
+
+
+def model_folder(name: str) -> Path:
+    """Of a model on this machine, by any of its names; a path that is there as it is. Raises ModelError."""
+    from ...core.library import Places, find
+    from ..settings import Settings
+
+    path = user_path(name)
+    return path if path.exists() else find(name, Places.of(Settings.load()["models_dir"]))
 
 
 def parser_of(verb: str) -> Parser:

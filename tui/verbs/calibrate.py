@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ..output import write
 from ..statusline import StatusLine
+from . import model_folder
 
 CHUNK_SIZE = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder, best the unquantized one")
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or name, best the unquantized one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the new imatrix")
     parser.add_argument("--data", type=Path, metavar="FILE", help="a text of your own instead of qchat's")
     parser.add_argument(
@@ -28,14 +29,14 @@ def run(args: argparse.Namespace) -> int:
     """Measure and write; returns the exit code. Raises QchatError."""
     from ...core import calibrate_model
 
-    status = StatusLine()
+    model, status = model_folder(args.model), StatusLine()
 
     def progress(done: int, total: int) -> None:
         status.show(f"calibrating: {done:,} of {total:,} chunks of {args.chunk_size:,} tokens")
 
     try:
         made = calibrate_model(
-            args.model,
+            model,
             args.output,
             data=args.data,
             chunk_size=args.chunk_size,

@@ -3,22 +3,21 @@ stay, and nothing is published."""
 
 import argparse
 import sys
-from pathlib import Path
 
 from ..output import write
-from ..settings import Settings
+from . import model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder or name")
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or name")
     parser.add_argument("--print", action="store_true", help="print the card and leave the folder as it is")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write or print it; returns the exit code. Raises QchatError."""
-    from ...core import library, modelcard
+    from ...core import modelcard
 
-    folder = library.find(str(args.model), library.Places.of(Settings.load()["models_dir"]))
+    folder = model_folder(args.model)
     if args.print:
         write(sys.stdout, modelcard.make_card(folder))
     else:

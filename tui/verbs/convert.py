@@ -10,6 +10,7 @@ from ...core.errors import UsageError
 from ...core.events import Notice
 from ..output import note, write
 from ..statusline import StatusLine
+from . import model_folder
 
 BANDWIDTH_GB_S = 400.0
 # what only a quantization can use: the flag, and its name in the namespace
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="FOLDER", help="raw, FP8 or converted"
+        "-i", "--input", required=True, metavar="MODEL", help="folder or name; raw, FP8 or converted"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="the new folder")
 
@@ -93,6 +94,7 @@ def _add_parts(group: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan or convert; returns the exit code. Raises QchatError."""
     _check(args)
+    args.input = model_folder(args.input)
     from ...core import UNQUANTIZED, Options, plan_json, plan_text
 
     options = Options(**option_fields(args, UNQUANTIZED))

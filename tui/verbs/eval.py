@@ -8,16 +8,16 @@ from pathlib import Path
 
 from ..output import write
 from ..statusline import StatusLine
+from . import model_folder
 
 CONTEXT = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or name")
     parser.add_argument(
         "--reference",
-        type=Path,
-        metavar="FOLDER",
+        metavar="MODEL",
         help="the model to compare with, mostly the unquantized one",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="a text of your own instead of qchat's")
@@ -31,15 +31,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the figures; returns the exit code. Raises QchatError."""
     from ...core import evaluate_model
 
+    model, reference = (name and model_folder(name) for name in (args.model, args.reference))
     status = StatusLine()
 
     def report(doing: str, done: int, total: int) -> None:
         status.show(f"{doing}: {done:,} of {total:,} tokens")
 
     try:
-        evaluation = evaluate_model(
-            args.model, args.reference, data=args.data, context=args.context, report=report
-        )
+        evaluation = evaluate_model(model, reference, data=args.data, context=args.context, report=report)
     finally:
         status.clear()
     text = json.dumps(evaluation.as_json(), indent=2) if args.json else evaluation.as_table()

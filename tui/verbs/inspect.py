@@ -4,13 +4,13 @@ what the loader had to interpret."""
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from ..output import write
+from . import model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model folder")
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or name")
     parser.add_argument("--tensors", action="store_true", help="list every tensor instead of the classes")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; returns the exit code. Raises QchatError."""
     from ...core import inspect_model
 
-    inspection = inspect_model(args.model)
+    inspection = inspect_model(model_folder(args.model))
     if args.json:
         write(sys.stdout, json.dumps(inspection.as_json(tensors=args.tensors), indent=2) + "\n")
     else:

@@ -5,11 +5,11 @@ import json
 import sys
 
 from ..output import write
-from ..settings import Settings
+from . import model_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model folder or name")
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or name")
     parser.add_argument("--context", type=int, metavar="N", help="tokens of context that must fit")
     parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep keys and values at 8 bits")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -18,10 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; returns the exit code. Raises QchatError, DoesNotFit (4) where it does not."""
     from ...core import plan_folder, plan_table
-    from ...core.library import Places, find
 
-    places = Places.of(Settings.load()["models_dir"])
-    plan = plan_folder(find(args.model, places), context=args.context, kv_bits=args.kv_bits)
+    plan = plan_folder(model_folder(args.model), context=args.context, kv_bits=args.kv_bits)
     text = json.dumps(plan.as_json(), indent=2) if args.json else plan_table(plan)
     write(sys.stdout, text + "\n")
     return 0
