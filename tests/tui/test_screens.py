@@ -484,7 +484,7 @@ def test_a_settings_file_that_cannot_be_changed_keeps_the_theme_and_says_so(
 def test_screens_over_a_reply_do_not_hold_it_up(tmp_path: Path):
     """A list is open while words arrive: nothing is lost, and the chat is up to date when it is closed."""
 
-    @chatting(tmp_path, {"method": "send", "answer": "word " * 60, "seconds": 0.01})
+    @chatting(tmp_path, {"method": "send", "answer": "word " * 400, "seconds": 0.01})
     async def check(it: Running) -> None:
         await it.say("one")
         await it.until(lambda: it.phase == "answering")
@@ -493,7 +493,7 @@ def test_screens_over_a_reply_do_not_hold_it_up(tmp_path: Path):
         await it.idle()
         await it.pilot.press("escape")
         await it.until(lambda: it.app.screen is it.screen)
-        assert it.chat.state["turns"][0]["answer"].count("word") == 60
+        assert it.chat.state["turns"][0]["answer"].count("word") == 400
 
 
 @pytest.mark.parametrize("width", [30, 60, 100])
