@@ -15,7 +15,7 @@ from .chat import check_messages
 from .engine import Engine
 from .errors import QchatError, UsageError
 from .events import Done, Event, Notice, Sync
-from .live import Live
+from .live import Live, limit_of
 from .records import ConversationContent, stats_of, title_of
 from .reopening import kept_options, rebuild
 from .reply import PendingReply, sampling_of, switches_of
@@ -105,9 +105,8 @@ class Session(Tree, Live):
         self.author = Author(engine.template, engine.tokenizer)
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
         self._history: History = _checked_mode(history or usual)
-        longest = engine.model.context
-        self.context_limit = min(context_limit or longest, longest)
-        self._notices = list(engine.notices)
+        self.context_limit, refusals = limit_of(engine.model, context_limit, quantized=quantized_kv)
+        self._notices = [*engine.notices, *refusals]
         self.tools = self._checked_tools(tools)
         self._disk_budget = disk_budget
         self.shelf = Shelf(engine, store, disk_budget, self._notices)
