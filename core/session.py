@@ -330,28 +330,8 @@ class Session(Tree, Live):
 
     def set_system(self, system: str | None) -> None:
         """Speak on under another system message, on a branch of its own; the whole of it is read again."""
-        self._tell_again(system, self.tools)
-
-    def set_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> None:
-        """Offer other tools from here on, on a branch of its own; the whole of it is read again.
-
-        Raises UsageError for a tool that names no function.
-        """
-        self._tell_again(self.system, self._checked_tools(tools))
-
-    def _checked_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-        ToolCallParser(tools or ())
-        if tools and "tools" not in self.engine.template.source:
-            self._notices.append(
-                "this model's chat template says nothing of tools, so the model will not know them"
-            )
-        return [dict(tool) for tool in tools or ()]
-
-    def _tell_again(self, system: str | None, tools: list[dict[str, Any]]) -> None:
-        """What stands before the first message changes: the same conversation with other beginnings."""
         self._refuse_if_busy()
-        before = self.system, self.tools
-        self.system, self.tools = system, tools
+        before, self.system = self.system, system
         nodes: list[Node] = []
         leaf: Output | None = None
         try:
@@ -361,10 +341,18 @@ class Session(Tree, Live):
                 leaf = replace(output, parent=node, number=next_number())
                 nodes += [node, leaf]
         except QchatError:
-            self.system, self.tools = before
+            self.system = before
             raise
         self.add(*nodes)
         self._go_to(leaf)
+
+    def _checked_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+        ToolCallParser(tools or ())
+        if tools and "tools" not in self.engine.template.source:
+            self._notices.append(
+                "this model's chat template says nothing of tools, so the model will not know them"
+            )
+        return [dict(tool) for tool in tools or ()]
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -472,7 +460,7 @@ class Session(Tree, Live):
         self.save_state()
 
     def _save(self) -> None:
-        settings = {"history": self.history, "tools": self.tools, "defaults": self.defaults}
+        settings = {"history": self.history, "tools": self.tools}
         about = ConversationContent(title=self.title, system=self.system or "", settings=settings)
         self.shelf.save(self.leaf, about)
 
