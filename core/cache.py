@@ -84,10 +84,6 @@ class KVCache:
         k, k_scales, k_biases, v, v_scales, v_biases = self.buffer.read(self.length)
         return _packed(k, k_scales, k_biases), _packed(v, v_scales, v_biases)
 
-    def trim(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
-        self.length = min(self.length, length)
-
     def take_back(self, count: int) -> None:
         """Forget the last `count` tokens, appended since the last copy: their room is written again."""
         self.length -= count

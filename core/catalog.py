@@ -13,7 +13,7 @@ from .config import ModelConfig
 GB = 10**9
 GIB = 1 << 30
 WORKING_NBYTES = GIB  # activations, states of the delta layers, MLX's own
-LEAST_CONTEXT = 4096  # tokens without which a model is no use
+USEFUL_CONTEXT = 4096  # tokens without which a model is not worth fetching
 OWNER = "Brooooooklyn"
 
 
@@ -138,7 +138,7 @@ def fit(weights_nbytes: int, token_nbytes: int, longest: int) -> Fit:
     """Whether so many bytes of weights leave room for a conversation of at most `longest` tokens."""
     limit = memory_limit()
     room = max(limit - weights_nbytes - WORKING_NBYTES, 0)
-    needed = weights_nbytes + WORKING_NBYTES + min(LEAST_CONTEXT, longest) * token_nbytes
+    needed = weights_nbytes + WORKING_NBYTES + min(USEFUL_CONTEXT, longest) * token_nbytes
     return Fit(needed, limit, min(room // max(token_nbytes, 1), longest))
 
 

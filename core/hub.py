@@ -11,7 +11,6 @@ import re
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -63,6 +62,7 @@ from .hubcache import (
 )
 from .jsonfile import MAX_JSON_NBYTES, parse_json
 from .library import nearest
+from .pace import Pace
 from .safetensors_file import parse_table, shown
 from .shards import INDEX_NAME, MAX_INDEX_NBYTES, MAX_SHARDS, MTP_NAMES, PLAIN_NAME
 
@@ -269,7 +269,7 @@ class _Meter:
 
     def __init__(self, wanted: Fetch, watch: Watch, progress: Callable[[Progress], None] | None):
         self._total, self._watch, self._progress = wanted.nbytes, watch, progress
-        self._received = deque([(time.monotonic(), 0)])
+        self._pace = Pace(window=SPEED_SECONDS)
 
     @property
     def done(self) -> int:
@@ -278,12 +278,8 @@ class _Meter:
     def tell(self) -> None:
         if self._progress is None:
             return
-        now, received = time.monotonic(), sum(tuple(self._watch.received.values()))
-        self._received.append((now, received))
-        while now - self._received[0][0] > SPEED_SECONDS:
-            self._received.popleft()
-        begin, before = self._received[0]
-        left = (now - begin) * (self._total - self.done) / (received - before) if received > before else None
+        received = sum(tuple(self._watch.received.values()))
+        left = self._pace.seconds_left(received, self._total - self.done)
         self._progress(Progress(self.done, self._total, self._watch.trouble or "fetching", left))
 
 

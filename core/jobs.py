@@ -4,7 +4,6 @@ A reporter takes events (`progress`, `row`, `notice`) and raises Cancelled when 
 that reports often stops soon; what it was writing is then cleaned up as after any error.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from .evaluate import evaluate_model
 from .events import Notice
 from .inspection import inspect_model
 from .measurements import Measurements
+from .pace import Pace
 from .quant.calibrate import CHUNK_SIZE, calibrate_model
 from .quant.convert import Conversion, Progress, convert, plan_json
 from .quant.recipes import Options
@@ -32,15 +32,11 @@ class Clock:
 
     def __init__(self, report: Reporter, unit: str):
         self._report, self._unit = report, unit
-        self._begin: float | None = None
-        self._first = 0
+        self._pace: Pace | None = None
 
     def tell(self, done: int, total: int, detail: str) -> None:
-        now = time.monotonic()
-        if self._begin is None:
-            self._begin, self._first = now, done
-        gained = done - self._first
-        left = (now - self._begin) / gained * (total - done) if gained > 0 else None
+        self._pace = self._pace or Pace(done)  # what is done at the first word says nothing of the pace
+        left = self._pace.seconds_left(done, total - done)
         self._report(
             {
                 "event": "progress",

@@ -94,8 +94,10 @@ def _packaged_openblas() -> Path:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "qchat" / "blas"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the specification has relative paths ignored
+        base = Path.home() / ".cache"
+    folder = base / "qchat" / "blas"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 

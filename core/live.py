@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from .backend import mx
 from .engine import Engine
-from .errors import UsageError
+from .errors import DoesNotFit, UsageError
 from .events import Sync
 from .generate import prefill
+from .model import Model
 from .ranks import joined
 from .snapshots import Kind, Snapshots
 
@@ -69,3 +70,18 @@ class Live:
         if self.cache.hidden is None:
             raise UsageError("nothing was read yet")
         return self.engine.model.logits(self.cache.hidden)[-1]
+
+
+def limit_of(model: Model, given: int | None, *, quantized: bool) -> tuple[int, list[str]]:
+    """How many tokens a context may have, `given` at most; a sentence where model or memory allow less."""
+    made_for = model.config.max_position_embeddings
+    try:
+        plan = model.plan_for(given, quantized=quantized)
+    except DoesNotFit:
+        plan = model.plan_for(None, quantized=quantized)
+    fits = plan.context if plan else made_for
+    if given is None or given <= fits:
+        return given or fits, []
+    memory = "more does not fit into this machine's memory"
+    why = "the model is made for no more" if fits == made_for else memory
+    return fits, [f"the context limit is {fits:,} tokens, not the {given:,} asked for: {why}"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .backend import Policy, choose_policy, mx, on_gpu
-from .cache import Cache, KVCache
+from .cache import QUANTIZED_BITS, Cache, KVCache
 from .config import ModelConfig
 from .kernels.few import MAX_ROWS
 from .kernels.linear import Embedding, make_linear, prepare
@@ -13,7 +13,7 @@ from .kernels.trial import settle
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
-from .planner import MemoryPlan, plan_memory
+from .planner import MemoryPlan, fit, need_of, plan_memory
 from .ranks import joined, share, shares_head
 from .roofline import step_nbytes
 from .weights import Progress, Watched, Weights, load_weights
@@ -87,9 +87,24 @@ class Model:
 
     @property
     def context(self) -> int:
-        """How many tokens a conversation may have: as many as the model is made for and the memory holds."""
+        """How many tokens a conversation may have with keys and values at full width: as many as the model is
+        made for and the memory holds."""
         longest = self.config.max_position_embeddings
         return longest if self.plan is None else min(longest, self.plan.context)
+
+    def plan_for(self, context: int | None, *, quantized: bool) -> MemoryPlan | None:
+        """The plan for a conversation of `context` tokens, or as many as fit, with keys and values as
+        `new_cache` makes them; None where memory is no question. Raises DoesNotFit, UsageError."""
+        if self.plan is None:
+            return None
+        bits = QUANTIZED_BITS if quantized else None
+        return fit(
+            need_of(self.config, self.plan.weights_nbytes, self.policy, kv_bits=bits),
+            longest=self.config.max_position_embeddings,
+            free_nbytes=self.plan.free_nbytes,
+            context=context,
+            name="this model",
+        )
 
     def new_cache(self, *, quantized: bool = False) -> Cache:
         """A cache that has read nothing; `quantized` keeps keys and values at 8 bits."""

@@ -22,7 +22,7 @@ CHUNKS = (2048, 1024, 512, 256, 128)
 SNAPSHOT_SHARE = 0.25
 # the process itself, the tokenizer, compiled kernels
 OVERHEAD_NBYTES = 300 << 20
-# a context under this is no conversation
+# a model is refused where not even one short question fits
 LEAST_CONTEXT = 512
 
 

@@ -15,7 +15,7 @@ from .chat import check_messages
 from .engine import Engine
 from .errors import QchatError, UsageError
 from .events import Done, Event, Notice, Sync
-from .live import Live
+from .live import Live, limit_of
 from .records import ConversationContent, stats_of, title_of
 from .reopening import kept_options, rebuild
 from .reply import PendingReply, sampling_of, switches_of
@@ -105,9 +105,8 @@ class Session(Tree, Live):
         self.author = Author(engine.template, engine.tokenizer)
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
         self._history: History = _checked_mode(history or usual)
-        longest = engine.model.context
-        self.context_limit = min(context_limit or longest, longest)
-        self._notices = list(engine.notices)
+        self.context_limit, refusals = limit_of(engine.model, context_limit, quantized=quantized_kv)
+        self._notices = [*engine.notices, *refusals]
         self.tools = self._checked_tools(tools)
         self._disk_budget = disk_budget
         self.shelf = Shelf(engine, store, disk_budget, self._notices)
@@ -331,28 +330,8 @@ class Session(Tree, Live):
 
     def set_system(self, system: str | None) -> None:
         """Speak on under another system message, on a branch of its own; the whole of it is read again."""
-        self._tell_again(system, self.tools)
-
-    def set_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> None:
-        """Offer other tools from here on, on a branch of its own; the whole of it is read again.
-
-        Raises UsageError for a tool that names no function.
-        """
-        self._tell_again(self.system, self._checked_tools(tools))
-
-    def _checked_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-        ToolCallParser(tools or ())
-        if tools and "tools" not in self.engine.template.source:
-            self._notices.append(
-                "this model's chat template says nothing of tools, so the model will not know them"
-            )
-        return [dict(tool) for tool in tools or ()]
-
-    def _tell_again(self, system: str | None, tools: list[dict[str, Any]]) -> None:
-        """What stands before the first message changes: the same conversation with other beginnings."""
         self._refuse_if_busy()
-        before = self.system, self.tools
-        self.system, self.tools = system, tools
+        before, self.system = self.system, system
         nodes: list[Node] = []
         leaf: Output | None = None
         try:
@@ -362,10 +341,18 @@ class Session(Tree, Live):
                 leaf = replace(output, parent=node, number=next_number())
                 nodes += [node, leaf]
         except QchatError:
-            self.system, self.tools = before
+            self.system = before
             raise
         self.add(*nodes)
         self._go_to(leaf)
+
+    def _checked_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+        ToolCallParser(tools or ())
+        if tools and "tools" not in self.engine.template.source:
+            self._notices.append(
+                "this model's chat template says nothing of tools, so the model will not know them"
+            )
+        return [dict(tool) for tool in tools or ()]
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -473,7 +460,7 @@ class Session(Tree, Live):
         self.save_state()
 
     def _save(self) -> None:
-        settings = {"history": self.history, "tools": self.tools, "defaults": self.defaults}
+        settings = {"history": self.history, "tools": self.tools}
         about = ConversationContent(title=self.title, system=self.system or "", settings=settings)
         self.shelf.save(self.leaf, about)
 

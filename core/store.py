@@ -239,12 +239,6 @@ class Store:
                 node,
             )
 
-    def node(self, node: int) -> Node:
-        rows = self._database.read("SELECT * FROM nodes WHERE id = ?", node)
-        if not rows:
-            raise StoreError(f"there is no message {node}")
-        return self._node(rows[0])
-
     def branch(self, conversation: int, leaf: int | None = None) -> list[Node]:
         """The messages from the first one to `leaf`, or to where the user is."""
         leaf = self.conversation(conversation).leaf if leaf is None else leaf
@@ -252,13 +246,6 @@ class Store:
             return []
         self._require(conversation, leaf)
         return [self._node(row) for row in self._database.read(BRANCH, conversation, leaf)]
-
-    def children(self, conversation: int, parent: int | None) -> list[Node]:
-        """The messages that follow `parent`, oldest first; under None the first messages."""
-        rows = self._database.read(
-            "SELECT * FROM nodes WHERE conversation = ? AND parent IS ? ORDER BY id", conversation, parent
-        )
-        return [self._node(row) for row in rows]
 
     def nodes(self, conversation: int) -> list[Node]:
         """The whole tree, parents before children."""

@@ -15,7 +15,6 @@ from .events import ToolUse
 from .jsonfile import parse_json
 
 Piece = str | ToolUse
-Types = dict[str, dict[str, frozenset[str]]]  # JSON types by function and parameter
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 NAME = r"([^<>\n]{1,200})"

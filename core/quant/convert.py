@@ -20,6 +20,7 @@ from ..config import load_generation_config
 from ..errors import TokenizerError, UsageError
 from ..events import Notice
 from ..layouts import MTP_PREFIX
+from ..pace import Pace
 from ..tokenizer import Tokenizer
 from .awq import Mode as ScalingMode
 from .awq import search
@@ -203,13 +204,12 @@ class _Clock:
     def __init__(self, stage: Stage, total: int, listener: Listener):
         self._stage: Stage = stage
         self._total, self._listener = total, listener
-        self._begin, self.done = time.monotonic(), 0
+        self._pace, self._done = Pace(), 0
 
     def tick(self, module: str, nbytes: int) -> None:
-        self.done += nbytes
-        seconds = time.monotonic() - self._begin
-        left = seconds / self.done * max(0, self._total - self.done) if self.done else None
-        self._listener(Progress(self._stage, module, min(self.done, self._total), self._total, left))
+        self._done = min(self._done + nbytes, self._total)
+        left = self._pace.seconds_left(self._done, self._total - self._done)
+        self._listener(Progress(self._stage, module, self._done, self._total, left))
 
 
 def _whole(path: Path) -> Path:

@@ -78,6 +78,15 @@ def test_the_blas_is_renamed_once_and_found_again(tmp_path, monkeypatch):
 
 
 @linux_only
+def test_a_relative_cache_folder_is_ignored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert linux_cpu._cache_folder() == tmp_path / "home/.cache/qchat/blas"
+    assert not (tmp_path / "here").exists()
+
+
+@linux_only
 def test_a_blas_that_cannot_be_opened_is_one_line_of_notice_and_no_failure(tmp_path):
     script = "from qchat.core.backend import choose_policy; print(choose_policy(1).notices)"
     path = os.pathsep.join([str(ROOT / ".dev"), *sys.path])

@@ -13,6 +13,7 @@ from qchat.core.engine import Engine
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Event, Notice, Prefill, Sync, Text, Thought, to_json
 from qchat.core.model import Model
+from qchat.core.planner import CHUNKS, fit, need_of
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny
 
@@ -255,6 +256,40 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine):
     assert refusal.value.prompt_tokens > refusal.value.limit == 4096
     assert refusal.value.exit_code == 4
     assert session.ids == []
+
+
+@pytest.fixture
+def cramped(tmp_path, monkeypatch) -> Engine:
+    """An engine on a machine whose memory holds 1,000 tokens of context."""
+    write_checkpoint(tmp_path, head_dim=64)
+    found = Engine.load(tmp_path)
+    plan = found.model.plan
+    assert plan is not None
+    need = need_of(found.config, plan.weights_nbytes, found.model.policy)
+    free = need.total_nbytes(CHUNKS[-1], 1000)
+    small = fit(need, longest=4096, free_nbytes=free, context=None, name="tiny")
+    monkeypatch.setattr(found.model, "plan", small)
+    return found
+
+
+def test_keys_and_values_at_8_bits_make_room_for_a_longer_context(cramped: Engine):
+    limits = [Session(cramped, quantized_kv=quantized).context_limit for quantized in (False, True)]
+    assert limits[0] == cramped.model.context == 1000
+    assert limits[1] > 1100
+    assert Session(cramped, quantized_kv=True, context_limit=1100).context_limit == 1100
+
+
+def test_a_context_limit_that_cannot_be_is_said_with_both_numbers(engine: Engine, cramped: Engine):
+    for found, given, limit, why in (
+        (engine, 5000, "4,096", "made for no more"),
+        (cramped, 2000, "1,000", "does not fit into this machine's memory"),
+    ):
+        session = Session(found, context_limit=given, **SETTINGS)
+        notices = [event.text for event in session.stream("hello") if isinstance(event, Notice)]
+        (said,) = [text for text in notices if "context limit" in text]
+        assert f"{limit} tokens, not the {given:,}" in said and why in said
+        assert session.context_limit == int(limit.replace(",", ""))
+    assert Session(engine, context_limit=300).context_limit == 300
 
 
 def test_a_reply_may_fill_the_context_and_no_more(engine):

@@ -171,16 +171,9 @@ def test_results_are_taken_for_calls_alone_and_for_each_one(engine, monkeypatch)
         session.edit(2, "what?")
 
 
-def test_other_tools_begin_a_branch_of_their_own(engine, monkeypatch):
-    script(monkeypatch, engine, SUNNY, SUNNY)
-    session = talking(engine)
-    list(session.stream("Hello"))
-    session.set_tools(None)
-    assert len(session.branches()) == 2
-    assert "weather" not in engine.tokenizer.decode(session.author.ids(session.nodes[-2:], session.history))
+def test_a_tool_that_names_no_function_is_refused(engine):
     with pytest.raises(UsageError, match="names its function"):
-        session.set_tools([{"type": "function"}])
-    assert session.tools == []
+        Session(engine, tools=[{"type": "function"}])
 
 
 def test_a_template_without_tools_is_said_to_be_one(engine):
