@@ -20,7 +20,9 @@ from .linux_cpu import keep_pages, open_blas
 def cache_path(name: str) -> Path | None:
     """Where compiled things of this name are kept; None for a user without a home."""
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qchat" / name
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # the specification has relative paths ignored
+        return (base if base.is_absolute() else Path.home() / ".cache") / "qchat" / name
     except RuntimeError:
         return None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .backend import choose_policy, mx
+from .backend import cache_path, choose_policy, mx
 from .config import ModelConfig
 from .errors import DoesNotFit, QchatError, WeightsError
 from .jsonfile import MAX_JSON_NBYTES, read_bytes
@@ -103,14 +103,11 @@ class HiddenCache:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/qchat/eval`, which may not exist. Raises QchatError where there is no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # the specification has relative paths ignored
-        home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise QchatError("there is no home folder for the cache: set XDG_CACHE_HOME") from error
-    return home / "qchat" / "eval"
+    """Where reference states are kept, which may not exist. Raises QchatError where there is no home folder."""
+    folder = cache_path("eval")
+    if folder is None:
+        raise QchatError("there is no home folder for the cache: set XDG_CACHE_HOME")
+    return folder
 
 
 def _identity(model: Path) -> str:
