@@ -103,7 +103,7 @@ class HiddenCache:
 
 
 def cache_folder() -> Path:
-    """Where reference states are kept, which may not exist. Raises QchatError where there is no home folder."""
+    """Where reference states are kept; it may not exist. Raises QchatError where there is no home folder."""
     folder = cache_path("eval")
     if folder is None:
         raise QchatError("there is no home folder for the cache: set XDG_CACHE_HOME")
