@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test fuzz pictures bench-conversation bench-peer bench-convert
-.PHONY: bench-ui bench-turns
+.PHONY: bench-ui bench-turns bench-gpu
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,3 +54,7 @@ bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` gr
 
 bench-convert: ## seconds, MB/s and memory of converting 8 GB, beside mlx_lm.convert (needs `peers`)
 	$(PYTHON) tests/peers/bench_convert.py
+
+bench-gpu: ## on an NVIDIA GPU: every kernel against float32, then the speed of all variants of CONFIGS
+	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/check_kernels.py
+	PYTHONPATH=.dev $(PYTHON) tests/gpu/race.py $(CONFIGS)
