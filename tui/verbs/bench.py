@@ -15,6 +15,7 @@ from ...core.errors import QchatError, UsageError
 from ..columns import columns
 from ..output import note, write
 from ..statusline import StatusLine
+from . import model_folder
 
 if TYPE_CHECKING:
     from ...core import Steps
@@ -41,13 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a row for each model; returns the exit code. Raises QchatError."""
-    from ...core.library import Places, find
-    from ..settings import Settings
-
     if args.runs < 1:
         raise UsageError(f"--runs is {args.runs}, wanted 1 or more")
-    places = Places.of(Settings.load()["models_dir"])
-    folders = [find(name, places) for name in args.models]
+    folders = [model_folder(name) for name in args.models]
     if not folders and args.random is None:
         raise UsageError("say which models to measure, or --random CONFIG")
     rows = [] if args.random is None else [measured_random(args.random, args.variant, args.runs)]
