@@ -124,9 +124,8 @@ class ExpertsLinear:
         """x [..., 1, K] and index [...] to [..., 1, N]; `ordered` says that index never falls."""
         w = self.weight
         if isinstance(w, Packed) and ordered and backend() == "cuda":
-            w = dense_form(
-                w, x.dtype
-            )  # MLX's grouped GEMM reads these; its packed form takes rows one by one
+            # MLX's grouped GEMM reads these; its packed form takes rows one by one
+            w = dense_form(w, x.dtype)
         if isinstance(w, mx.array):
             w = w.astype(x.dtype)
             return mx.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=index, sorted_indices=ordered)

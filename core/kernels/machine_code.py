@@ -86,11 +86,8 @@ def _includes() -> list[Path]:
     """Where CUDA's headers lie, and those that they include from MLX's wheel; empty if nowhere."""
     package = Path(mx.__file__).parent
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    homes += [
-        *sorted(package.parent.glob("nvidia/cu1?"), reverse=True),
-        package.parent / "nvidia/cuda_runtime",
-    ]
-    homes += [Path("/usr/local/cuda")]
+    homes += sorted(package.parent.glob("nvidia/cu1?"), reverse=True)
+    homes += [package.parent / "nvidia/cuda_runtime", Path("/usr/local/cuda")]
     found = next((home / "include" for home in homes if (home / "include/cuda_fp16.h").exists()), None)
     return [] if found is None else [found, package / "include/cccl", found / "cccl"]
 
