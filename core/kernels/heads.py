@@ -16,6 +16,7 @@ HEAD_DIM = 256
 MAX_SHARERS = 8  # query heads that share a key head
 LANES = 32
 TILE = 64  # positions whose scores stand in shared memory
+AT_ONCE = 4  # keys, or values, that a thread has on their way to it
 MAX_SPLITS = 64
 
 
@@ -41,6 +42,7 @@ def fits(heads: Heads, head_dim: int) -> bool:
 _CONSTANTS = Template("""
   constexpr uint HEADS = $heads, KV = $kv_heads, D = 256, ROTARY = $rotary, WIDTH = $width;
   constexpr uint SHARERS = HEADS / KV, TILE = $tile, WARPS = D / 32;
+  constexpr uint AT_ONCE = $at_once;
 """)
 _SPLIT = Template("""
   // a block is one head of one position: of queries, of keys, then of values
@@ -73,7 +75,7 @@ _ATTEND = Template("""
   const uint stretch = (visible + $splits - 1) / $splits;
   const uint begin = min(split * stretch, visible), end = min(begin + stretch, visible);
   SHARED float scores[SHARERS][TILE], fades[SHARERS], highest[SHARERS], totals[SHARERS];
-  SHARED float halfway[SHARERS][D];
+  SHARED float others[3][SHARERS][D];
   float query[SHARERS][8];
   UNROLL for (uint r = 0; r < SHARERS; ++r) {
     const uint4 four = ((const DEVICE uint4*)q)[((kv * SHARERS + r) * steps + t) * (D / 8) + lane];
@@ -84,34 +86,42 @@ _ATTEND = Template("""
     UNROLL for (uint i = 0; i < 8; ++i) query[r][i] *= 0.0625f;  // 1 / sqrt(256)
   }
   if (tid < SHARERS) { highest[tid] = -1e30f; totals[tid] = 0; }
-  // two threads have the same two columns of the values, for even and for odd positions
-  const uint columns = tid % (D / 2), parity = tid / (D / 2);
-  float mixed[SHARERS][2];
-  UNROLL for (uint r = 0; r < SHARERS; ++r) mixed[r][0] = mixed[r][1] = 0;
+  // four threads have the same four columns of the values, each for every fourth position
+  const uint columns = tid % (D / 4), quarter = tid / (D / 4);
+  float mixed[SHARERS][4];
+  UNROLL for (uint r = 0; r < SHARERS; ++r) { UNROLL for (uint c = 0; c < 4; ++c) mixed[r][c] = 0; }
   for (uint first = begin; first < end; first += TILE) {
     const uint here = min(TILE, end - first);
     BARRIER();
-    for (uint i = warp; i < here; i += WARPS) {
-      const uint4 four = ((const DEVICE uint4*)keys)[(kv * capacity + first + i) * (D / 8) + lane];
-      const float key[8] = {
-        low_float(four.x), high_float(four.x), low_float(four.y), high_float(four.y),
-        low_float(four.z), high_float(four.z), low_float(four.w), high_float(four.w)};
-      float score[8];
-      UNROLL for (uint r = 0; r < 8; ++r) {
-        score[r] = 0;
-        if (r < SHARERS) { UNROLL for (uint j = 0; j < 8; ++j) score[r] += query[r % SHARERS][j] * key[j]; }
+    for (uint start = warp; start < here; start += AT_ONCE * WARPS) {
+      uint4 four[AT_ONCE];  // all on their way before the first is used
+      UNROLL for (uint n = 0; n < AT_ONCE; ++n) {
+        const uint i = min(start + n * WARPS, here - 1);
+        four[n] = ((const DEVICE uint4*)keys)[(kv * capacity + first + i) * (D / 8) + lane];
       }
-      // eight sums over the warp at once: each round halves a lane's, until lane / 4 names its head
-      UNROLL for (uint count = 4, mask = 16; count > 0; count /= 2, mask /= 2) {
-        const bool upper = lane & mask;
-        UNROLL for (uint r = 0; r < count; ++r) {
-          const float kept = upper ? score[r + count] : score[r], given = upper ? score[r] : score[r + count];
-          score[r] = kept + lane_xor(given, mask);
+      UNROLL for (uint n = 0; n < AT_ONCE; ++n) {
+        const float key[8] = {
+          low_float(four[n].x), high_float(four[n].x), low_float(four[n].y), high_float(four[n].y),
+          low_float(four[n].z), high_float(four[n].z), low_float(four[n].w), high_float(four[n].w)};
+        float score[8];
+        UNROLL for (uint r = 0; r < 8; ++r) {
+          score[r] = 0;
+          if (r < SHARERS) { UNROLL for (uint j = 0; j < 8; ++j) score[r] += query[r % SHARERS][j] * key[j]; }
         }
+        // eight sums over the warp at once: each round halves a lane's, until lane / 4 names its head
+        UNROLL for (uint count = 4, mask = 16; count > 0; count /= 2, mask /= 2) {
+          const bool upper = lane & mask;
+          UNROLL for (uint r = 0; r < count; ++r) {
+            const float kept = upper ? score[r + count] : score[r];
+            const float given = upper ? score[r] : score[r + count];
+            score[r] = kept + lane_xor(given, mask);
+          }
+        }
+        score[0] += lane_xor(score[0], 2);
+        score[0] += lane_xor(score[0], 1);
+        const uint i = start + n * WARPS;
+        if (i < here && lane % 4 == 0 && lane / 4 < SHARERS) scores[lane / 4][i] = score[0];
       }
-      score[0] += lane_xor(score[0], 2);
-      score[0] += lane_xor(score[0], 1);
-      if (lane % 4 == 0 && lane / 4 < SHARERS) scores[lane / 4][i] = score[0];
     }
     BARRIER();
     if (warp < SHARERS) {
@@ -120,8 +130,8 @@ _ATTEND = Template("""
       UNROLL for (uint mask = 16; mask > 0; mask /= 2) top = max(top, lane_xor(top, mask));
       const float before = highest[warp];
       top = max(top, before);
-      for (uint i = lane; i < here; i += 32) {
-        const float weight = exp(scores[warp][i] - top);
+      for (uint i = lane; i < TILE; i += 32) {
+        const float weight = i < here ? exp(scores[warp][i] - top) : 0.0f;
         scores[warp][i] = weight;
         total += weight;
       }
@@ -133,29 +143,38 @@ _ATTEND = Template("""
       }
     }
     BARRIER();
-    UNROLL for (uint r = 0; r < SHARERS; ++r) { mixed[r][0] *= fades[r]; mixed[r][1] *= fades[r]; }
-    for (uint i = parity; i < here; i += 2) {
-      const uint two = ((const DEVICE uint*)values)[(kv * capacity + first + i) * (D / 2) + columns];
-      const float low = low_float(two), high = high_float(two);
-      UNROLL for (uint r = 0; r < SHARERS; ++r) {
-        mixed[r][0] += scores[r][i] * low;
-        mixed[r][1] += scores[r][i] * high;
+    UNROLL for (uint r = 0; r < SHARERS; ++r) { UNROLL for (uint c = 0; c < 4; ++c) mixed[r][c] *= fades[r]; }
+    for (uint start = quarter; start < here; start += 4 * AT_ONCE) {
+      uint2 two[AT_ONCE];
+      UNROLL for (uint n = 0; n < AT_ONCE; ++n) {
+        const uint i = min(start + 4 * n, here - 1);
+        two[n] = ((const DEVICE uint2*)values)[(kv * capacity + first + i) * (D / 4) + columns];
+      }
+      UNROLL for (uint n = 0; n < AT_ONCE; ++n) {
+        const float value[4] = {
+          low_float(two[n].x), high_float(two[n].x), low_float(two[n].y), high_float(two[n].y)};
+        UNROLL for (uint r = 0; r < SHARERS; ++r) {
+          const float weight = scores[r][start + 4 * n];
+          UNROLL for (uint c = 0; c < 4; ++c) mixed[r][c] += weight * value[c];
+        }
       }
     }
   }
   BARRIER();
-  if (parity == 1) {
+  if (quarter > 0) {
     UNROLL for (uint r = 0; r < SHARERS; ++r) {
-      halfway[r][2 * columns] = mixed[r][0];
-      halfway[r][2 * columns + 1] = mixed[r][1];
+      UNROLL for (uint c = 0; c < 4; ++c) others[quarter - 1][r][4 * columns + c] = mixed[r][c];
     }
   }
   BARRIER();
   const uint place = (split * steps + t) * HEADS + kv * SHARERS;
-  if (parity == 0) {
+  if (quarter == 0) {
     UNROLL for (uint r = 0; r < SHARERS; ++r) {
-      parts[(place + r) * D + 2 * columns] = mixed[r][0] + halfway[r][2 * columns];
-      parts[(place + r) * D + 2 * columns + 1] = mixed[r][1] + halfway[r][2 * columns + 1];
+      UNROLL for (uint c = 0; c < 4; ++c) {
+        const uint column = 4 * columns + c;
+        parts[(place + r) * D + column] =
+          mixed[r][c] + others[0][r][column] + others[1][r][column] + others[2][r][column];
+      }
     }
   }
   if (tid < SHARERS) {
@@ -246,7 +265,7 @@ def split_count(capacity: int) -> int:
 
 
 def _constants(heads: Heads) -> str:
-    return _CONSTANTS.substitute(vars(heads), width=heads.width, tile=TILE)
+    return _CONSTANTS.substitute(vars(heads), width=heads.width, tile=TILE, at_once=AT_ONCE)
 
 
 @cache
