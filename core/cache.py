@@ -73,16 +73,21 @@ class KVCache:
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KeysOrValues, KeysOrValues]:
         """Add keys and values [B, H, T, D]; returns all so far [B, H, length, D]."""
-        if self.length != self.buffer.written:
-            self.buffer = self.buffer.fork(self.length)
-        self.length += keys.shape[2]
         if not self.quantized:
-            self.buffer.write([keys, values])
-            return self.buffer.parts[0][:, :, : self.length], self.buffer.parts[1][:, :, : self.length]
+            self.write([keys, values])
+            k, v = self.buffer.read(self.length)
+            return k, v
         packed = [mx.quantize(x, QUANTIZED_GROUP, QUANTIZED_BITS) for x in (keys, values)]
-        self.buffer.write([part for parts in packed for part in parts])
+        self.write([part for parts in packed for part in parts])
         k, k_scales, k_biases, v, v_scales, v_biases = self.buffer.read(self.length)
         return _packed(k, k_scales, k_biases), _packed(v, v_scales, v_biases)
+
+    def write(self, parts: list[mx.array]) -> None:
+        """Add keys and values as the buffer holds them, each part [B, H, T, ...]."""
+        if self.length != self.buffer.written:
+            self.buffer = self.buffer.fork(self.length)
+        self.length += parts[0].shape[2]
+        self.buffer.write(parts)
 
     def take_back(self, count: int) -> None:
         """Forget the last `count` tokens, appended since the last copy: their room is written again."""
@@ -187,6 +192,11 @@ class Cache:
             else:
                 layer.take_back(read - count)
         self.length -= read - count
+
+    @property
+    def quantized(self) -> bool:
+        """Whether keys and values are packed."""
+        return any(isinstance(layer, KVCache) and layer.quantized for layer in self.layers)
 
     @property
     def state_nbytes(self) -> int:

@@ -5,6 +5,7 @@ gates of the delta net and its state are float32.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from .backend import Policy, fuse, mx
@@ -270,6 +271,9 @@ class Block:
         self.feed_forward, self.eps = feed_forward, config.rms_norm_eps
         self.input_norm = weights.vector("input_layernorm")
         self.post_norm = weights.vector("post_attention_layernorm")
+        self.before_mixer, self.before_block = (
+            Norm(weight, self.eps) for weight in (self.input_norm, self.post_norm)
+        )
 
     def enter(self, x: mx.array) -> mx.array:
         return rms_norm(x, self.input_norm, self.eps)
@@ -287,13 +291,14 @@ class AttentionLayer(Block):
         self.mixer = GatedAttention(config, weights.within("self_attn"), policy)
         self._fused_before, self._fused_after = fuse(self.before), fuse(self.after)
         self._few_before, self._few_after = fuse(self.few_before), fuse(self.few_after)
+        self._attend = fuse(partial(heads.attend, self.mixer.sizes))
 
     def __call__(self, x: mx.array, cache: KVCache | DeltaState) -> mx.array:
         """x [B, T, hidden] to the same shape; the cache grows by T."""
         if not isinstance(cache, KVCache):
             raise TypeError("an attention layer wants a KVCache")
-        if is_few(x) and not cache.quantized and self.mixer.takes_few() and self.feed_forward.takes_few():
-            return self.few(x, cache)
+        if is_few(x) and not cache.quantized and self.takes_few():
+            return self.few(x[0], cache)[None]
         # with many tokens products take the time, and fusing around those breaks vectorised loops apart
         few = x.shape[1] <= MAX_ROWS
         q, k, v, gate = (self._fused_before if few else self.before)(x, mx.array(cache.length))
@@ -302,22 +307,34 @@ class AttentionLayer(Block):
 
     tentatively = __call__  # a KVCache takes back what does not count
 
+    def takes_few(self) -> bool:
+        """Whether kernels do the layer for few tokens, if the cache is not quantized."""
+        return self.mixer.takes_few() and self.feed_forward.takes_few()
+
     def few(self, x: mx.array, cache: KVCache) -> mx.array:
-        """The same by kernels, for few T and B 1."""
+        """The same by kernels, for x [T, hidden] with few T."""
         offset = heads.position(cache.length)
-        main, q, k, v = self._few_before(x, offset)
-        cache.append(k, v)
-        keys, values = cache.buffer.parts
-        return self._few_after(x, heads.attend(self.mixer.sizes, main, q, keys, values, offset))
+        return self._few_after(x, self.few_attend(self._few_before(x, offset), cache, offset))
 
     def few_before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, ...]:
         """As `GatedAttention.few_project` gives them."""
-        return self.mixer.few_project(x[0], Norm(self.input_norm, self.eps), offset)
+        return self.mixer.few_project(x, self.before_mixer, offset)
+
+    def few_attend(
+        self, projected: tuple[mx.array, ...], cache: KVCache | DeltaState, offset: mx.array
+    ) -> mx.array:
+        """Attention's gated output [T, H*D], from what `few_before` gave; the cache grows by T."""
+        if not isinstance(cache, KVCache):
+            raise TypeError("an attention layer wants a KVCache")
+        main, q, k, v = projected
+        cache.write([k, v])
+        keys, values = cache.buffer.parts
+        return self._attend(main, q, keys, values, offset)
 
     def few_after(self, x: mx.array, mixed: mx.array) -> mx.array:
         """The rest of the layer, from attention's gated output [T, H*D]."""
-        rows = few.product(mixed, self.mixer.out.weight, add=x[0])
-        return self.feed_forward.few(rows, Norm(self.post_norm, self.eps))[None]
+        rows = few.product(mixed, self.mixer.out.weight, add=x)
+        return self.feed_forward.few(rows, self.before_block)
 
     def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """What attention needs, as `GatedAttention.project` gives it."""
@@ -340,11 +357,11 @@ class DeltaLayer(Block):
         """x [B, T, hidden] to the same shape; the state moves on by T."""
         if not isinstance(cache, DeltaState):
             raise TypeError("a delta net layer wants a DeltaState")
-        if is_few(x) and self.mixer.takes_few() and self.feed_forward.takes_few():
-            step = self._few
-        else:
-            # many tokens spend their time in products; fusing around those only breaks vectorised loops apart
-            step = self._fused if x.shape[1] == 1 else self.step
+        if is_few(x) and self.takes_few():
+            rows, cache.conv, cache.state = self._few(x[0], cache.conv, cache.state)
+            return rows[None]
+        # many tokens spend their time in products; fusing around those only breaks vectorised loops apart
+        step = self._fused if x.shape[1] == 1 else self.step
         x, cache.conv, cache.state = step(x, cache.conv, cache.state)
         return x
 
@@ -366,7 +383,11 @@ class DeltaLayer(Block):
         mixed, conv, state = self.mixer(self.enter(x), conv, state)
         return self.leave(x, mixed), conv, state
 
+    def takes_few(self) -> bool:
+        """Whether kernels do the layer for few tokens."""
+        return self.mixer.takes_few() and self.feed_forward.takes_few()
+
     def few(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The same by kernels, for few T and B 1."""
-        rows, conv, state = self.mixer.few(x[0], Norm(self.input_norm, self.eps), conv, state)
-        return self.feed_forward.few(rows, Norm(self.post_norm, self.eps))[None], conv, state
+        """The same by kernels, for x [T, hidden] with few T."""
+        rows, conv, state = self.mixer.few(x, self.before_mixer, conv, state)
+        return self.feed_forward.few(rows, self.before_block), conv, state

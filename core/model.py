@@ -16,6 +16,7 @@ from .mtp import MTPHead
 from .planner import MemoryPlan, fit, need_of, plan_memory
 from .ranks import joined, share, shares_head
 from .roofline import step_nbytes
+from .steps import Steps
 from .weights import Progress, Watched, Weights, load_weights
 
 
@@ -48,6 +49,9 @@ class Model:
         self.layers = [
             self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)
         ]
+        takes_few = policy.activations == mx.bfloat16 and all(layer.takes_few() for layer in self.layers)
+        # not for whoever puts something between the layers' parts later
+        self.steps = Steps(self.layers) if takes_few else None
         self.norm = named.vector("norm")
         mtp = named.within("mtp")
         ahead = self._feed_forward(mtp.within("layers.0.mlp")) if weights.has_mtp else None
@@ -119,9 +123,13 @@ class Model:
     def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
         """Read ids [T] into the cache; returns the hidden states [1, T, hidden] after the final norm."""
         ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
-        x = self.embed(ids[None])
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, memory)
+        steps = self.steps if ids.size <= MAX_ROWS and not cache.quantized else None
+        if steps:
+            x = steps(self.embed(ids), cache)[None]
+        else:
+            x = self.embed(ids[None])
+            for layer, memory in zip(self.layers, cache.layers, strict=True):
+                x = layer(x, memory)
         x = rms_norm(x, self.norm, self.config.rms_norm_eps)
         cache.length += ids.size
         cache.hidden = x[:, -1:]

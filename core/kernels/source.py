@@ -7,7 +7,7 @@ define. Whether the device at hand takes our kernels is asked with `backend()`.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal, TypeVar
 
 from ..backend import mx, on_gpu
@@ -156,8 +156,11 @@ class Kernel:
 
     def measured(self, of_inputs: Sequence[T]) -> list[tuple[str, T]]:
         """The inputs whose shape the body asks for, each with what belongs to it."""
-        pairs = zip(self.inputs, of_inputs, strict=True)
-        return [(name, it) for name, it in pairs if f"{name}_shape" in self.body]
+        return [(name, it) for name, it in zip(self.inputs, of_inputs, strict=True) if name in self._measured]
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        return frozenset(name for name in self.inputs if f"{name}_shape" in self.body)
 
 
 def texts(kernel: Kernel, backend: Backend) -> tuple[str, str]:

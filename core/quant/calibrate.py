@@ -191,8 +191,9 @@ class _State:
 def watch(model: Model) -> list[Recorder]:
     """Put a recorder before every product of `model`, which is changed and serves for nothing else then.
 
-    Reading one token at a time would bypass them: those steps were fused when the model was made.
+    Reading one token at a time would bypass them on a CPU: those steps were fused when the model was made.
     """
+    model.steps = None
     recorders: list[Recorder] = []
     experts = model.config.num_experts
     for index, layer in enumerate(model.layers):
