@@ -170,8 +170,10 @@ def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[Row]:
         row = Row("qchat", name, variant, model.step_nbytes, load_s=time.perf_counter() - began)
         measure(row, open_qchat(model), args.prompts)
         for length in args.contexts:
-            row.decode[length] = rate(decoded(model, grown_cache(model, length)))
+            tokens = decoded(model, grown_cache(model, length))
+            row.decode[length] = rate(tokens)
             row.active_nbytes[length] = mx.get_active_memory()
+            del tokens  # and the cache with it
         yield row
         del model
         mx.clear_cache()
