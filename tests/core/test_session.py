@@ -377,7 +377,8 @@ def test_the_draft_head_guesses_most_of_the_next_but_one_tokens(qtiny):
     from qchat.core.backend import mx
     from qchat.core.cache import KVCache
 
-    reply = Session(qtiny, enable_thinking=False, temperature=0).send("Tell me a story about a fox.")
+    session = Session(qtiny, enable_thinking=False, temperature=0, max_new_tokens=120)
+    reply = session.send("Tell me a story about a fox.")
     ids = qtiny.tokenizer.encode(reply.raw_text)
     model = qtiny.model
     hidden = model.hidden(ids, model.new_cache())

@@ -182,7 +182,10 @@ def test_an_editor_that_cannot_start_is_a_sentence(model: Path):
     with in_terminal(model, "--plain", EDITOR="/nonexistent/editor", VISUAL="") as (terminal, process):
         read_until(terminal, "ctrl+d leaves", "❯")
         os.write(terminal, b"\x07")
-        assert "Traceback" not in read_until(terminal, "/nonexistent/editor")
+        said = read_until(terminal, "/nonexistent/editor")
+        if "❯" not in said.partition("/nonexistent/editor")[2]:
+            said += read_until(terminal, "❯")
+        assert "Traceback" not in said
         os.write(terminal, b"\x04")
         assert process.wait(20) == 0
 
