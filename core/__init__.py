@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_model as evaluate_model
     from .export import export_conversation as export_conversation
     from .export import import_conversation as import_conversation
+    from .followers import follow as follow
     from .inspection import inspect_model as inspect_model
     from .measurements import Measurements as Measurements
     from .planner import plan_folder as plan_folder
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .quant.convert import plan_text as plan_text
     from .quant.plan import load_config as load_config
     from .quant.recipes import Options as Options
-    from .ranks import agree_request as agree_request
     from .ranks import follows as follows
     from .session import Engine as Engine
     from .session import Reply as Reply
@@ -53,7 +53,7 @@ _HOMES = {
     "measure_random": "bench",
     "load_config": "quant.plan",
     "Measurements": "measurements",
-    "agree_request": "ranks",
+    "follow": "followers",
     "follows": "ranks",
     "plan_folder": "planner",
     "plan_table": "planner",

@@ -9,6 +9,7 @@ from .backend import mx
 from .chat import Template
 from .config import ModelConfig, load_generation_config
 from .errors import TokenizerError, UsageError
+from .followers import load_model
 from .model import Model
 from .tokenizer import Tokenizer
 from .weights import Progress
@@ -31,7 +32,7 @@ class Engine:
 
     @classmethod
     def load(cls, path: str | Path, progress: Progress | None = None) -> "Engine":
-        """Load the model folder `path`, telling `progress` how far its weights are, as `Model.load` does.
+        """Load the model folder `path`, telling `progress` how far its weights are, as `load_model` does.
 
         Raises ModelError and its children, each naming what is wrong.
         """
@@ -46,7 +47,7 @@ class Engine:
         tokenizer.stop_ids |= frozenset(config.eos_token_ids)
         template = Template.load(folder)
         thinks = _thinks_by_default(template)
-        model = Model.load(folder, config, progress)
+        model = load_model(folder, config, progress)
         notices = [template.notice] if template.notice else []
         return cls(
             folder=folder,

@@ -16,6 +16,7 @@ from typing import Any
 from .backend import choose_policy, mx
 from .config import ModelConfig
 from .errors import GenerationError, QchatError, TokenizerError, UsageError
+from .followers import load_model
 from .hidden_cache import HiddenCache
 from .jsonfile import read_text
 from .kernels.linear import Linear, make_linear, prepare
@@ -324,7 +325,7 @@ def _measure(
     cache = _fill_cache(teacher, windows, report) if teacher is not None else None
     mx.clear_cache()  # what the reference's weights took
     head = _load_head(teacher) if teacher is not None else None
-    model = Model.load(student.folder, student.config)
+    model = load_model(student.folder, student.config)
     rows = max(1, LOGITS_NBYTES // (4 * student.config.vocab_size))
     tallies = {window.kind: Tally() for window in windows}
     for window in _reported(windows, f"reading with {student.folder.name}", report):
@@ -342,7 +343,7 @@ def _fill_cache(teacher: Source, windows: Sequence[Window], report: Report) -> H
     missing = [window for window in windows if cache.read(window.ids) is None]
     if missing:
         cache.check_room(sum(len(window.ids) for window in missing))
-        model = Model.load(teacher.folder, teacher.config)
+        model = load_model(teacher.folder, teacher.config)
         for window in _reported(missing, f"reading with the reference {teacher.folder.name}", report):
             cache.write(window.ids, hidden_states(model, window.ids))
         cache.forget_others()

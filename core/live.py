@@ -11,7 +11,6 @@ from .errors import DoesNotFit, UsageError
 from .events import Sync
 from .generate import prefill
 from .model import Model
-from .ranks import joined
 from .snapshots import Kind, Snapshots
 
 
@@ -48,14 +47,9 @@ class Live:
         """
         start = len(self.ids)
         model = self.engine.model
-        for done in prefill(model, self.cache, ids[start:], self.stopped, drafts=self.drafts > 0):
+        for done in prefill(model, self.cache, ids[start:], lambda: self.cancelled, drafts=self.drafts > 0):
             self.ids = list(ids[: start + done])
             yield start + done
-
-    def stopped(self) -> bool:
-        """Whether the reply under way was cancelled, on rank 0 where there are several."""
-        ranks = joined()
-        return self.cancelled if ranks is None else bool(ranks.agree([int(self.cancelled)])[0])
 
     def forget(self) -> None:
         """Begin a live state that has read nothing."""

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
-from .backend import Policy, choose_policy, mx, on_gpu
+from .backend import Policy, choose_policy, mx
 from .cache import QUANTIZED_BITS, Cache, KVCache
 from .config import ModelConfig
 from .kernels.few import MAX_ROWS
@@ -23,6 +24,8 @@ from .weights import Progress, Watched, Weights, load_weights
 class Model:
     """Immutable after construction; `repairs` say what the loader made of the folder."""
 
+    shared = False  # whether other processes hold parts of it, and of its caches
+
     def __init__(
         self,
         config: ModelConfig,
@@ -39,6 +42,7 @@ class Model:
         if refusal:
             policy = replace(policy, notices=(*policy.notices, refusal))
         self.config, self.policy, self.plan = config, policy, plan
+        self.gathers = gather is not None
         self.step_nbytes = step_nbytes(weights.tensors, config, policy)
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
@@ -58,12 +62,12 @@ class Model:
         self.mtp = MTPHead(config, mtp, ahead, policy) if ahead else None
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig, progress: Progress | None = None) -> "Model":
+    def load(cls, folder: Path, config: ModelConfig, progress: Progress | None = None) -> Self:
         """Read the weights of `folder`, of several ranks each its share; tells `progress` once all is checked
         and before each of them.
 
-        On a GPU its kernels are compiled as well. Raises ModelError and its children, DoesNotFit, UsageError
-        where ranks cannot share the model, and what `progress` raises.
+        Raises ModelError and its children, DoesNotFit, UsageError where ranks cannot share the model, and
+        what `progress` raises.
         """
         ranks = joined()
         weights = load_weights(folder, config)
@@ -73,12 +77,7 @@ class Model:
             config, weights = share(config, weights, ranks)
             policy = replace(policy, sum=ranks.sum)
         plan = plan_memory(config, weights, policy, name=folder.resolve().name)
-        model = cls(config, weights, policy, progress, gather, plan)
-        if on_gpu():
-            if progress:
-                progress(model.nbytes, model.nbytes, "kernels")
-            model.warm_up()
-        return model
+        return cls(config, weights, policy, progress, gather, plan)
 
     def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:
         make = AttentionLayer if kind == "full_attention" else DeltaLayer

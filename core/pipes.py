@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from .errors import QchatError, UsageError
-from .protocol import MAX_LINE_NBYTES, URGENT_METHODS, Request, decode, encode, error_message
+from .protocol import FRONT_VARIABLE, MAX_LINE_NBYTES, URGENT_METHODS, Request, decode, encode, error_message
 
 LINES_PER_SECOND = 60
 MEMORY_SECONDS = 0.25
@@ -154,6 +154,7 @@ class Inbox:
         self.waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._source, self._urgent, self._refused, self._left = source, urgent, refused, left
         self._parent = os.getppid()
+        self._front = int(os.environ.get(FRONT_VARIABLE, "0"))
         self._signals, write_end = os.pipe()
         os.set_blocking(write_end, False)
         # a signal's Python handler would have to wait until MLX returns; this byte does not
@@ -181,13 +182,25 @@ class Inbox:
 
     def _read(self) -> bytes:
         """The next bytes; none when nobody is left, or SIGTERM came."""
-        while os.getppid() == self._parent:
+        while self._somebody_is_left():
             ready, _, _ = select.select([self._source, self._signals], [], [], PARENT_SECONDS)
             if self._signals in ready:
                 return b""
             if self._source in ready:
                 return os.read(self._source, READ_NBYTES)
         return b""
+
+    def _somebody_is_left(self) -> bool:
+        """A launcher that stands between front end and engine outlives the former."""
+        if os.getppid() != self._parent:
+            return False
+        try:
+            os.kill(self._front, 0)  # 0, of nobody, is this process's own group
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
 
     def _take(self, line: bytes) -> None:
         number = None

@@ -1,4 +1,4 @@
-"""How a front end and an engine process talk: one JSON object a line, UTF-8, over stdin and stdout.
+"""How a front end and an engine process talk: one JSON object a line, in ASCII, over stdin and stdout.
 
     request  {"id": 7, "method": "send", "params": {...}}
     event    {"id": 7, "event": "text", ...}, or several at once: {"id": 7, "events": [{...}, ...]}
@@ -23,6 +23,8 @@ from .errors import QchatError, UsageError
 
 PROTOCOL_VERSION = 1
 MAX_LINE_NBYTES = 64 << 20
+# holds the front end's process number, where that is not the engine's parent
+FRONT_VARIABLE = "QCHAT_FRONT"
 
 # the type of each parameter; what may be None may be left out
 Parameters = Mapping[str, Any]
@@ -145,13 +147,12 @@ def _shown(kind: Any) -> str:
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """The message as a line. Half a surrogate pair, which has no UTF-8, is escaped; a float that is no
-    number, which JSON has no word for, becomes null."""
+    """The message as a line of ASCII, which whoever passes it on may cut anywhere; a float that is no number,
+    which JSON has no word for, becomes null."""
     try:
-        text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except ValueError:
         return encode(_without_nan(message))
-    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _without_nan(value: Any) -> Any:

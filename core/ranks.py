@@ -4,19 +4,17 @@ Attention and delta net are shared by heads, MLPs and experts by their inner wid
 1909.08053). The ranks are MLX's own, started by `mlx.launch`. Refuses shapes that do not divide.
 """
 
-import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd
-from typing import Any
 
 from .backend import mx
 from .config import ModelConfig
 from .errors import GenerationError, UsageError
+from .layouts import MTP_PREFIX
 from .packed import Packed
 from .weights import Tensor, Weights
 
@@ -45,12 +43,9 @@ class Ranks:
         own = mx.array(list(values), mx.int32) * int(self.rank == 0)
         return [int(value) for value in mx.distributed.all_sum(own).tolist()]  # pyright: ignore
 
-    def agree_text(self, text: str) -> str:
-        """The `text` of rank 0, for all."""
-        data = text.encode()
-        (length,) = self.agree([len(data)])
-        own = data if self.rank == 0 else bytes(length)
-        return bytes(self.agree(list(own))).decode() if length else ""
+    def broadcast(self, x: mx.array) -> mx.array:
+        """The `x` of rank 0, for all; of others only shape and dtype count."""
+        return mx.distributed.all_sum(x if self.rank == 0 else mx.zeros_like(x))
 
 
 @cache
@@ -78,24 +73,16 @@ def follows() -> bool:
     return os.environ.get("MLX_RANK", "0") != "0"
 
 
-def agree_request(text: str, seed: int | None) -> tuple[str, dict[str, Any]]:
-    """What rank 0 was asked, for all ranks, and the setting that this takes: one seed for the same ids."""
-    ranks = joined()
-    if ranks is None:
-        return text, {}
-    chosen = secrets.randbits(31) if seed is None else seed
-    text, chosen = json.loads(ranks.agree_text(json.dumps([text, chosen])))
-    return text, {"seed": chosen}
-
-
 def share(config: ModelConfig, weights: Weights, ranks: Ranks) -> tuple[ModelConfig, Weights]:
     """What this rank holds: its config, with fewer heads and narrower blocks, and its part of the weights.
 
-    Nothing is evaluated. Raises UsageError where heads, widths or quantization groups do not divide.
+    The draft head is left out: what it saves, its sums over ranks would cost. Nothing is evaluated.
+    Raises UsageError where heads, widths or quantization groups do not divide.
     """
     cut = _Cut(config, ranks)
-    tensors = {name: cut.tensor(name, tensor) for name, tensor in weights.tensors.items()}
-    return cut.config, replace(weights, tensors=tensors)
+    kept = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith(MTP_PREFIX)}
+    tensors = {name: cut.tensor(name, tensor) for name, tensor in kept.items()}
+    return cut.config, replace(weights, tensors=tensors, has_mtp=False)
 
 
 class _Cut:

@@ -71,7 +71,7 @@ class PendingReply:
             yield Notice(notice)
         try:
             yield from self._read_prompt()
-            if self.session.stopped():
+            if self.session.cancelled:
                 self.reason = "cancelled"
             else:
                 yield from self._decode()
@@ -129,7 +129,7 @@ class PendingReply:
         session, engine = self.session, self.session.engine
         loops, ids = LoopDetector(), self.output.ids
         while len(ids) < self.room:
-            if session.stopped():
+            if session.cancelled:
                 self.reason = "cancelled"
                 return
             if session.closing_thought:

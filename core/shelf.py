@@ -41,7 +41,8 @@ class Shelf:
             found = stock or Stock()
             identity = identity_of(engine)
             self._recorder = Recorder(store, identity, conversation, found.places, found.changes)
-            self._states = SavedStates(store.states_folder, engine, disk_budget)
+            if not engine.model.shared:  # of a shared one's states only a part is here
+                self._states = SavedStates(store.states_folder, engine, disk_budget)
 
     @property
     def conversation(self) -> int | None:

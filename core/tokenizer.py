@@ -222,9 +222,20 @@ class WindowDetokenizer:
         self._shown = text
         self._waiting = 0
         if len(self._ids) >= 2 * WINDOW:
-            self._ids = self._ids[-WINDOW:]
-            self._shown = self._decode(self._ids)
+            self._forget()
         return fresh
+
+    def _forget(self) -> None:
+        """Keep the last ids, from WINDOW on as many as begin with no part of a character."""
+        for count in range(WINDOW, 2 * WINDOW):
+            kept = self._ids[-count:]
+            text = self._decode(kept)
+            if "\ufffd" not in text and self._shown.endswith(text):
+                break
+        else:
+            kept = self._ids[-WINDOW:]
+            text = self._decode(kept)
+        self._ids, self._shown = kept, text
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The engine process: `python -m qchat.core.worker` serves one conversation, and jobs, over its pipes.
 
 Speaks `protocol.py`. This thread alone computes; `pipes.py` has the two that read and write. It is ready
-before MLX is imported. A request that fails ends in an error, never in the end of the process.
+before MLX is imported. A request that fails ends in an error, never in the end of the process. Of several
+that `mlx.launch` starts, the first one serves and the others follow it.
 """
 
 import os
@@ -33,11 +34,14 @@ class Worker:
         self._outbox = Outbox(output, lambda: self._desk.figures() if self._desk else None)
 
     def serve(self) -> None:
-        """Answer requests until there are no more. Raises ImportError where the runtime is not whole."""
+        """Answer requests until there are no more. Raises ImportError where the runtime is not whole, and
+        GenerationError where other ranks do not come."""
         self._outbox.say({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
         inbox = Inbox(self._source, self._urgent, self._refused, self._leave)
         from .desk import Desk
+        from .ranks import joined
 
+        joined()  # others that were started with this process are waiting
         self._desk = desk = Desk(self._outbox.event, self._cancelled)
         method = ""
         while method != "shutdown":
@@ -117,7 +121,15 @@ def main() -> None:
     """Serve this process's stdin and stdout; what libraries print there goes to stderr instead."""
     output = os.dup(1)
     os.dup2(2, 1)
-    Worker(0, output).serve()
+    if os.environ.get("MLX_RANK", "0") == "0":
+        serve = Worker(0, output).serve
+    else:
+        from .followers import follow as serve
+    try:
+        serve()
+    except QchatError as error:  # the front end will find it in the log
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
     sys.stderr.flush()
     os._exit(0)  # at once, without taking gigabytes apart that the system frees anyway
 

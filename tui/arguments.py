@@ -40,6 +40,7 @@ def parser() -> Parser:
     _add_reply(parser.add_argument_group("reply"))
     _add_sampling(parser.add_argument_group("sampling", "by default as the model's authors recommend"))
     _add_memory(parser.add_argument_group("memory"))
+    _add_ranks(parser.add_argument_group("several processes or machines, which share the chat's model"))
     return parser
 
 
@@ -152,6 +153,18 @@ def _add_memory(group: Any) -> None:
     group.add_argument("--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens")
     group.add_argument("--snapshot-budget", metavar="SIZE", help="memory for kept states, such as '2 GB'")
     group.add_argument("--kv-bits", type=int, choices=(8, 16), help="bits of a kept key or value (16)")
+
+
+def _add_ranks(group: Any) -> None:
+    shared = group.add_mutually_exclusive_group()
+    shared.add_argument("--ranks", type=int, metavar="N", help="N processes of this machine")
+    shared.add_argument(
+        "--hostfile",
+        type=_text,
+        metavar="FILE",
+        help="the machines of FILE, as mlx.launch takes it, this one first; one prompt alone is shared with "
+        "mlx.launch -n N -- qchat MODEL -p TEXT",
+    )
 
 
 def _text(value: str) -> str:

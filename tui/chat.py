@@ -33,7 +33,8 @@ STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
 
 
 class Chat:
-    """`model` and `state` are the engine's ModelInfo and State; `settings` go with every reply.
+    """`model` and `state` are the engine's ModelInfo and State; `settings` go with every reply. Jobs have
+    engines like the chat's, or of their own kind.
 
     Every method raises QchatError with one sentence; EngineDied comes after the view was told of the death.
     """
@@ -43,6 +44,7 @@ class Chat:
         view: View,
         client_factory: Callable[[], EngineClient] = EngineClient,
         *,
+        job_client_factory: Callable[[], EngineClient] | None = None,
         settings: "Settings",
         store: "Store | None" = None,
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +59,7 @@ class Chat:
         self.show_stats = False
         self.client: EngineClient | None = None
         self.meter = Meter(clock)
-        self._factory = client_factory
+        self._factory, self._job_factory = client_factory, job_client_factory or client_factory
         self._path: str | None = None  # of the model that is, or is to be, loaded
         self._call: Call | None = None
         self._busy = False
@@ -380,9 +382,9 @@ class Chat:
     async def _run_job(self, job: Job, alone: bool) -> None:
         if alone:
             async with self._without_model():
-                await job.run(self._factory())
+                await job.run(self._job_factory())
         else:
-            await job.run(self._factory())
+            await job.run(self._job_factory())
         self._go_on()
 
     @asynccontextmanager

@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if os.environ.get("MLX_RANK", "0") != "0":  # of those that mlx.launch started, rank 0 alone is asked
+        from ..core import follow
+
+        follow()
+        return 0
     if argv and argv[0] in VERBS:
         return run_verb(argv[0], argv[1:])
     from .arguments import parser
@@ -85,14 +90,16 @@ def _chat(args: argparse.Namespace, settings: "Settings") -> int:
             session=args.session,
             stats=args.stats,
             yes=args.yes,
+            ranks=args.ranks,
+            hostfile=args.hostfile,
         )
     )
 
 
 def _answer(args: argparse.Namespace, settings: "Settings") -> int:
-    # of several processes that mlx.launch started, rank 0 alone is asked and answers
-    follows = os.environ.get("MLX_RANK", "0") != "0"
-    text = "" if follows else _prompt(" ".join(args.words) or args.prompt, args.files or ())
+    if args.ranks is not None or args.hostfile is not None:
+        raise UsageError("--ranks and --hostfile are a chat's: mlx.launch -n N -- qchat MODEL -p TEXT")
+    text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
     from .oneshot import Request, run
 
     request = Request(

@@ -6,15 +6,18 @@ the process ends, every open call ends with EngineDied. Refuses a process that w
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import QchatError, UsageError
-from ..core.protocol import MAX_LINE_NBYTES, PROTOCOL_VERSION, Cancelled, decode, encode
+from ..core.protocol import FRONT_VARIABLE, MAX_LINE_NBYTES, PROTOCOL_VERSION, Cancelled, decode, encode
 
 # -P: a folder that one happens to be in must not provide the engine's modules
 COMMAND = (sys.executable, "-P", "-m", "qchat.core.worker")
@@ -40,6 +43,22 @@ class EngineDied(QchatError):
     """The engine process ended; the message says how."""
 
 
+def shared_command(*, ranks: int | None = None, hostfile: str | None = None) -> tuple[str, ...]:
+    """The engine as so many processes of this machine, or one on each machine of a file as `mlx.launch` takes
+    it, of which this one is the first. Raises UsageError where MLX's launcher is not installed."""
+    beside = Path(sys.executable).with_name("mlx.launch")
+    launcher = str(beside) if beside.exists() else shutil.which("mlx.launch")
+    if launcher is None:
+        raise UsageError("mlx.launch was not found: it comes with MLX and belongs beside python")
+    places = ("--hostfile", hostfile) if hostfile else ("-n", str(ranks))
+    return (launcher, *places, "--", *COMMAND)
+
+
+def behind_launcher() -> dict[str, str]:
+    """What an engine needs to know to end with this process although it is not its child."""
+    return {FRONT_VARIABLE: str(os.getpid())}
+
+
 def spawn(command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None) -> Process:
     """Start an engine process in a session of its own, which the terminal's signals do not reach.
 
@@ -56,13 +75,14 @@ def spawn(command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None
         raise EngineDied(f"the engine could not be started: {problem.strerror} ({command[0]})") from problem
 
 
-_early: list[Process] = []
+_early: list[tuple[Sequence[str], Process]] = []
 
 
-def spawn_early() -> None:
-    """Start an engine now, for the first EngineClient to adopt: its imports run beside the front end's."""
+def spawn_early(command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None) -> None:
+    """Start an engine now, for the first EngineClient with this command to adopt: its imports run beside the
+    front end's."""
     if not _early:
-        _early.append(spawn())
+        _early.append((command, spawn(command, env)))
 
 
 class Call:
@@ -118,7 +138,7 @@ class EngineClient:
         self.on_death: Callable[[str], None] | None = None
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.ready: dict[str, Any] = {}
-        self._command, self._env = command, env
+        self._command, self._env = command, env or {}
         self._process: Process | None = None
         self._input: asyncio.WriteTransport | None = None
         self._reading: list[asyncio.Task[None]] = []
@@ -141,7 +161,7 @@ class EngineClient:
 
         Raises EngineDied where it does not come up or speaks another protocol.
         """
-        early = _early.pop() if _early and self._command is COMMAND and not self._env else None
+        early = _early.pop()[1] if _early and _early[0][0] == self._command else None
         self._process = process = early or spawn(self._command, self._env)
         loop = asyncio.get_running_loop()
         self._first = loop.create_future()
@@ -191,11 +211,19 @@ class EngineClient:
             await asyncio.to_thread(self._process.wait)
             return
         if self._input is not None:
+            if FRONT_VARIABLE in self._env:  # a launcher passes lines on, and not their end
+                self._ask_to_end()
             self._input.close()
         _, late = await asyncio.wait(self._reading, timeout=STOP_SECONDS)
         if late:
             self.kill()
             await asyncio.wait(late)
+
+    def _ask_to_end(self) -> None:
+        for call in list(self._calls.values()):
+            call.cancel()
+        with suppress(EngineDied):
+            self.call("shutdown")
 
     def kill(self) -> None:
         """End the process now."""

@@ -5,7 +5,7 @@ Decides before anything of a terminal library is imported, since those look at t
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..core.errors import UsageError
 from .attachments import read, with_files
 from .beginning import Beginning
 from .choice import choose_model
-from .client import spawn_early
+from .client import COMMAND, EngineClient, behind_launcher, shared_command, spawn_early
 from .conversations import find, model_of, open_store
 from .history import History
 from .keymap import Keymap
@@ -42,21 +42,30 @@ class Launch:
     session: str | None = None
     stats: bool = False
     yes: bool = False
+    ranks: int | None = None
+    hostfile: str | None = None
 
 
 def run(launch: Launch) -> int:
     """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin."""
     full = is_full(launch.settings)
     keymap = Keymap.load(launch.settings["keys"], launch.settings.origin("keys")) if full else Keymap()
+    engine = _engine(launch)
     with closing(open_store()) as store:
         beginning = _beginning(launch, store)
-        spawn_early()
+        spawn_early(*engine)
         history = History(_history_file())
 
         def make_chat(view: "View") -> "Chat":
             from .chat import Chat
 
-            return Chat(view, settings=launch.settings, store=store)
+            return Chat(
+                view,
+                lambda: EngineClient(*engine),
+                job_client_factory=EngineClient,  # jobs are one process's
+                settings=launch.settings,
+                store=store,
+            )
 
         if full:
             code, goes_on = _run_app(make_chat, launch.settings, keymap, history, beginning)
@@ -73,6 +82,17 @@ def is_full(settings: Settings) -> bool:
     if settings["plain"] or settings["screen_reader"] or os.environ.get("TERM", "dumb") in ("", "dumb"):
         return False
     return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
+    """The engine's command, and what is to be in its environment. Raises UsageError."""
+    if launch.ranks is None and launch.hostfile is None:
+        return COMMAND, {}
+    if launch.ranks is not None and launch.ranks < 2:
+        raise UsageError(f"--ranks is {launch.ranks}, wanted 2 or more")
+    if launch.hostfile is not None and not Path(launch.hostfile).is_file():
+        raise UsageError(f"--hostfile: there is no file {launch.hostfile}")
+    return shared_command(ranks=launch.ranks, hostfile=launch.hostfile), behind_launcher()
 
 
 def _beginning(launch: Launch, store: "Store") -> Beginning:

@@ -51,22 +51,18 @@ class Cancellable(Protocol):
 
 def run(request: Request) -> int:
     """Load the model, stream its reply, return the exit code. Raises QchatError and BrokenPipeError."""
-    from ..core import agree_request, follows
-
     session = _session(request)
-    show = _view(request) if not follows() else lambda _: None
+    show = _view(request)
     progress = _Progress(request)
     done = None
-    text, settings = agree_request(request.text, request.settings.get("seed"))
     with stopped_by_interrupt(session):
-        for event in session.stream(text, **settings):
+        for event in session.stream(request.text):
             progress.follow(event)
             show(event)
             done = event if isinstance(event, Done) else done
     if done is None:
         raise GenerationError("the reply ended without its closing event")
-    if not follows():
-        _close(request, done)
+    _close(request, done)
     if request.store is not None:
         session.save_state()
     return EXIT_CODES[done.finish_reason]

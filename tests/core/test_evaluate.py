@@ -199,13 +199,13 @@ def files(cache: Path) -> list[Path]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders whose whole models were loaded."""
     seen: list[str] = []
-    load = evaluate.Model.load
+    load = evaluate.load_model
 
     def spy(folder: Path, config: ModelConfig) -> evaluate.Model:
         seen.append(folder.name)
         return load(folder, config)
 
-    monkeypatch.setattr(evaluate.Model, "load", spy)
+    monkeypatch.setattr(evaluate, "load_model", spy)
     return seen
 
 

@@ -1,9 +1,13 @@
 """A model shared by two processes computes what one computes alone; what cannot be shared is refused."""
 
+import asyncio
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from qchat.core.errors import UsageError
 from qchat.core.packed import Packed
 from qchat.core.ranks import Ranks, share
 from qchat.core.weights import load_weights
+from qchat.tui.client import EngineClient, behind_launcher, shared_command
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 from tests.compare import ROOT, relative_rms
 
@@ -22,16 +27,46 @@ IDS = [(7 * i * i + 3 * i) % 250 for i in range(40)]
 SCRIPT = """
 import sys
 import numpy as np
+from qchat.core import follow, follows
 from qchat.core.engine import Engine
-from qchat.core.ranks import joined
 target, *folders = sys.argv[1:]
-ranks = joined()
+if follows():
+    follow()
+    sys.exit()
 for number, folder in enumerate(folders):
-    logits = np.array(Engine.load(folder).logits(eval(open(target + ".ids").read())))
-    if ranks.rank == 0:
-        np.save(f"{target}{number}.npy", logits)
-print(ranks.agree_text("said by rank 0" if ranks.rank == 0 else "not heard"))
+    np.save(f"{target}{number}.npy", np.array(Engine.load(folder).logits(eval(open(target + ".ids").read()))))
 """
+# what rank 0 says of a conversation, and of a model that another rank refuses
+TALK = """
+import json, sys
+from qchat.core import Session, follow, follows
+from qchat.core.engine import Engine
+from qchat.core.errors import QchatError, UsageError
+from qchat.core.followers import _load_folder
+def load(path):
+    if "refused" in path:
+        raise UsageError("no such model here")
+    return _load_folder(path)
+if follows():
+    follow(load)
+    sys.exit()
+folder, refused = sys.argv[1:]
+try:
+    Engine.load(refused)
+except QchatError as error:
+    print(error)
+session = Session(Engine.load(folder), temperature=0, enable_thinking=False, max_new_tokens=6)
+said = [session.send("hello").raw_text, session.send("and more").raw_text]
+*_, again = session.retry()
+events = session.edit(1, "something else")
+next(events)
+session.cancel()
+*_, cancelled = events
+session.switch(session.nodes[3].number)
+said += [again.raw_text, cancelled.finish_reason, session.send("at last").raw_text]
+print(json.dumps(said), session.cache.length, again.prefilled_tokens)
+"""
+ALONE = TALK.replace("if follows():", "if False:")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +94,89 @@ def test_two_ranks_compute_the_logits_of_one(folders: list[Path], tmp_path: Path
     script.write_text(SCRIPT)
     Path(f"{target}.ids").write_text(repr(IDS))
     run = launch(script, target, *folders)
-    assert run.stdout.count("said by rank 0") == 2, run.stderr
     for number, folder in enumerate(folders):
         alone = Engine.load(folder).logits(IDS)
-        assert relative_rms(np.load(f"{target}{number}.npy"), np.array(alone)) <= 2e-5
+        found = Path(f"{target}{number}.npy")
+        assert found.exists(), run.stderr
+        assert relative_rms(np.load(found), np.array(alone)) <= 2e-5
+
+
+def test_a_conversation_on_rank_0_is_the_one_that_it_would_be_alone(folders: list[Path], tmp_path: Path):
+    shutil.copytree(folders[0], tmp_path / "refused")
+    together, alone = tmp_path / "together.py", tmp_path / "alone.py"
+    together.write_text(TALK)
+    alone.write_text(ALONE)
+    run = launch(together, folders[0], tmp_path / "refused")
+    wanted = subprocess.run(
+        [sys.executable, alone, str(folders[0]), str(tmp_path / "refused")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".dev")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    refusal, *said = run.stdout.splitlines()
+    assert refusal == "rank 1: no such model here", run.stderr
+    assert said == wanted.stdout.splitlines() != [], run.stderr + wanted.stderr
+
+
+def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):
+    async def chat() -> tuple[dict[str, Any], str, list[int]]:
+        client = EngineClient(shared_command(ranks=2), behind_launcher())
+        await client.start()
+        loaded = await client.request("load", model=str(folders[0]), defaults={"max_new_tokens": 5})
+        ranks = children(client.pid)
+        result = await client.request("send", text="hello ❯")
+        await client.stop()
+        return loaded["model"], result["state"]["turns"][-1]["question"], ranks
+
+    model, question, ranks = asyncio.run(chat())
+    assert model["nbytes"] < 0.75 * Engine.load(folders[0]).model.nbytes
+    assert question == "hello ❯"
+    assert len(ranks) == 2
+    assert ended(ranks)
+
+
+def test_ranks_end_with_a_front_end_that_is_killed(folders: list[Path], tmp_path: Path):
+    script = tmp_path / "front.py"
+    script.write_text(FRONT)
+    with subprocess.Popen(
+        [sys.executable, script, str(folders[0])],
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".dev")},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as front:
+        assert front.stdout
+        launcher = int(front.stdout.readline())
+        ranks = children(launcher)
+        front.kill()
+    assert len(ranks) == 2
+    assert ended([launcher, *ranks])
+
+
+FRONT = """
+import asyncio, sys
+from qchat.tui.client import EngineClient, behind_launcher, shared_command
+async def chat():
+    client = EngineClient(shared_command(ranks=2), behind_launcher())
+    await client.start()
+    await client.request("load", model=sys.argv[1])
+    print(client.pid, flush=True)
+    await asyncio.sleep(100)
+asyncio.run(chat())
+"""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` started and that run."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def ended(pids: list[int], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_the_command_answers_once_and_as_it_would_alone(folders: list[Path], tmp_path: Path):

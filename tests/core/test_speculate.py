@@ -85,7 +85,7 @@ def test_the_trained_draft_head_is_mostly_right():
     assert decoder.accepted > 0.6 * decoder.drafted
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 25), st.integers(0, 250), st.integers(1, 12))
 def test_wherever_a_reply_ends_the_cache_has_read_its_ids_and_no_more(
     engine, before: int, forced: int, after: int

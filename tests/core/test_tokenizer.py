@@ -152,6 +152,14 @@ def test_other_decoders_stream_the_same_text_too(name: str, data: st.DataObject)
     assert streamed(tokenizer, ids) == tokenizer._library.decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("count", range(1, 30))
+@pytest.mark.parametrize("before", [[], [0], [1, 0]])
+def test_long_runs_of_bytes_are_cut_between_characters(before: list[int], count: int):
+    tokenizer = words_tokenizer(DECODERS["byte fallback"]())
+    ids = [*before, *[7, 8, 9] * count]
+    assert streamed(tokenizer, ids).endswith("€" * count)
+
+
 # --- text that must stay text ---
 
 

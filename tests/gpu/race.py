@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from qchat.core.backend import choose_policy, mx
 from qchat.core.cache import Cache, KVBuffer, KVCache
 from qchat.core.config import ModelConfig
+from qchat.core.errors import UsageError
+from qchat.core.followers import LedModel, follow
 from qchat.core.generate import Decoder, prefill
 from qchat.core.model import Model
 from qchat.core.packed import Packed
 from qchat.core.quant.plan import load_config
 from qchat.core.quant.recipes import VARIANTS, Options
-from qchat.core.random_model import random_weights
+from qchat.core.random_model import random_model, random_weights
 from qchat.core.ranks import follows, joined, share, shares_head
 from qchat.core.roofline import step_nbytes
 from qchat.core.sampling import Sampling
@@ -39,6 +41,7 @@ COPY_NBYTES = 4 << 30
 ENGINES = ("qchat", "mlx-lm")
 GREEDY = Sampling(temperature=0)
 
+M = TypeVar("M", bound=Model)
 Generate = Callable[[list[int]], Iterator[int]]
 
 
@@ -89,15 +92,31 @@ def grown_cache(model: Model, length: int) -> Cache:
     return cache
 
 
-def open_model(config: ModelConfig, options: Options) -> Model:
-    """The random model; under `mlx.launch` this rank's share of it."""
-    ranks, weights = joined(), random_weights(config, options)
-    policy, gather = choose_policy(weights.parameters), None
-    if ranks:
-        gather = ranks.gather if shares_head(config, ranks) else None
-        policy = replace(policy, sum=ranks.sum)
-        config, weights = share(config, weights, ranks)
-    return Model(config, weights, policy, gather=gather)
+def open_model(path: Path, options: Options) -> Model:
+    """The random model; under `mlx.launch` this rank's share of it, which the others' shares follow."""
+    ranks = joined()
+    if ranks is None:
+        return random_model(load_config(path), options)
+    return LedModel.begin(
+        ranks, json.dumps([str(path), asdict(options)]), lambda: part(LedModel, path, options)
+    )
+
+
+def part(kind: type[M], path: Path, options: Options) -> M:
+    """This rank's share of a random model."""
+    ranks, config = joined(), load_config(path)
+    if ranks is None:
+        raise UsageError("there is one rank")
+    weights = random_weights(config, options)
+    gather = ranks.gather if shares_head(config, ranks) else None
+    policy = replace(choose_policy(weights.parameters), sum=ranks.sum)
+    config, weights = share(config, weights, ranks)
+    return kind(config, weights, policy, gather=gather)
+
+
+def part_for_follower(what: str) -> Model:
+    path, options = json.loads(what)
+    return part(Model, Path(path), Options(**options))
 
 
 def open_mlx_lm(config: ModelConfig, random: Weights) -> Generate:
@@ -166,7 +185,7 @@ def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[Row]:
     name = path.name.removesuffix(".config.json")
     began = time.perf_counter()
     if "qchat" in args.engines:
-        model = open_model(config, options)
+        model = open_model(path, options)
         row = Row("qchat", name, variant, model.step_nbytes, load_s=time.perf_counter() - began)
         measure(row, open_qchat(model), args.prompts)
         for length in args.contexts:
@@ -234,12 +253,14 @@ def main() -> None:
     parser.add_argument("--new", action="store_true", help="the second generation of the recipes")
     parser.add_argument("--output", type=Path, help="append a JSON line per row")
     args = parser.parse_args()
+    if follows():
+        follow(part_for_follower)
+        return
+    joined()  # the others are waiting
     bandwidth = copy_bandwidth()
     print(f"{mx.device_info().get('device_name')}: a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
     for path, variant in itertools.product(args.configs, args.variants):
         for row in race(path, variant, args):
-            if follows():
-                continue
             print(shown(row, bandwidth), flush=True)
             if len(row.prefill) > 3:
                 print(prefill_cost(row), flush=True)
