@@ -6,16 +6,19 @@ to which they add nothing, so that nobody waits for a value. Conversations, samp
 alone, which notices of the others no more than a model and caches.
 """
 
+import atexit
 import json
 import os
+import queue
 import secrets
 import socket
+import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from .weights import Progress
 # ranks of one cluster reach each other at once, or not at all
 CONNECT_SECONDS = 30.0
 SECRET_WORDS = 4
+GRACE_SECONDS = 5.0
 # of a memory plan: the least of all ranks counts
 LIMITS = ("context", "chunk", "free_nbytes")
 
@@ -129,11 +133,29 @@ class Followers:
             self._sockets = []
             raise
 
+    def end(self) -> None:
+        """Let the others end, once what is under way has ended everywhere."""
+        with suppress(GenerationError, OSError, RuntimeError):
+            self.tell("end")
+            mx.synchronize()
+            self.answers()
 
-@cache
+
+_leading: list[Followers] = []
+
+
 def _followers(ranks: Ranks) -> Followers:
     """One for the whole process."""
-    return Followers(ranks)
+    if not _leading:
+        _leading.append(Followers(ranks))
+        atexit.register(let_go)
+    return _leading[0]
+
+
+def let_go() -> None:
+    """Let the followers of this process end, if there are any."""
+    for followers in _leading:
+        followers.end()
 
 
 class LedModel(Model):
@@ -228,20 +250,30 @@ def follow(load: Load | None = None) -> None:
         leader = socket.create_connection((_address(), port), CONNECT_SECONDS)
     except OSError as error:
         raise GenerationError(f"rank 0 cannot be reached: {error.strerror or error}") from error
-    with leader, leader.makefile("rw") as lines:
-        leader.settimeout(None)
-        follower = _Follower(ranks, load or _load_folder)
-        _say(lines, secret)
-        with suppress(ConnectionError):
-            for line in lines:
-                answer = follower.do(json.loads(line))
-                if answer is not None:
-                    _say(lines, answer)
+    leader.settimeout(None)
+    follower = _Follower(ranks, load or _load_folder)
+    told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(leader, told), name="leader", daemon=True).start()
+    with suppress(OSError):  # rank 0 may be gone before it has heard the answer
+        _say(leader, secret)
+        while (line := told.get()) is not None:
+            answer = follower.do(json.loads(line))
+            if answer is not None:
+                _say(leader, answer)
 
 
-def _say(lines: Any, value: Any) -> None:
-    lines.write(json.dumps(value) + "\n")
-    lines.flush()
+def _listen(leader: socket.socket, told: "queue.SimpleQueue[str | None]") -> None:
+    """Pass on what rank 0 tells. After its death a sum that it does not join would never end."""
+    with suppress(OSError), leader.makefile("r") as lines:
+        for line in lines:
+            told.put(line)
+    told.put(None)
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
+def _say(leader: socket.socket, value: Any) -> None:
+    leader.sendall(json.dumps(value).encode() + b"\n")
 
 
 def _load_folder(path: str) -> Model:
@@ -277,6 +309,10 @@ class _Follower:
         plan = model.plan and {name: vars(model.plan)[name] for name in LIMITS}
         return {"error": "", "fits": True, "plan": plan}
 
+    def _end(self) -> dict[str, Any]:
+        mx.synchronize()
+        return {}
+
     def _cache(self, model: int, number: int, quantized: bool) -> None:
         self._caches[number] = self._models[model].new_cache(quantized=quantized)
 
@@ -305,6 +341,7 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "copy": _Follower._copy,
     "hidden": _Follower._hidden,
     "logits": _Follower._logits,
+    "end": _Follower._end,
 }
 
 

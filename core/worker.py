@@ -39,6 +39,7 @@ class Worker:
         self._outbox.say({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
         inbox = Inbox(self._source, self._urgent, self._refused, self._leave)
         from .desk import Desk
+        from .followers import let_go
         from .ranks import joined
 
         joined()  # others that were started with this process are waiting
@@ -53,6 +54,7 @@ class Worker:
             self._outbox.end(request.id, self._answer(desk, request))
             method = request.method
         desk.close()
+        let_go()
         self._outbox.close()
 
     # on the reader's thread

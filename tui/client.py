@@ -8,6 +8,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections import deque
@@ -26,6 +27,7 @@ LOG_LINE_CHARACTERS = 2000
 START_SECONDS = 60.0
 # an engine that was told to end looks after itself within two seconds
 STOP_SECONDS = 4.0
+MOST_PORTS, MOST_RANKS = 1 << 16, 64
 
 Events = list[dict[str, Any]]
 Process = subprocess.Popen[bytes]
@@ -50,8 +52,17 @@ def shared_command(*, ranks: int | None = None, hostfile: str | None = None) -> 
     launcher = str(beside) if beside.exists() else shutil.which("mlx.launch")
     if launcher is None:
         raise UsageError("mlx.launch was not found: it comes with MLX and belongs beside python")
-    places = ("--hostfile", hostfile) if hostfile else ("-n", str(ranks))
+    places = ("--hostfile", hostfile) if hostfile else ("-n", str(ranks), *_free_ports())
     return (launcher, *places, "--", *COMMAND)
+
+
+def _free_ports() -> tuple[str, ...]:
+    """Where the ranks of one machine listen: the launcher's own choice may be another chat's already."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    # one after the other, one for each rank
+    first = str(min(port, MOST_PORTS - MOST_RANKS))
+    return ("--starting-port", first, "--nccl-port", first)
 
 
 def behind_launcher() -> dict[str, str]:

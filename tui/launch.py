@@ -15,7 +15,7 @@ from ..core.errors import UsageError
 from .attachments import read, with_files
 from .beginning import Beginning
 from .choice import choose_model
-from .client import COMMAND, EngineClient, behind_launcher, shared_command, spawn_early
+from .client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
 from .conversations import find, model_of, open_store
 from .history import History
 from .keymap import Keymap
@@ -88,8 +88,8 @@ def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
     """The engine's command, and what is to be in its environment. Raises UsageError."""
     if launch.ranks is None and launch.hostfile is None:
         return COMMAND, {}
-    if launch.ranks is not None and launch.ranks < 2:
-        raise UsageError(f"--ranks is {launch.ranks}, wanted 2 or more")
+    if launch.ranks is not None and not 2 <= launch.ranks <= MOST_RANKS:
+        raise UsageError(f"--ranks is {launch.ranks}, wanted 2 to {MOST_RANKS}")
     if launch.hostfile is not None and not Path(launch.hostfile).is_file():
         raise UsageError(f"--hostfile: there is no file {launch.hostfile}")
     return shared_command(ranks=launch.ranks, hostfile=launch.hostfile), behind_launcher()

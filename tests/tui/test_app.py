@@ -387,8 +387,8 @@ def test_a_letter_typed_in_the_conversation_goes_to_the_prompt(tmp_path: Path):
         await it.pilot.press("shift+tab")
         assert it.app.focused is it.screen.transcript
         await it.pilot.press("W")
-        assert it.app.focused is it.prompt
-        assert it.prompt.text == "W"
+        await it.until(lambda: it.app.focused is it.prompt)
+        await it.until(lambda: it.prompt.text == "W")
 
 
 def test_editing_from_the_conversation_puts_the_question_into_the_prompt(tmp_path: Path):
