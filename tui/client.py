@@ -6,6 +6,7 @@ the process ends, every open call ends with EngineDied. Refuses a process that w
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,7 +28,9 @@ LOG_LINE_CHARACTERS = 2000
 START_SECONDS = 60.0
 # an engine that was told to end looks after itself within two seconds
 STOP_SECONDS = 4.0
-MOST_PORTS, MOST_RANKS = 1 << 16, 64
+MOST_RANKS = 64
+# below those that systems give to whoever asks for any; so often a place among them is tried
+PORTS, TRIES = (10_000, 30_000), 100
 
 Events = list[dict[str, Any]]
 Process = subprocess.Popen[bytes]
@@ -47,22 +50,25 @@ class EngineDied(QchatError):
 
 def shared_command(*, ranks: int | None = None, hostfile: str | None = None) -> tuple[str, ...]:
     """The engine as so many processes of this machine, or one on each machine of a file as `mlx.launch` takes
-    it, of which this one is the first. Raises UsageError where MLX's launcher is not installed."""
+    it, of which this one is the first. Raises UsageError where MLX's launcher is not installed, or no ports
+    are free."""
     beside = Path(sys.executable).with_name("mlx.launch")
     launcher = str(beside) if beside.exists() else shutil.which("mlx.launch")
     if launcher is None:
         raise UsageError("mlx.launch was not found: it comes with MLX and belongs beside python")
-    places = ("--hostfile", hostfile) if hostfile else ("-n", str(ranks), *_free_ports())
+    places = ("--hostfile", hostfile) if hostfile else ("-n", str(ranks), *_free_ports(ranks or 0))
     return (launcher, *places, "--", *COMMAND)
 
 
-def _free_ports() -> tuple[str, ...]:
+def _free_ports(count: int) -> tuple[str, ...]:
     """Where the ranks of one machine listen: the launcher's own choice may be another chat's already."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    # one after the other, one for each rank
-    first = str(min(port, MOST_PORTS - MOST_RANKS))
-    return ("--starting-port", first, "--nccl-port", first)
+    for _ in range(TRIES):
+        first = random.randrange(*PORTS)
+        with suppress(OSError):
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+            return ("--starting-port", str(first), "--nccl-port", str(first))
+    raise UsageError(f"{count} ports next to each other were not found for the ranks to listen at")
 
 
 def behind_launcher() -> dict[str, str]:

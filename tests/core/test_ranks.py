@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -83,11 +82,9 @@ def folders(tmp_path_factory) -> list[Path]:
 def launch(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `script` in two processes that know each other over loopback."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev"), "OPENBLAS_NUM_THREADS": "1"}
-    program = Path(sys.executable).with_name("mlx.launch")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    places = ["-n", "2", "--backend", "ring", "--starting-port", str(min(port, 65_000))]
-    command = [program, *places, "--", sys.executable, script, *arguments]
+    launcher, *rest = shared_command(ranks=2)
+    places = rest[: rest.index("--")]
+    command = [launcher, "--backend", "ring", *places, "--", sys.executable, script, *arguments]
     return subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120
     )
