@@ -64,28 +64,21 @@ class Followers:
         self.ranks = ranks
         self._numbers = 0
         self._dropped: deque[int] = deque()
-        self._sockets: list[socket.socket] = []
+        by_rank: dict[int, socket.socket] = {}
         secret = [secrets.randbits(31) for _ in range(SECRET_WORDS)]
         try:
             with socket.create_server((_address(), 0)) as server:
                 server.settimeout(CONNECT_SECONDS)
                 ranks.agree([server.getsockname()[1], *secret])
-                while len(self._sockets) < ranks.size - 1:
-                    self._welcome(server.accept()[0], secret)
+                while len(by_rank) < ranks.size - 1:
+                    follower = server.accept()[0]
+                    if (rank := _greeted(follower, secret)) is None:
+                        follower.close()
+                    else:
+                        by_rank[rank] = follower
         except OSError as error:
             raise GenerationError(f"the other ranks cannot be reached: {error.strerror or error}") from error
-
-    def _welcome(self, follower: socket.socket, secret: list[int]) -> None:
-        """Anybody may knock at an open port; a follower knows the secret."""
-        follower.settimeout(CONNECT_SECONDS)
-        lines = follower.makefile("r")
-        with suppress(OSError, ValueError):
-            if json.loads(lines.readline(1000)) == secret:
-                follower.settimeout(None)
-                follower.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._sockets.append(follower)
-                return
-        follower.close()
+        self._sockets = [by_rank[rank] for rank in sorted(by_rank)]
 
     def allot(self) -> int:
         """A number for a model or a cache."""
@@ -139,6 +132,18 @@ class Followers:
             self.tell("end")
             mx.synchronize()
             self.answers()
+
+
+def _greeted(follower: socket.socket, secret: list[int]) -> int | None:
+    """The rank of who knocked at the open port; None for a stranger, who does not know the secret."""
+    follower.settimeout(CONNECT_SECONDS)
+    with suppress(OSError, ValueError), follower.makefile("r") as lines:
+        match json.loads(lines.readline(1000)):
+            case [int(rank), *words] if words == secret:
+                follower.settimeout(None)
+                follower.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return rank
+    return None
 
 
 _leading: list[Followers] = []
@@ -240,7 +245,7 @@ def follow(load: Load | None = None) -> None:
     """Do what rank 0 does, with this rank's part, until rank 0 ends.
 
     `load` makes the part of what rank 0 names, by default of a folder. Raises GenerationError where rank 0
-    cannot be reached, UsageError where this process was started alone.
+    cannot be reached or the computation fails, UsageError where this process was started alone.
     """
     ranks = joined()
     if ranks is None:
@@ -255,9 +260,12 @@ def follow(load: Load | None = None) -> None:
     told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(leader, told), name="leader", daemon=True).start()
     with suppress(OSError):  # rank 0 may be gone before it has heard the answer
-        _say(leader, secret)
+        _say(leader, [ranks.rank, *secret])
         while (line := told.get()) is not None:
-            answer = follower.do(json.loads(line))
+            try:
+                answer = follower.do(json.loads(line))
+            except RuntimeError as error:  # what MLX raises
+                raise GenerationError(f"rank {ranks.rank}: {' '.join(str(error).split())}") from error
             if answer is not None:
                 _say(leader, answer)
 
