@@ -4,6 +4,7 @@ Owns engine, session and store. Knows nothing of pipes and threads: it tells eve
 Raises QchatError for whatever cannot be done, and what MLX raises.
 """
 
+import gc
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from .backend import mx
 from .engine import Engine
 from .errors import DoesNotFit, UsageError
 from .events import Event, Notice, to_json
+from .followers import tell_dropped
 from .jobs import run_job
 from .protocol import JOB_METHODS, Cancelled
 from .roofline import copy_bandwidth, device_memory_nbytes
@@ -144,7 +146,9 @@ class Desk:
 
     def _drop(self) -> None:
         self._engine = self._session = None
+        gc.collect()  # its layers and their fused functions hold each other
         mx.clear_cache()
+        tell_dropped()
         self._tell({"event": "unloaded"})
 
     def _unload(self, _: Params) -> Result:

@@ -7,10 +7,12 @@ alone, which notices of the others no more than a model and caches.
 """
 
 import atexit
+import gc
 import json
 import os
 import queue
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -25,16 +27,18 @@ from typing import Any
 from .backend import mx, on_gpu
 from .cache import Cache
 from .config import ModelConfig
-from .errors import DoesNotFit, GenerationError, QchatError, UsageError
+from .errors import DoesNotFit, GenerationError, ModelError, QchatError, UsageError
 from .kernels.few import MAX_ROWS
 from .model import Model
 from .ranks import Ranks, joined
 from .weights import Progress
 
 # ranks of one cluster reach each other at once, or not at all
-CONNECT_SECONDS = 30.0
+CONNECT_SECONDS, GREETING_SECONDS = 30.0, 3.0
 SECRET_WORDS = 4
 GRACE_SECONDS = 5.0
+# what another rank refuses with an exit code is refused here
+KINDS = {kind.exit_code: kind for kind in (UsageError, ModelError, DoesNotFit)}
 # of a memory plan: the least of all ranks counts
 LIMITS = ("context", "chunk", "free_nbytes")
 
@@ -47,8 +51,13 @@ def load_model(folder: Path, config: ModelConfig, progress: Progress | None = No
     ranks = joined()
     if ranks is None:
         model = Model.load(folder, config, progress)
+    elif ranks.rank:
+        raise UsageError(
+            f"rank {ranks.rank} was to load a model by itself: it is to call qchat.core.follow()"
+        )
     else:
-        model = LedModel.begin(ranks, str(folder.resolve()), lambda: LedModel.load(folder, config, progress))
+        what = str(folder.resolve())
+        model = LedModel.begin(ranks, what, lambda told: LedModel.load(folder, config, told), progress)
     if on_gpu():
         if progress:
             progress(model.nbytes, model.nbytes, "kernels")
@@ -126,17 +135,24 @@ class Followers:
             self._sockets = []
             raise
 
+    def tell_dropped(self) -> None:
+        """Have the others drop now what they are to drop."""
+        if self._dropped:
+            self.tell("drop")
+
     def end(self) -> None:
-        """Let the others end, once what is under way has ended everywhere."""
+        """Let the others end, once what is under way has ended everywhere; who does not answer is left."""
         with suppress(GenerationError, OSError, RuntimeError):
             self.tell("end")
             mx.synchronize()
+            for follower in self._sockets:
+                follower.settimeout(GRACE_SECONDS)
             self.answers()
 
 
 def _greeted(follower: socket.socket, secret: list[int]) -> int | None:
     """The rank of who knocked at the open port; None for a stranger, who does not know the secret."""
-    follower.settimeout(CONNECT_SECONDS)
+    follower.settimeout(GREETING_SECONDS)
     with suppress(OSError, ValueError), follower.makefile("r") as lines:
         match json.loads(lines.readline(1000)):
             case [int(rank), *words] if words == secret:
@@ -171,24 +187,43 @@ class LedModel(Model):
     shared = True
 
     @classmethod
-    def begin(cls, ranks: Ranks, what: str, make: Callable[[], "LedModel"]) -> "LedModel":
-        """Have every rank load its part of `what`, this one by `make`. Raises as `load_model` does."""
+    def begin(
+        cls,
+        ranks: Ranks,
+        what: str,
+        make: Callable[[Progress], "LedModel"],
+        progress: Progress | None = None,
+    ) -> "LedModel":
+        """Have every rank load its part of `what`, this one by `make`. Raises as `load_model` does.
+
+        The others begin at the first progress here, when a model before it has made room.
+        """
         followers = _followers(ranks)
-        number = followers.allot()
-        followers.tell("load", number, what)
+        number, told = followers.allot(), False
+
+        def tell(done: int, total: int, tensor: str) -> None:
+            nonlocal told
+            if progress:
+                progress(done, total, tensor)
+            if not told:
+                told = True
+                followers.tell("load", number, what)
+
         try:
-            model = make()
+            model = make(tell)
+            if not told:
+                tell(0, 0, "")
         except BaseException:
-            followers.answers()
-            followers.drop(number)
+            if told:
+                followers.answers()
+                followers.drop(number)
             raise
         followers.drop(number, when=model)
         model.followers, model.number = followers, number
         answers = followers.answers()
         for rank, answer in enumerate(answers, 1):
             if answer["error"]:
-                kind = GenerationError if answer["fits"] else DoesNotFit
-                raise kind(f"rank {rank}: {answer['error']}")
+                raise KINDS.get(answer["code"], GenerationError)(f"rank {rank}: {answer['error']}")
         if model.plan is not None:
             plans = [vars(model.plan), *(answer["plan"] for answer in answers if answer["plan"])]
             model.plan = replace(model.plan, **{name: min(p[name] for p in plans) for name in LIMITS})
@@ -196,7 +231,8 @@ class LedModel(Model):
 
     def new_cache(self, *, quantized: bool = False) -> Cache:
         cache = LedCache.of(super().new_cache(quantized=quantized), self.followers)
-        self.followers.tell("cache", self.number, cache.number, quantized)
+        with suppress(GenerationError):  # whoever reads into it hears that the others are lost
+            self.followers.tell("cache", self.number, cache.number, quantized)
         return cache
 
     def hidden(self, ids: Any, cache: Cache) -> mx.array:
@@ -238,6 +274,13 @@ class LedCache(Cache):
         return twin
 
 
+def tell_dropped() -> None:
+    """Have the followers of this process, if there are any, drop what was collected here."""
+    for followers in _leading:
+        with suppress(GenerationError):  # what is lost holds nothing any more
+            followers.tell_dropped()
+
+
 Load = Callable[[str], Model]
 
 
@@ -250,6 +293,7 @@ def follow(load: Load | None = None) -> None:
     ranks = joined()
     if ranks is None:
         raise UsageError("a follower was started without others: mlx.launch -n 2 -- qchat ...")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what ctrl+c ends
     port, *secret = ranks.agree([0] * (1 + SECRET_WORDS))
     try:
         leader = socket.create_connection((_address(), port), CONNECT_SECONDS)
@@ -287,7 +331,7 @@ def _say(leader: socket.socket, value: Any) -> None:
 def _load_folder(path: str) -> Model:
     folder = Path(path)
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {path} on this machine: every rank needs it at the same place")
+        raise ModelError(f"there is no folder {path} on this machine: every rank needs it at the same place")
     return Model.load(folder, ModelConfig.load(folder))
 
 
@@ -305,6 +349,7 @@ class _Follower:
         for number in dropped:
             self._caches.pop(number, None)
             if self._models.pop(number, None) is not None:
+                gc.collect()  # its layers and their fused functions hold each other
                 mx.clear_cache()
         return _OPERATIONS[operation](self, *arguments)
 
@@ -313,9 +358,13 @@ class _Follower:
             model = self._models[number] = self._load(what)
         except (QchatError, MemoryError, RuntimeError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
-            return {"error": text, "fits": not isinstance(error, (DoesNotFit, MemoryError)), "plan": None}
+            code = DoesNotFit.exit_code if isinstance(error, MemoryError) else getattr(error, "exit_code", 1)
+            return {"error": text, "code": code, "plan": None}
         plan = model.plan and {name: vars(model.plan)[name] for name in LIMITS}
-        return {"error": "", "fits": True, "plan": plan}
+        return {"error": "", "code": 0, "plan": plan}
+
+    def _drop(self) -> None:
+        """What is to be dropped comes with every operation."""
 
     def _end(self) -> dict[str, Any]:
         mx.synchronize()
@@ -349,6 +398,7 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "copy": _Follower._copy,
     "hidden": _Follower._hidden,
     "logits": _Follower._logits,
+    "drop": _Follower._drop,
     "end": _Follower._end,
 }
 

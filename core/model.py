@@ -76,7 +76,8 @@ class Model:
             gather = ranks.gather if shares_head(config, ranks) else None
             config, weights = share(config, weights, ranks)
             policy = replace(policy, sum=ranks.sum)
-        plan = plan_memory(config, weights, policy, name=folder.resolve().name)
+        sharers = 1 if ranks is None else ranks.sharers()
+        plan = plan_memory(config, weights, policy, name=folder.resolve().name, sharers=sharers)
         return cls(config, weights, policy, progress, gather, plan)
 
     def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:

@@ -87,8 +87,10 @@ def plan_memory(
     name: str,
     context: int | None = None,
     kv_bits: int | None = None,
+    sharers: int = 1,
 ) -> MemoryPlan:
-    """What running this model takes here, for `context` tokens or as many as fit.
+    """What running this model takes here, for `context` tokens or as many as fit; `sharers` processes have an
+    equal part of the free memory each.
 
     Raises UsageError for a bad number, DoesNotFit where the weights or the context asked for do not fit.
     """
@@ -96,7 +98,7 @@ def plan_memory(
     return fit(
         need_of(config, resident, policy, kv_bits=kv_bits),
         longest=config.max_position_embeddings,
-        free_nbytes=free_nbytes(),
+        free_nbytes=free_nbytes() // sharers,
         context=context,
         name=name,
     )

@@ -4,12 +4,14 @@ Attention and delta net are shared by heads, MLPs and experts by their inner wid
 1909.08053). The ranks are MLX's own, started by `mlx.launch`. Refuses shapes that do not divide.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import gcd
+from pathlib import Path
 
 from .backend import mx
 from .config import ModelConfig
@@ -42,6 +44,14 @@ class Ranks:
         """The `values` of rank 0, for all; whole numbers under 2**31."""
         own = mx.array(list(values), mx.int32) * int(self.rank == 0)
         return [int(value) for value in mx.distributed.all_sum(own).tolist()]  # pyright: ignore
+
+    def sharers(self) -> int:
+        """How many of the ranks share this one's memory: those at its address, but each has its own GPU."""
+        file = os.environ.get("MLX_HOSTFILE")
+        if not file:
+            return 1
+        hosts = [places[0].rpartition(":")[0] for places in json.loads(Path(file).read_text())]
+        return hosts.count(hosts[self.rank])
 
     def broadcast(self, x: mx.array) -> mx.array:
         """The `x` of rank 0, for all; of others only shape and dtype count."""

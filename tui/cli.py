@@ -46,7 +46,8 @@ def _run(argv: Sequence[str]) -> int:
     if os.environ.get("MLX_RANK", "0") != "0":  # of those that mlx.launch started, rank 0 alone is asked
         from ..core import follow
 
-        follow()
+        if not {"--help", "-h", "--version"} & set(argv):
+            follow()
         return 0
     if argv and argv[0] in VERBS:
         return run_verb(argv[0], argv[1:])

@@ -7,6 +7,7 @@ the process ends, every open call ends with EngineDied. Refuses a process that w
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ START_SECONDS = 60.0
 # an engine that was told to end looks after itself within two seconds
 STOP_SECONDS = 4.0
 MOST_RANKS = 64
+# a launcher's word of how its processes ended, which is not why
+LAUNCHER_SAYS = "[WARN] Node with rank"
 # below those that systems give to whoever asks for any; so often a place among them is tried
 PORTS, TRIES = (10_000, 30_000), 100
 
@@ -251,7 +254,10 @@ class EngineClient:
         problem = ""
         try:
             while line := await lines.readline():
-                self._take(decode(line))
+                if FRONT_VARIABLE in self._env and not line.startswith(b"{"):
+                    self._note(line.decode(errors="replace"))  # what a shell between says
+                else:
+                    self._take(decode(line))
         except (UsageError, ValueError) as error:  # readline raises ValueError for a line without end
             problem = f"the engine wrote what is no message ({error})"
             process.kill()
@@ -260,7 +266,8 @@ class EngineClient:
             process.kill()
         code = await asyncio.to_thread(process.wait)
         await asyncio.wait([self._reading[1]], timeout=1.0)  # the last words on stderr
-        self._end(problem or _how_it_ended(code, self.log[-1] if self.log else ""))
+        words = [line for line in self.log if not line.startswith(LAUNCHER_SAYS)] or self.log
+        self._end(problem or _how_it_ended(code, words[-1] if words else ""))
 
     def _take(self, message: dict[str, Any]) -> None:
         number = message.get("id")
@@ -305,8 +312,9 @@ class EngineClient:
         self._note(rest.decode(errors="replace"))
 
     def _note(self, text: str) -> None:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
         if text.strip():
-            self.log.append(text.rstrip()[:LOG_LINE_CHARACTERS])
+            self.log.append(text[:LOG_LINE_CHARACTERS])
 
     def _end(self, reason: str) -> None:
         self._reason = reason
@@ -338,7 +346,7 @@ def _how_it_ended(code: int, last_words: str) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         return f"the engine was ended by {name}{said}"
-    return f"the engine ended with exit code {code}{said}"
+    return f"the engine ended{f' with exit code {code}' if code else ''}{said}"
 
 
 async def _reader(pipe: Any, limit: int) -> asyncio.StreamReader:

@@ -3,6 +3,7 @@
 Decides before anything of a terminal library is imported, since those look at the environment when they are.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -90,9 +91,26 @@ def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
         return COMMAND, {}
     if launch.ranks is not None and not 2 <= launch.ranks <= MOST_RANKS:
         raise UsageError(f"--ranks is {launch.ranks}, wanted 2 to {MOST_RANKS}")
-    if launch.hostfile is not None and not Path(launch.hostfile).is_file():
-        raise UsageError(f"--hostfile: there is no file {launch.hostfile}")
+    if launch.hostfile is not None:
+        _check_hostfile(Path(launch.hostfile))
     return shared_command(ranks=launch.ranks, hostfile=launch.hostfile), behind_launcher()
+
+
+def _check_hostfile(path: Path) -> None:
+    """Raises UsageError for a file that starts no two processes, or none here: the rest is the launcher's."""
+    if not path.is_file():
+        raise UsageError(f"--hostfile: there is no file {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--hostfile: {path} cannot be read: {error}") from error
+    hosts = value.get("hosts") if isinstance(value, dict) else value
+    if not isinstance(hosts, list) or len(hosts) < 2 or not all(isinstance(host, dict) for host in hosts):
+        raise UsageError(f"{path} names no two hosts: mlx.distributed_config writes such files")
+    if hosts[0].get("ssh") != "127.0.0.1":
+        raise UsageError(
+            f'{path}: the first host is {hosts[0].get("ssh")!r:.40}, wanted "127.0.0.1", this machine'
+        )
 
 
 def _beginning(launch: Launch, store: "Store") -> Beginning:

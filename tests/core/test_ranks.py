@@ -69,6 +69,31 @@ print(json.dumps(said), session.cache.length, again.prefilled_tokens)
 ALONE = TALK.replace("if follows():", "if False:")
 
 
+# how many models and caches another rank holds after each of two loads and an unload
+HOLD = """
+import gc, sys
+from qchat.core import followers, follow, follows
+from qchat.core.desk import Desk
+held = []
+def do(self, told, do=followers._Follower.do):
+    answer = do(self, told)
+    if told[0] in ("load", "drop"):
+        held.append((told[0], len(self._models), len(self._caches)))
+    return answer
+followers._Follower.do = do
+if follows():
+    follow()
+    print(held)
+    sys.exit()
+from qchat.core.protocol import Request
+desk = Desk(lambda event: None, lambda: False)
+for _ in range(2):
+    desk.do("load", Request.parse({"id": 1, "method": "load", "params": {"model": sys.argv[1]}}).params)
+    desk.do("send", Request.parse({"id": 1, "method": "send", "params": {"text": "hello"}}).params)
+desk.do("unload", {})
+"""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[Path]:
     """Dense, mixture of experts, and dense with every matrix at 4 bits."""
@@ -118,6 +143,23 @@ def test_a_conversation_on_rank_0_is_the_one_that_it_would_be_alone(folders: lis
     refusal, *said = run.stdout.splitlines()
     assert refusal == "rank 1: no such model here", run.stderr
     assert said == wanted.stdout.splitlines() != [], run.stderr + wanted.stderr
+
+
+def test_another_rank_holds_one_model_at_a_time(folders: list[Path], tmp_path: Path):
+    script = tmp_path / "hold.py"
+    script.write_text(HOLD)
+    run = launch(script, folders[0])
+    assert "('load', 1," in run.stdout, run.stderr
+    assert "('load', 2," not in run.stdout
+    assert "('drop', 0, 0)]" in run.stdout
+
+
+def test_ranks_of_one_machine_share_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "hosts").write_text('[["10.0.0.1:1"], ["10.0.0.2:1"], ["10.0.0.1:2"]]')
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    assert [Ranks(rank, 3).sharers() for rank in range(3)] == [2, 1, 2]
+    monkeypatch.delenv("MLX_HOSTFILE")
+    assert Ranks(0, 3).sharers() == 1
 
 
 def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):
@@ -175,9 +217,17 @@ def children(pid: int) -> list[int]:
 
 def ended(pids: list[int], seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+    while any(map(runs, pids)) and time.monotonic() < end:
         time.sleep(0.1)
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    return not any(map(runs, pids))
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_the_command_answers_once_and_as_it_would_alone(folders: list[Path], tmp_path: Path):

@@ -98,7 +98,7 @@ def open_model(path: Path, options: Options) -> Model:
     if ranks is None:
         return random_model(load_config(path), options)
     return LedModel.begin(
-        ranks, json.dumps([str(path), asdict(options)]), lambda: part(LedModel, path, options)
+        ranks, json.dumps([str(path), asdict(options)]), lambda _: part(LedModel, path, options)
     )
 
 
@@ -256,7 +256,8 @@ def main() -> None:
     if follows():
         follow(part_for_follower)
         return
-    joined()  # the others are waiting
+    if joined() and args.contexts:
+        parser.error("--contexts are for one process: caches are grown in this one alone")
     bandwidth = copy_bandwidth()
     print(f"{mx.device_info().get('device_name')}: a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
     for path, variant in itertools.product(args.configs, args.variants):

@@ -1,13 +1,16 @@
 """What is decided before a chat begins, and what is left on the terminal after it."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from qchat.core.errors import UsageError
 from qchat.tui import launch
 from qchat.tui.chat import Chat
+from qchat.tui.client import COMMAND, behind_launcher
 from qchat.tui.settings import Settings
 
 STREAMS = ("stdin", "stdout", "stderr")
@@ -66,3 +69,36 @@ def test_what_is_not_stored_is_not_said_to_go_on(capsys: pytest.CaptureFixture):
 
 def test_a_chat_without_a_word_leaves_nothing(capsys: pytest.CaptureFixture):
     assert left_behind([], None, capsys) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "cannot be read"),
+        ("[]", "names no two hosts"),
+        ('{"hosts": [{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]}', "names no two hosts"),
+        ('[{"ssh": "elsewhere"}, {"ssh": "127.0.0.1"}]', "the first host is 'elsewhere'"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_hostfile_that_starts_nothing_here_is_refused(text: str | None, said: str, tmp_path: Path):
+    file = tmp_path / "hosts.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        launch._engine(launch.Launch(Settings(), hostfile=str(file)))
+
+
+def test_a_hostfile_or_a_number_of_ranks_starts_the_engine_through_the_launcher(tmp_path: Path):
+    file = tmp_path / "hosts.json"
+    file.write_text('[{"ssh": "127.0.0.1"}, {"ssh": "there"}]')
+    by_file = launch.Launch(Settings(), hostfile=str(file))
+    by_number = launch.Launch(Settings(), ranks=3)
+    for given, words in ((by_file, ["--hostfile", str(file)]), (by_number, ["-n", "3"])):
+        command, env = launch._engine(given)
+        assert list(command[1:3]) == words
+        assert list(command[-len(COMMAND) :]) == list(COMMAND)
+        assert env == behind_launcher()
+    assert launch._engine(launch.Launch(Settings())) == (COMMAND, {})
+    with pytest.raises(UsageError, match="--ranks is 1, wanted 2 to"):
+        launch._engine(launch.Launch(Settings(), ranks=1))
