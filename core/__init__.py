@@ -1,65 +1,63 @@
 """The runtime: load a model folder, hold a conversation with it. Names are imported when first used."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bench import Steps as Steps
-    from .bench import measure as measure
-    from .bench import measure_random as measure_random
+    from .conversation.session import Reply as Reply
+    from .conversation.session import Session as Session
+    from .conversation.session import load_session as load_session
+    from .conversion.convert import UNQUANTIZED as UNQUANTIZED
+    from .conversion.convert import Conversion as Conversion
+    from .conversion.convert import convert as convert
+    from .conversion.convert import plan_json as plan_json
+    from .conversion.convert import plan_text as plan_text
+    from .conversion.inspection import inspect_model as inspect_model
+    from .engine.engine import Engine as Engine
+    from .engine.followers import follow as follow
+    from .engine.ranks import follows as follows
     from .errors import QchatError as QchatError
-    from .evaluate import evaluate_model as evaluate_model
-    from .export import export_conversation as export_conversation
-    from .export import import_conversation as import_conversation
-    from .followers import follow as follow
-    from .inspection import inspect_model as inspect_model
-    from .measurements import Measurements as Measurements
-    from .planner import plan_folder as plan_folder
-    from .planner import plan_table as plan_table
-    from .quant.calibrate import calibrate_model as calibrate_model
-    from .quant.convert import UNQUANTIZED as UNQUANTIZED
-    from .quant.convert import Conversion as Conversion
-    from .quant.convert import convert as convert
-    from .quant.convert import plan_json as plan_json
-    from .quant.convert import plan_text as plan_text
+    from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
+    from .measuring.bench import Steps as Steps
+    from .measuring.bench import measure as measure
+    from .measuring.bench import measure_random as measure_random
+    from .measuring.calibrate import calibrate_model as calibrate_model
+    from .measuring.evaluate import evaluate_model as evaluate_model
+    from .measuring.measurements import Measurements as Measurements
+    from .model.memory_plan import plan_folder as plan_folder
+    from .model.memory_plan import plan_table as plan_table
     from .quant.plan import load_config as load_config
     from .quant.recipes import Options as Options
-    from .ranks import follows as follows
-    from .session import Engine as Engine
-    from .session import Reply as Reply
-    from .session import Session as Session
-    from .session import load_session as load_session
-    from .store import Store as Store
-
-# the small model that answers when none is named
-EMBEDDED_MODEL = Path(__file__).parent / "embedded"
+    from .storage.export import export_conversation as export_conversation
+    from .storage.export import import_conversation as import_conversation
+    from .storage.store import Store as Store
 
 _HOMES = {
-    "Engine": "session",
-    "Reply": "session",
-    "Session": "session",
-    "load_session": "session",
-    "QchatError": "errors",
+    "EMBEDDED_MODEL": "hub.catalog",
+    "Engine": "engine.engine",
+    "Measurements": "measuring.measurements",
     "Options": "quant.recipes",
-    "calibrate_model": "quant.calibrate",
-    "Store": "store",
-    "evaluate_model": "evaluate",
-    "export_conversation": "export",
-    "import_conversation": "export",
-    "inspect_model": "inspection",
-    "Steps": "bench",
-    "measure": "bench",
-    "measure_random": "bench",
+    "QchatError": "errors",
+    "Reply": "conversation.session",
+    "Session": "conversation.session",
+    "Steps": "measuring.bench",
+    "Store": "storage.store",
+    "calibrate_model": "measuring.calibrate",
+    "evaluate_model": "measuring.evaluate",
+    "export_conversation": "storage.export",
+    "follow": "engine.followers",
+    "follows": "engine.ranks",
+    "import_conversation": "storage.export",
+    "inspect_model": "conversion.inspection",
     "load_config": "quant.plan",
-    "Measurements": "measurements",
-    "follow": "followers",
-    "follows": "ranks",
-    "plan_folder": "planner",
-    "plan_table": "planner",
-    **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "quant.convert"),
+    "load_session": "conversation.session",
+    "measure": "measuring.bench",
+    "measure_random": "measuring.bench",
+    "plan_folder": "model.memory_plan",
+    "plan_table": "model.memory_plan",
+    **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "conversion.convert"),
 }
-__all__ = ["EMBEDDED_MODEL", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qchat.core import Session, Store
-from qchat.core.backend import mx
-from qchat.core.engine import Engine
+from qchat.core.conversation.transcript import History
+from qchat.core.engine.engine import Engine
 from qchat.core.events import Done, Event, Notice
-from qchat.core.transcript import History
+from qchat.core.machine.backend import mx
 
 CAPITALS = (
     "What is the capital of France?",

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from qchat.core.backend import mx
-from qchat.core.config import ModelConfig
-from qchat.core.layouts import Spec, body_specs, mtp_specs
-from qchat.core.quant.writer import SHARD_NBYTES, Array, ShardWriter, Unit, split_shards, write_index
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.layouts import Spec, body_specs, mtp_specs
+from qchat.core.conversion.writer import SHARD_NBYTES, Array, ShardWriter, Unit, split_shards, write_index
+from qchat.core.machine.backend import mx
 from tests.checkpoints import tiny_config, write_tokenizer
 
 POOL = 1 << 24  # random numbers, which every tensor is cut from at another place

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from qchat.core.backend import mx
+from qchat.core.machine.backend import mx
 
 Tensors = dict[str, mx.array]
 Triple = tuple[int, int, str]

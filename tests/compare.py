@@ -1,14 +1,11 @@
 """How tests compare logits, and where the trained model that some of them read may lie."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-ROOT = Path(__file__).resolve().parent.parent
-QTINY = Path(os.environ.get("TESTS_QTINY", ROOT.parent / "shared/models/qtiny-24m"))
+from tests.paths import QTINY, ROOT
+
 TEXT = ROOT / "tests/golden/text.txt"
 
 needs_qtiny = pytest.mark.skipif(not QTINY.is_dir(), reason=f"the trained model is not at {QTINY}")

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qchat.core.backend import mx
+from qchat.core.machine.backend import mx
 from tests.checkpoints import Tensors, convert_tensors, load_tensors, save_shards
 from tests.damages import (
     INDEX,

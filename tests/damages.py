@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qchat.core.backend import mx
+from qchat.core.machine.backend import mx
 from tests.checkpoints import Tensors, edit_header, load_tensors, save_shards, write_raw_header
 
 Damage = Callable[[Path], Any]

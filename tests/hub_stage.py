@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from qchat.core import download, hub, hubcache, library
 from qchat.core.errors import ModelError, QchatError
-from qchat.core.library import Places
+from qchat.core.hub import cache as hubcache
+from qchat.core.hub import download, library
+from qchat.core.hub import fetch as hub
+from qchat.core.hub.library import Places
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Hub, Repo, point_to
 

@@ -19,7 +19,7 @@ from .turns import NO_STATE, collect, kept_settings, messages_of, new_turn, said
 from .view import View
 
 if TYPE_CHECKING:
-    from ..core.store import Store
+    from ..core.storage.store import Store
     from .settings import Settings
 
 __all__ = ["Chat", "Job", "Status", "View"]

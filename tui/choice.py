@@ -8,7 +8,7 @@ from .settings import Settings
 def choose_model(name: str | None, settings: Settings, *, yes: bool) -> tuple[Path, str | None]:
     """Its folder, and a sentence where the one used last is gone. `name` may be one that the hub has: then
     the user is asked before it is fetched, unless `yes`. Raises QchatError."""
-    from ..core import library
+    from ..core.hub import library
 
     places = library.Places.of(settings["models_dir"])
     named = name or settings["model"]

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import QchatError, UsageError
-from ..core.protocol import FRONT_VARIABLE, MAX_LINE_NBYTES, PROTOCOL_VERSION, Cancelled, decode, encode
+from ..core.worker.protocol import (
+    FRONT_VARIABLE,
+    MAX_LINE_NBYTES,
+    PROTOCOL_VERSION,
+    Cancelled,
+    decode,
+    encode,
+)
 
 # -P: a folder that one happens to be in must not provide the engine's modules
 COMMAND = (sys.executable, "-P", "-m", "qchat.core.worker")

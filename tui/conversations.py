@@ -9,7 +9,7 @@ from .paths import conversations_file
 
 if TYPE_CHECKING:
     from ..core import Store
-    from ..core.records import Conversation
+    from ..core.storage.records import Conversation
 
 LATEST = "latest"
 SEARCHED = 1000  # conversations among which one is named by its title

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import QchatError
-from ..core.protocol import Cancelled
+from ..core.worker.protocol import Cancelled
 from .client import Call, EngineClient, Events
 
 if TYPE_CHECKING:

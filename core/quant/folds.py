@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..backend import mx
+from ..machine.backend import mx
 from .imatrix import Imatrix
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from ..backend import mx
+from ..checkpoint.header import shown
 from ..errors import ModelError, UsageError
-from ..safetensors_file import shown
+from ..machine.backend import mx
 
 MAGIC = b"GGUF"
 VERSION = 3

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..backend import mx
-from ..config import ModelConfig
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.header import shown
+from ..checkpoint.layouts import MTP_PREFIX, body_specs, mtp_specs
 from ..errors import ModelError
-from ..layouts import MTP_PREFIX, body_specs, mtp_specs
-from ..safetensors_file import shown
+from ..machine.backend import mx
 from .gguf_file import MAGIC, MAX_ENTRIES, Cursor, TensorSpan, read_directory, read_tensor, write_gguf
 
 # llama.cpp's name within `blk.N.`, and the module or modules within `layers.N.` that read that input

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import MAX_LAYERS, MAX_WIDTH, ModelConfig
+from ..checkpoint.config import MAX_LAYERS, MAX_WIDTH, ModelConfig
+from ..checkpoint.layouts import MTP_PREFIX, Spec, body_specs, mtp_specs
+from ..checkpoint.packed import Geometry
 from ..errors import ConfigError, QchatError, UsageError
-from ..jsonfile import read_json
-from ..layouts import MTP_PREFIX, Spec, body_specs, mtp_specs
-from ..packed import Geometry
+from ..machine.files import read_json
 from .recipes import VARIANTS, Options, Recipe, check_parts
 
 GB = 10**9

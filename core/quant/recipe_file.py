@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
+from ..checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
 from ..errors import UsageError
-from ..jsonfile import read_text
-from ..packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
+from ..machine.files import read_text
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("unsloth", "qwen3_5", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "none")

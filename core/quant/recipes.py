@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-from ..config import ModelConfig
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.layouts import MTP_PREFIX, body_specs, mtp_specs
+from ..checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, Geometry, Mode
 from ..errors import UsageError
-from ..layouts import MTP_PREFIX, body_specs, mtp_specs
-from ..packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, Geometry, Mode
 from .recipe_file import FLOAT_MAP, RecipeFile, Rule, read_recipe
 
 MTPChoice = Literal["keep", "drop", "split"]

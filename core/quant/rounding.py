@@ -7,9 +7,9 @@ least squares, which shrinks it, has the smaller error and gives the worse model
 
 from collections.abc import Iterator
 
-from ..backend import mx, on_gpu
+from ..checkpoint.packed import Geometry, Packed
 from ..errors import UsageError
-from ..packed import Geometry, Packed
+from ..machine.backend import mx, on_gpu
 
 CHUNK_WEIGHTS = 1 << 20  # a chunk's float32 intermediates together take about 50 MB
 # by bits: parts of MLX's range to start from, and rounds from each; fine codes are good at once

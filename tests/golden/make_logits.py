@@ -15,7 +15,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tests.checkpoints import write_checkpoint
-from tests.compare import QTINY, TEXT
+from tests.compare import TEXT
+from tests.paths import QTINY
 
 FILE = Path(__file__).with_name("logits.npz")
 SEED = 20

@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 import pytest
 
-from tests.compare import ROOT
+from tests.paths import QWEN
 
 FILE = Path(__file__).with_name("templates.json")
-TEMPLATES = ROOT.parent / "shared/qwen/templates"
+TEMPLATES = QWEN / "templates"
 
 needs_transformers = pytest.mark.skipif(
     not importlib.util.find_spec("transformers"), reason="transformers is not installed"

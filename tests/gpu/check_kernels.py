@@ -9,16 +9,17 @@ import os
 import sys
 from collections.abc import Iterator
 
-from qchat.core.backend import mx
-from qchat.core.kernels import few, routing
-from qchat.core.kernels.attention import attention
-from qchat.core.kernels.delta import delta_chunks
-from qchat.core.kernels.delta_steps import DeltaKernels, Net
-from qchat.core.kernels.elementwise import decay_and_beta, gated_norm, l2_normalise
-from qchat.core.kernels.heads import Heads, attend, frequencies, position, split_heads
-from qchat.core.kernels.widen import widen
-from qchat.core.layers import convolve
-from qchat.core.packed import Geometry, Packed
+from qchat.core.checkpoint.packed import Geometry, Packed
+from qchat.core.kernels import expert_routing
+from qchat.core.kernels.decode_attention import Heads, attend, frequencies, position, split_heads
+from qchat.core.kernels.delta_net import DeltaKernels, Net
+from qchat.core.kernels.dequantize import widen
+from qchat.core.machine.backend import mx
+from qchat.core.model.layers import convolve
+from qchat.core.ops import fused_matvec
+from qchat.core.ops.attention import attention
+from qchat.core.ops.elementwise import decay_and_beta, gated_norm, l2_normalise
+from qchat.core.ops.gated_delta import delta_chunks
 
 LIMIT = 5e-3
 EPS = 1e-6
@@ -48,7 +49,7 @@ def normal(*shape: int, scale: float = 1.0) -> mx.array:
     return (scale * mx.random.normal(shape)).astype(mx.bfloat16)
 
 
-def pack(geometry: Geometry | None, *shape: int) -> tuple[few.Weight, mx.array]:
+def pack(geometry: Geometry | None, *shape: int) -> tuple[fused_matvec.Weight, mx.array]:
     """A random weight, and the float32 matrix that it stands for."""
     weight = normal(*shape, scale=shape[-1] ** -0.5)
     if geometry is None:
@@ -59,7 +60,7 @@ def pack(geometry: Geometry | None, *shape: int) -> tuple[few.Weight, mx.array]:
     return packed, packed.dequantize(mx.float32)
 
 
-def rms_norm(x: mx.array, norm: few.Norm) -> mx.array:
+def rms_norm(x: mx.array, norm: fused_matvec.Norm) -> mx.array:
     return mx.fast.rms_norm(wide(x), norm.weight, norm.eps)
 
 
@@ -69,7 +70,7 @@ def silu(x: mx.array) -> mx.array:
 
 def products(rows: list[int]) -> Checks:
     """The fused forms of each weight format, for each number of rows."""
-    norm = few.Norm(1 + 0.2 * mx.random.normal((WIDTH,)), EPS)
+    norm = fused_matvec.Norm(1 + 0.2 * mx.random.normal((WIDTH,)), EPS)
     for geometry in [*GEOMETRIES, None]:
         name = str(geometry or "bfloat16")
         (gate, gate32), (up, up32) = pack(geometry, INNER, WIDTH), pack(geometry, INNER, WIDTH)
@@ -77,10 +78,14 @@ def products(rows: list[int]) -> Checks:
         for n in rows:
             x, h = normal(n, WIDTH), normal(n, INNER)
             seen = rms_norm(x, norm)
-            yield f"{name}: norm, {n} rows", few.logits(x, gate, norm=norm), seen @ gate32.T
+            yield f"{name}: norm, {n} rows", fused_matvec.logits(x, gate, norm=norm), seen @ gate32.T
             wanted = silu(seen @ gate32.T) * (seen @ up32.T)
-            yield f"{name}: norm, gate and up, {n} rows", few.gated(x, gate, up, norm=norm), wanted
-            yield f"{name}: residual, {n} rows", few.product(h, down, add=x), wide(x) + wide(h) @ down32.T
+            yield f"{name}: norm, gate and up, {n} rows", fused_matvec.gated(x, gate, up, norm=norm), wanted
+            yield (
+                f"{name}: residual, {n} rows",
+                fused_matvec.product(h, down, add=x),
+                wide(x) + wide(h) @ down32.T,
+            )
         if isinstance(gate, Packed):
             yield f"{name}: as bfloat16", widen(gate), gate32
 
@@ -88,13 +93,13 @@ def products(rows: list[int]) -> Checks:
 def experts() -> Checks:
     """The block of 35B-A3B, two rows."""
     rows, width, inner, count, top = 2, 2048, 512, 256, 8
-    norm = few.Norm(1 + 0.2 * mx.random.normal((width,)), EPS)
+    norm = fused_matvec.Norm(1 + 0.2 * mx.random.normal((width,)), EPS)
     x = normal(rows, width)
     seen = rms_norm(x, norm)
     router, router32 = pack(Geometry(8, 64, "affine"), count + 1, width)
-    logits = few.logits(x, router, norm=norm)
+    logits = fused_matvec.logits(x, router, norm=norm)
     yield "router", logits, seen @ router32.T
-    ids, shares, shared = routing.route(logits, top, renormalise=True)
+    ids, shares, shared = expert_routing.route(logits, top, renormalise=True)
     order = mx.argsort(-logits[:, :count], axis=-1)[:, :top]
     chosen = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
     yield "shares", shares.reshape(rows, top), chosen
@@ -102,13 +107,17 @@ def experts() -> Checks:
     for geometry in (Geometry(4, 64, "affine"), Geometry(8, 32, "mxfp8"), Geometry(4, 16, "nvfp4")):
         (gate, gate32), (up, up32) = pack(geometry, count, inner, width), pack(geometry, count, inner, width)
         down, down32 = pack(geometry, count, width, inner)
-        hidden = few.experts_gated(x, gate, up, ids, top, norm=norm)
+        hidden = fused_matvec.experts_gated(x, gate, up, ids, top, norm=norm)
         of = mx.repeat(seen, top, axis=0)[:, :, None]
         wanted = (silu(gate32[ids] @ of) * (up32[ids] @ of))[:, :, 0]
         yield f"{geometry}: experts' gate and up", hidden, wanted
         parts = shares[:, None] * (down32[ids] @ wide(hidden)[:, :, None])[:, :, 0]
         wanted = wide(x) + parts.reshape(rows, top, width).sum(axis=1)
-        yield f"{geometry}: experts' sum", few.experts_sum(hidden, down, ids, shares, top, add=x), wanted
+        yield (
+            f"{geometry}: experts' sum",
+            fused_matvec.experts_sum(hidden, down, ids, shares, top, add=x),
+            wanted,
+        )
 
 
 def delta_net(lengths: list[int]) -> Checks:

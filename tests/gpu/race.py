@@ -19,21 +19,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from qchat.core.backend import choose_policy, mx
-from qchat.core.cache import Cache, KVBuffer, KVCache
-from qchat.core.config import ModelConfig
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.packed import Packed
+from qchat.core.checkpoint.weights import Weights
+from qchat.core.engine.followers import LedModel, follow
+from qchat.core.engine.ranks import follows, joined, share, shares_head
 from qchat.core.errors import UsageError
-from qchat.core.followers import LedModel, follow
-from qchat.core.generate import Decoder, prefill
-from qchat.core.model import Model
-from qchat.core.packed import Packed
+from qchat.core.generation.decode import Decoder, prefill
+from qchat.core.generation.sampling import Sampling
+from qchat.core.machine.backend import choose_policy, mx
+from qchat.core.machine.device import step_nbytes
+from qchat.core.measuring.random_model import random_model, random_weights
+from qchat.core.model.cache import Cache, KVBuffer, KVCache
+from qchat.core.model.network import Model
 from qchat.core.quant.plan import load_config
 from qchat.core.quant.recipes import VARIANTS, Options
-from qchat.core.random_model import random_model, random_weights
-from qchat.core.ranks import follows, joined, share, shares_head
-from qchat.core.roofline import step_nbytes
-from qchat.core.sampling import Sampling
-from qchat.core.weights import Weights
 
 TOKENS = 64
 REPEATS = 3

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from qchat.core.engine import Engine
-from qchat.core.generate import Decoder, prefill
-from qchat.core.sampling import Sampling
+from qchat.core.engine.engine import Engine
+from qchat.core.generation.decode import Decoder, prefill
+from qchat.core.generation.sampling import Sampling
 
 TEXT = Path(__file__).parents[1] / "golden/text.txt"
 PROMPTS, PROMPT_TOKENS, TOKENS = 100, 32, 48

@@ -10,12 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from qchat.core.backend import mx
-from qchat.core.generate import prefill
+from qchat.core.generation.decode import prefill
+from qchat.core.generation.sampling import Sampling, sampler, start
+from qchat.core.machine.backend import mx
+from qchat.core.measuring.random_model import random_model
 from qchat.core.quant.plan import load_config
 from qchat.core.quant.recipes import VARIANTS
-from qchat.core.random_model import random_model
-from qchat.core.sampling import Sampling, sampler, start
 
 PROMPT, WARM_UP, STEPS = 512, 10, 150
 GREEDY = Sampling(temperature=0)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qchat.core.backend import mx
-from qchat.core.kernels.rows import Shape, Tiling, choose_tiling, run_rows
-from qchat.core.packed import FLOAT_MODES, Geometry
+from qchat.core.checkpoint.packed import FLOAT_MODES, Geometry
+from qchat.core.kernels.matvec import Shape, Tiling, choose_tiling, run_rows
+from qchat.core.machine.backend import mx
 from tests.gpu.race import copy_bandwidth
 
 EPS = 1e-6

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qchat.core.backend import Policy, mx
-from qchat.core.evaluate import KINDS, TEXTS
-from qchat.core.model import Model
-from qchat.core.quant.awq import DEFAULT_GROUPS, GROUPS, Mode, groups, search
+from qchat.core.checkpoint.weights import Weights
+from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, Mode, groups, search
+from qchat.core.conversion.source import Source, dense
+from qchat.core.machine.backend import Policy, mx
+from qchat.core.measuring.evaluate import KINDS, TEXTS
+from qchat.core.model.network import Model
 from qchat.core.quant.folds import Folds, GroupReport
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
 from qchat.core.quant.recipes import Options, Recipe
 from qchat.core.quant.rounding import quantize
-from qchat.core.quant.source import Source, dense
-from qchat.core.tokenizer import Tokenizer
-from qchat.core.weights import Weights
+from qchat.core.text.tokenizer import Tokenizer
 
 BITS = (2, 3, 4)
 CHUNK = 512

@@ -43,9 +43,9 @@ class Result:
 
 
 def open_qchat(model: Path) -> Generate:
-    from qchat.core.generate import Decoder, prefill
-    from qchat.core.sampling import Sampling
-    from qchat.core.session import Engine
+    from qchat.core.conversation.session import Engine
+    from qchat.core.generation.decode import Decoder, prefill
+    from qchat.core.generation.sampling import Sampling
 
     engine = Engine.load(model)
 

@@ -35,8 +35,8 @@ def with_qchat(model: Path, turns: int, budget: int) -> None:
     from dataclasses import replace
 
     from qchat.core import Session
-    from qchat.core.backend import mx
-    from qchat.core.engine import Engine
+    from qchat.core.engine.engine import Engine
+    from qchat.core.machine.backend import mx
 
     engine = Engine.load(model)
     engine.model.config = replace(engine.config, max_position_embeddings=CONTEXT)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qchat.core.config import ModelConfig
-from qchat.core.quant.calibrate import calibrate_model
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.measuring.calibrate import calibrate_model
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
 
 LIMIT = 0.03

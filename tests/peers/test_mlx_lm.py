@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qchat.core.backend import mx
-from qchat.core.engine import Engine
+from qchat.core.engine.engine import Engine
+from qchat.core.machine.backend import mx
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny, relative_rms
 

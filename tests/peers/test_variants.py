@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qchat.core.backend import mx
-from qchat.core.engine import Engine
-from qchat.core.quant.convert import UNQUANTIZED, Conversion, convert
+from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
+from qchat.core.engine.engine import Engine
+from qchat.core.machine.backend import mx
 from qchat.core.quant.recipes import VARIANTS, Options
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny, relative_rms

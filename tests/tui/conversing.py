@@ -1,7 +1,7 @@
 """Conversations in a store, as talks without a model."""
 
 from qchat.core import Store
-from qchat.core.records import ModelIdentity
+from qchat.core.storage.records import ModelIdentity
 
 MODEL = ModelIdentity(name="fake-4bit", folder="/models/fake")
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from qchat.core.errors import QchatError, UsageError
-from qchat.core.protocol import PROTOCOL_VERSION, Cancelled, Request, decode, encode, error_message
+from qchat.core.worker.protocol import PROTOCOL_VERSION, Cancelled, Request, decode, encode, error_message
 
 Step = dict[str, Any]
 MODEL = {

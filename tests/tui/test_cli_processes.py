@@ -15,8 +15,8 @@ from typing import IO
 import pytest
 
 from qchat.tui import __version__
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = """
 help version prompt file system yes continue session json jsonl extract show-thinking stats quiet plain
 screen-reader theme option think no-think effort thinking-budget max-tokens stop temperature top-p top-k min-p

@@ -13,9 +13,8 @@ from qchat.core import Store, load_session
 from qchat.core.errors import ModelError
 from qchat.tui.paths import conversations_file
 from tests.checkpoints import write_checkpoint
+from tests.paths import QTINY, ROOT
 
-ROOT = Path(__file__).parents[2]
-QTINY = ROOT.parent / "shared" / "models" / "qtiny-24m"
 needs_qtiny = pytest.mark.skipif(not QTINY.exists(), reason="needs the trained checkpoint qtiny-24m")
 
 

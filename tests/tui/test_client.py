@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qchat.core.errors import QchatError
-from qchat.core.protocol import Cancelled
+from qchat.core.worker.protocol import Cancelled
 from qchat.tui import client as client_module
 from qchat.tui.client import EngineClient, EngineDied, EngineError
 from tests.tui.fake_engine import FakeEngine

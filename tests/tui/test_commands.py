@@ -21,7 +21,7 @@ from qchat.tui.keymap import Keymap
 from qchat.tui.paths import config_file
 from qchat.tui.report import Table, report_text
 from qchat.tui.settings import KEYS
-from tests.compare import ROOT
+from tests.paths import ROOT
 from tests.tui.fake_front import FakeFront, Stage
 
 WANTED = [

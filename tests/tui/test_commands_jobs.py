@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL, UNQUANTIZED, Measurements, library
-from qchat.core.evaluate import Evaluation, Score
+from qchat.core import EMBEDDED_MODEL, UNQUANTIZED, Measurements
+from qchat.core.hub import library
+from qchat.core.measuring.evaluate import Evaluation, Score
 from qchat.tui.commands import completions, job_reports, jobs, models
 from qchat.tui.jobs import Job
 from qchat.tui.paths import measurements_file
@@ -361,7 +362,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(library, "find", missing)
     plan = SimpleNamespace(missing_nbytes=11e9, free_nbytes=100e9)
-    monkeypatch.setattr("qchat.core.hub.plan", lambda _id: plan)
+    monkeypatch.setattr("qchat.core.hub.fetch.plan", lambda _id: plan)
 
 
 @pytest.mark.usefixtures("hub")

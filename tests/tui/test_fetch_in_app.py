@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import hubcache, library
+from qchat.core.hub import cache as hubcache
+from qchat.core.hub import library
 from qchat.tui.client import EngineClient
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Fault, Hub, Repo, point_to

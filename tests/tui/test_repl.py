@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.compare import ROOT
+from tests.paths import ROOT
 
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT / '.dev'}:{ROOT}", "QCHAT_COMPILE": "off"}
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from textual.widgets import Input, OptionList, Static
 
-from qchat.core import Measurements, Store, hubcache
+from qchat.core import Measurements, Store
 from qchat.core.errors import UsageError
+from qchat.core.hub import cache as hubcache
 from qchat.tui.commands import COMMANDS
 from qchat.tui.keymap import ACTIONS
 from qchat.tui.paths import config_file, measurements_file

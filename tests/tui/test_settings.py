@@ -15,7 +15,7 @@ from qchat.tui.arguments import parser
 from qchat.tui.paths import cache_dir, config_dir, config_file, data_dir, state_dir
 from qchat.tui.settings import KEYS, OTHER_VARIABLES, PROJECT_FILE, Settings, key_of, remember
 from qchat.tui.tomlfile import MAX_FILE_NBYTES, read_toml
-from tests.compare import ROOT
+from tests.paths import ROOT
 
 GIVEN = {"temperature": "0.1", "top_p": "0.2", "top_k": "3", "min_p": "0.4", "seed": "5"}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 PATIENCE_SECONDS = 60.0
 STORY = "Write a long story about a cat."
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL, modelcard
+from qchat.core import EMBEDDED_MODEL
+from qchat.core.conversion import model_card as modelcard
 from qchat.core.errors import UsageError
 from qchat.tui.cli import main
 from qchat.tui.paths import config_file

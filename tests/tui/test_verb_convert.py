@@ -11,8 +11,7 @@ from qchat.tui.cli import main
 from qchat.tui.verbs import VERBS
 from qchat.tui.verbs.convert import progress_line
 from tests.checkpoints import tiny_config, write_checkpoint
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def convert(*words: str | Path) -> int:
@@ -144,7 +143,7 @@ def test_help_lists_the_verbs_and_imports_no_mlx(words: list[str], expected: tup
 def test_an_interruption_says_how_to_go_on(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from qchat.core.quant import convert as converting
+    from qchat.core.conversion import convert as converting
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -155,7 +154,7 @@ def test_an_interruption_says_how_to_go_on(
 
 
 def test_progress_fits_a_line():
-    from qchat.core.quant.convert import Progress
+    from qchat.core.conversion.convert import Progress
 
     event = Progress("writing", "language_model.model.layers.3.mlp.down_proj", 2 * 10**9, 8 * 10**9, 83.4)
     assert progress_line(event) == "writing  25% of 8.00 GB, 1:23 left  layers.3.mlp.down_proj"

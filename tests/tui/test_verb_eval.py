@@ -10,7 +10,7 @@ import pytest
 
 import qchat.core as core
 from qchat.core.errors import UsageError
-from qchat.core.evaluate import Evaluation, Score, evaluate_model
+from qchat.core.measuring.evaluate import Evaluation, Score, evaluate_model
 from qchat.tui import verbs
 from qchat.tui.cli import main
 from tests.checkpoints import write_checkpoint

@@ -7,8 +7,8 @@ import pytest
 
 import qchat.core as core
 from qchat.core import EMBEDDED_MODEL
+from qchat.core.conversion.inspection import inspect_model
 from qchat.core.errors import ModelError, UsageError
-from qchat.core.inspection import inspect_model
 from qchat.tui import verbs
 from qchat.tui.cli import main
 from tests.checkpoints import quantize_checkpoint, write_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import hubcache
+from qchat.core.hub import cache as hubcache
 from qchat.tui.cli import main
 from tests.checkpoints import write_checkpoint
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import hub, hubcache, library
-from qchat.core.library import NotHere
+from qchat.core.hub import cache as hubcache
+from qchat.core.hub import fetch as hub
+from qchat.core.hub import library
+from qchat.core.hub.library import NotHere
 from qchat.tui import verbs
 from qchat.tui.cli import main
 from qchat.tui.verbs.pull import obtain, progress_line
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Fault, Hub, Repo, point_to
+from tests.paths import QTINY, ROOT
 
-ROOT = Path(__file__).parents[2]
-QTINY = ROOT.parent / "shared/models/qtiny-24m"
 ID = "me/tiny"
 
 

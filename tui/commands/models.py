@@ -18,7 +18,7 @@ from .base import Command, Front, starting
 from .job_reports import fetched
 
 if TYPE_CHECKING:
-    from ...core.library import LocalModel, Places
+    from ...core.hub.library import LocalModel, Places
     from ..chat import Chat
 
 GB = 10**9
@@ -121,13 +121,13 @@ def label(model: "LocalModel") -> str:
 
 def places(chat: "Chat") -> "Places":
     """Where the user's models are looked for."""
-    from ...core.library import Places
+    from ...core.hub.library import Places
 
     return Places.of(chat.options["models_dir"])
 
 
 def known(chat: "Chat") -> "list[LocalModel]":
-    from ...core import library
+    from ...core.hub import library
 
     return library.models(places(chat))
 
@@ -143,7 +143,7 @@ def complete_model(chat: "Chat", argument: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _names(folders: tuple[str, ...], _tick: int) -> tuple[str, ...]:
     """Of the models on this machine; every key that is pressed asks."""
-    from ...core import library
+    from ...core.hub import library
 
     found = library.models(library.Places.of(folders))
     return tuple(one.name for one in found if one.problem is None)
@@ -151,7 +151,7 @@ def _names(folders: tuple[str, ...], _tick: int) -> tuple[str, ...]:
 
 def remember(chat: "Chat", folder: Path) -> None:
     """For the next start without a model's name."""
-    from ...core import library
+    from ...core.hub import library
 
     library.remember(folder, places(chat))
 
@@ -161,7 +161,7 @@ async def resolve(chat: "Chat", front: Front, name: str) -> Path:
 
     Raises UsageError, ModelError.
     """
-    from ...core import library
+    from ...core.hub import library
 
     if name == EMBEDDED:
         return EMBEDDED_MODEL
@@ -173,7 +173,7 @@ async def resolve(chat: "Chat", front: Front, name: str) -> Path:
 
 async def _fetch(chat: "Chat", front: Front, id: str) -> Path:
     """Bring a model here from Hugging Face. Raises UsageError where it does not come, ModelError."""
-    from ...core import hub
+    from ...core.hub import fetch as hub
 
     wanted = await asyncio.to_thread(hub.plan, id)
     missing, free = wanted.missing_nbytes / GB, wanted.free_nbytes / GB

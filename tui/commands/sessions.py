@@ -14,7 +14,7 @@ from ..report import Report, Table
 from .base import Command, Front, first_words, starting, turns
 
 if TYPE_CHECKING:
-    from ...core.store import Store
+    from ...core.storage.store import Store
     from ..chat import Chat
 
 LISTED = 20

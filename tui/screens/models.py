@@ -18,8 +18,8 @@ from .dialogs import Confirm
 from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
-    from ...core.catalog import Fit, Published
-    from ...core.library import LocalModel, Places, Removal
+    from ...core.hub.catalog import Fit, Published
+    from ...core.hub.library import LocalModel, Places, Removal
     from ..chat import Chat
     from ..commands import Front
 
@@ -89,7 +89,7 @@ class ModelsScreen(Listing):
 
     @work(exclusive=True)
     async def read(self) -> None:
-        from ...core import library
+        from ...core.hub import library
 
         try:
             here = await asyncio.to_thread(library.models, self._places)
@@ -143,7 +143,7 @@ class ModelsScreen(Listing):
 
     @work
     async def action_delete(self) -> None:
-        from ...core import library
+        from ...core.hub import library
 
         path = self.chosen_path
         if path is None:
@@ -244,7 +244,7 @@ def thousands(tokens: int | None) -> str:
 
 
 def make(chat: "Chat", front: "Front") -> ModelsScreen:
-    from ...core import library
+    from ...core.hub import library
 
     del front
     return ModelsScreen(library.Places.of(chat.options["models_dir"]), (chat.model or {}).get("path"))

@@ -21,7 +21,7 @@ from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
     from ...core import Store
-    from ...core.records import Conversation, Node
+    from ...core.storage.records import Conversation, Node
     from ..chat import Chat
     from ..commands import Front
 

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 def model_folder(name: str) -> Path:
     """Of a model on this machine, by any of its names; a path that is there as it is. Raises ModelError."""
-    from ...core.library import Places, find
+    from ...core.hub.library import Places, find
     from ..settings import Settings
 
     path = user_path(name)

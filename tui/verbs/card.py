@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write or print it; returns the exit code. Raises QchatError."""
-    from ...core import modelcard
+    from ...core.conversion import model_card as modelcard
 
     folder = model_folder(args.model)
     if args.print:

@@ -14,7 +14,7 @@ from ..output import write
 from ..settings import Settings
 
 if TYPE_CHECKING:
-    from ...core.library import Fit, LocalModel, Places, Published
+    from ...core.hub.library import Fit, LocalModel, Places, Published
 
 GB = 10**9
 
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; returns the exit code. Raises QchatError."""
-    from ...core import library
+    from ...core.hub import library
 
     args.action(library.Places.of(Settings.load()["models_dir"]), args)
     return 0
 
 
 def _list(places: "Places", args: argparse.Namespace) -> None:
-    from ...core import library
+    from ...core.hub import library
 
     here, known = library.models(places), library.published(places)
     if args.json:
@@ -54,7 +54,7 @@ def _list(places: "Places", args: argparse.Namespace) -> None:
 
 
 def _remove(places: "Places", args: argparse.Namespace) -> None:
-    from ...core import library
+    from ...core.hub import library
 
     removal = library.removal(library.named(args.name, library.models(places)))
     size = f"{removal.nbytes / GB:.2f} GB in {len(removal.paths)} files"

@@ -11,8 +11,8 @@ from ..output import write
 from ..statusline import StatusLine
 
 if TYPE_CHECKING:
-    from ...core.hub import Fetch, Progress
-    from ...core.library import NotHere, Places
+    from ...core.hub.fetch import Fetch, Progress
+    from ...core.hub.library import NotHere, Places
 
 GB = 10**9
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch; returns the exit code. Raises QchatError."""
-    from ...core import hub
+    from ...core.hub import fetch as hub
 
     wanted = hub.plan(_id(args.id))
     if args.dry_run:
@@ -46,7 +46,7 @@ def obtain(name: str, *, yes: bool, places: "Places | None" = None) -> Path:
     Raises NotHere where nobody can be asked and nothing was agreed to, other QchatErrors as finding and
     fetching do.
     """
-    from ...core import library
+    from ...core.hub import library
 
     try:
         return library.find(name, places)
@@ -57,7 +57,7 @@ def obtain(name: str, *, yes: bool, places: "Places | None" = None) -> Path:
 
 
 def _fetch_if_agreed(missing: "NotHere", *, yes: bool) -> Path:
-    from ...core import hub
+    from ...core.hub import fetch as hub
 
     wanted = hub.plan(missing.id)
     wanted.check_disk()
@@ -68,7 +68,7 @@ def _fetch_if_agreed(missing: "NotHere", *, yes: bool) -> Path:
 
 def _id(name: str) -> str:
     """Of the hub, for an id or the name of a published model."""
-    from ...core import library
+    from ...core.hub import library
 
     return name if library.is_id(name) else library.known_id(name)
 
@@ -92,7 +92,7 @@ def agreed(description: str, question: str) -> bool:
 
 def fetched(wanted: "Fetch") -> Path:
     """Fetch with a line of progress on the terminal. Raises QchatError; what arrived is kept in any case."""
-    from ...core import hub
+    from ...core.hub import fetch as hub
 
     status = StatusLine()
     try:

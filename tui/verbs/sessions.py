@@ -16,7 +16,7 @@ from ..output import write
 
 if TYPE_CHECKING:
     from ...core import Store
-    from ...core.records import Conversation, Node
+    from ...core.storage.records import Conversation, Node
 
 SPEAKERS = {"system": "System", "user": "You", "assistant": "Qwen", "tool": "Tool"}
 LIMIT = 50

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qchat.core.backend import choose_policy, mx
-from qchat.core.config import ModelConfig
-from qchat.core.model import Model
-from qchat.core.packed import Packed
-from qchat.core.quant.awq import DEFAULT_GROUPS, GROUPS, groups
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.packed import Packed
+from qchat.core.checkpoint.weights import load_weights
+from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, groups
+from qchat.core.machine.backend import choose_policy, mx
+from qchat.core.model.network import Model
 from qchat.core.quant.folds import Folds
-from qchat.core.weights import load_weights
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms
 

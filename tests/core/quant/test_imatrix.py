@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qchat.core.backend import mx
-from qchat.core.config import ModelConfig
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.layouts import body_specs, mtp_specs
 from qchat.core.errors import ModelError, UsageError
-from qchat.core.layouts import body_specs, mtp_specs
+from qchat.core.machine.backend import mx
 from qchat.core.quant.imatrix import Statistics, read_imatrix, write_imatrix
 from tests.checkpoints import tiny_config
+from tests.paths import QTINY, SHARED
 
 gguf = pytest.importorskip("gguf")
 
-SHARED = Path(__file__).parents[4] / "shared"
-QTINY = SHARED / "models" / "qtiny-24m"
 QTINY_IMATRIX = SHARED / "models" / "qtiny-24m.imatrix.gguf"
 # llama.cpp's samples, and the sizes of the models they were made from
 SAMPLES = {
@@ -119,8 +118,8 @@ def test_the_delta_nets_output_channels_come_back_from_tiled_heads(name: str):
 def test_the_tiled_order_is_the_one_that_agrees_with_real_activations(monkeypatch: pytest.MonkeyPatch):
     """llama.cpp measured the whole of this text; its first part, measured here, must look alike."""
     monkeypatch.setenv("QCHAT_COMPILE", "off")
-    from qchat.core.model import Model
-    from qchat.core.tokenizer import Tokenizer
+    from qchat.core.model.network import Model
+    from qchat.core.text.tokenizer import Tokenizer
 
     model_config = ModelConfig.load(QTINY)
     model = Model.load(QTINY, model_config)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qchat.core.backend import mx
-from qchat.core.config import ModelConfig
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.layouts import body_specs, mtp_specs
 from qchat.core.errors import ConfigError, UsageError
-from qchat.core.layouts import body_specs, mtp_specs
+from qchat.core.machine.backend import mx
 from qchat.core.quant.plan import (
     GB,
     GIB,
@@ -25,8 +25,9 @@ from qchat.core.quant.plan import (
 )
 from qchat.core.quant.recipes import VARIANTS, Options, Recipe
 from tests.checkpoints import tiny_config
+from tests.paths import QWEN
 
-CONFIGS = Path(__file__).parents[4] / "shared" / "qwen" / "configs"
+CONFIGS = QWEN / "configs"
 real = pytest.mark.skipif(not CONFIGS.exists(), reason="the published configs are not here")
 # of the model cards; some are decimal and some binary gigabytes
 CARDS = {

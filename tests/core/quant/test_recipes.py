@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qchat.core.config import ModelConfig
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.packed import AFFINE_BITS, Geometry
 from qchat.core.errors import UsageError
-from qchat.core.packed import AFFINE_BITS, Geometry
 from qchat.core.quant.recipe_file import BUILTIN, BUILTIN_FOLDER, Bits, read_recipe
 from qchat.core.quant.recipes import VARIANTS, Options, Recipe, check_parts
 from tests.checkpoints import tiny_config

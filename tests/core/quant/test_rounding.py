@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qchat.core.backend import mx
+from qchat.core.checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, Geometry, Packed
 from qchat.core.errors import UsageError
-from qchat.core.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, Geometry, Packed
+from qchat.core.machine.backend import mx
 from qchat.core.quant import rounding
 from qchat.core.quant.rounding import pack, quantize, rounding_error
 

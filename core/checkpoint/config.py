@@ -1,0 +1,260 @@
+"""`config.json` and `generation_config.json` as frozen values, all bounds checked before allocation.
+
+Owns the meaning of the fields, which keep Hugging Face's spelling. Reads nested (`text_config`) and flat
+files. Refuses unknown model types, sizes no machine could hold, and heads that do not divide.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, ModelError
+from ..machine.files import read_json
+
+LayerType = Literal["linear_attention", "full_attention"]
+NESTED_TYPES = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+MODEL_TYPES = (*NESTED_TYPES, *NESTED_TYPES.values())
+MAX_LAYERS = 1024
+MAX_WIDTH = 1 << 20
+MAX_VOCAB = 1 << 22
+MAX_CONTEXT = 1 << 26
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of one model, out of the file `source`; `quantization` is the converter's own words."""
+
+    model_type: str
+    source: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    max_position_embeddings: int
+    layer_types: tuple[LayerType, ...]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    partial_rotary_factor: float
+    rope_theta: float
+    rms_norm_eps: float
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+    intermediate_size: int = 0
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    shared_expert_intermediate_size: int = 0
+    norm_topk_prob: bool = True
+    tie_word_embeddings: bool = False
+    mtp_num_hidden_layers: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    quantization: Mapping[str, Any] | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_moe(self) -> bool:
+        return self.num_experts > 0
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many leading channels of a head are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def key_dim(self) -> int:
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: queries, keys, values."""
+        return 2 * self.key_dim + self.value_dim
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelConfig":
+        """Read `folder`/config.json. Raises ModelError where there is no folder, else ConfigError."""
+        if folder.is_file():
+            raise ModelError(f"{folder} is a file: a model is the folder with its config.json")
+        if not folder.is_dir():
+            raise ModelError(f"there is no model folder at {folder}")
+        path = folder / "config.json"
+        if not path.exists():
+            raise ConfigError(f"{folder} is not a model folder: it has no config.json")
+        return cls.parse(read_json(path, ConfigError), str(path))
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], source: str = "config.json") -> "ModelConfig":
+        """Check `raw` and keep what the runtime needs. Raises ConfigError naming `source` and the field."""
+        outer = _Fields(raw, source)
+        model_type = raw.get("model_type")
+        if model_type not in MODEL_TYPES:
+            wanted = ", ".join(MODEL_TYPES)
+            raise ConfigError(f"{source}: model_type is {_short(model_type)}, and qchat runs {wanted}")
+        text = outer.section("text_config") if "text_config" in raw else outer
+        moe = str(model_type).startswith("qwen3_5_moe")
+        layers = text.integer("num_hidden_layers", 1, MAX_LAYERS)
+        return cls(
+            model_type=str(model_type),
+            source=source,
+            num_hidden_layers=layers,
+            hidden_size=text.integer("hidden_size", 1, MAX_WIDTH),
+            vocab_size=text.integer("vocab_size", 1, MAX_VOCAB),
+            max_position_embeddings=text.integer("max_position_embeddings", 1, MAX_CONTEXT, default=262144),
+            layer_types=_layer_types(text, layers),
+            rms_norm_eps=text.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
+            tie_word_embeddings=_tied(outer, text),
+            mtp_num_hidden_layers=text.integer("mtp_num_hidden_layers", 0, 1, default=0),
+            eos_token_ids=text.token_ids("eos_token_id"),
+            quantization=_quantization(outer),
+            raw=raw,
+            **_attention(text),
+            **_delta_net(text),
+            **(_experts(text) if moe else _dense_mlp(text)),
+        )
+
+
+def load_generation_config(folder: Path) -> dict[str, Any]:
+    """`generation_config.json` of a model folder, or nothing where there is none. Raises ConfigError."""
+    path = folder / "generation_config.json"
+    return read_json(path, ConfigError) if path.exists() else {}
+
+
+class _Fields:
+    """One JSON object whose fields are read with their bounds."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.values = values
+        self.where = where
+
+    def refuse(self, name: str, wanted: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {name} is {_short(self.values.get(name))}, wanted {wanted}")
+
+    def section(self, name: str) -> "_Fields":
+        value = self.values.get(name)
+        if not isinstance(value, dict):
+            raise self.refuse(name, "an object")
+        return _Fields(value, f"{self.where}: {name}")
+
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        value = self.values.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.refuse(name, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, low: float, high: float, default: float | None = None) -> float:
+        value = self.values.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.refuse(name, f"a number above {low:g} and at most {high:g}")
+        if not low < value <= high:
+            raise self.refuse(name, f"a number above {low:g} and at most {high:g}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refuse(name, "true or false")
+        return value
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        value = self.values.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < MAX_VOCAB for i in ids):
+            raise self.refuse(name, "a token id or a list of them")
+        return tuple(ids)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _layer_types(text: _Fields, layers: int) -> tuple[LayerType, ...]:
+    given = text.values.get("layer_types")
+    if given is None:
+        every = text.integer("full_attention_interval", 1, MAX_LAYERS, default=4)
+        return tuple("full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(layers))
+    known = ("linear_attention", "full_attention")
+    if not isinstance(given, list) or len(given) != layers or any(kind not in known for kind in given):
+        raise text.refuse("layer_types", f"{layers} entries, each linear_attention or full_attention")
+    return tuple(given)
+
+
+def _tied(outer: _Fields, text: _Fields) -> bool:
+    """The flag may stand at the top level only, and a nested file's own word comes first."""
+    return text.flag("tie_word_embeddings", outer.flag("tie_word_embeddings", False))
+
+
+def _quantization(outer: _Fields) -> Mapping[str, Any] | None:
+    for name in ("quantization", "quantization_config"):
+        if outer.values.get(name) is not None:
+            return outer.section(name).values
+    return None
+
+
+def _attention(text: _Fields) -> dict[str, Any]:
+    heads = text.integer("num_attention_heads", 1, MAX_WIDTH)
+    kv_heads = text.integer("num_key_value_heads", 1, MAX_WIDTH, default=heads)
+    if heads % kv_heads:
+        raise text.refuse("num_attention_heads", f"a multiple of num_key_value_heads ({kv_heads})")
+    if not text.flag("attn_output_gate", True):
+        raise text.refuse("attn_output_gate", "true: this architecture gates its attention")
+    if text.flag("attention_bias", False):
+        raise text.refuse("attention_bias", "false: this architecture has no biases")
+    if text.values.get("hidden_act", "silu") != "silu":
+        raise text.refuse("hidden_act", "silu")
+    head_dim = text.integer("head_dim", 1, MAX_WIDTH, default=256)
+    rope = text.section("rope_parameters") if text.values.get("rope_parameters") is not None else text
+    if rope.values.get("rope_type", "default") != "default":
+        raise rope.refuse("rope_type", "default")
+    factor = rope.values.get("partial_rotary_factor", text.values.get("partial_rotary_factor", 0.25))
+    fraction = _Fields({"partial_rotary_factor": factor}, text.where).number(
+        "partial_rotary_factor", 0.0, 1.0
+    )
+    if int(head_dim * fraction) % 2 or int(head_dim * fraction) == 0:
+        raise text.refuse("head_dim", f"one whose rotated part (times {fraction:g}) is even and not empty")
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "partial_rotary_factor": fraction,
+        "rope_theta": rope.number("rope_theta", 0.0, 1e12, default=10_000_000.0),
+    }
+
+
+def _delta_net(text: _Fields) -> dict[str, Any]:
+    key_heads = text.integer("linear_num_key_heads", 1, MAX_WIDTH)
+    value_heads = text.integer("linear_num_value_heads", 1, MAX_WIDTH)
+    if value_heads % key_heads:
+        raise text.refuse("linear_num_value_heads", f"a multiple of linear_num_key_heads ({key_heads})")
+    return {
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": value_heads,
+        "linear_key_head_dim": text.integer("linear_key_head_dim", 1, MAX_WIDTH),
+        "linear_value_head_dim": text.integer("linear_value_head_dim", 1, MAX_WIDTH),
+        "linear_conv_kernel_dim": text.integer("linear_conv_kernel_dim", 2, 64, default=4),
+    }
+
+
+def _dense_mlp(text: _Fields) -> dict[str, Any]:
+    return {"intermediate_size": text.integer("intermediate_size", 1, MAX_WIDTH)}
+
+
+def _experts(text: _Fields) -> dict[str, Any]:
+    experts = text.integer("num_experts", 1, 1 << 16)
+    return {
+        "num_experts": experts,
+        "num_experts_per_tok": text.integer("num_experts_per_tok", 1, experts),
+        "moe_intermediate_size": text.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        "shared_expert_intermediate_size": text.integer("shared_expert_intermediate_size", 1, MAX_WIDTH),
+        "norm_topk_prob": text.flag("norm_topk_prob", True),
+    }

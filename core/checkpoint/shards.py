@@ -1,0 +1,104 @@
+"""Which files of a model folder hold its weights: an index's shards, one file, and an MTP head on its own.
+
+A folder is downloaded, so its index is untrusted: a shard is a plain file name in that folder. A link may
+leave it only for the `blobs` of the Hugging Face cache around it. Refuses pickles and GGUF with a sentence.
+"""
+
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import WeightsError
+from ..machine.files import read_bytes
+from .header import parse_table, shown
+
+INDEX_NAME = "model.safetensors.index.json"
+MTP_NAMES = ("mtp.safetensors", "mtp/weights.safetensors")
+MAX_SHARDS = 1000
+MAX_INDEX_NBYTES = 50_000_000
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """`paths` hold the model; `mtp` an MTP head of its own; `index` says which file a tensor should be in."""
+
+    paths: tuple[Path, ...]
+    mtp: Path | None
+    index: dict[str, str]
+
+
+def find_shards(folder: Path) -> Shards:
+    """The weight files of `folder`, each an existing regular file inside it. Raises WeightsError."""
+    index = _read_index(folder)
+    names = sorted(set(index.values())) or sorted(path.name for path in folder.glob("model*.safetensors"))
+    if not names:
+        raise WeightsError(_nothing_to_load(folder))
+    if len(names) > MAX_SHARDS:
+        raise WeightsError(f"{folder} has {len(names)} shards, and at most {MAX_SHARDS} can be open at once")
+    paths = tuple(_shard(folder, name) for name in names)
+    return Shards(paths, _mtp_file(folder, names), index)
+
+
+def regular_file(folder: Path, path: Path) -> Path:
+    """`path` if it is a regular file that really lies in `folder` or its cache. Raises WeightsError."""
+    try:
+        real, home = path.resolve(strict=True), folder.resolve(strict=True)
+        mode = real.stat().st_mode
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise WeightsError(f"the weight file {path} is missing or a broken link") from error
+    if not any(real.is_relative_to(root) for root in _roots(home)):
+        raise WeightsError(f"the weight file {path} is a link to {real}, outside its model folder")
+    if not stat.S_ISREG(mode):
+        raise WeightsError(f"the weight file {path} is not a regular file")
+    return path
+
+
+def _roots(home: Path) -> Iterable[Path]:
+    """`home`, and where the Hugging Face cache around `models--x/snapshots/<revision>` keeps files: the blobs
+    of the model, and those that huggingface_hub 2 shares between models."""
+    yield home
+    if home.parent.name == "snapshots":
+        yield home.parents[1] / "blobs"
+        yield home.parents[2] / "blobs"
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX_NAME
+    if not path.is_symlink() and not path.exists():
+        return {}
+    text = read_bytes(regular_file(folder, path), WeightsError, MAX_INDEX_NBYTES)
+    index = parse_table(text, str(path)).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise WeightsError(f"{path}: weight_map is not an object that names a shard for each tensor")
+    for tensor, name in index.items():
+        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+            raise WeightsError(
+                f"{path}: {shown(tensor)} should be in {shown(str(name))}, wanted the plain name of a "
+                ".safetensors file in the same folder"
+            )
+    return index
+
+
+def _shard(folder: Path, name: str) -> Path:
+    if not PLAIN_NAME.fullmatch(name):
+        raise WeightsError(f"{folder} has a weight file with the odd name {shown(name)}")
+    return regular_file(folder, folder / name)
+
+
+def _mtp_file(folder: Path, names: list[str]) -> Path | None:
+    for name in MTP_NAMES:
+        if name not in names and (folder / name).exists():
+            return regular_file(folder, folder / name)
+    return None
+
+
+def _nothing_to_load(folder: Path) -> str:
+    suffixes = {path.suffix for path in folder.glob("*")}
+    if ".gguf" in suffixes:
+        return f"{folder} holds a GGUF file and no .safetensors: get the original or an MLX checkpoint"
+    if suffixes & {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
+        return f"{folder} holds pickled weights, which can run code when read, and no .safetensors"
+    return f"{folder} has no weights: no {INDEX_NAME} and no model.safetensors"

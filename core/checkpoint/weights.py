@@ -1,0 +1,172 @@
+"""A model folder's safetensors as named, checked, lazy arrays: one result whatever layout they are stored in.
+
+Raw and converted layouts are told apart by the conv1d's shape and confirmed by the norms' values.
+Refuses a contradiction between the two, and missing, unknown or misshapen tensors by name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import WeightsError
+from ..machine.backend import mx
+from .assemble import Assembler, Tensor
+from .config import ModelConfig
+from .layouts import MTP_PREFIX, body_specs, mtp_specs
+from .packed import Packed
+from .stored import Checkpoint, Stored, open_checkpoint
+
+__all__ = ["Packed", "Progress", "Tensor", "Weights", "load_weights"]
+
+# bytes of the files that are read, bytes in all, the tensor that comes next
+Progress = Callable[[int, int, str], None]
+
+Layout = Literal["raw", "converted"]
+PROBED_NORMS = 32
+# Trained raw norms have medians of -0.5 to 0.4, converted ones 0.5 to 1.4. An AWQ fold may make the median of
+# a converted norm small, but it keeps the signs: hence the share of raw weights that are not positive.
+NEAR = 0.25
+RAW_NONPOSITIVE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one model by canonical name, lazy; `repairs` says what had to be interpreted.
+
+    Norm weights are float32 and what x is multiplied with (1 + w where the checkpoint stores w), `A_log` and
+    `dt_bias` are float32, `conv1d` is [C, K]; the rest is as stored, or bfloat16 out of FP8.
+    """
+
+    tensors: Mapping[str, Tensor]
+    repairs: tuple[str, ...]
+    has_mtp: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has, however they are packed."""
+        return sum(
+            tensor.scales.size * tensor.group_size if isinstance(tensor, Packed) else tensor.size
+            for tensor in self.tensors.values()
+        )
+
+
+class Watched(Mapping[str, Tensor]):
+    """The same tensors. Asking for one tells `progress` that those asked for before have been read."""
+
+    def __init__(self, weights: Weights, progress: Progress):
+        self._tensors, self._progress = weights.tensors, progress
+        self._done, self._total = 0, weights.nbytes
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        self._progress(self._done, self._total, name)
+        self._done += tensor.nbytes
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def load_weights(folder: Path, config: ModelConfig) -> Weights:
+    """Find, check and name every tensor that `config` calls for; of their values only a few norms are read.
+
+    Raises ModelError for a folder that is none, WeightsError naming the file and the tensor, and ConfigError
+    for a `quantization` object of wrong types.
+    """
+    checkpoint = open_checkpoint(folder)
+    assembler = Assembler(checkpoint, config)
+    if config.tie_word_embeddings and checkpoint.modules.pop("lm_head", None):
+        assembler.note("the embedding is tied, so a stored tensor was ignored", "lm_head")
+    specs = body_specs(config) | (mtp_specs(config) if checkpoint.has_mtp else {})
+    tensors = {name: assembler.build(name, spec) for name, spec in specs.items() if spec.kind != "norm"}
+    norms = {name: assembler.norm(name, spec) for name, spec in specs.items() if spec.kind == "norm"}
+    assembler.refuse_leftovers()
+    convs = [checkpoint.modules[name]["weight"] for name, spec in specs.items() if spec.kind == "conv"]
+    body = _body_layout(checkpoint, convs, norms)
+    head = _head_layout(checkpoint, body, norms)
+    for name, norm in norms.items():
+        raw = (head if name.startswith(MTP_PREFIX) else body) == "raw"
+        tensors[name] = 1 + norm if raw else norm
+    repairs = _layout_repairs(body, head) + _file_repairs(checkpoint, config) + _noted(assembler)
+    return Weights(tensors, repairs, checkpoint.has_mtp)
+
+
+def _body_layout(checkpoint: Checkpoint, convs: list[Stored], norms: dict[str, mx.array]) -> Layout:
+    """By the shape of every conv1d, [C, 1, K] or [C, K, 1]; the norms' values must not contradict it."""
+    values = _probe(checkpoint, [name for name in norms if not name.startswith(MTP_PREFIX)], norms)
+    if not convs:
+        if values is None:
+            raise WeightsError(f"{checkpoint.folder}: neither a conv1d nor the norms tell raw from converted")
+        return values
+    shape = _conv_layout(convs[0])
+    for conv in convs:
+        if _conv_layout(conv) != shape:
+            raise conv.refuse(f"is in the {_conv_layout(conv)} layout, and the first conv1d is {shape}")
+    if values not in (None, shape):
+        raise convs[0].refuse(f"is in the {shape} layout, but the norm weights have {values} values")
+    return shape
+
+
+def _conv_layout(conv: Stored) -> Layout:
+    return "raw" if conv.entry.shape[-1] != 1 else "converted"
+
+
+def _head_layout(checkpoint: Checkpoint, body: Layout, norms: dict[str, mx.array]) -> Layout:
+    """The MTP head has no conv1d: inside a raw model it is raw, elsewhere its norms tell.
+
+    Converters have copied it unchanged beside a converted model, and a file of its own comes from anywhere.
+    """
+    names = [name for name in norms if name.startswith(MTP_PREFIX)]
+    if not names or (body == "raw" and checkpoint.mtp_file is None):
+        return body
+    return _probe(checkpoint, names, norms) or body
+
+
+def _probe(checkpoint: Checkpoint, names: list[str], norms: dict[str, mx.array]) -> Layout | None:
+    """What the values of the norms say: a median near 0 is raw, near 1 converted, any other nothing."""
+    sample = mx.concatenate([norms[name] for name in names[:PROBED_NORMS]])
+    median = mx.median(sample)
+    if not mx.isfinite(median):
+        raise WeightsError(f"{checkpoint.folder}: the norm weights ({names[0]}, ...) are not finite numbers")
+    if mx.abs(median) < NEAR and mx.mean(sample <= 0) >= RAW_NONPOSITIVE_SHARE:
+        return "raw"
+    return "converted" if mx.abs(median - 1) < NEAR else None
+
+
+def _layout_repairs(body: Layout, head: Layout) -> tuple[str, ...]:
+    repairs = []
+    if body == "raw":
+        repairs.append("raw Hugging Face layout: 1 was added to the zero-centred norm weights")
+    if head != body:
+        repairs.append(f"the MTP head is in the {head} layout although the model is {body}")
+    return tuple(repairs)
+
+
+def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
+    repairs = []
+    if checkpoint.vision:
+        repairs.append(f"the vision tower was ignored ({checkpoint.vision} tensors)")
+    if checkpoint.mtp_file is not None:
+        repairs.append(f"the MTP head was found in {checkpoint.mtp_file.relative_to(checkpoint.folder)}")
+    if checkpoint.has_mtp and not config.mtp_num_hidden_layers:
+        repairs.append("an MTP head was found that config.json does not mention")
+    if config.mtp_num_hidden_layers and not checkpoint.has_mtp:
+        repairs.append("config.json mentions an MTP head that the files do not hold")
+    return tuple(repairs)
+
+
+def _noted(assembler: Assembler) -> tuple[str, ...]:
+    """One sentence per kind of note, however many tensors it is about."""
+    sentences = []
+    for sentence, names in assembler.notes.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        sentences.append(f"{sentence}: {names[0]}{more}")
+    return tuple(sentences)

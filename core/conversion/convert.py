@@ -1,0 +1,351 @@
+"""One model folder into another: read slice by slice, folded, packed, written, held against its source.
+
+Owns the order of things. Memory stays at a few slices, and while scales are searched at the largest tensor.
+Refuses what would change nothing, a full disk, and a destination that is not free.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from ..checkpoint.config import load_generation_config
+from ..checkpoint.layouts import MTP_PREFIX
+from ..errors import TokenizerError, UsageError
+from ..events import Notice
+from ..machine.backend import mx
+from ..machine.eta import Pace
+from ..quant.folds import Folds
+from ..quant.imatrix import Imatrix, read_imatrix
+from ..quant.plan import Plan, as_json, as_table, load_config, make_plan
+from ..quant.recipe_file import BUILTIN_FOLDER
+from ..quant.recipes import Options, Recipe
+from ..text.template import Template
+from ..text.tokenizer import Tokenizer
+from .awq import Mode as ScalingMode
+from .awq import search
+from .card import Report, as_card, model_name, read_license
+from .companions import write_companions
+from .pipeline import converted, exact, is_kept
+from .source import Source, dense
+from .staging import REPORT_NAME, check_target, open_staging
+from .verify import Check, check_headers, compare_logits, compare_weights
+from .writer import (
+    INDEX_NAME,
+    MTP_FILE,
+    SHARD_NBYTES,
+    Array,
+    Shard,
+    ShardWriter,
+    Unit,
+    make_unit,
+    split_shards,
+    write_file,
+    write_index,
+)
+
+UNQUANTIZED = str(BUILTIN_FOLDER / "dense.toml")  # the recipe that packs nothing
+CARD_NAME = "README.md"
+Stage: TypeAlias = Literal["scaling", "writing", "checking"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert into what. `options.recipe` UNQUANTIZED packs nothing, and needs `dequantize` where the
+    source is quantized; `awq` matters with an `imatrix` only; `force` may replace an earlier conversion.
+
+    `flags` are the words of the command line between source and destination, for the card.
+    """
+
+    source: Path
+    target: Path
+    options: Options
+    imatrix: Path | None = None
+    awq: ScalingMode = "search"
+    dequantize: bool = False
+    force: bool = False
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one stage is: `done` of `total` bytes of weights in bfloat16; `module` is the one at hand."""
+
+    stage: Stage
+    module: str
+    done: int
+    total: int
+    seconds_left: float | None = None
+
+
+Listener = Callable[[Notice | Progress], None]
+
+
+def plan_text(source: Path, options: Options, bandwidth_gb_s: float) -> str:
+    """A table of what converting the model folder or config file `source` would give; no weights are opened.
+
+    Raises ModelError and UsageError.
+    """
+    return as_table(make_plan(load_config(source), options), bandwidth_gb_s)
+
+
+def plan_json(source: Path, options: Options, bandwidth_gb_s: float) -> dict[str, Any]:
+    """The same as values that `json.dumps` takes."""
+    return as_json(make_plan(load_config(source), options), bandwidth_gb_s)
+
+
+def convert(conversion: Conversion, listener: Listener) -> Report:
+    """Make `conversion.target`, whole or not at all; a run that was interrupted is continued by the next.
+
+    Raises ModelError for the source, UsageError for options and destination, DoesNotFit for a full disk.
+    """
+    begin = time.monotonic()
+    job = _Job.prepare(conversion)
+    for warning in job.warnings:
+        listener(Notice(warning))
+    with open_staging(job.target, job.identity, job.shards) as staging:
+        kept = [shard for shard in job.shards if staging.is_finished(shard)]
+        staging.check_disk(job.plan.disk_nbytes - sum(shard.nbytes for shard in kept))
+        folds = job.search_folds(listener)
+        writing = time.monotonic()
+        weights_nbytes = _write_shards(job, folds, staging.folder, kept, listener)
+        seconds = time.monotonic() - writing
+        names = _write_small_files(job, staging.folder)
+        check = _check(job, folds, staging.folder, listener)
+        report = Report(
+            name=job.target.name,
+            source=model_name(job.source.folder),
+            command=_command(conversion),
+            plan=job.plan,
+            vision=any(unit.name in job.source.vision for unit in job.units),
+            nbytes=sum(shard.nbytes for shard in job.shards),
+            weights_nbytes=weights_nbytes,
+            seconds=seconds,
+            total_seconds=time.monotonic() - begin,
+            kept_shards=len(kept),
+            warnings=job.warnings,
+            repairs=job.source.repairs,
+            folds=folds,
+            check=check,
+            license=read_license(job.source.folder),
+        )
+        write_file(staging.folder / CARD_NAME, as_card(report).encode())
+        staging.write_report({"identity": job.identity, "files": names, **report.as_json()})
+        staging.publish(conversion.force)
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A conversion whose every byte is decided; nothing has been written."""
+
+    conversion: Conversion
+    source: Source
+    target: Path
+    recipe: Recipe
+    plan: Plan
+    units: tuple[Unit, ...]
+    shards: tuple[Shard, ...]
+    imatrix: Imatrix | None
+    identity: str
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def prepare(cls, conversion: Conversion) -> "_Job":
+        folder, target = _whole(conversion.source), _whole(conversion.target)
+        source = Source.open(folder)
+        _check_places(folder, target, conversion.force)
+        _check_quantized(conversion, source)
+        _check_text(source)
+        options = conversion.options
+        plan, recipe = make_plan(source.config, options), Recipe.build(options, source.config)
+        units = tuple(_units(source, recipe))
+        shards = tuple(_shards(units, options))
+        imatrix = (
+            None if conversion.imatrix is None else read_imatrix(_whole(conversion.imatrix), source.config)
+        )
+        _check_importance(conversion, imatrix, units)
+        return cls(
+            conversion=conversion,
+            source=source,
+            target=target,
+            recipe=recipe,
+            plan=plan,
+            units=units,
+            shards=shards,
+            imatrix=imatrix,
+            identity=_identity(source, shards, imatrix, conversion.awq),
+            warnings=tuple(_warnings(source, units)),
+        )
+
+    def search_folds(self, listener: Listener) -> Folds:
+        """The scales that the imatrix asks for; none without one. Raises UsageError where none would help."""
+        if self.imatrix is None:
+            return Folds()
+        clock = _Clock("scaling", sum(map(self.source.weights_nbytes, self.source.specs)), listener)
+        seen: set[str] = set()
+
+        def watch(name: str) -> None:
+            clock.tick(name, 0 if name in seen else self.source.weights_nbytes(name))
+            seen.add(name)
+
+        watched = replace(self.source, watch=watch)
+        return search(watched, watched.config, self.recipe, self.imatrix, self.conversion.awq)
+
+
+class _Clock:
+    """Tells the listener how far a stage is that goes through `total` bytes of bfloat16 weights."""
+
+    def __init__(self, stage: Stage, total: int, listener: Listener):
+        self._stage: Stage = stage
+        self._total, self._listener = total, listener
+        self._pace, self._done = Pace(), 0
+
+    def tick(self, module: str, nbytes: int) -> None:
+        self._done = min(self._done + nbytes, self._total)
+        left = self._pace.seconds_left(self._done, self._total - self._done)
+        self._listener(Progress(self._stage, module, self._done, self._total, left))
+
+
+def _whole(path: Path) -> Path:
+    """Absolute, without `..`, links not followed. Raises UsageError."""
+    try:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  `resolve` follows links
+    except RuntimeError as error:
+        raise UsageError(f"{path} is no path: {error}") from error
+
+
+def _check_places(source: Path, target: Path, force: bool) -> None:
+    """Raises UsageError where the destination is no place for a new folder, or is the source's."""
+    if not target.name:
+        raise UsageError(f"{target} cannot be a destination: name a new folder")
+    if not target.parent.is_dir():
+        raise UsageError(f"the destination {target} needs the folder {target.parent}, which does not exist")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"the destination {target} is in the source folder, which is never written to")
+    check_target(target, force)
+
+
+def _check_quantized(conversion: Conversion, source: Source) -> None:
+    """What becomes of a quantized source must be said, and said of no other."""
+    if conversion.dequantize and not source.is_quantized:
+        raise UsageError(f"--dequantize would change nothing: {source.folder} is not quantized")
+    packs = conversion.options.recipe != UNQUANTIZED
+    if source.is_quantized and not packs and not conversion.dequantize:
+        raise UsageError(f"{source.folder} is quantized: give -q to quantize it again, or --dequantize")
+    if conversion.imatrix is not None and not packs:
+        raise UsageError("--imatrix-path would change nothing without -q")
+
+
+def _check_importance(conversion: Conversion, imatrix: Imatrix | None, units: Sequence[Unit]) -> None:
+    """Without scaling an imatrix still steers the rounding, of affine codes only."""
+    if imatrix is None or conversion.awq != "off":
+        return
+    if not any(u.geometry and u.geometry.mode == "affine" and u.name in imatrix for u in units):
+        raise UsageError(
+            "--imatrix-path with --awq off would change nothing: no affine module is in the file"
+        )
+
+
+def _check_text(source: Source) -> None:
+    """A folder that could not be chatted with is not worth converting. Raises ModelError."""
+    tokenizer = Tokenizer.load(source.folder)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise TokenizerError(
+            f"{source.folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's "
+            f"vocabulary {source.config.vocab_size:,}: they do not belong together"
+        )
+    Template.load(source.folder)
+    load_generation_config(source.folder)
+
+
+def _units(source: Source, recipe: Recipe) -> Iterator[Unit]:
+    options = recipe.options
+    for name, spec in source.specs.items():
+        if options.mtp != "drop" or not name.startswith(MTP_PREFIX):
+            yield make_unit(name, spec, recipe.decide(name, spec.shape), bare_mtp=options.mtp == "split")
+    if options.vision == "keep":
+        for name, shape in source.vision.items():
+            yield Unit(name, name, None, {"weight": Array(name, "BF16", shape)})
+
+
+def _shards(units: Sequence[Unit], options: Options) -> list[Shard]:
+    if options.mtp != "split":
+        return split_shards(units, SHARD_NBYTES)
+    head = tuple(unit for unit in units if unit.name.startswith(MTP_PREFIX))
+    body = [unit for unit in units if not unit.name.startswith(MTP_PREFIX)]
+    return [*split_shards(body, SHARD_NBYTES), Shard(MTP_FILE, head)]
+
+
+def _identity(source: Source, shards: Sequence[Shard], imatrix: Imatrix | None, mode: ScalingMode) -> str:
+    """A digest of everything that the bytes of the shards depend on."""
+    units = [(shard.file, unit) for shard in shards for unit in shard.units]
+    layout = [
+        (file, unit.name, str(unit.geometry), *map(astuple, unit.arrays.values())) for file, unit in units
+    ]
+    importance = None
+    if imatrix is not None:
+        with imatrix.path.open("rb") as file:
+            importance = [hashlib.file_digest(file, "sha256").hexdigest(), mode]
+    text = json.dumps([str(source.folder.resolve()), source.files, layout, importance])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _warnings(source: Source, units: Sequence[Unit]) -> Iterator[str]:
+    again = [unit for unit in units if unit.geometry and unit.name in source.packed]
+    changed = [unit for unit in again if not is_kept(source, Folds(), unit)]
+    if changed:
+        yield (
+            f"{source.folder} is quantized already: {len(changed)} of its matrices are quantized a second "
+            "time, which costs more quality than converting the original"
+        )
+
+
+def _write_shards(job: _Job, folds: Folds, folder: Path, kept: Sequence[Shard], listener: Listener) -> int:
+    """Write what is not `kept`; returns how many bytes of bfloat16 that was. Raises OSError, ModelError."""
+    shards = [shard for shard in job.shards if shard not in kept]
+    total = sum(job.source.weights_nbytes(unit.name) for shard in shards for unit in shard.units)
+    clock = _Clock("writing", total, listener)
+    for shard in shards:
+        with ShardWriter(folder, shard) as file:
+            for piece in converted(job.source, folds, shard.units):
+                for part, array in piece.arrays.items():
+                    file.write(piece.unit.arrays[part], array, piece.begin)
+                share = (piece.end - piece.begin) / piece.unit.arrays["weight"].shape[0]
+                clock.tick(piece.unit.path, round(share * job.source.weights_nbytes(piece.unit.name)))
+    return total
+
+
+def _write_small_files(job: _Job, folder: Path) -> list[str]:
+    """Everything but weights, card and report; returns the names of all files of the finished folder."""
+    write_index(folder, job.shards)
+    names = write_companions(folder, job.source, job.units, job.recipe.default)
+    return sorted([*names, INDEX_NAME, CARD_NAME, REPORT_NAME, *(shard.file for shard in job.shards)])
+
+
+def _check(job: _Job, folds: Folds, folder: Path, listener: Listener) -> Check:
+    """Read the new folder as any runtime would. Raises ModelError where it is not what it should be."""
+    check_headers(folder, job.shards)
+    result = Source.open(folder)
+    _check_text(result)
+    job.source.check_unchanged()
+    units = [unit for unit in job.units if unit.name in result.specs]
+
+    def wanted(unit: Unit, begin: int, end: int) -> mx.array:
+        return dense(exact(job.source, folds, unit, begin, end), mx.float32)
+
+    weights = compare_weights(result, units, wanted)
+    total = sum(map(job.source.weights_nbytes, result.specs))
+    clock = _Clock("checking", 2 * total, listener)
+    return compare_logits(job.source, result, weights, clock.tick)
+
+
+def _command(conversion: Conversion) -> str:
+    """As one could type it again, without the folders of this machine."""
+    names = (model_name(_whole(conversion.source)), conversion.target.name)
+    return shlex.join(["qchat", "convert", "-i", names[0], "-o", names[1], *conversion.flags])

@@ -1,0 +1,294 @@
+"""What a model folder holds: every tensor's class, code, shape and bytes, and what the loader made of it.
+
+Bytes are those of the files; the forms come from the loader, which checks the folder as if it were to run.
+No weight is read but the few norms that tell the layout, so a folder of any size takes a moment.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.assemble import FP8_BLOCK, Tensor
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.header import ITEM_NBYTES, Entry, read_header, shown
+from ..checkpoint.layouts import body_specs, is_vision, mtp_specs, split_part
+from ..checkpoint.packed import Packed
+from ..checkpoint.shards import find_shards
+from ..checkpoint.weights import load_weights
+from ..errors import TemplateError
+from ..quant.plan import tensor_class
+from ..text.template import Template
+
+MB = 10**6
+SHAPES_SHOWN = 2
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+EXPERTS = re.compile(r"(.*mlp\.)experts\.(?:\d+\.)?(\w+)")
+
+
+@dataclass(frozen=True)
+class Code:
+    """How weights are written: `bits` of each without the scales, `group_size` weights of a row per scale, or
+    None where they are not quantized."""
+
+    mode: str
+    bits: int
+    group_size: int | None = None
+
+    def __str__(self) -> str:
+        return (
+            self.mode if self.group_size is None else f"{self.mode} {self.bits}-bit group {self.group_size}"
+        )
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor by its canonical name; of a projection's experts all together [E, N, K]."""
+
+    name: str
+    kind: str
+    code: Code
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "class": self.kind,
+            **asdict(self.code),
+            "shape": list(self.shape),
+            "bytes": self.nbytes,
+        }
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """All tensors of one class and code."""
+
+    kind: str
+    code: Code
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def weights(self) -> int:
+        return sum(tensor.weights for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Scales included."""
+        return 8 * self.nbytes / max(self.weights, 1)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(tensor.shape for tensor in self.tensors))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "class": self.kind,
+            **asdict(self.code),
+            "tensors": len(self.tensors),
+            "weights": self.weights,
+            "bytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "shapes": [list(shape) for shape in self.shapes],
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model folder's tensors, in the order of the network; `repairs` are the loader's sentences."""
+
+    model: str
+    config: ModelConfig
+    tensors: tuple[TensorInfo, ...]
+    repairs: tuple[str, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """In the order of their first tensors, the codes of a class together."""
+        groups: dict[str, dict[Code, list[TensorInfo]]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(tensor.kind, {}).setdefault(tensor.code, []).append(tensor)
+        return tuple(
+            ClassInfo(kind, code, tuple(tensors))
+            for kind, codes in groups.items()
+            for code, tensors in codes.items()
+        )
+
+    @property
+    def total(self) -> ClassInfo:
+        return ClassInfo("total", Code("", 0), self.tensors)
+
+    def as_json(self, *, tensors: bool = False) -> dict[str, Any]:
+        """Values that `json.dumps` takes; every tensor only where asked for."""
+        total = self.total
+        return {
+            "model": self.model,
+            "model_type": self.config.model_type,
+            "layers": self.config.num_hidden_layers,
+            "hidden_size": self.config.hidden_size,
+            "vocab_size": self.config.vocab_size,
+            "context": self.config.max_position_embeddings,
+            "weights": total.weights,
+            "total_bytes": total.nbytes,
+            "bits_per_weight": total.bits_per_weight,
+            "classes": [row.as_json() for row in self.classes],
+            **({"tensors": [tensor.as_json() for tensor in self.tensors]} if tensors else {}),
+            "repairs": list(self.repairs),
+            "notices": list(self.notices),
+        }
+
+    def as_text(self, *, tensors: bool = False) -> str:
+        """Lines for a terminal: a table of the classes, or of every tensor."""
+        table = _tensor_table(self.tensors) if tensors else _class_table(self.classes)
+        total = self.total
+        size = (
+            f"{total.nbytes / 10**9:.3f} GB ({total.nbytes / 2**30:.3f} GiB), {total.weights / MB:,.1f} M "
+            f"weights in {len(total.tensors):,} tensors, {total.bits_per_weight:.2f} bits per weight"
+        )
+        said = [f"- {sentence}" for sentence in (*self.repairs, *self.notices)]
+        return "\n".join((self.model, _sizes(self.config), "", *table, "", size, *said))
+
+
+def inspect_model(folder: Path) -> Inspection:
+    """Read the headers of every weight file. Raises ModelError and its children as loading the model does."""
+    config = ModelConfig.load(folder)
+    weights = load_weights(folder, config)
+    files = _Files()
+    for mtp_file, entry in _entries(folder):
+        files.add(entry, mtp_file=mtp_file)
+    order = {name: place for place, name in enumerate(body_specs(config) | mtp_specs(config))}
+    names = sorted(weights.tensors, key=lambda name: order[name])
+    tensors = [_describe(name, weights.tensors[name], files) for name in names]
+    return Inspection(
+        model=str(folder),
+        config=config,
+        tensors=(*tensors, *files.vision, *files.ignored(names)),
+        repairs=weights.repairs,
+        notices=(_template_notice(folder),),
+    )
+
+
+class _Files:
+    """The stored bytes of each canonical tensor and the entry of its weight, and what is stored besides."""
+
+    def __init__(self) -> None:
+        self.nbytes: dict[str, int] = {}
+        self.weights: dict[str, Entry] = {}
+        self.vision: list[TensorInfo] = []
+
+    def add(self, entry: Entry, *, mtp_file: bool) -> None:
+        """Count one stored tensor in, at the canonical tensors that it is a part of."""
+        if is_vision(entry.name):
+            self.vision.append(_as_stored("vision", entry))
+            return
+        module, part = split_part(entry.name, mtp_file=mtp_file)
+        homes = canonical_names(module)
+        for home in homes:
+            self.nbytes[home] = self.nbytes.get(home, 0) + _nbytes(entry) // len(homes)
+            if part == "weight":
+                self.weights[home] = entry
+
+    def ignored(self, used: Sequence[str]) -> list[TensorInfo]:
+        """What the loader has no use for: the head of a tied model, buffers that it computes itself."""
+        left = self.weights.keys() - set(used)
+        return [_as_stored("ignored", entry) for name, entry in self.weights.items() if name in left]
+
+
+def canonical_names(module: str) -> list[str]:
+    """The canonical tensors that a stored module is a part of: two for stacked gate and up projections."""
+    match = EXPERTS.fullmatch(module)
+    if match is None:
+        return [module]
+    projections = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else (match[2],)
+    return [f"{match[1]}switch_mlp.{projection}" for projection in projections]
+
+
+def _entries(folder: Path) -> Iterator[tuple[bool, Entry]]:
+    """Every stored tensor, and whether it lies in a file of the MTP head alone."""
+    shards = find_shards(folder)
+    for path in shards.paths:
+        yield from ((False, entry) for entry in read_header(path).entries.values())
+    if shards.mtp is not None:
+        yield from ((True, entry) for entry in read_header(shards.mtp).entries.values())
+
+
+def _describe(name: str, tensor: Tensor, files: _Files) -> TensorInfo:
+    """The form is the loader's, the dtype of what is not packed the file's."""
+    if isinstance(tensor, Packed):
+        code = Code(tensor.mode, tensor.bits, tensor.group_size)
+        shape = (*tensor.scales.shape[:-1], tensor.scales.shape[-1] * tensor.group_size)
+    else:
+        dtype = files.weights[name].dtype
+        # the loader takes floats and FP8 in blocks, which some files call U8
+        code = _code(dtype) if dtype in DTYPES else Code("fp8", 8, FP8_BLOCK)
+        shape = tensor.shape
+    return TensorInfo(name, tensor_class(name), code, shape, files.nbytes[name])
+
+
+def _as_stored(kind: str, entry: Entry) -> TensorInfo:
+    return TensorInfo(shown(entry.name), kind, _code(entry.dtype), entry.shape, _nbytes(entry))
+
+
+def _code(dtype: str) -> Code:
+    return Code(DTYPES.get(dtype, dtype.lower()), 8 * ITEM_NBYTES[dtype])
+
+
+def _nbytes(entry: Entry) -> int:
+    return entry.end - entry.begin
+
+
+def _template_notice(folder: Path) -> str:
+    """Where the chat template comes from, or why there is none to use."""
+    try:
+        template = Template.load(folder)
+    except TemplateError as error:
+        return str(error)
+    return template.notice or f"the chat template is in {template.origin}"
+
+
+def _sizes(config: ModelConfig) -> str:
+    attention = config.layer_types.count("full_attention")
+    experts = f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.is_moe else ""
+    return (
+        f"{config.model_type}: {config.num_hidden_layers} layers ({attention} attention), "
+        f"hidden {config.hidden_size:,}{experts}, vocabulary {config.vocab_size:,}, "
+        f"context {config.max_position_embeddings:,}"
+    )
+
+
+def _class_table(classes: Sequence[ClassInfo]) -> list[str]:
+    header = f"{'class':<22}{'mode':<24}{'tensors':>8}{'MB':>12}{'bits/weight':>13}  shapes"
+    return [header, *map(_class_line, classes)]
+
+
+def _class_line(row: ClassInfo) -> str:
+    shapes = ", ".join(map(_shape, row.shapes[:SHAPES_SHOWN]))
+    more = len(row.shapes) - SHAPES_SHOWN
+    figures = f"{len(row.tensors):>8,}{row.nbytes / MB:>12,.1f}{row.bits_per_weight:>13.2f}"
+    return f"{row.kind:<22}{row.code!s:<24}{figures}  {shapes}{f' + {more}' if more > 0 else ''}"
+
+
+def _tensor_table(tensors: Sequence[TensorInfo]) -> list[str]:
+    header = f"{'tensor':<44}{'mode':<24}{'shape':>18}{'bytes':>14}"
+    lines = [
+        f"{tensor.name:<44}{tensor.code!s:<24}{_shape(tensor.shape):>18}{tensor.nbytes:>14,}"
+        for tensor in tensors
+    ]
+    return [header, *lines]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

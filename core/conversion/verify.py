@@ -1,0 +1,194 @@
+"""What was written, held against what it was made from: every header, a sample of weights, one forward pass.
+
+The forward pass goes layer by layer and drops each, so it takes the memory of one layer however large the
+model is. Refuses files that differ from their plan, weights unlike their source, logits that are no numbers.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+from ..checkpoint.assemble import Tensor
+from ..checkpoint.header import read_header
+from ..errors import WeightsError
+from ..machine.backend import choose_policy, mx
+from ..model.cache import Cache
+from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, Named, rms_norm
+from ..model.moe import MixtureOfExperts
+from ..ops.linear import make_linear, prepare
+from ..ops.self_test import settle
+from ..text.tokenizer import Tokenizer
+from .pipeline import streams
+from .source import Source, dense
+from .writer import Shard, Unit
+
+PROBE = "The capital of Japan is Tokyo. Two and two make four, and a week has seven days.\n\ndef add(a, b):"
+PROBE_TOKENS = 8
+SAMPLES_PER_CODE = 4
+SAMPLE_NBYTES = 8 << 20  # of rows in bfloat16
+# relative error of a sample, beyond which it is another tensor: 2-bit codes reach 0.6, unrelated weights 1.4
+MAX_ERROR = 0.9
+TOO_MANY_PARAMETERS = 1 << 60  # for dense weights on any machine
+Exact = Callable[[Unit, int, int], mx.array]
+Tick = Callable[[str, int], None]  # a tensor's name, its bytes in bfloat16
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far the result is from its source: of the weights by code (relative RMS of a sample), of the logits
+    after `tokens` tokens (relative RMS, mean KL divergence in nats, share of equal most likely tokens)."""
+
+    weights: dict[str, float]
+    tokens: int
+    logits_error: float
+    kl_divergence: float
+    same_top: float
+
+
+def check_headers(folder: Path, shards: Sequence[Shard]) -> None:
+    """Read every header back. Raises WeightsError where it is not what was planned."""
+    for shard in shards:
+        entries = read_header(folder / shard.file).entries
+        written = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+        if written != {array.name: (array.dtype, array.shape) for array in shard.arrays}:
+            raise WeightsError(f"{folder / shard.file} does not hold the tensors that were written to it")
+
+
+def compare_weights(result: Source, units: Sequence[Unit], exact: Exact) -> dict[str, float]:
+    """Relative RMS of the first rows of some modules of each code against what `exact` says they encode.
+
+    Raises WeightsError for a module that is nothing like it.
+    """
+    errors: dict[str, float] = {}
+    for code, members in _by_code(units).items():
+        stride = math.ceil(len(members) / SAMPLES_PER_CODE)
+        errors[code] = max(_sample_error(result, unit, exact) for unit in members[::stride])
+    return errors
+
+
+def _by_code(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(str(unit.geometry) if unit.geometry else "dense", []).append(unit)
+    return groups
+
+
+def _sample_error(result: Source, unit: Unit, exact: Exact) -> float:
+    rows, *rest = result.specs[unit.name].shape
+    end = min(rows, max(1, SAMPLE_NBYTES // (2 * math.prod(rest))))
+    wanted = exact(unit, 0, end)
+    error = relative_error(dense(result.read(unit.name, 0, end), mx.float32), wanted)
+    if not error <= MAX_ERROR:
+        raise WeightsError(
+            f"{result.folder}: {unit.path} was written with a relative error of {error:.2f}, wanted at most "
+            f"{MAX_ERROR}: the weights are damaged"
+        )
+    return error
+
+
+def relative_error(actual: mx.array, wanted: mx.array) -> float:
+    """rms(actual - wanted) / rms(wanted), of float32 arrays of one shape."""
+    difference, size = (float(mx.square(x).sum()) for x in (actual - wanted, wanted))
+    return math.sqrt(difference / size) if size else math.sqrt(difference)
+
+
+def compare_logits(source: Source, result: Source, weights: dict[str, float], tick: Tick) -> Check:
+    """One forward pass over the same short text through both; `tick` hears of each tensor read.
+
+    Raises WeightsError where the result's logits are no numbers and the source's are.
+    """
+    settle()  # before any layer decides whether to use kernels
+    ids = probe_ids(source)
+    wanted, actual = streamed_logits((source, result), ids, tick)
+    if mx.isfinite(wanted).all() and not mx.isfinite(actual).all():
+        raise WeightsError(f"{result.folder}: its logits are no numbers, and those of its source are")
+    ours, theirs = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (actual, wanted))
+    divergence = (mx.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()
+    same = (actual.argmax(axis=-1) == wanted.argmax(axis=-1)).mean()
+    return Check(weights, len(ids), relative_error(actual, wanted), float(divergence), float(same))
+
+
+def probe_ids(source: Source) -> list[int]:
+    return Tokenizer.load(source.folder).encode(PROBE)[:PROBE_TOKENS]
+
+
+def streamed_logits(sources: Sequence[Source], ids: Sequence[int], tick: Tick) -> list[mx.array]:
+    """Logits [T, V] float32 of each model after each of `ids` [T], side by side, a layer at a time.
+
+    The models have one shape. `tick` hears of each tensor that was used.
+    """
+    config = sources[0].config
+    passes = [_Pass(source, ids, stream) for source, stream in zip(sources, cycle(streams()), strict=False)]
+    for i in range(config.num_hidden_layers):
+        for forward in passes:
+            forward.enter(i)
+        mx.eval([forward.x for forward in passes])
+        for forward in passes:
+            forward.leave(tick)
+    head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    parts = []
+    for span in sources[0].slices(head):
+        parts.append([forward.logits(head, span) for forward in passes])
+        mx.eval(parts[-1])  # so that the rows can go
+    tick(head, len(passes) * sources[0].weights_nbytes(head))
+    return [mx.concatenate(list(row), axis=-1) for row in zip(*parts, strict=True)]
+
+
+class _Pass:
+    """One model's way through its layers, on a stream of its own."""
+
+    def __init__(self, source: Source, ids: Sequence[int], stream: mx.Stream):
+        self._source, self._stream = source, stream
+        self._config, self._policy = source.config, choose_policy(TOO_MANY_PARAMETERS)
+        rows = [source.row("embed_tokens", index) for index in ids]
+        self.x = mx.stack(rows)[None].astype(self._policy.activations)  # [1, T, hidden]
+        self._memories = deque(Cache.empty(self._config, self._policy.activations).layers)
+
+    def enter(self, index: int) -> None:
+        """Ask for layer `index`; its weights stay until `leave`."""
+        self._read = _OnDemand(self._source)
+        with mx.stream(self._stream):
+            self._layer = self._make(index, Named(self._read).within(f"layers.{index}"))
+            # a layer's memory, never evaluated, would hold on to its weights
+            self.x = self._layer(self.x, self._memories.popleft())
+
+    def leave(self, tick: Tick) -> None:
+        vars(self._layer).clear()  # it refers to itself, by its fused step
+        for name in self._read.names:
+            tick(name, self._source.weights_nbytes(name))
+
+    def logits(self, name: str, span: tuple[int, int]) -> mx.array:
+        """The last hidden states [1, T, hidden] times some rows of a matrix, [T, rows] float32, lazy."""
+        with mx.stream(self._stream):
+            norm = dense(self._source.read("norm"), mx.float32)
+            hidden = rms_norm(self.x, norm, self._config.rms_norm_eps)
+            head = make_linear(prepare(self._source.read(name, *span), self._policy))
+            return head(hidden)[0].astype(mx.float32)
+
+    def _make(self, index: int, weights: Named) -> AttentionLayer | DeltaLayer:
+        config, inner = self._config, weights.within("mlp")
+        moe = config.is_moe
+        block = MixtureOfExperts(config, inner, self._policy) if moe else DenseMLP(inner, self._policy)
+        make = AttentionLayer if config.layer_types[index] == "full_attention" else DeltaLayer
+        return make(config, weights, block, self._policy)
+
+
+class _OnDemand(Mapping[str, Tensor]):
+    """Tensors that are read when a layer asks for them and belong to it alone; `names` were asked for."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.names.append(name)
+        return self._source.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.specs)
+
+    def __len__(self) -> int:
+        return len(self._source.specs)

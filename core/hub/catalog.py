@@ -1,0 +1,156 @@
+"""The published variants of 27B, 9B and 35B-A3B, and which model fits into this machine's memory.
+
+Sizes are those that the recipes give (`python -m qchat.core.quant.plan` computes them).
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.config import ModelConfig
+
+# the small model that answers when none is named
+EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded"
+GB = 10**9
+GIB = 1 << 30
+WORKING_NBYTES = GIB  # activations, states of the delta layers, MLX's own
+USEFUL_CONTEXT = 4096  # tokens without which a model is not worth fetching
+OWNER = "Brooooooklyn"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`needed_nbytes` for weights and a short context, of `limit_nbytes`; `context` the longest that fits."""
+
+    needed_nbytes: int
+    limit_nbytes: int
+    context: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_nbytes <= self.limit_nbytes
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "fits": self.fits}
+
+    @property
+    def sentence(self) -> str:
+        needed, limit = self.needed_nbytes / GB, self.limit_nbytes / GB
+        if not self.fits:
+            return f"does not fit: it needs {needed:.1f} GB of memory and can have {limit:.1f} GB"
+        return f"fits: {needed:.1f} of {limit:.1f} GB of memory, contexts up to {self.context:,} tokens"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A variant that its makers published; `token_nbytes` are those of one token's keys and values."""
+
+    id: str
+    nbytes: int
+    vision_nbytes: int
+    bits_per_weight: float
+    token_nbytes: int
+    context: int = 262144
+
+    @property
+    def fit(self) -> Fit:
+        return fit(self.nbytes - self.vision_nbytes, self.token_nbytes, self.context)
+
+
+@dataclass(frozen=True)
+class _Family:
+    base: str
+    token_nbytes: int
+    vision_nbytes: int
+    # the recipe's name, bytes, bits per weight
+    variants: tuple[tuple[str, int, float], ...]
+
+    def published(self) -> list[Published]:
+        return [
+            Published(
+                f"{OWNER}/{self.base}-{_PUBLISHED_AS.get(name, name)}-mlx",
+                nbytes,
+                self.vision_nbytes,
+                bits,
+                self.token_nbytes,
+            )
+            for name, nbytes, bits in self.variants
+        ]
+
+
+# where the hub's name is not the recipe's
+_PUBLISHED_AS = {"NVFP4_K_XL": "NVFP4", "MXFP4_K_XL": "UD-MXFP4_K_XL", "MXFP8_K_XL": "UD-MXFP8_K_XL"}
+FAMILIES = (
+    _Family(
+        "Qwen3.6-27B",
+        65536,
+        921460192,
+        (
+            ("UD-Q2_K_XL", 15576022496, 4.555),
+            ("UD-Q3_K_XL", 18683084256, 5.464),
+            ("NVFP4_K_XL", 21949070816, 6.419),
+            ("MXFP4_K_XL", 21592554976, 6.314),
+            ("UD-Q4_K_XL", 21949070816, 6.419),
+            ("UD-Q5_K_XL", 25706249696, 7.517),
+            ("UD-Q6_K_XL", 28558376416, 8.351),
+            ("MXFP8_K_XL", 30713200096, 8.982),
+            ("UD-Q8_K_XL", 31410503136, 9.185),
+        ),
+    ),
+    _Family(
+        "Qwen3.5-9B",
+        32768,
+        912020960,
+        (
+            ("UD-Q2_K_XL", 5851366880, 4.975),
+            ("UD-Q3_K_XL", 6902564320, 5.868),
+            ("UD-Q4_K_XL", 8080901600, 6.87),
+            ("UD-Q5_K_XL", 9325037024, 7.928),
+            ("UD-Q6_K_XL", 10130343392, 8.613),
+            ("UD-Q8_K_XL", 10935649760, 9.297),
+        ),
+    ),
+    _Family(
+        "Qwen3.6-35B-A3B",
+        20480,
+        893142496,
+        (
+            ("UD-Q2_K_XL", 14216400352, 3.24),
+            ("UD-Q3_K_XL", 18503765472, 4.217),
+            ("MXFP4_K_XL", 22180990432, 5.054),
+            ("UD-Q4_K_XL", 22854700512, 5.208),
+            ("UD-Q5_K_XL", 27260030432, 6.212),
+            ("UD-Q6_K_XL", 32649711072, 7.44),
+            ("MXFP8_K_XL", 36999335392, 8.431),
+            ("UD-Q8_K_XL", 38039391712, 8.668),
+        ),
+    ),
+)
+PUBLISHED: tuple[Published, ...] = tuple(one for family in FAMILIES for one in family.published())
+
+
+def token_nbytes(config: ModelConfig) -> int:
+    """Bytes of the keys and values of one token, in 16 bits."""
+    layers = config.layer_types.count("full_attention")
+    return layers * 2 * config.num_key_value_heads * config.head_dim * 2
+
+
+def fit(weights_nbytes: int, token_nbytes: int, longest: int) -> Fit:
+    """Whether so many bytes of weights leave room for a conversation of at most `longest` tokens."""
+    limit = memory_limit()
+    room = max(limit - weights_nbytes - WORKING_NBYTES, 0)
+    needed = weights_nbytes + WORKING_NBYTES + min(USEFUL_CONTEXT, longest) * token_nbytes
+    return Fit(needed, limit, min(room // max(token_nbytes, 1), longest))
+
+
+def memory_limit() -> int:
+    """Bytes of memory that a model can have: on a Mac what Metal recommends, elsewhere nine tenths of all.
+
+    Metal recommends two thirds of the memory up to 36 GiB and three quarters of more.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sys.platform != "darwin":
+        return total * 9 // 10
+    return total * 2 // 3 if total <= 36 * GIB else total * 3 // 4

@@ -1,0 +1,113 @@
+"""CUDA kernels as machine code on disk: MLX compiles the text of custom kernels anew in every process.
+
+NVRTC, which MLX's CUDA wheel loads, compiles a text once per architecture; later processes read what it made.
+Where it is not found or refuses, there is no machine code, and the text is left to MLX.
+"""
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from ..machine.backend import cache_path, mx
+
+# the number is CUDA's
+NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
+ELF = b"\x7fELF"
+
+
+def machine_code(source: str, name: str, architecture: str) -> bytes | None:
+    """`source` for an architecture such as `sm_90`; None where nobody compiles it.
+
+    `name` is that of its one function, and tells it from every other source.
+    """
+    file = _file(name, architecture)
+    if file is not None:
+        try:
+            kept = file.read_bytes()
+        except OSError:
+            kept = b""
+        if kept.startswith(ELF):
+            return kept
+    made = _compile(source, name, architecture)
+    if made is not None and file is not None:
+        _keep(file, made)
+    return made
+
+
+def unique_name(stem: str, *texts: str) -> str:
+    """A C identifier that equal texts share."""
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return f"{stem}_{digest[:12]}"
+
+
+def _file(name: str, architecture: str) -> Path | None:
+    folder = cache_path("kernels")
+    return folder / f"{name}-{architecture}-nvrtc{compiler_version()}.cubin" if folder else None
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Whole or not at all: other processes read the same folder. A full disk costs them a second each."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=file.parent) as work:
+            staged = Path(work) / file.name
+            staged.write_bytes(content)
+            staged.replace(file)
+
+
+def compiler_version() -> str:
+    """Of the NVRTC that MLX has loaded; "none" without one."""
+    nvrtc = _nvrtc()
+    if nvrtc is None:
+        return "none"
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
+
+
+@cache
+def _nvrtc() -> ctypes.CDLL | None:
+    """The one that MLX's library has loaded; no other."""
+    if sys.platform != "linux":
+        return None
+    for name in NVRTC:
+        with suppress(OSError):
+            return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
+    return None
+
+
+@cache
+def _includes() -> list[Path]:
+    """Where CUDA's headers lie, and those that they include from MLX's wheel; empty if nowhere."""
+    package = Path(mx.__file__).parent
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    homes += sorted(package.parent.glob("nvidia/cu1?"), reverse=True)
+    homes += [package.parent / "nvidia/cuda_runtime", Path("/usr/local/cuda")]
+    found = next((home / "include" for home in homes if (home / "include/cuda_fp16.h").exists()), None)
+    return [] if found is None else [found, package / "include/cccl", found / "cccl"]
+
+
+def _compile(source: str, name: str, architecture: str) -> bytes | None:
+    nvrtc = _nvrtc()
+    if nvrtc is None or not _includes():
+        return None
+    program = ctypes.c_void_p()
+    options = [f"--gpu-architecture={architecture}", *(f"--include-path={path}" for path in _includes())]
+    words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    if nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), f"{name}.cu".encode(), 0, None, None):
+        return None
+    try:
+        if nvrtc.nvrtcCompileProgram(program, len(options), words):
+            return None
+        size = ctypes.c_size_t()
+        if nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)):
+            return None
+        code = ctypes.create_string_buffer(size.value)
+        return None if nvrtc.nvrtcGetCUBIN(program, code) else code.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))

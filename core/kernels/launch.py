@@ -1,0 +1,257 @@
+"""Kernels whose body is written once: a prelude per backend gives Metal and CUDA the same words.
+
+Bodies know `tid` (of their block), `lane` (of 32), `block_x`, `block_y`, `block_z`, and what the preludes
+define. Whether the device at hand takes our kernels is asked with `backend()`.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Literal, TypeVar
+
+from ..errors import UsageError
+from ..machine.backend import mx, on_gpu
+from .compile_cache import machine_code, unique_name
+
+Backend = Literal["cuda", "metal"]
+T = TypeVar("T")
+
+# Words of both preludes:
+#   halves                     two halves in one register, a product of which costs as much as one float's
+#   low_float, high_float      the bfloat16 in the lower, upper half of 32 bits; float_pair makes such bits
+#   exact_cos, exact_sin       also of angles of thousands of turns
+#   picked<a, b, c, d>(v, w)   bytes a, b, c, d (0 is the lowest) of the eight in v and w
+#   stream2, stream4           two, four words that are read once
+#   lane_xor, lanes_sum        the value of the lane whose number is lane ^ mask; the sum over all 32 lanes
+CUDA_PRELUDE = """
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+typedef unsigned int uint;
+typedef unsigned short ushort;
+typedef __half2 halves;
+typedef __nv_bfloat16 bf16;
+#define DEVICE
+#define SHARED __shared__
+#define UNROLL _Pragma("unroll")
+#define BARRIER() __syncthreads()
+__device__ inline halves make_halves(float low, float high) { return __floats2half2_rn(low, high); }
+__device__ inline halves bits_halves(uint bits) { return *reinterpret_cast<halves*>(&bits); }
+__device__ inline halves halves_fma(halves a, halves b, halves c) { return __hfma2(a, b, c); }
+__device__ inline float halves_low(halves p) { return __low2float(p); }
+__device__ inline float halves_high(halves p) { return __high2float(p); }
+__device__ inline float bits_float(uint bits) { return __uint_as_float(bits); }
+__device__ inline uint float_bits(float x) { return __float_as_uint(x); }
+__device__ inline float low_float(uint bits) { return __uint_as_float(bits << 16); }
+__device__ inline float high_float(uint bits) { return __uint_as_float(bits & 0xffff0000u); }
+__device__ inline uint float_pair(float low, float high) {
+  __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<uint*>(&two);
+}
+__device__ inline float exact_cos(float x) { return cosf(x); }
+__device__ inline float exact_sin(float x) { return sinf(x); }
+template <int a, int b, int c, int d> __device__ inline uint picked(uint v, uint w) {
+  return __byte_perm(v, w, a | b << 4 | c << 8 | d << 12);
+}
+__device__ inline uint2 stream2(const uint* p) { return __ldcs(reinterpret_cast<const uint2*>(p)); }
+__device__ inline uint4 stream4(const uint* p) { return __ldcs(reinterpret_cast<const uint4*>(p)); }
+__device__ inline float lane_xor(float x, uint mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+__device__ inline float lanes_sum(float x) {
+  UNROLL for (uint mask = 16; mask > 0; mask /= 2) x += lane_xor(x, mask);
+  return x;
+}
+"""
+CUDA_OPENING = """
+  const uint tid = threadIdx.x, lane = threadIdx.x % 32;
+  const uint block_x = blockIdx.x, block_y = blockIdx.y, block_z = blockIdx.z;
+"""
+# MLX writes the function's head itself, so this is the only place to say how many registers it may take
+CUDA_BOUNDS = """
+#undef __global__
+#define __global__ __location__(global) __launch_bounds__({}, {})
+"""
+METAL_PRELUDE = """
+typedef half2 halves;
+typedef bfloat bf16;
+#define DEVICE device
+#define SHARED threadgroup
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
+inline halves make_halves(float low, float high) { return halves(half(low), half(high)); }
+inline halves bits_halves(uint bits) { return as_type<halves>(bits); }
+inline halves halves_fma(halves a, halves b, halves c) { return fma(a, b, c); }
+inline float halves_low(halves p) { return float(p.x); }
+inline float halves_high(halves p) { return float(p.y); }
+inline float bits_float(uint bits) { return as_type<float>(bits); }
+inline uint float_bits(float x) { return as_type<uint>(x); }
+inline float low_float(uint bits) { return as_type<float>(bits << 16); }
+inline float high_float(uint bits) { return as_type<float>(bits & 0xffff0000u); }
+inline uint float_pair(float low, float high) { return as_type<uint>(bfloat2(bfloat(low), bfloat(high))); }
+inline float exact_cos(float x) { return precise::cos(x); }
+inline float exact_sin(float x) { return precise::sin(x); }
+template <int a, int b, int c, int d> inline uint picked(uint v, uint w) {
+  const uchar4 x = as_type<uchar4>(v), y = as_type<uchar4>(w);
+  return as_type<uint>(uchar4(
+    a < 4 ? x[a % 4] : y[a % 4], b < 4 ? x[b % 4] : y[b % 4],
+    c < 4 ? x[c % 4] : y[c % 4], d < 4 ? x[d % 4] : y[d % 4]));
+}
+inline uint2 stream2(const device uint* p) { return *reinterpret_cast<const device uint2*>(p); }
+inline uint4 stream4(const device uint* p) { return *reinterpret_cast<const device uint4*>(p); }
+inline float lane_xor(float x, uint mask) { return simd_shuffle_xor(x, ushort(mask)); }
+inline float lanes_sum(float x) { return simd_sum(x); }
+"""
+METAL_OPENING = """
+  const uint tid = thread_position_in_threadgroup.x, lane = thread_position_in_threadgroup.x % 32;
+  const uint block_x = threadgroup_position_in_grid.x, block_y = threadgroup_position_in_grid.y;
+  const uint block_z = threadgroup_position_in_grid.z;
+"""
+PRELUDES: Mapping[Backend, str] = {"cuda": CUDA_PRELUDE, "metal": METAL_PRELUDE}
+OPENINGS: Mapping[Backend, str] = {"cuda": CUDA_OPENING, "metal": METAL_OPENING}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A body and what it reads and writes; every array is row-contiguous, `helpers` come before the body.
+
+    `threads` of a block; CUDA's compiler is told to let `resident` of them share a multiprocessor.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    body: str
+    threads: int
+    helpers: str = ""
+    resident: int = 1
+
+    def __call__(
+        self,
+        arrays: Sequence[mx.array],
+        *,
+        blocks: tuple[int, int, int],
+        results: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+    ) -> list[mx.array]:
+        """Run so many blocks on `arrays`; `results` are shape and dtype of each output."""
+        launch = {
+            "inputs": list(arrays),
+            "grid": (blocks[0] * self.threads, blocks[1], blocks[2]),
+            "threadgroup": (self.threads, 1, 1),
+            "output_shapes": [shape for shape, _ in results],
+            "output_dtypes": [dtype for _, dtype in results],
+        }
+        device = backend() or "metal"
+        if device == "cuda":
+            signature = tuple((array.dtype, array.ndim) for array in arrays)
+            made = _machine_code(self, signature, tuple(launch["output_dtypes"]))
+            if made is not None:
+                lengths = [n for _, array in self.measured(arrays) for n in array.shape]
+                return mx.fast.precompiled_cuda_kernel(
+                    name=made[0],
+                    compiled_source=made[1],
+                    scalars=lengths,
+                    ensure_row_contiguous=True,
+                    **launch,
+                )
+        return _build(self, device)(**launch)
+
+    def measured(self, of_inputs: Sequence[T]) -> list[tuple[str, T]]:
+        """The inputs whose shape the body asks for, each with what belongs to it."""
+        return [(name, it) for name, it in zip(self.inputs, of_inputs, strict=True) if name in self._measured]
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        return frozenset(name for name in self.inputs if f"{name}_shape" in self.body)
+
+
+def texts(kernel: Kernel, backend: Backend) -> tuple[str, str]:
+    """What stands before the function and what is in it."""
+    bounds = CUDA_BOUNDS.format(kernel.threads, kernel.resident) if backend == "cuda" else ""
+    return PRELUDES[backend] + kernel.helpers + bounds, OPENINGS[backend] + kernel.body
+
+
+# dtypes of arrays in CUDA's words
+CUDA_TYPES = {
+    mx.bfloat16: "__nv_bfloat16",
+    mx.float32: "float",
+    mx.uint32: "unsigned int",
+    mx.uint8: "unsigned char",
+    mx.int32: "int",
+}
+
+
+def cuda_program(
+    kernel: Kernel, inputs: Sequence[tuple[mx.Dtype, int]], outputs: Sequence[mx.Dtype]
+) -> tuple[str, str]:
+    """A whole program around a body, and the name of its function, which tells it from all others.
+
+    inputs: dtype and number of axes of each; the lengths that the body asks for come last.
+    """
+    header, body = texts(kernel, "cuda")
+    parameters = [
+        *(
+            f"const {CUDA_TYPES[dtype]}* {name}"
+            for name, (dtype, _) in zip(kernel.inputs, inputs, strict=True)
+        ),
+        *(f"{CUDA_TYPES[dtype]}* {name}" for name, dtype in zip(kernel.outputs, outputs, strict=True)),
+    ]
+    shapes = []
+    for name, (_, axes) in kernel.measured(inputs):
+        lengths = [f"{name}_length_{axis}" for axis in range(axes)]
+        parameters += [f"const int {length}" for length in lengths]
+        shapes.append(f"  const int {name}_shape[] = {{{', '.join(lengths)}}};\n")
+    name = unique_name(f"qchat_{kernel.name}", header, body, *parameters)
+    head = f'extern "C" __global__ void {name}({", ".join(parameters)})'
+    return f"{header}\n{head} {{\n{''.join(shapes)}{body}\n}}\n", name
+
+
+@cache
+def _machine_code(
+    kernel: Kernel, inputs: tuple[tuple[mx.Dtype, int], ...], outputs: tuple[mx.Dtype, ...]
+) -> tuple[str, bytes] | None:
+    """The name and the code of a kernel for arrays of such dtypes and axes; None to leave it to MLX."""
+    source, name = cuda_program(kernel, inputs, outputs)
+    code = machine_code(source, name, str(mx.device_info().get("architecture")))
+    return None if code is None else (name, code)
+
+
+@cache
+def _build(kernel: Kernel, backend: Backend) -> Callable[..., list[mx.array]]:
+    header, source = texts(kernel, backend)
+    make = mx.fast.cuda_kernel if backend == "cuda" else mx.fast.metal_kernel
+    return make(  # pyright: ignore[reportReturnType]
+        name=unique_name(f"qchat_{kernel.name}", header, source),  # MLX finds what it compiled by name
+        input_names=list(kernel.inputs),
+        output_names=list(kernel.outputs),
+        header=header,
+        source=source,
+    )
+
+
+_distrusted: set[Backend] = set()
+
+
+def distrust() -> None:
+    """Let `backend` find no device from now on: our kernels failed on the one at hand."""
+    device = _device()
+    if device:
+        _distrusted.add(device)
+
+
+def backend() -> Backend | None:
+    """Which of our kernels the default device takes: on CUDA those, on Metal none but with QCHAT_KERNELS=on.
+
+    No Mac has run their text so far. Raises UsageError for a word other than `auto`, `on` and `off`.
+    """
+    choice = os.environ.get("QCHAT_KERNELS", "auto")
+    if choice not in ("auto", "on", "off"):
+        raise UsageError(f"QCHAT_KERNELS is {choice!r}, wanted auto, on, off")
+    device = _device()
+    wanted = choice == "on" or (choice == "auto" and device == "cuda")
+    return device if wanted and device not in _distrusted else None
+
+
+@cache
+def _device() -> Backend | None:
+    if not on_gpu():
+        return None
+    return "metal" if mx.metal.is_available() else "cuda"

@@ -1,0 +1,41 @@
+"""Causal attention over a key-value cache, grouped queries, dense or 8-bit keys and values.
+
+On a GPU this is MLX's fused kernel. On a CPU MLX's own form spends most of its time in a scalar exponential,
+so the softmax is ours and the query heads of one key head share a product. Packed caches take packed
+products.
+"""
+
+from functools import lru_cache
+
+from ..checkpoint.packed import Packed
+from ..machine.backend import mx, on_gpu
+from .elementwise import masked_softmax
+from .linear import DEQUANTIZE_ROWS
+
+
+def attention(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: float) -> mx.array:
+    """q [B, H, T, D] over k, v [B, Hkv, S, D], the last T of which belong to the queries: [B, H, T, D]."""
+    if q.shape[2] >= DEQUANTIZE_ROWS:
+        k, v = (x.dequantize(q.dtype) if isinstance(x, Packed) else x for x in (k, v))
+    if on_gpu() and isinstance(k, mx.array) and isinstance(v, mx.array):
+        mask = "causal" if q.shape[2] > 1 else None
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    batch, heads, length, dim = q.shape
+    groups, total = k.weight.shape[1:3] if isinstance(k, Packed) else k.shape[1:3]
+    grouped = (q * scale).reshape(batch, groups, -1, dim)  # [B, Hkv, r*T, D]
+    scores = _product(grouped, k, transpose=True).reshape(batch, heads, length, total)
+    weights = masked_softmax(scores, causal_mask(length, total)).astype(q.dtype)
+    return _product(weights.reshape(batch, groups, -1, total), v, transpose=False).reshape(q.shape)
+
+
+def _product(x: mx.array, y: mx.array | Packed, *, transpose: bool) -> mx.array:
+    if isinstance(y, mx.array):
+        return x @ (y.swapaxes(-1, -2) if transpose else y)
+    return mx.quantized_matmul(x, y.weight, y.scales, y.biases, transpose, y.group_size, y.bits)
+
+
+@lru_cache(maxsize=4)
+def causal_mask(length: int, total: int) -> mx.array:
+    """[length, total] float32: 0 where query i may see key j, that is j <= total - length + i, else -1e30."""
+    seen = mx.arange(total)[None, :] <= mx.arange(total - length, total)[:, None]
+    return mx.where(seen, 0.0, -1e30)

@@ -1,0 +1,148 @@
+"""Prefill and decode against one token at a time, and what ends a reply early."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qchat.core.engine.engine import Engine
+from qchat.core.errors import UsageError
+from qchat.core.generation import decode
+from qchat.core.generation.decode import Decoder, StopStrings, ThinkingBudget, prefill
+from qchat.core.generation.sampling import Sampling
+from qchat.core.machine.backend import mx
+from tests.checkpoints import write_checkpoint
+from tests.compare import relative_rms
+
+IDS = [(7 * i * i + 3 * i) % 250 for i in range(150)]
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["dense", "moe"])
+def engine(request, tmp_path_factory) -> Engine:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder, moe=request.param, hv_ratio=3)
+    return Engine.load(folder)
+
+
+def last_logits(engine: Engine, chunks: Iterator[list[int]]) -> mx.array:
+    cache = engine.model.new_cache()
+    hidden = None
+    for chunk in chunks:
+        hidden = engine.model.hidden(chunk, cache)
+    assert hidden is not None
+    return engine.model.logits(hidden[:, -1:])[-1]
+
+
+def pieces(length: int) -> Iterator[list[int]]:
+    return (IDS[i : i + length] for i in range(0, len(IDS), length))
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 31, 32, 33, 64, 149, 512])
+def test_prefill_in_chunks_equals_one_token_at_a_time(engine, chunk):
+    assert relative_rms(last_logits(engine, pieces(chunk)), last_logits(engine, pieces(1))) <= 2e-5
+
+
+def test_logits_without_a_cache_equal_those_with_one(engine):
+    assert relative_rms(engine.logits(IDS)[-1], last_logits(engine, pieces(1))) <= 2e-5
+
+
+@pytest.mark.parametrize(("ids", "found"), [([], "nothing"), ([1, -1], "-1"), ([1 << 40], "1099511627776")])
+def test_logits_after_ids_of_no_token_are_refused(engine, ids, found):
+    """An id beyond the embedding's end crashed the process."""
+    with pytest.raises(UsageError, match=f"after {found}, wanted ids from 0 to"):
+        engine.logits(ids)
+
+
+def test_prefill_reports_every_chunk(engine, monkeypatch):
+    monkeypatch.setattr(decode, "PREFILL_CHUNK", 64)
+    cache = engine.model.new_cache()
+    assert list(prefill(engine.model, cache, IDS)) == [64, 128, 150]
+    assert cache.length == len(IDS)
+
+
+def test_prefill_stops_between_chunks_when_cancelled(engine, monkeypatch):
+    monkeypatch.setattr(decode, "PREFILL_CHUNK", 64)
+    cache, asked = engine.model.new_cache(), iter([False, True])
+    assert list(prefill(engine.model, cache, IDS, lambda: next(asked))) == [64]
+    assert cache.length == 64
+
+
+def test_decoding_ahead_draws_the_ids_of_a_plain_loop(engine):
+    cache = engine.model.new_cache()
+    list(prefill(engine.model, cache, IDS))
+    decoder = Decoder(engine.model, cache, GREEDY)
+    drawn = [decoder.next() for _ in range(8)]
+    ids = list(IDS)
+    for _ in range(8):
+        ids.append(int(mx.argmax(engine.logits(ids)[-1])))
+    assert drawn == ids[len(IDS) :]
+
+
+def test_a_forced_id_is_read_as_if_it_had_been_drawn(engine):
+    cache = engine.model.new_cache()
+    list(prefill(engine.model, cache, IDS))
+    decoder = Decoder(engine.model, cache, GREEDY)
+    first = decoder.next()
+    decoder.force(42)
+    assert decoder.next() == 42
+    wanted = engine.logits([*IDS, first, 42])[-1]
+    assert decoder.next() == int(mx.argmax(wanted))
+
+
+def test_rank_counts_the_likelier_ids(engine):
+    cache = engine.model.new_cache()
+    list(prefill(engine.model, cache, [5]))
+    decoder = Decoder(engine.model, cache, GREEDY)
+    order = mx.argsort(-engine.logits([5])[-1])
+    assert [decoder.rank(int(order[i])) for i in (0, 1, 9)] == [0, 1, 9]
+
+
+class ScriptedDecoder:
+    """A decoder that only knows how likely the end of the thought is."""
+
+    def __init__(self, rank: int):
+        self._rank, self.forced = rank, []
+
+    def rank(self, _token: int) -> int:
+        return self._rank
+
+    def force(self, token: int) -> None:
+        self.forced.append(token)
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "rank", "closes"),
+    [
+        (None, 10_000, 0, False),
+        (100, 50, 0, False),
+        (100, 95, 50, False),
+        (100, 95, 1, True),
+        (100, 100, 50, True),
+        (0, 0, 50, True),
+    ],
+)
+def test_a_thought_is_closed_at_its_budget_or_a_little_before_where_it_is_likely(budget, spent, rank, closes):
+    decoder = ScriptedDecoder(rank)
+    assert ThinkingBudget(budget, 9).close(spent, decoder) is closes  # pyright: ignore[reportArgumentType]
+    assert decoder.forced == ([9] if closes else [])
+
+
+@given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings_in_any_pieces_cut_the_text_where_the_first_one_begins(text, stops, data):
+    stopper, shown, rest = StopStrings(stops), "", text
+    while rest and not stopper.found:
+        size = data.draw(st.integers(1, len(rest)))
+        shown += stopper.add(rest[:size])
+        rest = rest[size:]
+    shown += stopper.flush()
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert shown == text
+        return
+    # whichever stop string was complete first decided
+    assert stopper.found
+    assert text.startswith(shown)
+    assert any(text.startswith(stop, len(shown)) for stop in stops)
+    assert not any(stop in shown for stop in stops)

@@ -1,0 +1,166 @@
+"""Decoding with drafts against decoding without: the same ids, and a cache that has read just them."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qchat.core.engine.engine import Engine
+from qchat.core.generation.decode import Decoder, prefill
+from qchat.core.generation.sampling import Sampling
+from qchat.core.generation.speculate import MOST_DRAFTS, WINDOW, Acceptance, DraftingDecoder, read_ahead
+from qchat.core.machine.backend import mx
+from qchat.core.model.cache import Cache
+from qchat.core.ops.gated_delta import delta_rows, state_after
+from qchat.core.ops.gated_delta_reference import gated_delta_rule
+from tests.checkpoints import write_checkpoint
+from tests.compare import needs_qtiny, relative_rms
+from tests.core.ops.test_gated_delta import assert_same, draw, equal_keys_without_decay
+from tests.paths import QTINY
+
+PROMPT = [(7 * i * i + 3 * i) % 250 for i in range(40)]
+SETTINGS = {
+    "greedy": Sampling(temperature=0),
+    "sampled": Sampling(temperature=1.0, top_k=20, top_p=0.9, seed=11),
+    "penalized": Sampling(temperature=0.8, repetition_penalty=1.3, presence_penalty=1.0, seed=3),
+}
+
+
+@pytest.fixture(scope="module", params=["dense", "moe", pytest.param("trained", marks=needs_qtiny)])
+def engine(request, tmp_path_factory) -> Engine:
+    if request.param == "trained":
+        return Engine.load(QTINY)
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder, moe=request.param == "moe", hv_ratio=3)
+    return Engine.load(folder)
+
+
+def prefilled(engine: Engine, ids: Sequence[int] = PROMPT, *, quantized: bool = False) -> Cache:
+    cache = engine.model.new_cache(quantized=quantized)
+    for _ in prefill(engine.model, cache, ids, drafts=True):
+        pass
+    return cache
+
+
+def last_logits(engine: Engine, cache: Cache) -> mx.array:
+    assert cache.hidden is not None
+    return engine.model.logits(cache.hidden)[-1]
+
+
+def drafting(engine: Engine, cache: Cache, sampling: Sampling) -> DraftingDecoder:
+    return DraftingDecoder(engine.model, cache, sampling)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+@pytest.mark.parametrize("kept", [1, 2, 8])
+@pytest.mark.parametrize("arguments", [lambda n: draw(5, n), equal_keys_without_decay])
+def test_a_few_tokens_read_at_once_are_the_recurrence_up_to_any_of_them(length: int, kept: int, arguments):
+    q, k, v, g, beta, state = arguments(length)
+    kept = min(kept, length)
+    output, updates = delta_rows(q, k, v, g, beta, state)
+    wanted, _ = gated_delta_rule(q, k, v, g, beta, state)
+    _, after = gated_delta_rule(q[:, :kept], k[:, :kept], v[:, :kept], g[:, :kept], beta[:, :kept], state)
+    found = state_after(state, k[:, :kept], g[:, :kept], updates[:, :kept])
+    assert_same((output, found), (wanted, after), 3e-6)
+
+
+@pytest.mark.parametrize("sampling", SETTINGS.values(), ids=SETTINGS)
+def test_drafts_change_no_id(engine: Engine, sampling: Sampling):
+    plain = Decoder(engine.model, prefilled(engine), sampling)
+    drafted = drafting(engine, prefilled(engine), sampling)
+    assert [drafted.next() for _ in range(60)] == [plain.next() for _ in range(60)]
+    assert drafted.drafted > 0
+
+
+@needs_qtiny
+def test_the_trained_draft_head_is_mostly_right():
+    engine = Engine.load(QTINY)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = engine.tokenizer.encode(
+        engine.template.render(messages, add_generation_prompt=True, enable_thinking=False)
+    )
+    decoder = drafting(engine, prefilled(engine, ids), SETTINGS["greedy"])
+    for _ in range(30):
+        decoder.next()
+    assert decoder.accepted > 0.6 * decoder.drafted
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 25), st.integers(0, 250), st.integers(1, 12))
+def test_wherever_a_reply_ends_the_cache_has_read_its_ids_and_no_more(
+    engine, before: int, forced: int, after: int
+):
+    cache = prefilled(engine)
+    decoder = drafting(engine, cache, SETTINGS["sampled"])
+    ids = [decoder.next() for _ in range(before)]
+    decoder.force(forced)
+    ids += [decoder.next() for _ in range(after)]
+    decoder.finish()
+    assert ids[before] == forced
+    cold = prefilled(engine, [*PROMPT, *ids])
+    assert cache.length == cold.length
+    assert relative_rms(last_logits(engine, cache), last_logits(engine, cold)) <= 2e-5
+
+
+def test_a_forced_id_counts_for_the_penalties_like_a_drawn_one(engine: Engine):
+    found = []
+    for make in (drafting, lambda engine, cache, sampling: Decoder(engine.model, cache, sampling)):
+        decoder = make(engine, prefilled(engine), SETTINGS["penalized"])
+        ids = [decoder.next() for _ in range(7)]
+        decoder.force(33)
+        found.append([*ids, *(decoder.next() for _ in range(20))])
+    assert found[0] == found[1]
+
+
+def test_ranks_are_those_of_the_place_in_hand(engine: Engine):
+    plain = Decoder(engine.model, prefilled(engine), SETTINGS["greedy"])
+    drafted = drafting(engine, prefilled(engine), SETTINGS["greedy"])
+    for _ in range(12):
+        assert plain.next() == drafted.next()
+        assert plain.rank(17) == drafted.rank(17)
+
+
+@needs_qtiny
+def test_drafts_work_over_an_8_bit_cache_and_a_cache_kept_before_them():
+    engine = Engine.load(QTINY)
+    cache = prefilled(engine, quantized=True)
+    kept = cache.copy()
+    ids = [
+        [d.next() for _ in range(20)]
+        for d in (drafting(engine, c, SETTINGS["greedy"]) for c in (cache, kept))
+    ]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("length", [1, 2, WINDOW, WINDOW + 1, 3 * WINDOW])
+def test_the_draft_head_reads_the_last_tokens_of_a_prompt(engine: Engine, length: int):
+    ids = [PROMPT[i % len(PROMPT)] for i in range(length)]
+    cache = prefilled(engine, ids)
+    assert cache.ahead_end == length
+    assert cache.ahead.length == min(length - 1, WINDOW)
+    decoder = drafting(engine, cache, SETTINGS["greedy"])
+    plain = Decoder(engine.model, prefilled(engine, ids), SETTINGS["greedy"])
+    assert [decoder.next() for _ in range(10)] == [plain.next() for _ in range(10)]
+
+
+def test_what_the_draft_head_missed_is_forgotten_rather_than_misplaced(engine: Engine):
+    cache = prefilled(engine)
+    before = cache.hidden
+    engine.model.hidden([1, 2, 3], cache)  # nobody told the draft head
+    hidden = engine.model.hidden([4, 5], cache)
+    read_ahead(engine.model, cache, [4, 5], before, hidden)
+    assert (cache.ahead.length, cache.ahead_end) == (2, cache.length)
+
+
+def test_hopeless_drafts_are_given_up_and_tried_again_now_and_then():
+    acceptance = Acceptance()
+    for _ in range(200):
+        tried = acceptance.drafts(MOST_DRAFTS)
+        acceptance.learn(tried, 0)
+    tries = [acceptance.drafts(MOST_DRAFTS) for _ in range(96)]
+    assert sum(tries) == 3
+    for _ in range(2000):
+        tried = acceptance.drafts(MOST_DRAFTS)
+        acceptance.learn(tried, tried)
+    assert acceptance.drafts(MOST_DRAFTS) == MOST_DRAFTS
