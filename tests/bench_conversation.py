@@ -96,10 +96,10 @@ def memory(engine: Engine, turns: int) -> None:
     budget = 32 << 20
     session = Session(engine, max_new_tokens=2, enable_thinking=False, snapshot_budget=budget, seed=1)
     session.send("hi")  # whatever is kept for good, kernels and constants
-    start, highest = mx.get_active_memory() - session.cache.nbytes, 0
+    start, highest = mx.get_active_memory() - session.live.cache.nbytes, 0
     for _ in range(turns):
         session.send("hi")
-        highest = max(highest, session.snapshots.nbytes)
+        highest = max(highest, session.live.snapshots.nbytes)
     grown = (mx.get_active_memory() - start) / 2**20
     print(f"\n{turns} turns, {len(session.ids)} tokens: MLX holds {grown:.1f} MiB more; "
           f"snapshots at most {highest / 2**20:.1f} of {budget / 2**20:.0f} MiB")  # fmt: skip

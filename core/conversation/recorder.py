@@ -1,103 +1,187 @@
-"""Keeps a session's tree in a store as it grows: what is missing of a branch, and a reply while it streams.
+"""What is kept of one session: its tree in a store, its live state in a file beside the store.
 
-Knows which message of the store each node is. Raises StoreError where the store does; nothing of that is lost
-to the session, whose next turn writes what is still missing.
+Knows which message of the store each node is. Without a store it keeps nothing. A store that fails becomes a
+notice, once for as long as the reason lasts; the session goes on, and the next turn writes what is missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
+from ..engine.engine import Engine
+from ..errors import StoreError
 from ..events import Done
-from ..storage.records import ConversationContent, ModelIdentity, NodeContent, NodeDraft, State
+from ..model.cache import Cache
+from ..storage.records import ConversationContent, NodeContent, NodeDraft, State
 from ..storage.store import PERIOD_SECONDS, Store, StreamWriter
-from .transcript import Input, Node, Output, branch, calls_of
+from .reopening import StoredTree
+from .saved_states import SavedStates
+from .transcript import Input, Node, Output, branch, tool_calls_of
 
-WHOLE = ("stop", "length")
+COMPLETE = ("stop", "length")
 
 
 class Recorder:
-    """The stored side of one session; `conversation` is None until there is something to store."""
+    """Records one session; `conversation` is its number in the store, None until there is a question."""
 
     def __init__(
         self,
-        store: Store,
-        identity: ModelIdentity,
+        engine: Engine,
+        store: Store | None,
+        disk_budget: int,
+        notices: list[str],
         conversation: int | None = None,
-        places: Mapping[int, int] | None = None,
-        changes: Mapping[int, NodeContent] | None = None,
+        stored: StoredTree | None = None,
     ):
-        """`places` are message ids by node number; `changes` to messages wait until it goes on."""
-        self.store, self.identity, self.conversation = store, identity, conversation
-        self._places = dict(places or {})
-        self._changes = dict(changes or {})
-        self._about: dict[str, Any] = {}
+        """`stored` is what the store holds of `conversation`; live states take at most `disk_budget` bytes.
+
+        `notices` is a list that grows by a sentence for what could not be kept.
+        """
+        self._store, self._engine, self._notices = store, engine, notices
+        self.conversation = conversation
+        self._title = ""
+        self._trouble = ""
+        self._message_ids = dict(stored.message_ids) if stored else {}  # by node number
+        self._changes = dict(stored.changes) if stored else {}  # wait until the conversation goes on
+        self._saved_about: dict[str, Any] = {}
         self._writer: StreamWriter | None = None
-        self._broken = False
+        self._stream_broken = False
+        self._states = None
+        if store and not engine.model.shared:  # of a shared model's states only a part is here
+            self._states = SavedStates(store.states_folder, engine, disk_budget)
+
+    @property
+    def title(self) -> str:
+        """The stored title, which other processes may have changed; empty where there is none."""
+        if self._store and self.conversation is not None:
+            with suppress(StoreError):
+                return self._store.conversation(self.conversation).title
+        return self._title
+
+    def rename(self, title: str) -> None:
+        """Set the title. Raises StoreError."""
+        self._title = title
+        if self._store and self.conversation is not None:
+            self._store.rename(self.conversation, title)
+
+    def forget(self) -> None:
+        """Record another, new conversation from here on."""
+        self.conversation, self._title = None, ""
+        self._message_ids, self._changes, self._saved_about = {}, {}, {}
+
+    # the tree
 
     def save(self, leaf: Output | None, about: ConversationContent) -> None:
-        """Store what is missing of the branch to `leaf`, that it is the current one, and `about` where it has
-        changed; the title only of a new conversation, for others may rename it."""
-        missing = [node for node in branch(leaf) if node.number not in self._places]
-        if self.conversation is None:
-            if missing:
-                content = about | ConversationContent(model=self.identity)
-                self.conversation, ids = self.store.begin(content, _drafts(missing))
-                self._found(missing, ids)
-            return
-        changed = {name: value for name, value in about.items() if name != "title"}
-        if changed != self._about:
-            self.store.update(self.conversation, **changed)  # pyright: ignore[reportArgumentType]
-            self._about = changed
-        if not missing:
-            self.store.set_leaf(self.conversation, None if leaf is None else self._places[leaf.number])
-            return
-        if self._changes:
-            self.store.adopt(self.conversation, self.identity, self._changes)
-            self._changes = {}
-        parent = missing[0].parent
-        place = None if parent is None else self._places[parent.number]
-        self._found(missing, self.store.add_nodes(self.conversation, place, _drafts(missing)))
+        """Store what is missing of the branch to `leaf`, and `about` where it changed."""
+        self._write(lambda store: self._save(store, leaf, about))
 
     def begin(self, output: Output) -> None:
-        """From here on `update` and `finish` write `output`, if it could be saved."""
-        place = self._places.get(output.number)
-        self._writer = StreamWriter(self.store, place, PERIOD_SECONDS) if place is not None else None
-        self._broken = False
+        """Stream `output` from here on, by `update` and `finish`."""
+        self._write(lambda store: self._begin(store, output))
 
     def update(self, text: str, thought: str, ids: Sequence[int]) -> None:
-        """What there is of the reply so far; never waits. After an error it is `finish` that tries again."""
-        if self._writer is None or self._broken:
-            return
-        self._broken = True
-        self._writer.update(text, thought, ids)
-        self._broken = False
+        """Write the reply so far; never waits. After an error `finish` tries again."""
+        if (writer := self._writer) and not self._stream_broken:
+            self._write(lambda _: self._update(writer, text, thought, ids))
 
     def finish(self, output: Output, done: Done | None) -> None:
-        """Write the reply as it is now; without `done` it was left half way."""
+        """Write the reply as it is now; without `done` it was abandoned half way."""
+        self._write(lambda _: self._finish(output, done))
+
+    def _write(self, action: Callable[[Store], None]) -> None:
+        if self._store is None:
+            return
+        try:
+            action(self._store)
+        except StoreError as error:
+            if str(error) != self._trouble:
+                self._notices.append(f"this conversation is not being saved: {error}")
+            self._trouble = str(error)
+
+    def _save(self, store: Store, leaf: Output | None, about: ConversationContent) -> None:
+        missing = [node for node in branch(leaf) if node.number not in self._message_ids]
+        if self.conversation is None:
+            if missing:
+                content = about | ConversationContent(model=self._engine.identity)
+                self.conversation, ids = store.begin(content, _drafts(missing))
+                self._remember(missing, ids)
+            return
+        self._save_about(store, self.conversation, about)
+        if not missing:
+            store.set_leaf(self.conversation, None if leaf is None else self._message_ids[leaf.number])
+            return
+        if self._changes:
+            store.adopt(self.conversation, self._engine.identity, self._changes)
+            self._changes = {}
+        parent = missing[0].parent
+        message_id = None if parent is None else self._message_ids[parent.number]
+        self._remember(missing, store.add_nodes(self.conversation, message_id, _drafts(missing)))
+
+    def _save_about(self, store: Store, conversation: int, about: ConversationContent) -> None:
+        """Update everything but the title, which other processes may have changed."""
+        changed = {name: value for name, value in about.items() if name != "title"}
+        if changed != self._saved_about:
+            store.update(conversation, **changed)  # pyright: ignore[reportArgumentType]
+            self._saved_about = changed
+
+    def _begin(self, store: Store, output: Output) -> None:
+        message_id = self._message_ids.get(output.number)
+        self._writer = StreamWriter(store, message_id, PERIOD_SECONDS) if message_id is not None else None
+
+        self._stream_broken = False
+
+    def _update(self, writer: StreamWriter, text: str, thought: str, ids: Sequence[int]) -> None:
+        self._stream_broken = True
+        writer.update(text, thought, ids)
+        self._stream_broken = False
+
+    def _finish(self, output: Output, done: Done | None) -> None:
         writer, self._writer = self._writer, None
         if writer is None:
             return
+        message_id = self._message_ids[output.number]
         reason = done.finish_reason if done else "cancelled"
-        content = _content(output, "complete" if reason in WHOLE else "cancelled")
-        self._changes[self._places[output.number]] = content  # until it is written
+        content = _content(output, "complete" if reason in COMPLETE else "cancelled")
+        self._changes[message_id] = content  # until it is written
         writer.finish(**content)
-        del self._changes[self._places[output.number]]
+        del self._changes[message_id]
 
-    def forget(self) -> None:
-        """What comes next is another conversation."""
-        self.conversation = None
-        self._places, self._changes, self._about = {}, {}, {}
-
-    def _found(self, nodes: Sequence[Node], ids: Sequence[int]) -> None:
-        """Of a node with several messages the last one is its place."""
+    def _remember(self, nodes: Sequence[Node], ids: Sequence[int]) -> None:
+        """Note the message ids of `nodes`; a node with several messages is known by its last one."""
         position = -1
         for node in nodes:
             position += len(node.messages) if isinstance(node, Input) else 1
-            self._places[node.number] = ids[position]
+            self._message_ids[node.number] = ids[position]
+
+    # the live state
+
+    def save_state(self, cache: Cache, ids: Sequence[int]) -> bool:
+        """Save `cache`, which has read `ids`. Raises DoesNotFit.
+
+        Returns False where there is nothing to save, the conversation was deleted meanwhile, or the state
+        exceeds the budget.
+        """
+        if self._store is None or self._states is None or self.conversation is None or cache.hidden is None:
+            return False
+        try:
+            self._store.conversation(self.conversation)
+        except StoreError:  # it is gone, and nothing would erase its state
+            return False
+        return self._states.save(str(self.conversation), cache, ids)
+
+    def load_state(self, *, quantized: bool) -> tuple[Cache, list[int]] | None:
+        """Load what `save_state` wrote last, unless it is missing, damaged or another model's."""
+        if self._states is None or self.conversation is None:
+            return None
+        try:
+            return self._states.load(str(self.conversation), quantized=quantized)
+        except StoreError as error:
+            self._notices.append(f"{error}; the conversation is read again")
+            return None
 
 
 def _drafts(nodes: Sequence[Node]) -> list[NodeDraft]:
-    """One after another, each under the one before."""
+    """Return the messages of `nodes` for the store, each under the one before."""
     drafts: list[NodeDraft] = []
     for node in nodes:
         for content, role in _messages(node):
@@ -108,8 +192,8 @@ def _drafts(nodes: Sequence[Node]) -> list[NodeDraft]:
 
 def _messages(node: Node) -> list[tuple[NodeContent, Any]]:
     if isinstance(node, Output):
-        whole = node.stats.get("finish_reason") in WHOLE
-        state: State = "complete" if whole else "cancelled" if node.ids else "streaming"
+        complete = node.stats.get("finish_reason") in COMPLETE
+        state: State = "complete" if complete else "cancelled" if node.ids else "streaming"
         return [(_content(node, state), "assistant")]
     written = [(NodeContent(text=str(m["content"])), m["role"]) for m in node.messages]
     # tools and efforts stand before the first message, so only that one must know its switches
@@ -123,7 +207,7 @@ def _content(output: Output, state: State) -> NodeContent:
     return NodeContent(
         text=str(message["content"]),
         thinking=message.get("reasoning_content") or "",
-        tool_calls=calls_of(message),
+        tool_calls=tool_calls_of(message),
         ids=output.ids,
         opener=output.opener,
         state=state,

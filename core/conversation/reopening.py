@@ -1,7 +1,7 @@
-"""Takes a stored conversation back into a session's tree: exact ids where they are still this model's.
+"""Rebuilds a session's tree from a stored conversation, with its exact ids where they are still valid.
 
-Whatever else is stored is only a claim: ids of another tokenizer or template, of an imported file, or outside
-the vocabulary are made again from the messages. Refuses trees that no conversation makes.
+Stored ids are not trusted: those of another tokenizer or template, of an imported file, or outside the
+vocabulary are encoded again from the messages. Refuses trees that no conversation produces.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,27 +12,33 @@ from ..engine.engine import Engine
 from ..errors import StoreError
 from ..storage.records import Conversation, ModelIdentity, NodeContent
 from ..storage.records import Node as Stored
-from .identity import identity_of
-from .transcript import Author, History, Input, Node, Output, message_of
+from .encoder import Encoder
+from .transcript import History, Input, Node, Output, assistant_message
 
-# one reply answers so many messages at most; a file that claims more was made by hand
+# the most messages that one reply answers; a file that claims more was made by hand
 MAX_MESSAGES = 1000
 
 
 @dataclass
-class Stock:
-    """What was stored, as nodes; `places` are the stored ids by node number. `changes` is what the
-    store should learn of its messages when the conversation goes on."""
+class StoredTree:
+    """A stored conversation as nodes.
+
+    `message_ids` are ids in the store by node number. `changes` are corrections to stored messages, to be
+    written when the conversation continues.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     leaf: Output | None = None
-    places: dict[int, int] = field(default_factory=dict)
+    message_ids: dict[int, int] = field(default_factory=dict)
     changes: dict[int, NodeContent] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
-def kept_options(about: Conversation) -> dict[str, Any]:
-    """What a session of the stored conversation begins with; of an imported one no tools are taken."""
+def stored_options(about: Conversation) -> dict[str, Any]:
+    """Return the options that a session of the stored conversation begins with.
+
+    An imported conversation brings no tools.
+    """
     options: dict[str, Any] = {"system": about.system or None}
     if about.settings.get("history") in get_args(History):
         options["history"] = about.settings["history"]
@@ -41,29 +47,29 @@ def kept_options(about: Conversation) -> dict[str, Any]:
     return options
 
 
-def rebuild(
+def rebuild_tree(
     about: Conversation, stored: Sequence[Stored], engine: Engine, switches: Mapping[str, Any]
-) -> Stock:
-    """The tree of `stored`, parents first, for `engine`; `switches` are for ids that must be made again.
+) -> StoredTree:
+    """Rebuild the tree of `stored`, parents first; `switches` serve for ids that are encoded again.
 
-    Raises StoreError for a tree that is none, TemplateError where the template refuses its messages.
+    Raises StoreError for something that is not a tree, TemplateError where the template refuses a message.
     """
-    model, author = identity_of(engine), Author(engine.template, engine.tokenizer)
-    why = _why_not_ours(about, stored, model, engine.config.vocab_size)
+    model, encoder = engine.identity, Encoder(engine.template, engine.tokenizer)
+    why = _why_ids_are_invalid(about, stored, model, engine.config.vocab_size)
     same_tokens = model.tokenizer_hash == about.model.tokenizer_hash
     vocab_size = engine.config.vocab_size if same_tokens else 0
-    writer = _Authored(author, switches, vocab_size) if why else _AsStored()
-    tree = _Builder(stored, author, writer).build(about)
+    id_source = _EncodedIds(encoder, switches, vocab_size) if why else _StoredIds()
+    tree = _Builder(stored, encoder, id_source).build(about)
     if why and tree.nodes:
-        tree.notices.insert(0, f"{why}: its tokens were made again from its messages, and are read anew")
+        tree.notices.insert(0, f"{why}: its messages were encoded again, and are read anew")
         tree.changes = _contents(tree) | tree.changes
     return tree
 
 
-def _why_not_ours(
+def _why_ids_are_invalid(
     about: Conversation, stored: Sequence[Stored], model: ModelIdentity, vocab_size: int
 ) -> str | None:
-    """The reason for which stored ids cannot be taken as they are."""
+    """Return why stored ids cannot be used as they are; None where they can."""
     if about.imported:
         return "this conversation was imported"
     for name in ("tokenizer", "template"):
@@ -74,8 +80,8 @@ def _why_not_ours(
     return None
 
 
-class _AsStored:
-    """Ids as they were stored."""
+class _StoredIds:
+    """Takes ids as they were stored."""
 
     def question(self, node: Input, last: Stored) -> None:
         node.ids = last.ids
@@ -86,64 +92,66 @@ class _AsStored:
         node.opener, node.ids = stored.opener, stored.ids
 
 
-class _Authored:
-    """Ids made from messages; a reply keeps its own where they say exactly what its message does."""
+class _EncodedIds:
+    """Encodes ids from messages; a reply keeps its own ids if they decode to exactly its message."""
 
-    def __init__(self, author: Author, switches: Mapping[str, Any], vocab_size: int):
-        """`vocab_size` is 0 where stored ids are another tokenizer's."""
-        self.author, self.switches, self.vocab_size = author, dict(switches), vocab_size
-        self.beginnings: dict[int, Input] = {}
+    def __init__(self, encoder: Encoder, switches: Mapping[str, Any], vocab_size: int):
+        """`vocab_size` is 0 where stored ids belong to another tokenizer."""
+        self.encoder, self.switches, self.vocab_size = encoder, dict(switches), vocab_size
+        self.first_inputs: dict[int, Input] = {}
 
     def question(self, node: Input, last: Stored) -> None:  # noqa: ARG002
         node.switches = self.switches
         parent = node.parent
-        self.beginnings[node.number] = self.beginnings[parent.parent.number] if parent else node
-        node.ids = self.author.prompt(self._before(node), node.messages, self.switches).ids
+        self.first_inputs[node.number] = self.first_inputs[parent.parent.number] if parent else node
+        node.ids = self.encoder.encode_prompt(self._before(node), node.messages, self.switches).ids
 
     def reply(self, node: Output, stored: Stored) -> None:
         switches = self.switches | {"enable_thinking": "reasoning_content" in node.message}
-        node.opener = self.author.prompt(self._before(node.parent), node.parent.messages, switches).opener
-        if self._says_its_message(node, stored):
+        node.opener = self.encoder.encode_prompt(
+            self._before(node.parent), node.parent.messages, switches
+        ).opener
+        if self._decodes_to_its_message(node, stored):
             node.ids = stored.ids
         else:
-            node.ids = self.author.reply(node.parent, node.opener, node.message, switches)
+            node.ids = self.encoder.encode_reply(node.parent, node.opener, node.message, switches)
 
     def _before(self, node: Input) -> list[Node]:
-        """Enough of what precedes `node` for the template to write it: the beginning and the last reply."""
-        return [self.beginnings[node.number], node.parent] if node.parent else []
+        """Return enough of the history for the template to write `node`: first input and last reply."""
+        return [self.first_inputs[node.number], node.parent] if node.parent else []
 
-    def _says_its_message(self, node: Output, stored: Stored) -> bool:
-        tokenizer = self.author.tokenizer
+    def _decodes_to_its_message(self, node: Output, stored: Stored) -> bool:
+        tokenizer = self.encoder.tokenizer
         body = stored.ids[:-1] if stored.ids and stored.ids[-1] in tokenizer.stop_ids else stored.ids
         return (
             bool(body)
             and max(stored.ids) < self.vocab_size
             and all(tokenizer.decode([token]) for token in body)  # a special token has no text
-            and self.author.message(node.opener, stored.ids) == node.message
+            and self.encoder.decode_message(node.opener, stored.ids) == node.message
         )
 
 
 class _Builder:
-    """Puts stored messages together: those up to where the assistant may speak are one `Input`."""
+    """Groups stored messages into nodes: the messages before a reply form one `Input`."""
 
-    def __init__(self, stored: Sequence[Stored], author: Author, writer: _AsStored | _Authored):
-        self.stored, self.author, self.writer = stored, author, writer
+    def __init__(self, stored: Sequence[Stored], encoder: Encoder, id_source: _StoredIds | _EncodedIds):
+        self.stored, self.encoder, self.id_source = stored, encoder, id_source
         self.by_id = {node.id: node for node in stored}
         self.inputs: dict[int, Input] = {}
         self.outputs: dict[int, Output] = {}
-        self.tree = Stock()
+        self.tree = StoredTree()
 
-    def build(self, about: Conversation) -> Stock:
+    def build(self, about: Conversation) -> StoredTree:
         for node in self.stored:
             if node.role == "assistant":
                 self._reply(node)
-        place = about.leaf
-        while place is not None and place not in self.outputs:
-            node = self.by_id[place]
+        message_id = about.leaf
+        while message_id is not None and message_id not in self.outputs:
+            node = self.by_id[message_id]
             if node.role == "assistant" and node.state == "streaming":
                 self._unanswered(node)
-            place = node.parent
-        self.tree.leaf = self.outputs[place] if place is not None else None
+            message_id = node.parent
+        self.tree.leaf = self.outputs[message_id] if message_id is not None else None
         return self.tree
 
     def _unanswered(self, node: Stored) -> None:
@@ -154,20 +162,20 @@ class _Builder:
 
     def _reply(self, stored: Stored) -> None:
         if not (stored.ids or stored.text or stored.thinking or stored.tool_calls):
-            return  # nothing was said, so nothing was asked
+            return  # no reply, so the question does not count as asked
         node = Output(self._input(stored), [], created=stored.created)
-        node.message = message_of(stored.text, stored.thinking, stored.tool_calls)
+        node.message = assistant_message(stored.text, stored.thinking, stored.tool_calls)
         reason = {"finish_reason": "stop"} if stored.state == "complete" else {}
         node.settings, node.stats = stored.settings, reason | stored.stats
-        self.writer.reply(node, stored)
+        self.id_source.reply(node, stored)
         if stored.state == "streaming":
-            self._end(node, stored)
+            self._end_reply(node, stored)
         self.outputs[stored.id] = node
         self._add(node, stored)
 
-    def _end(self, node: Output, stored: Stored) -> None:
-        """Nobody is writing it any more; the ids may say a little more than the text does."""
-        node.message = self.author.message(node.opener, node.ids)
+    def _end_reply(self, node: Output, stored: Stored) -> None:
+        """End a reply that is no longer being written; its ids may hold a little more than its text."""
+        node.message = self.encoder.decode_message(node.opener, node.ids)
         thought = node.message.get("reasoning_content", "")
         content = NodeContent(
             state="cancelled",
@@ -184,27 +192,31 @@ class _Builder:
         if reply.parent in self.inputs:
             return self.inputs[reply.parent]
         messages: list[Stored] = []
-        place: int | None = reply.parent
-        while place is not None and self.by_id[place].role != "assistant" and len(messages) < MAX_MESSAGES:
-            messages.append(self.by_id[place])
-            place = messages[-1].parent
-        if place is not None and place not in self.outputs:
+        message_id: int | None = reply.parent
+        while (
+            message_id is not None
+            and self.by_id[message_id].role != "assistant"
+            and len(messages) < MAX_MESSAGES
+        ):
+            messages.append(self.by_id[message_id])
+            message_id = messages[-1].parent
+        if message_id is not None and message_id not in self.outputs:
             raise StoreError(f"the stored conversation goes on from nothing at message {messages[-1].id}")
-        parent = self.outputs[place] if place is not None else None
-        said = [{"role": node.role, "content": node.text} for node in reversed(messages)]
-        node = Input(parent, said, [], created=messages[0].created)
-        self.writer.question(node, messages[0])
+        parent = self.outputs[message_id] if message_id is not None else None
+        given = [{"role": node.role, "content": node.text} for node in reversed(messages)]
+        node = Input(parent, given, [], created=messages[0].created)
+        self.id_source.question(node, messages[0])
         self.inputs[reply.parent] = node
         self._add(node, messages[0])
         return node
 
     def _add(self, node: Node, stored: Stored) -> None:
         self.tree.nodes.append(node)
-        self.tree.places[node.number] = stored.id
+        self.tree.message_ids[node.number] = stored.id
 
 
-def _contents(tree: Stock) -> dict[int, NodeContent]:
-    """The ids of every message of the tree."""
+def _contents(tree: StoredTree) -> dict[int, NodeContent]:
+    """Return the ids of every message of the tree, by message id."""
     contents: dict[int, NodeContent] = {}
     for node in tree.nodes:
         content = NodeContent(ids=node.ids)
@@ -212,5 +224,5 @@ def _contents(tree: Stock) -> dict[int, NodeContent]:
             content["opener"] = node.opener
         elif node.parent is None:
             content["settings"] = {"switches": node.switches}
-        contents[tree.places[node.number]] = content
+        contents[tree.message_ids[node.number]] = content
     return contents

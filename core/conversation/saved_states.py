@@ -20,7 +20,6 @@ from ..engine.engine import Engine
 from ..errors import DoesNotFit, StoreError, WeightsError
 from ..machine.backend import mx
 from ..model.cache import Cache, DeltaState, KVBuffer, KVCache
-from .identity import identity_of
 
 FORMAT = "2"
 # the fingerprint: so many of the likeliest ids after one more, whose logits must agree to float32 noise
@@ -133,7 +132,7 @@ class SavedStates:
     def _identity(self) -> str:
         """Changes with the model, the template, the tokenizer, MLX and the activations' dtype."""
         made_by = f"{FORMAT} {version('mlx')} {self.engine.model.policy.activations}"
-        model = identity_of(self.engine)
+        model = self.engine.identity
         parts = (made_by, model.config_hash, model.weights, model.template_hash, model.tokenizer_hash)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 

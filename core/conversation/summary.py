@@ -1,56 +1,56 @@
-"""What a front end shows of a session, as plain JSON values: its turns and branches, what was read and kept.
+"""A session as plain JSON values for front ends: turns and branches, prefixes reused, snapshots kept.
 
-Numbers that come from a store may have been imported: of unknown or wrong ones nothing is passed on.
+Looks at a session from above. Imported conversations may hold anything in their statistics: unknown names and
+values that are not numbers are left out.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from ..events import Done, FinishReason, Performance
 from ..storage.records import title_of
-from .transcript import Input, Node, Output, branch, calls_of
-
-if TYPE_CHECKING:
-    from .session import Session
+from .session import Session
+from .transcript import Node, Output, tool_calls_of
 
 COUNTS = [field.name for field in fields(Done) if field.name.endswith("_tokens")]
 SPEEDS = [field.name for field in fields(Performance)]
 
 
-def state_of(session: "Session") -> dict[str, Any]:
-    """The conversation: its current branch as turns from 1, and the ends of all branches.
+def describe_session(session: Session) -> dict[str, Any]:
+    """Describe the conversation: its current branch as turns from 1, and the ends of all branches.
 
-    `tokens` is what the branch takes of `context_limit`; times are in seconds, `created` since 1970. A turn's
-    `siblings` are the replies to the same question and to its other forms, its own among them.
+    `tokens` is the branch's share of `context_limit`; times are in seconds, `created` since 1970. A turn's
+    `siblings` are the replies to the same question and to its edits, itself included.
     """
-    nodes = branch(session.leaf)
+    tree = session.tree
+    nodes = tree.branch()
     outputs = [node for node in nodes if isinstance(node, Output)]
-    siblings = _siblings(session.nodes)
+    siblings = _siblings(tree.nodes)
     return {
         "conversation": session.conversation,
         "title": session.title,
         "system": session.system,
         "history": session.history,
-        "tokens": len(session.author.ids(nodes, session.history)),
+        "tokens": len(session.prompt_ids()),
         "context_limit": session.context_limit,
-        "leaf": session.leaf.number if session.leaf else None,
+        "leaf": tree.leaf.number if tree.leaf else None,
         "turns": [_turn(number, node, siblings) for number, node in enumerate(outputs, 1)],
-        "branches": [_branch(end, end is session.leaf) for end in session.branches()],
+        "branches": [_branch(end, end is tree.leaf) for end in tree.branch_ends()],
     }
 
 
 def _siblings(nodes: Sequence[Node]) -> dict[int | None, list[int]]:
-    """The replies that follow the same reply, by its number."""
+    """Group the numbers of replies by the number of the reply they follow."""
     found: dict[int | None, list[int]] = {}
     for node in nodes:
         if isinstance(node, Output):
-            found.setdefault(_before(node), []).append(node.number)
+            found.setdefault(_previous_reply(node), []).append(node.number)
     return found
 
 
-def _before(node: Output) -> int | None:
+def _previous_reply(node: Output) -> int | None:
     return node.parent.parent.number if node.parent.parent else None
 
 
@@ -59,14 +59,14 @@ def _turn(number: int, node: Output, siblings: dict[int | None, list[int]]) -> d
     reason = node.stats.get("finish_reason")
     return {
         "number": number,
-        "role": "user" if node.parent.asks else "tool",
+        "role": "user" if node.parent.is_question else "tool",
         "question": node.parent.text,
         "thinking": node.message.get("reasoning_content", ""),
         "answer": node.message["content"],
-        "tool_calls": calls_of(node.message),
+        "tool_calls": tool_calls_of(node.message),
         "finish_reason": reason if reason in get_args(FinishReason) else "cancelled",
         "node": node.number,
-        "siblings": siblings[_before(node)],
+        "siblings": siblings[_previous_reply(node)],
         "stats": stats,
         "seconds_thinking": stats["performance"]["seconds_thinking"],
         "created": node.created,
@@ -91,8 +91,9 @@ def _branch(end: Output, current: bool) -> dict[str, Any]:
     return {"number": end.number, "first_words": title_of(end.parent.text), "current": current}
 
 
-def explain(session: "Session") -> dict[str, Any]:
-    """What was reused and read again per turn and why, and every snapshot with its bytes."""
+def describe_cache(session: Session) -> dict[str, Any]:
+    """Describe the prompt cache: what each turn reused and read, and every snapshot with its bytes."""
+    snapshots = session.live.snapshots
     return {
         "history": session.history,
         "turns": [
@@ -108,13 +109,8 @@ def explain(session: "Session") -> dict[str, Any]:
         ],
         "snapshots": [
             {"turn": s.turn, "kind": s.kind, "tokens": s.length, "state_nbytes": s.cache.state_nbytes}
-            for s in session.snapshots
+            for s in snapshots
         ],
-        "snapshot_nbytes": session.snapshots.nbytes,
-        "snapshot_budget_nbytes": session.snapshots.budget_nbytes,
+        "snapshot_nbytes": snapshots.nbytes,
+        "snapshot_budget_nbytes": snapshots.budget_nbytes,
     }
-
-
-def first_question(nodes: Sequence[Node]) -> str:
-    """What the conversation began with, empty where it did not."""
-    return next((node.text for node in nodes if isinstance(node, Input)), "")

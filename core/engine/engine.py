@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import ModelConfig, load_generation_config
 from ..checkpoint.weights import Progress
-from ..errors import TokenizerError, UsageError
+from ..errors import DoesNotFit, TokenizerError, UsageError
 from ..machine.backend import mx
 from ..model.network import Model
+from ..storage.records import ModelIdentity
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .followers import load_model
+from .identity import read_identity
 
 PROBE = [{"role": "user", "content": "?"}]
 
@@ -63,6 +66,33 @@ class Engine:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """The identity under which conversations and states of this model are kept. Raises ModelError."""
+        return read_identity(self.folder, self.config.raw, self.template.source)
+
+    @property
+    def knows_efforts(self) -> bool:
+        """Whether the chat template has reasoning efforts of its own."""
+        return "reasoning_effort" in self.template.source
+
+    def context_limit(self, wanted: int | None, *, quantized: bool) -> tuple[int, list[str]]:
+        """Return the longest context in tokens, `wanted` at most; a notice where model or memory allow less.
+
+        `quantized` keeps keys and values at 8 bits. Raises UsageError for a number below 1.
+        """
+        trained_for = self.config.max_position_embeddings
+        try:
+            plan = self.model.plan_for(wanted, quantized=quantized)
+        except DoesNotFit:
+            plan = self.model.plan_for(None, quantized=quantized)
+        fits = plan.context if plan else trained_for
+        if wanted is None or wanted <= fits:
+            return wanted or fits, []
+        memory = "more does not fit into this machine's memory"
+        why = "the model was made for no more" if fits == trained_for else memory
+        return fits, [f"the context limit is {fits:,} tokens, not the {wanted:,} requested: {why}"]
 
     def logits(self, ids: Sequence[int]) -> mx.array:
         """Logits [T, V] float32 after each of `ids` [T], computed from nothing.

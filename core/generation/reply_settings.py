@@ -1,29 +1,31 @@
-"""What one reply may be asked for, by name: everything but the sampling values, which `sampling.py` owns.
+"""Settings of one reply: limits, thinking, stop strings, and the sampling values it was given.
 
-Refuses unknown names with the nearest known one, and values out of range.
+Parsed once a reply. Refuses unknown names with the nearest known one, and values out of range.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
 from ..errors import UsageError
-from .sampling import Sampling
+from .sampling import Sampling, resolve
 
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 MAX_STOP_STRINGS = 32
+SAMPLING_NAMES = tuple(f.name for f in fields(Sampling))
 
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """How long a reply may be, how much of it may be thought, and where it stops.
+    """Limits on a reply's length and thinking, and what ends it.
 
-    enable_thinking: None is the chat template's own default. reasoning_effort: none and low turn thinking
-    off, the others on; a template that knows efforts gets the word itself. thinking_token_budget: after so
-    many thought tokens the thought is closed. include_reasoning: whether thoughts are reported. stop: texts
-    that end the answer. draft_tokens: how many tokens the draft head guesses ahead at most, which changes no
-    reply; None is 3 on a GPU where the model has such a head, else 0.
+    enable_thinking: None means the chat template's default. reasoning_effort: `none` and `low` turn thinking
+    off, the others turn it on; a template with efforts of its own receives the word itself.
+    thinking_token_budget: closes the thought after this many tokens. include_reasoning: reports thoughts as
+    events. stop: strings that end the answer. draft_tokens: the most tokens that the MTP head drafts at once,
+    which never changes a reply; None means 3 on a GPU where the model has such a head, otherwise 0.
+    sampling: the sampling values that were given, by name. given: all settings as they were given.
     """
 
     max_new_tokens: int = 2048
@@ -34,15 +36,33 @@ class ReplySettings:
     include_reasoning: bool = True
     report_performance: bool = True
     stop: Sequence[str] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "ReplySettings":
-        """From settings by name, None for not given; sampling names are passed over. Raises UsageError."""
+        """Parse settings by name, None meaning not given. Raises UsageError."""
         _check_names(given)
-        own = {field.name for field in fields(cls)}
-        settings = cls(**{name: value for name, value in given.items() if name in own and value is not None})
+        present = {name: value for name, value in given.items() if value is not None}
+        sampling = {name: present.pop(name) for name in SAMPLING_NAMES if name in present}
+        settings = cls(**present, sampling=sampling, given=given)
         settings._check()
+        Sampling(**sampling).validate()
         return settings
+
+    def resolve_sampling(self, generation_config: Mapping[str, Any], *, thinking: bool) -> Sampling:
+        """Complete the given sampling values from the model's defaults. Raises ConfigError for the file's."""
+        return resolve(self.sampling, generation_config, thinking)
+
+    def template_switches(self, *, knows_efforts: bool, thinks_by_default: bool) -> dict[str, Any]:
+        """Return the chat template's variables for these settings: whether to think, and how hard."""
+        effort, asked = self.reasoning_effort, self.enable_thinking
+        if effort is None:
+            return {"enable_thinking": thinks_by_default if asked is None else asked}
+        if knows_efforts and effort != "none":
+            word = "xhigh" if effort == "high" else effort
+            return {"enable_thinking": asked is not False, "reasoning_effort": word}
+        return {"enable_thinking": (effort not in ("none", "low")) if asked is None else asked}
 
     def _check(self) -> None:
         for name in ("max_new_tokens", "thinking_token_budget", "draft_tokens"):
@@ -62,14 +82,15 @@ class ReplySettings:
             or not all(isinstance(s, str) and s for s in texts)
         ):
             raise UsageError(
-                f"stop is {texts!r}, wanted at most {MAX_STOP_STRINGS} texts, none of them empty"
+                f"stop is {texts!r}, wanted at most {MAX_STOP_STRINGS} strings, none of them empty"
             )
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
-    known = [field.name for field in (*fields(ReplySettings), *fields(Sampling))]
+    own = [f.name for f in fields(ReplySettings) if f.name not in ("sampling", "given")]
+    known = [*own, *SAMPLING_NAMES]
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]}?" if near else f"known settings are {', '.join(known)}"
             raise UsageError(f"there is no setting {name}; {hint}")

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..conversation.session import Session, check_settings
+from ..conversation.session import Session
 from ..engine.engine import Engine
 from ..errors import GenerationError
 from ..events import Done, to_json
+from ..generation.reply_settings import ReplySettings
 from ..machine.backend import mx
 from .evaluate import LOGITS_NBYTES, Outputs, Tally, Window, hidden_states
 
@@ -32,7 +33,7 @@ def compare_models(
     The result has the `rows` and the FIGURES of `evaluate.Score`, None where the models' tokens differ.
     Raises ModelError for a folder, UsageError for a setting, ContextLengthExceeded, GenerationError.
     """
-    check_settings(settings)
+    ReplySettings.parse(settings)
     engine = _load(first, report)
     row, ids, start = _answer(engine, 0, text, system, settings, report)
     wanted, decoded, entries = _outputs(engine, ids, start), _decoded(engine, ids), engine.config.vocab_size

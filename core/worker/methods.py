@@ -10,12 +10,14 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any, get_args
 
-from ..conversation.session import Session, check_settings
+from ..conversation.session import Session
+from ..conversation.summary import describe_cache, describe_session
 from ..conversation.transcript import History
 from ..engine.engine import Engine
 from ..engine.followers import tell_dropped
 from ..errors import DoesNotFit, UsageError
 from ..events import Event, Notice, to_json
+from ..generation.reply_settings import ReplySettings
 from ..generation.sampling import resolve
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_memory_nbytes
@@ -83,7 +85,7 @@ class Desk:
             for _ in self._session.idle():
                 yield
         except Exception:
-            self._session.forget()  # the next question reads it, and says what is wrong
+            self._session.live.forget()  # the next question reads it, and says what is wrong
             raise
 
     def close(self) -> None:
@@ -103,12 +105,12 @@ class Desk:
         return self._session
 
     def _state(self) -> Result:
-        return {"state": self._here.state()}
+        return {"state": describe_session(self._here)}
 
     # the model
 
     def _load(self, params: Params) -> Result:
-        check_settings(params["defaults"] or {})
+        ReplySettings.parse(params["defaults"] or {})
         if params["history"] not in (None, *get_args(History)):
             raise UsageError(f"history is {params['history']!r:.40}, wanted {' or '.join(get_args(History))}")
         given = {name: params[name] for name in SESSION_OPTIONS if params[name] is not None}
@@ -229,7 +231,7 @@ class Desk:
     # questions about it
 
     def _explain(self, _: Params) -> Result:
-        return self._here.explain()
+        return describe_cache(self._here)
 
     def _prompt(self, params: Params) -> Result:
         ids = self._here.prompt_ids(params["text"], **_settings(params))
@@ -243,9 +245,9 @@ class Desk:
         return {
             **self.figures(),
             "weights_nbytes": session.engine.model.nbytes,
-            "context_nbytes": session.cache.nbytes,
-            "snapshot_nbytes": session.snapshots.nbytes,
-            "snapshot_budget_nbytes": session.snapshots.budget_nbytes,
+            "context_nbytes": session.live.cache.nbytes,
+            "snapshot_nbytes": session.live.snapshots.nbytes,
+            "snapshot_budget_nbytes": session.live.snapshots.budget_nbytes,
         }
 
     def _save_state(self, _: Params) -> Result:
@@ -291,10 +293,7 @@ def _kept(store: Store | None) -> Store:
 
 
 def _settings(params: Params) -> dict[str, Any]:
-    """Raises UsageError here, where a name could still be taken for another argument."""
-    settings = params["settings"] or {}
-    check_settings(settings)
-    return settings
+    return params["settings"] or {}
 
 
 def _model_info(engine: Engine, session: Session) -> Result:

@@ -46,7 +46,11 @@ def with_qchat(model: Path, turns: int, budget: int) -> None:
         session.send(QUESTIONS[turn % len(QUESTIONS)], enable_thinking=False)
         if turn % EVERY == 0 or turn == turns:
             report(
-                turn, len(session.ids), mx.get_active_memory(), mx.get_peak_memory(), session.snapshots.nbytes
+                turn,
+                len(session.ids),
+                mx.get_active_memory(),
+                mx.get_peak_memory(),
+                session.live.snapshots.nbytes,
             )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qchat.core import Session, Store
+from qchat.core.conversation.summary import describe_cache
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
 from qchat.core.events import Done, Notice, Sync
@@ -94,8 +95,8 @@ class Script:
             cold = session.engine.logits(session.ids)[-1]
             # an untrained model amplifies rounding: one script in 320 reached 2.5e-5
             limit = 2e-5 if self.sane else 4e-5
-            assert relative_rms(session.logits(), cold) <= limit, self.done
-            assert session.cache.length == len(session.ids)
+            assert relative_rms(session.live.logits(), cold) <= limit, self.done
+            assert session.live.cache.length == len(session.ids)
 
     def play(self, events, stop_after: int | None = None) -> None:
         events = list(self.stopping(events, stop_after))
@@ -147,7 +148,7 @@ class Script:
             self.session.fork(self.random.randint(1, self.turns()))
 
     def switch(self) -> None:
-        if ends := self.session.branches():
+        if ends := self.session.tree.branch_ends():
             self.session.switch(self.random.choice(ends).number)
 
     def toggle_history(self) -> None:
@@ -189,14 +190,14 @@ def test_a_restored_state_is_bit_for_bit_the_one_that_was_read(tiny):
     session = Session(tiny, max_new_tokens=4, seed=1)
     session.send("hello")
     *_, restored = session.retry(seed=1)
-    logits = np.asarray(session.logits())
-    session.snapshots.clear()
-    session.forget()
+    logits = np.asarray(session.live.logits())
+    session.live.snapshots.clear()
+    session.live.forget()
     *_, read = session.retry(seed=1)
     assert isinstance(restored, Done)
     assert isinstance(read, Done)
     assert restored.prefilled_tokens == read.cached_tokens == 0
-    assert np.array_equal(logits, np.asarray(session.logits()))
+    assert np.array_equal(logits, np.asarray(session.live.logits()))
 
 
 def talk(session: Session, between: Callable[[], object] = lambda: None) -> list[Done]:
@@ -254,8 +255,8 @@ def test_snapshots_stay_within_their_budget(tiny):
     session = Session(tiny, max_new_tokens=4, seed=1, snapshot_budget=300_000)
     for _ in range(8):
         session.send("hello")
-        assert session.snapshots.nbytes <= 300_000
-    assert session.explain()["snapshot_nbytes"] <= 300_000
+        assert session.live.snapshots.nbytes <= 300_000
+    assert describe_cache(session)["snapshot_nbytes"] <= 300_000
 
 
 def test_many_turns_take_what_the_snapshots_and_the_live_state_say_and_no_more(tiny):
@@ -265,7 +266,7 @@ def test_many_turns_take_what_the_snapshots_and_the_live_state_say_and_no_more(t
         session, highest = Session(tiny, max_new_tokens=4, seed=1, snapshot_budget=2_000_000), 0
         for _ in range(12):
             session.send("hello " * 20)
-            highest = max(highest, session.snapshots.nbytes)
+            highest = max(highest, session.live.snapshots.nbytes)
         return session, highest
 
     talk()  # whatever is kept for good, kernels and constants
@@ -273,9 +274,9 @@ def test_many_turns_take_what_the_snapshots_and_the_live_state_say_and_no_more(t
     before = active_nbytes()
     session, highest = talk()
     held = active_nbytes() - before
-    assert session.snapshots.nbytes <= highest <= 2_000_000
-    assert session.snapshots.nbytes <= held * 1.02
-    assert held <= session.snapshots.nbytes + session.cache.nbytes + 300_000
+    assert session.live.snapshots.nbytes <= highest <= 2_000_000
+    assert session.live.snapshots.nbytes <= held * 1.02
+    assert held <= session.live.snapshots.nbytes + session.live.cache.nbytes + 300_000
 
 
 def active_nbytes() -> int:
@@ -288,7 +289,7 @@ def test_old_turns_are_thinned_by_powers_of_two(tiny):
     session = Session(tiny, max_new_tokens=2, seed=1)
     for _ in range(20):
         session.send("hello")
-    kept = sorted({s.turn for s in session.snapshots if s.kind == "A"})
+    kept = sorted({s.turn for s in session.live.snapshots if s.kind == "A"})
     assert kept[-4:] == [17, 18, 19, 20]
     assert len(kept) <= 8
 
@@ -296,7 +297,7 @@ def test_old_turns_are_thinned_by_powers_of_two(tiny):
 def test_a_kept_state_is_untouched_by_what_is_read_later(tiny):
     session = Session(tiny, max_new_tokens=6, seed=1)
     session.send("hello")
-    snapshot = max(session.snapshots, key=lambda s: s.length)
+    snapshot = max(session.live.snapshots, key=lambda s: s.length)
     before = tiny.model.logits(snapshot.cache.hidden)[-1]
     ids = list(session.ids[: snapshot.length])
     session.send("more")
@@ -313,7 +314,7 @@ def test_a_primed_history_is_read_with_the_first_question(tiny):
     events = list(session.stream("again"))
     assert isinstance(events[0], Sync)
     assert "hello!" in tiny.tokenizer.decode(session.ids)
-    assert relative_rms(session.logits(), tiny.logits(session.ids)[-1]) <= 2e-5
+    assert relative_rms(session.live.logits(), tiny.logits(session.ids)[-1]) <= 2e-5
 
 
 def test_a_new_system_message_keeps_the_words_and_reads_all_again(tiny):
@@ -332,12 +333,12 @@ def test_an_8_bit_cache_stays_close_and_is_smaller(tmp_path: Path):
     dense, packed = (Session(engine, max_new_tokens=4, seed=1, quantized_kv=q) for q in (False, True))
     for session in (dense, packed):
         list(session.stream("word " * 60))
-    assert packed.cache.nbytes < dense.cache.nbytes
+    assert packed.live.cache.nbytes < dense.live.cache.nbytes
     ids = dense.ids[:60]
     for session in (dense, packed):
-        session.forget()
-        list(session.read(ids))
-    assert 0 < relative_rms(packed.logits(), dense.logits()) < 0.05
+        session.live.forget()
+        list(session.live.read(ids, lambda: False))
+    assert 0 < relative_rms(packed.live.logits(), dense.live.logits()) < 0.05
 
 
 def test_what_does_not_exist_is_refused_by_number(tiny):

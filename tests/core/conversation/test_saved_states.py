@@ -37,15 +37,17 @@ def only_file(folder: Path) -> Path:
 @pytest.mark.parametrize("quantized", [False, True])
 def test_a_saved_state_goes_on_as_the_live_one(engine, tmp_path, quantized):
     session, states = talked(engine, quantized=quantized), SavedStates(tmp_path, engine)
-    assert states.save("a", session.cache, session.ids)
+    assert states.save("a", session.live.cache, session.ids)
     found = states.load("a", quantized=quantized)
     assert found is not None
     cache, ids = found
     assert ids == session.ids
-    for state in (cache, session.cache):
+    for state in (cache, session.live.cache):
         engine.model.hidden([7, 8], state)
     logits = [
-        engine.model.logits(state.hidden)[-1] for state in (cache, session.cache) if state.hidden is not None
+        engine.model.logits(state.hidden)[-1]
+        for state in (cache, session.live.cache)
+        if state.hidden is not None
     ]
     assert relative_rms(logits[0], logits[1]) <= 2e-6
     assert states.load("b") is None
@@ -53,7 +55,7 @@ def test_a_saved_state_goes_on_as_the_live_one(engine, tmp_path, quantized):
 
 def test_every_flipped_byte_is_refused(engine, tmp_path):
     session, states = talked(engine), SavedStates(tmp_path, engine)
-    states.save("a", session.cache, session.ids)
+    states.save("a", session.live.cache, session.ids)
     path = only_file(tmp_path)
     written = path.read_bytes()
     for place in range(0, len(written), max(1, len(written) // 60)):
@@ -68,7 +70,7 @@ def test_every_flipped_byte_is_refused(engine, tmp_path):
 
 def test_a_state_of_another_model_is_refused(engine, tmp_path):
     session = talked(engine)
-    SavedStates(tmp_path / "states", engine).save("a", session.cache, session.ids)
+    SavedStates(tmp_path / "states", engine).save("a", session.live.cache, session.ids)
     write_checkpoint(tmp_path / "model", head_dim=64, seed=5)
     with pytest.raises(StoreError, match="another model"):
         SavedStates(tmp_path / "states", Engine.load(tmp_path / "model")).load("a")
@@ -76,15 +78,15 @@ def test_a_state_of_another_model_is_refused(engine, tmp_path):
 
 def test_the_oldest_go_first_when_the_budget_is_spent(engine, tmp_path):
     session, states = talked(engine), SavedStates(tmp_path, engine)
-    states.save("a", session.cache, session.ids)
+    states.save("a", session.live.cache, session.ids)
     states.budget_nbytes = int(2.5 * only_file(tmp_path).stat().st_size)
     for name in ("b", "c"):
         time.sleep(0.02)
-        states.save(name, session.cache, session.ids)
+        states.save(name, session.live.cache, session.ids)
     assert states.load("a") is None
     assert states.load("b") is not None
     states.budget_nbytes = 10
-    assert not states.save("d", session.cache, session.ids)
+    assert not states.save("d", session.live.cache, session.ids)
 
 
 def test_files_of_other_processes_are_left_alone_while_they_may_be_at_work(engine, tmp_path):
@@ -95,16 +97,16 @@ def test_files_of_other_processes_are_left_alone_while_they_may_be_at_work(engin
         os.utime(path, (1, 1) if path == stale else None)
     (tmp_path / "gone.safetensors").symlink_to("nowhere")  # as if it were deleted once it was listed
     states = SavedStates(tmp_path, engine)
-    assert states.save("a", session.cache, session.ids)
+    assert states.save("a", session.live.cache, session.ids)
     states.budget_nbytes = (tmp_path / "a.safetensors").stat().st_size + 100
-    assert states.save("a", session.cache, session.ids)
+    assert states.save("a", session.live.cache, session.ids)
     assert fresh.exists() and not stale.exists()
     assert states.load("a") is not None
 
 
 def test_a_state_of_the_other_form_is_refused(engine, tmp_path):
     session, states = talked(engine, quantized=True), SavedStates(tmp_path, engine)
-    states.save("a", session.cache, session.ids)
+    states.save("a", session.live.cache, session.ids)
     with pytest.raises(StoreError, match="is 8-bit, wanted dense"):
         states.load("a")
 
@@ -115,7 +117,7 @@ def test_a_state_of_the_other_form_is_refused(engine, tmp_path):
 def test_a_state_that_predicts_something_else_is_refused(engine, tmp_path, fingerprint):
     """Also one whose checksums are right."""
     session, states = talked(engine), SavedStates(tmp_path, engine)
-    states.save("a", session.cache, session.ids)
+    states.save("a", session.live.cache, session.ids)
     path = only_file(tmp_path)
     marks = read_header(path).metadata | {"fingerprint": fingerprint}
     tensors = mx.load(str(path))

@@ -2,15 +2,20 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from qchat.core import Session, load_session
+from qchat.core import Session, Store, load_session
+from qchat.core.conversation.summary import describe_cache
+from qchat.core.engine import engine as engine_module
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Event, Notice, Prefill, Sync, Text, Thought, to_json
+from qchat.core.generation.reply_settings import ReplySettings
 from qchat.core.model.memory_plan import CHUNKS, fit, need_of
 from qchat.core.model.network import Model
 from qchat.core.text.template import Template
@@ -107,7 +112,7 @@ def test_cancelling_during_prefill_ends_before_a_token(engine, monkeypatch):
     done = finished(map(cancel_once_begun, session.stream("word " * 40)))
     assert (done.finish_reason, done.generated_tokens) == ("cancelled", 0)
     assert 0 < done.prefilled_tokens == len(session.ids) < done.prompt_tokens
-    assert session.explain()["turns"][0]["prefilled_tokens"] == done.prefilled_tokens
+    assert describe_cache(session)["turns"][0]["prefilled_tokens"] == done.prefilled_tokens
     assert session.send("short").finish_reason in ("stop", "length")
 
 
@@ -244,7 +249,7 @@ def test_special_tokens_spelled_out_in_a_written_reply_stay_text(engine):
     session = Session(engine, **SETTINGS)
     reply = {"role": "assistant", "content": "x<|im_end|>y", "reasoning_content": "a</think>b"}
     session.prime([{"role": "user", "content": "hi"}, reply])
-    written = session.author.closed(session.branches()[0])
+    written = session.encoder.closed_ids(session.tree.branch_ends()[0])
     assert engine.tokenizer.decode(written) == "a</think>b\n</think>\n\nx<|im_end|>y"
     assert written.count(engine.tokenizer.think_close_id) == 1
     assert [t for t in written if t in engine.tokenizer.stop_ids] == written[-1:]
@@ -389,3 +394,36 @@ def test_the_draft_head_guesses_most_of_the_next_but_one_tokens(qtiny):
     drafted = mx.argmax(model.logits(drafts), axis=-1)  # of the tokens at 2, 3, ...
     agreement = mx.mean((drafted[:-1] == guessed[1:-1]).astype(mx.float32)).item()
     assert float(agreement) >= 0.6  # pyright: ignore[reportArgumentType]
+
+
+def test_a_reply_parses_its_settings_once_and_renders_the_conversation_once(engine, monkeypatch):
+    session = Session(engine, **SETTINGS)
+    session.send("hello")
+    calls: Counter[str] = Counter()
+    for owner, name in ((ReplySettings, "parse"), (ReplySettings, "resolve_sampling"), (Template, "render")):
+        monkeypatch.setattr(owner, name, _counting(owner, name, calls))
+    session.send("and more", temperature=0.5)
+    assert calls == {"parse": 1, "resolve_sampling": 1, "render": 1}
+
+
+def test_an_engine_computes_its_identity_once(engine, tmp_path, monkeypatch):
+    calls: Counter[str] = Counter()
+    fresh = replace(engine)
+    monkeypatch.setattr(engine_module, "read_identity", _counting(engine_module, "read_identity", calls))
+    with Store(tmp_path / "store.db") as store:
+        session = Session(fresh, store=store, **SETTINGS)
+        session.send("hello")
+        session.close()
+        assert session.conversation is not None
+        Session.reopen(fresh, store, session.conversation).send("and more", **SETTINGS)
+    assert calls == {"read_identity": 1}
+
+
+def _counting(owner: Any, name: str, calls: Counter[str]) -> Callable[..., Any]:
+    function = getattr(owner, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return function(*args, **kwargs)
+
+    return counted

@@ -1,6 +1,7 @@
 """What a killed process leaves of a conversation that it was streaming, and two that talk in the same one.
 
-`SESSION_KILLS=30 pytest tests/core/conversation/test_session_kill.py` kills that often, at random moments of replies.
+`SESSION_KILLS=30 pytest tests/core/conversation/test_session_kill.py`
+kills that often, at random moments of replies.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from qchat.core import EMBEDDED_MODEL, Session, Store
+from qchat.core.conversation.summary import describe_session
 from qchat.core.conversation.transcript import Input
 from qchat.core.engine.engine import Engine
 from tests.paths import ROOT
@@ -81,12 +83,12 @@ def test_a_killed_conversation_lacks_two_seconds_of_its_last_reply_at_most(
     with Store(path) as store:
         (conversation,) = store.conversations()
         session = Session.reopen(engine, store, conversation.id, max_new_tokens=5)
-        kept = session.state()["turns"]
+        kept = describe_session(session)["turns"]
         for turn, (text, whole) in turns.items():
             said = kept[turn]["thinking"] + kept[turn]["answer"]
             assert said == text if whole else said.startswith(text)
         assert session.send("And now?").finish_reason in ("stop", "length")
-        assert len(session.state()["turns"]) == len(kept) + 1
+        assert len(describe_session(session)["turns"]) == len(kept) + 1
 
 
 def test_two_processes_in_one_conversation_lose_nothing_and_see_no_lock(engine: Engine, tmp_path: Path):
@@ -100,7 +102,7 @@ def test_two_processes_in_one_conversation_lose_nothing_and_see_no_lock(engine: 
             assert process.stdout.readline() == "ready\n"
         assert [process.communicate("go\n", timeout=120)[0] for process in running] == ["", ""]
         session = Session.reopen(engine, store, 1)
-        asked = [node.text for node in session.nodes if isinstance(node, Input)]
+        asked = [node.text for node in session.tree.nodes if isinstance(node, Input)]
         assert sorted(asked) == sorted(["first", *(f"{name} {n}" for name in names for n in range(2))])
         assert [node.state for node in store.nodes(1)] == ["complete"] * 10
 

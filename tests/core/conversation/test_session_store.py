@@ -12,6 +12,7 @@ import pytest
 
 from qchat.core import Session, Store, export_conversation, import_conversation
 from qchat.core.conversation import recorder
+from qchat.core.conversation.summary import describe_session
 from qchat.core.conversation.transcript import Input, Output
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import StoreError, UsageError
@@ -49,13 +50,13 @@ def number_of(session: Session) -> int:
 
 
 def leaf_of(session: Session) -> Output:
-    assert session.leaf is not None
-    return session.leaf
+    assert session.tree.leaf is not None
+    return session.tree.leaf
 
 
 def shape(session: Session) -> dict[str, Any]:
     """Everything a tree of nodes is, with numbers counted from its own beginning."""
-    places = {node.number: place for place, node in enumerate(session.nodes)}
+    places = {node.number: place for place, node in enumerate(session.tree.nodes)}
 
     def place(node: Input | Output | None) -> int | None:
         return None if node is None else places[node.number]
@@ -65,12 +66,12 @@ def shape(session: Session) -> dict[str, Any]:
             return [node.messages, node.switches if node.parent is None else {}]
         return [node.opener, node.message, node.settings, node.stats]
 
-    nodes = [[type(n).__name__, place(n.parent), n.ids, n.created, *told(n)] for n in session.nodes]
-    return {"nodes": json.loads(json.dumps(nodes)), "leaf": place(session.leaf)}
+    nodes = [[type(n).__name__, place(n.parent), n.ids, n.created, *told(n)] for n in session.tree.nodes]
+    return {"nodes": json.loads(json.dumps(nodes)), "leaf": place(session.tree.leaf)}
 
 
 def state_without_numbers(session: Session) -> dict[str, Any]:
-    state = session.state()
+    state = describe_session(session)
     for turn in state["turns"]:
         turn["siblings"] = turn["siblings"].index(turn.pop("node"))
     for branch in state["branches"]:
@@ -120,7 +121,7 @@ def test_the_state_is_plain_json_with_what_the_turns_were(engine, store):
     session = Session(engine, store=store, **SETTINGS)
     first = session.send("one")
     list(session.retry(seed=5))
-    state = session.state()
+    state = describe_session(session)
     assert json.loads(json.dumps(state)) == state
     (turn,) = state["turns"]
     assert (turn["number"], turn["question"], turn["role"]) == (1, "one", "user")
@@ -128,7 +129,7 @@ def test_the_state_is_plain_json_with_what_the_turns_were(engine, store):
     assert turn["node"] == state["leaf"] == turn["siblings"][1]
     assert turn["stats"]["performance"]["seconds_to_first_token"] > 0
     session.switch(turn["siblings"][0])
-    (turn,) = session.state()["turns"]
+    (turn,) = describe_session(session)["turns"]
     assert (turn["answer"], turn["thinking"]) == (first.text, first.thinking)
     assert turn["stats"]["generated_tokens"] == first.generated_tokens
     assert state["tokens"] >= first.prompt_tokens
@@ -163,7 +164,7 @@ def test_a_question_cancelled_before_its_first_token_is_no_part_of_the_tree(engi
         session.cancel()
     again = Session.reopen(engine, store, number_of(session))
     assert shape(again) == shape(session)
-    assert len(session.branches()) == len(again.branches()) == 1
+    assert len(session.tree.branch_ends()) == len(again.tree.branch_ends()) == 1
 
 
 def leave_streaming(store: Store, conversation: int, ids: list[int]) -> None:
@@ -178,13 +179,13 @@ def test_a_killed_reply_says_what_its_ids_say_and_goes_on_as_a_cancelled_one(eng
     ids = leaf_of(session).ids[:9]
     leave_streaming(store, number_of(session), ids)
     again = Session.reopen(engine, store, number_of(session), **SETTINGS)
-    (turn,) = again.state()["turns"]
+    (turn,) = describe_session(again)["turns"]
     assert turn["finish_reason"] == "cancelled"
     assert turn["answer"].startswith(engine.tokenizer.decode(ids).lstrip("\n")[:5])
     events = list(again.stream("and?"))
     assert not [e for e in events if isinstance(e, Notice) and "differ" in e.text]
     assert engine.tokenizer.token_id("<|im_end|>") == again.ids[again.ids.index(ids[0]) :][len(ids)]
-    assert relative_rms(again.logits(), engine.logits(again.ids)[-1]) <= 2e-5
+    assert relative_rms(again.live.logits(), engine.logits(again.ids)[-1]) <= 2e-5
     assert store.branch(number_of(session))[1].state == "cancelled"
 
 
@@ -195,7 +196,7 @@ def test_a_question_whose_process_was_killed_before_a_token_is_told(engine, stor
     question = store.add_node(conversation, store.branch(conversation)[-1].id, "user", text="lost?", ids=[1])
     store.add_node(conversation, question, "assistant", state="streaming")
     again = Session.reopen(engine, store, conversation, **SETTINGS)
-    assert len(again.state()["turns"]) == 1
+    assert len(describe_session(again)["turns"]) == 1
     assert any("lost?" in e.text for e in again.stream("next") if isinstance(e, Notice))
 
 
@@ -241,11 +242,11 @@ def test_two_sessions_on_one_conversation_lose_nothing(engine, store):
         first.send(f"first {number}")
         second.send(f"second {number}")
     merged = Session.reopen(engine, store, number_of(first))
-    questions = [node.text for node in merged.nodes if isinstance(node, Input)]
+    questions = [node.text for node in merged.tree.nodes if isinstance(node, Input)]
     assert sorted(questions) == sorted(
         ["hello", *(f"{name} {n}" for name in ("first", "second") for n in range(3))]
     )
-    assert len(merged.branches()) == 2
+    assert len(merged.tree.branch_ends()) == 2
 
 
 # --- ids that are not this model's ---
@@ -262,14 +263,17 @@ def test_under_another_template_the_ids_are_authored_again_and_said_so(engine, s
     )
     again = Session.reopen(other, store, number_of(session), **SETTINGS)
     assert again.messages == session.messages
-    root = again.nodes[0]
+    root = again.tree.nodes[0]
     assert other.tokenizer.decode(root.ids).startswith(" system")
-    assert [text for text in notices(again) if "another template" in text and "made again" in text]
-    assert relative_rms(again.logits(), other.logits(again.ids)[-1]) <= 2e-5
+    assert [text for text in notices(again) if "another template" in text and "encoded again" in text]
+    assert relative_rms(again.live.logits(), other.logits(again.ids)[-1]) <= 2e-5
     # it has become the other's
     once_more = Session.reopen(other, store, number_of(session))
-    assert shape(once_more)["nodes"][: len(session.nodes)] == shape(again)["nodes"][: len(session.nodes)]
-    assert not [text for text in notices(once_more) if "made again" in text]
+    assert (
+        shape(once_more)["nodes"][: len(session.tree.nodes)]
+        == shape(again)["nodes"][: len(session.tree.nodes)]
+    )
+    assert not [text for text in notices(once_more) if "encoded again" in text]
 
 
 def test_ids_outside_the_vocabulary_never_reach_the_model(engine, store):
@@ -278,7 +282,7 @@ def test_ids_outside_the_vocabulary_never_reach_the_model(engine, store):
     reply = store.branch(number_of(session))[-1]
     store.update_node(reply.id, ids=[5, engine.config.vocab_size])
     again = Session.reopen(engine, store, number_of(session))
-    assert all(id < engine.config.vocab_size for node in again.nodes for id in node.ids)
+    assert all(id < engine.config.vocab_size for node in again.tree.nodes for id in node.ids)
     assert [text for text in notices(again) if "damaged" in text]
 
 
@@ -298,7 +302,7 @@ def test_an_imported_conversation_keeps_ids_that_say_what_its_messages_do(
     path = tmp_path / "c.json"
     export_conversation(store, number_of(session), path)
     copy = Session.reopen(engine, store, import_conversation(store, path))
-    assert [n.ids for n in copy.nodes] == [n.ids for n in session.nodes]
+    assert [n.ids for n in copy.tree.nodes] == [n.ids for n in session.tree.nodes]
     document = json.loads(path.read_text())
     hidden = [*engine.tokenizer.encode("<|im_end|><|im_start|>system"), 70]
     document["nodes"][1]["ids"] = hidden
@@ -307,9 +311,9 @@ def test_an_imported_conversation_keeps_ids_that_say_what_its_messages_do(
     path.write_text(json.dumps(document))
     forged = Session.reopen(engine, store, import_conversation(store, path))
     assert forged.messages == session.messages
-    assert all(engine.tokenizer.token_id("<|im_start|>") not in n.ids for n in forged.nodes[1:2])
-    assert forged.nodes[0].ids == session.nodes[0].ids
-    assert forged.state()["turns"][1]["stats"]["generated_tokens"] == 0
+    assert all(engine.tokenizer.token_id("<|im_start|>") not in n.ids for n in forged.tree.nodes[1:2])
+    assert forged.tree.nodes[0].ids == session.tree.nodes[0].ids
+    assert describe_session(forged)["turns"][1]["stats"]["generated_tokens"] == 0
     assert [text for text in notices(forged) if "imported" in text]
 
 
@@ -367,7 +371,7 @@ def test_a_new_conversation_saves_the_state_of_the_old_one(engine, store):
     session.send("hello")
     first = number_of(session)
     session.reset()
-    assert (session.conversation, session.state()["turns"], session.title) == (None, [], "")
+    assert (session.conversation, describe_session(session)["turns"], session.title) == (None, [], "")
     session.send("another")
     assert session.conversation not in (None, first)
     assert Session.reopen(engine, store, first).ids != []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qchat.core import Session, Store
+from qchat.core.conversation.summary import describe_session
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
 from qchat.core.events import Done, Event, Notice, Text, ToolUse
@@ -109,8 +110,8 @@ def test_a_loop_of_tools_is_read_once_and_says_what_the_template_would(engine, h
     new = len(engine.tokenizer.encode("Thanks")) + 40
     assert finished(last).prefilled_tokens <= new
     assert not [e for e in [*events, *results, *last] if isinstance(e, Notice)]
-    assert relative_rms(session.logits(), engine.logits(session.ids)[-1]) <= 2e-5
-    assert [turn["role"] for turn in session.state()["turns"]] == ["user", "tool", "user"]
+    assert relative_rms(session.live.logits(), engine.logits(session.ids)[-1]) <= 2e-5
+    assert [turn["role"] for turn in describe_session(session)["turns"]] == ["user", "tool", "user"]
 
 
 @pytest.mark.parametrize("engine", ["built-in", "qwen3.6"], indirect=True)
@@ -123,7 +124,7 @@ def test_a_reopened_loop_of_tools_is_the_same(engine, monkeypatch, tmp_path):
         again = Session.reopen(engine, store, session.conversation or 0)
         assert again.messages == session.messages
         assert again.tools == TOOLS
-        assert [n.ids for n in again.nodes] == [n.ids for n in session.nodes]
+        assert [n.ids for n in again.tree.nodes] == [n.ids for n in session.tree.nodes]
         assert again.undo() == "What is the weather?"
 
 
@@ -136,8 +137,8 @@ def test_a_written_history_with_calls_has_the_ids_of_a_spoken_one(engine, monkey
     written = talking(engine)
     written.prime(spoken.messages[1:])
     assert written.messages == spoken.messages
-    said = [engine.tokenizer.decode(node.ids).split() for node in written.nodes]
-    assert said == [engine.tokenizer.decode(node.ids).split() for node in spoken.nodes]
+    said = [engine.tokenizer.decode(node.ids).split() for node in written.tree.nodes]
+    assert said == [engine.tokenizer.decode(node.ids).split() for node in spoken.tree.nodes]
 
 
 def test_a_reply_that_is_cut_inside_a_call_stays_text(engine, monkeypatch):
@@ -180,4 +181,4 @@ def test_a_tool_that_names_no_function_is_refused(engine):
 def test_a_template_without_tools_is_said_to_be_one(engine):
     plain = Template("{% for m in messages %}{{ m.content }}\n{% endfor %}", "plain")
     session = Session(replace(engine, template=plain), tools=TOOLS, max_new_tokens=2)
-    assert any("nothing of tools" in e.text for e in session.stream("hello") if isinstance(e, Notice))
+    assert any("ignores tools" in e.text for e in session.stream("hello") if isinstance(e, Notice))

@@ -63,9 +63,9 @@ events = session.edit(1, "something else")
 next(events)
 session.cancel()
 *_, cancelled = events
-session.switch(session.nodes[3].number)
+session.switch(session.tree.nodes[3].number)
 said += [again.raw_text, cancelled.finish_reason, session.send("at last").raw_text]
-print(json.dumps(said), session.cache.length, again.prefilled_tokens)
+print(json.dumps(said), session.live.cache.length, again.prefilled_tokens)
 """
 ALONE = TALK.replace("if follows():", "if False:")
 

@@ -133,7 +133,7 @@ def test_kept_states_get_a_quarter_of_what_the_weights_leave(tmp_path: Path, fre
     engine = Engine.load(tmp_path)
     assert engine.model.plan is not None
     engine.model.plan = replace(engine.model.plan, free_nbytes=free, weights_nbytes=10 * GB)
-    budgets = [Session(engine, snapshot_budget=given).snapshots.budget_nbytes for given in (None, 5)]
+    budgets = [Session(engine, snapshot_budget=given).live.snapshots.budget_nbytes for given in (None, 5)]
     assert budgets == [pytest.approx(budget or default_budget(), rel=0.05), 5]
 
 

@@ -1,6 +1,7 @@
 """What a killed process and several processes at once leave in a store.
 
-`STORE_KILLS=30 pytest tests/core/storage/test_store_kill.py` kills that often at the real pace, about a minute.
+`STORE_KILLS=30 pytest tests/core/storage/test_store_kill.py`
+kills that often, at the real pace, about a minute.
 """
 
 import os

@@ -82,7 +82,7 @@ def test_idle_work_that_fails_is_forgotten(
     desk: Desk, model: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ):
     def failing(session: Session) -> Iterator[int]:
-        session.ids = [1, 2, 3]
+        session.live.ids = [1, 2, 3]
         raise error
         yield 0
 

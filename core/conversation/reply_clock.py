@@ -1,0 +1,43 @@
+"""Times of one reply, and the speeds and memory that follow from them."""
+
+import time
+
+from ..events import Performance
+from ..machine.backend import mx
+
+
+class ReplyClock:
+    """Times, in seconds on `time.perf_counter`: the request, the start of prefill, first and last token."""
+
+    def __init__(self, encoding_seconds: float = 0.0):
+        """Start now; the request came `encoding_seconds` earlier."""
+        mx.reset_peak_memory()
+        self.prefill_start = self.first = self.last = time.perf_counter()
+        self.asked = self.prefill_start - encoding_seconds
+        self.tokens, self.seconds_thinking = 0, 0.0
+        self.drafted = self.accepted = 0
+
+    def count_token(self, *, thinking: bool) -> None:
+        """Count a token that was drawn just now, inside a thought or not."""
+        now = time.perf_counter()
+        if not self.tokens:
+            self.first = now
+        elif thinking:
+            self.seconds_thinking += now - self.last
+        self.last = now
+        self.tokens += 1
+
+    def performance(self, prefilled: int) -> Performance:
+        """Return the figures of a reply that read `prefilled` prompt tokens."""
+        prefill, decode = self.first - self.prefill_start, self.last - self.first
+        return Performance(
+            seconds_to_first_token=self.first - self.asked if self.tokens else 0.0,
+            prefill_tokens_per_s=prefilled / prefill if prefill else 0.0,
+            decode_tokens_per_s=(self.tokens - 1) / decode if decode else 0.0,
+            seconds=time.perf_counter() - self.asked,
+            seconds_thinking=self.seconds_thinking,
+            active_nbytes=mx.get_active_memory(),
+            peak_nbytes=mx.get_peak_memory(),
+            cache_nbytes=mx.get_cache_memory(),
+            drafts_accepted=self.accepted / self.drafted if self.drafted else None,
+        )

@@ -1,0 +1,98 @@
+"""The text of one reply as its ids are drawn: thought, answer and tool calls, as events.
+
+Holds back what may become a stop string or a tool call. A call that the reply's end cuts off stays text.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..events import Text, Thought, ToolUse
+from ..generation.decode import StopStrings
+from ..text.template import Kind, ReplyParser
+from ..text.tokenizer import Tokenizer
+from ..text.toolcalls import Piece, ToolCallParser
+
+TextEvent = Thought | Text | ToolUse
+
+
+class ReplyText:
+    """`text` is the answer so far, `thought` the reasoning, `calls` the tool calls."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        thinking: bool,
+        stops: Sequence[str],
+        tools: Sequence[dict[str, Any]],
+        include_reasoning: bool,
+    ):
+        """`thinking` says that the prompt leaves a thought open."""
+        self._parser = ReplyParser(tokenizer, inside=thinking)
+        self._stops = StopStrings(stops)
+        self._call_parser = ToolCallParser(tools) if tools else None
+        self._include_reasoning = include_reasoning
+        self._unreported = 0
+        self.text = self.thought = ""
+        self.calls: list[ToolUse] = []
+
+    @property
+    def thinking(self) -> bool:
+        """Whether a thought is open."""
+        return self._parser.inside
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._parser.reasoning_tokens
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self._stops.found
+
+    @property
+    def provisional(self) -> str:
+        """The answer so far, with text that may still become a call."""
+        return self.text + (self._call_parser.held if self._call_parser else "")
+
+    def add(self, token: int) -> Iterator[TextEvent]:
+        """Yield the events that an id completes."""
+        self._unreported += 1
+        yield from self._split(self._parser.add(token))
+
+    def flush(self, *, cut: bool) -> Iterator[TextEvent]:
+        """Yield what was held back until the reply's end; `cut` says that the model did not end it."""
+        yield from self._split(self._parser.flush())
+        yield from self._answer(self._stops.flush())
+        if self._call_parser:
+            yield from map(self._report, self._call_parser.flush(cut=cut))
+
+    def _split(self, pieces: Iterable[tuple[Kind, str]]) -> Iterator[TextEvent]:
+        for kind, text in pieces:
+            if kind == "text":
+                yield from self._answer(self._stops.add(text))
+                continue
+            self.thought += text
+            thought = Thought(text, self._claim_tokens())
+            if self._include_reasoning:
+                yield thought
+
+    def _answer(self, text: str) -> Iterator[TextEvent]:
+        if text:
+            # a list first: the parser's state must not wait for whoever reads the events
+            yield from [
+                self._report(p) for p in (self._call_parser.add(text) if self._call_parser else [text])
+            ]
+
+    def _report(self, piece: Piece) -> Text | ToolUse:
+        if isinstance(piece, ToolUse):
+            self.calls.append(replace(piece, tokens=self._claim_tokens()))
+            return self.calls[-1]
+        self.text += piece
+        return Text(piece, self._claim_tokens())
+
+    def _claim_tokens(self) -> int:
+        """Return how many ids were drawn since the previous event."""
+        tokens, self._unreported = self._unreported, 0
+        return tokens

@@ -1,0 +1,42 @@
+"""Identity of a loaded model: hashes of its config, template and tokenizer, and a digest of its weight files.
+
+Equal tokenizers and templates give ids the same meaning; a saved state needs all parts to be equal.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.shards import find_shards
+from ..errors import ModelError
+from ..storage.records import ModelIdentity
+
+
+def read_identity(folder: Path, config: Mapping[str, Any], template: str) -> ModelIdentity:
+    """Read the identity of the model in `folder`; `config` is its config.json, `template` its source text.
+
+    Weight files count by name, size and modification time. Raises ModelError where files are gone by now.
+    """
+    weights = hashlib.sha256()
+    try:
+        with (folder / "tokenizer.json").open("rb") as file:
+            tokenizer = hashlib.file_digest(file, "sha256").hexdigest()
+        for shard in find_shards(folder).paths:
+            status = shard.stat()
+            weights.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    except OSError as error:
+        raise ModelError(f"{folder} can no longer be read: {error}") from error
+    return ModelIdentity(
+        name=folder.resolve().name,
+        folder=str(folder.resolve()),
+        config_hash=_hash(json.dumps(config, sort_keys=True)),
+        weights=weights.hexdigest(),
+        template_hash=_hash(template),
+        tokenizer_hash=tokenizer,
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
