@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source, and the README's map of modules compared with the files."""
+"""Import rules, read from the source, and the module maps of the READMEs compared with the files."""
 
 import ast
 import re
@@ -16,7 +16,6 @@ import pytest
 import qchat.core
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 TERMINAL_LIBRARIES = {"textual", "rich", "prompt_toolkit", "curses", "readline", "pygments"}
 # what a distribution's modules are called where that is not its own name
 MODULES_OF = {
@@ -25,19 +24,20 @@ MODULES_OF = {
     "prompt-toolkit": "prompt_toolkit",
     "scipy-openblas32": "scipy_openblas32",
 }
-# of core, besides the names that `qchat.core` itself makes public
+# modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {
+    "conversion.model_card",
     "errors",
     "events",
-    "protocol",
-    "records",
-    "store",
-    "catalog",
-    "library",
-    "hub",
-    "modelcard",
+    "hub.catalog",
+    "hub.fetch",
+    "hub.library",
+    "storage.records",
+    "storage.store",
+    "worker.protocol",
 }
-WITHOUT_MLX = ("errors", "events", "config", "tokenizer", "chat")
+WITHOUT_MLX = ("errors", "events", "checkpoint.config", "text.tokenizer", "text.template", "hub.library")
+MAX_MODULES, MAX_LINES = 14, 500
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,12 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[Import]:
-    """Every import statement, inside functions too; those for type checkers only do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {id(node) for guard in ast.walk(tree) if _for_types(guard) for node in ast.walk(guard)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    """Yield every import statement, inside functions and for type checkers too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield Import(_absolute(path, node), tuple(alias.name for alias in node.names))
-
-
-def _for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _absolute(path: Path, node: ast.ImportFrom) -> str:
@@ -104,8 +96,15 @@ def offenders(pattern: str, forbidden: set[str]) -> list[str]:
     ]
 
 
+def plant(root: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the checks read `files` below `root` instead of the checkout."""
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", root)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 def test_a_planted_import_is_found_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     planted = {
         "core/plain.py": "import rich.text",
         "core/lazy.py": "def f():\n    from rich import text",
@@ -115,12 +114,8 @@ def test_a_planted_import_is_found_however_it_is_written(tmp_path: Path, monkeyp
         "core/types.py": "if TYPE_CHECKING:\n    import rich",
         "core/fine.py": "from .tui import x\nimport richer",
     }
-    for name, text in planted.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert offenders("core/**/*.py", {"qchat.tui", "rich"}) == sorted(
-        planted.keys() - {"core/types.py", "core/fine.py"}
-    )
+    plant(tmp_path, planted, monkeypatch)
+    assert offenders("core/**/*.py", {"qchat.tui", "rich"}) == sorted(planted.keys() - {"core/fine.py"})
 
 
 def test_core_never_imports_a_front_end_or_a_terminal_library():
@@ -129,7 +124,7 @@ def test_core_never_imports_a_front_end_or_a_terminal_library():
 
 def test_only_the_backend_imports_mlx():
     """It opens a BLAS first; whoever came before it would pin the slow one."""
-    assert offenders("core/**/*.py", {"mlx"}) == ["core/backend.py"]
+    assert offenders("core/**/*.py", {"mlx"}) == ["core/machine/backend.py"]
     assert offenders("tui/**/*.py", {"mlx"}) == []
 
 
@@ -155,7 +150,9 @@ def test_the_front_end_uses_only_public_names_of_the_runtime():
             if item.module == "qchat.core":
                 assert set(item.names) <= public, path
             elif item.module.startswith("qchat.core."):
-                assert item.module.split(".")[2] in PUBLIC_MODULES, path
+                taken = item.module.removeprefix("qchat.core.")
+                modules = {taken, *(f"{taken}.{name}" for name in item.names)}
+                assert modules & PUBLIC_MODULES, f"{path} imports {item.module}"
 
 
 def declared_modules() -> set[str]:
@@ -175,7 +172,7 @@ def test_every_other_package_is_a_declared_dependency():
 
 
 def test_values_and_text_are_read_without_mlx():
-    modules = [f"qchat.core.{name}" for name in WITHOUT_MLX if (ROOT / "core" / f"{name}.py").exists()]
+    modules = [f"qchat.core.{name}" for name in WITHOUT_MLX]
     script = f"import sys, {', '.join(modules)}; print(*(m for m in sys.modules if m.split('.')[0] == 'mlx'))"
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -204,52 +201,110 @@ def targets(item: Import, ours: Set[str]) -> set[str]:
     return found - {item.module} if taken and taken <= ours else found
 
 
-@pytest.mark.parametrize("package", ["core", "tui"])
-def test_no_modules_import_each_other_in_a_circle(package: str):
+def circle(package: str) -> str:
+    """Name the modules of a circle of imports; empty if there is none."""
     try:
         TopologicalSorter(dependencies(package)).prepare()
     except CycleError as error:
-        pytest.fail(" imports ".join(error.args[1]))
+        return " imports ".join(error.args[1])
+    return ""
 
 
-# --- the README's map: table rows that begin with `core/NAME.py`, `tui/NAME.py` or a package `core/NAME/` ---
+@pytest.mark.parametrize("package", ["core", "tui"])
+def test_no_modules_import_each_other_in_a_circle(package: str):
+    assert circle(package) == ""
 
 
-def map_of_modules() -> list[str]:
-    return re.findall(
-        r"^\| *`((?:core|tui)/[\w/]+(?:\.py|/))`", README.read_text(encoding="utf-8"), re.MULTILINE
+def test_a_planted_circle_for_type_checkers_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = {
+        "core/text/one.py": "from .two import x",
+        "core/text/two.py": "if TYPE_CHECKING:\n    from .one import y",
+    }
+    plant(tmp_path, files, monkeypatch)
+    assert "qchat.core.text.one imports qchat.core.text.two" in circle("core") + circle("core")[::-1] or (
+        "qchat.core.text.two imports qchat.core.text.one" in circle("core")
     )
 
 
-readme_exists = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
+# --- core/README.md: floors of packages, and a line for every module ---
 
 
-@readme_exists
-def test_the_readme_names_every_module_once_and_no_other():
-    listed = map_of_modules()
-    packages = tuple(entry for entry in listed if entry.endswith("/"))
-    files = [path.relative_to(ROOT).as_posix() for path in [*sources("core"), *sources("tui")]]
-    modules = {file for file in files if not file.endswith("__init__.py") and not file.startswith(packages)}
-    assert len(listed) == len(set(listed))
-    assert {entry for entry in listed if entry.endswith(".py")} == modules
-    assert all((ROOT / entry).is_dir() for entry in packages)
+def table_rows(readme: str, pattern: str) -> list[tuple[str, ...]]:
+    """Return the groups of `pattern` in the table rows of a README of the checkout."""
+    text = (Path(__file__).parents[1] / readme).read_text(encoding="utf-8")
+    return [match.groups() for match in re.finditer(rf"^\| *{pattern}", text, re.MULTILINE)]
 
 
-@readme_exists
-def test_modules_import_only_what_the_readme_lists_above_them():
-    places = {entry: place for place, entry in enumerate(map_of_modules()) if entry.startswith("core/")}
+def floors() -> dict[str, int]:
+    """Return the floor of every package of core."""
+    return {package: int(floor) for floor, package in table_rows("core/README.md", r"(\d+) *\| *`(\w+)/`")}
 
-    def place(module: str) -> int | None:
-        path = module.removeprefix("qchat.").replace(".", "/")
-        own = places.get(f"{path}.py")
-        return (
-            own
-            if own is not None
-            else next((n for entry, n in places.items() if f"{path}/".startswith(entry)), None)
-        )
 
+def package_of(module: str) -> str | None:
+    """Return the package of core that a full module name belongs to; None for modules at its top."""
+    parts = module.split(".")
+    return parts[2] if len(parts) > 2 and parts[2] in floors() else None
+
+
+def upward_imports() -> list[str]:
+    """Name every import from a package of core to one that is not on a lower floor."""
+    found, floor = [], floors()
     for module, targets in dependencies("core").items():
         for target in targets:
-            here, there = place(module), place(target)
-            if here is not None and there is not None:
-                assert there <= here, f"{module} imports {target}, which the README lists below it"
+            here, there = package_of(module), package_of(target)
+            if here and there and here != there and floor[there] >= floor[here]:
+                found.append(f"{module} (floor {floor[here]}) imports {target} (floor {floor[there]})")
+            if there and not here and module != "qchat.core":
+                found.append(f"{module} (floor 1) imports {target} (floor {floor[there]})")
+    return sorted(found)
+
+
+def test_packages_of_core_import_only_lower_ones():
+    assert upward_imports() == []
+
+
+def test_a_planted_upward_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = {
+        "core/__init__.py": "",
+        "core/errors.py": "from .machine import files",
+        "core/machine/__init__.py": "",
+        "core/machine/files.py": "if TYPE_CHECKING:\n    from ..worker.process import Worker",
+        "core/worker/__init__.py": "",
+        "core/worker/process.py": "from ..machine.files import x",
+    }
+    plant(tmp_path, files, monkeypatch)
+    assert [line.split(" (")[0] for line in upward_imports()] == [
+        "qchat.core.errors",
+        "qchat.core.machine.files",
+    ]
+
+
+def modules_of(package: str) -> set[str]:
+    """Return the modules of core or tui as paths below it, without packages' own files."""
+    paths = (path.relative_to(ROOT / package) for path in sources(package))
+    return {path.as_posix() for path in paths if path.name not in ("__init__.py", "__main__.py")}
+
+
+def test_the_map_of_core_names_every_module_once_and_no_other():
+    listed = [name for (name,) in table_rows("core/README.md", r"`([\w/]+\.py)` \|")]
+    assert sorted(listed) == sorted(modules_of("core"))
+
+
+def test_a_package_has_few_modules_and_a_module_few_lines():
+    for package in floors():
+        modules = [name for name in modules_of("core") if name.startswith(f"{package}/")]
+        assert len(modules) <= MAX_MODULES, package
+    for path in sources("core"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, path
+
+
+# --- README.md: table rows that begin with `tui/NAME.py` or a package `tui/NAME/` ---
+
+
+def test_the_readme_names_every_module_of_the_front_end_once():
+    listed = [name for (name,) in table_rows("README.md", r"`tui/([\w/]+(?:\.py|/))`")]
+    packages = tuple(entry for entry in listed if entry.endswith("/"))
+    modules = {name for name in modules_of("tui") if not name.startswith(packages)} | {"__main__.py"}
+    assert len(listed) == len(set(listed))
+    assert {entry for entry in listed if entry.endswith(".py")} == modules
+    assert all((ROOT / "tui" / entry).is_dir() for entry in packages)

@@ -1,4 +1,4 @@
-"""Quantizing a checkpoint: what each tensor becomes (recipes), what that costs (plan), which inputs matter.
+"""What each tensor becomes when a model is quantized, and what that costs.
 
-Nothing is imported here: each module is asked for by name.
+Owns recipes, plans, importance matrices and rounding. Never writes a model folder.
 """

@@ -1,7 +1,11 @@
 """What the chat and the commands see of the full-screen app: calls here become changes of widgets there."""
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
+
+from textual.app import App
+from textual.timer import Timer
 
 from ...core.errors import QchatError
 from ..chat import Chat
@@ -12,10 +16,10 @@ from ..keymap import Keymap
 from ..meter import Status, figures
 from ..report import Report
 from ..view import NoteKind
+from ..widgets.keybar import Keybar
+from ..widgets.prompt import Prompt
+from ..widgets.transcript import Transcript
 from .dialogs import Choose, Confirm
-
-if TYPE_CHECKING:
-    from .chat import ChatScreen
 
 # the module of each screen; what is not here is printed as a report
 SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme")} | {
@@ -24,10 +28,29 @@ SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stat
 JOB_SECONDS = 0.25
 
 
-class AppFront:
-    """Implements `commands.Front` on a ChatScreen."""
+class ChatView(Protocol):
+    """The parts of the chat screen that a front changes."""
 
-    def __init__(self, view: "ChatScreen", keymap: Keymap):
+    chat: Chat
+    transcript: Transcript
+    prompt: Prompt
+    keybar: Keybar
+    typed: dict[str, str]
+
+    @property
+    def app(self) -> App[Any]: ...
+    def set_timer(self, delay: float, callback: Callable[[], None]) -> Timer: ...
+    def show_facts(self) -> None: ...
+    def show_status(self, status: Status) -> None: ...
+    def show_keys(self) -> None: ...
+    def put_prompt(self, text: str) -> None: ...
+    def run_chosen(self, line: str | None) -> None: ...
+
+
+class AppFront:
+    """Implements `commands.Front` on a chat screen."""
+
+    def __init__(self, view: ChatView, keymap: Keymap):
         self.keymap = keymap
         self._view = view
         self._blocks: dict[int, Any] = {}
