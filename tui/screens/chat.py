@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, on
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.screen import Screen
@@ -164,6 +164,10 @@ class ChatScreen(Screen[None]):
             self.prompt.busy = status.phase in BUSY
             self.prompt.held = status.phase == "dead"
             self.show_facts()
+
+    @property
+    def running_app(self) -> App[Any]:
+        return self.app
 
     def show_facts(self) -> None:
         self.header.show(self.chat.model, self.chat.state)

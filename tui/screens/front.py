@@ -38,7 +38,7 @@ class ChatView(Protocol):
     typed: dict[str, str]
 
     @property
-    def app(self) -> App[Any]: ...
+    def running_app(self) -> App[Any]: ...
     def set_timer(self, delay: float, callback: Callable[[], None]) -> Timer: ...
     def show_facts(self) -> None: ...
     def show_status(self, status: Status) -> None: ...
@@ -120,10 +120,10 @@ class AppFront:
     # what commands ask for besides
 
     async def confirm(self, question: str) -> bool:
-        return await self._view.app.push_screen_wait(Confirm(question))
+        return await self._view.running_app.push_screen_wait(Confirm(question))
 
     async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
-        return await self._view.app.push_screen_wait(Choose(title, options))
+        return await self._view.running_app.push_screen_wait(Choose(title, options))
 
     def put_prompt(self, text: str) -> None:
         self._view.put_prompt(text)
@@ -131,11 +131,11 @@ class AppFront:
     async def edit_text(self, text: str) -> str | None:
         from ..editor import edit
 
-        with self._view.app.suspend():
+        with self._view.running_app.suspend():
             return edit(text)
 
     def copy(self, text: str) -> str:
-        driver = self._view.app._driver
+        driver = self._view.running_app._driver
         return copy(text, driver.write if driver is not None else None)
 
     def find(self, text: str) -> int:
@@ -150,20 +150,20 @@ class AppFront:
         except QchatError as error:
             self.note(str(error), "error")
             return True
-        self._view.app.push_screen(made, self._view.run_chosen)
+        self._view.running_app.push_screen(made, self._view.run_chosen)
         return True
 
     def set_theme(self, name: str) -> None:
-        self._view.app.call_later(self._view.app.run_action, f"look({name!r})")
+        self._view.running_app.call_later(self._view.running_app.run_action, f"look({name!r})")
 
     def show_thinking(self, shown: bool) -> None:
         self._view.transcript.thoughts = "open" if shown else "live"
 
     def mouse(self, on: bool) -> None:
-        self._view.app.call_later(self._view.app.run_action, f"mouse({on!r})")
+        self._view.running_app.call_later(self._view.running_app.run_action, f"mouse({on!r})")
 
     async def leave(self, to: Literal["shell", "plain"]) -> None:
-        await self._view.app.run_action(f"leave({to!r})")
+        await self._view.running_app.run_action(f"leave({to!r})")
 
 
 def _block(job: Job) -> Report:
