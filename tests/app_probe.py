@@ -78,7 +78,8 @@ def _drain(leader: int) -> None:
 
 
 def _run(what: str) -> int:
-    from qchat.tui import app, cli
+    from qchat.tui.cli import main as cli
+    from qchat.tui.screens import app
 
     class Probed(app.QchatApp):
         def on_mount(self) -> None:

@@ -26,8 +26,8 @@ from textual.app import App, ComposeResult
 from textual.events import AppBlur, AppFocus, Key, Resize
 from textual.geometry import Size
 
-from qchat.tui import themes
-from qchat.tui.widgets.transcript import Transcript
+from qchat.tui.user import themes
+from qchat.tui.widgets.transcript.transcript import Transcript
 from tests import app_probe
 from tests.tui.running_app import running
 

@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / ".dev")]
 
 # ruff: noqa: E402
 from qchat.core import EMBEDDED_MODEL, Session, load_session
-from qchat.tui.client import EngineClient
+from qchat.tui.chat.client import EngineClient
 
 RUNS, TOKENS = 20, 128
 LIMIT_PERCENT = 5.0

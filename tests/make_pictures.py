@@ -27,13 +27,13 @@ os.environ |= {
 from textual.pilot import Pilot  # noqa: E402  after the environment is set
 
 from qchat.core import EMBEDDED_MODEL, Store  # noqa: E402
-from qchat.tui.app import QchatApp  # noqa: E402
-from qchat.tui.beginning import Beginning  # noqa: E402
-from qchat.tui.chat import Chat  # noqa: E402
-from qchat.tui.history import History  # noqa: E402
-from qchat.tui.keymap import Keymap  # noqa: E402
+from qchat.tui.chat.controller import Chat  # noqa: E402
+from qchat.tui.chat.start import Beginning  # noqa: E402
+from qchat.tui.screens.app import QchatApp  # noqa: E402
 from qchat.tui.screens.chat import ChatScreen  # noqa: E402
-from qchat.tui.settings import Settings  # noqa: E402
+from qchat.tui.user.history import History  # noqa: E402
+from qchat.tui.user.keymap import Keymap  # noqa: E402
+from qchat.tui.user.settings import Settings  # noqa: E402
 
 SECONDS = 120
 CAPITALS = ("What is the capital of France?", "What about Germany?", "And Japan?")

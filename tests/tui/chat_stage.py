@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from qchat.tui.chat import Chat
-from qchat.tui.client import EngineClient
-from qchat.tui.jobs import Job
-from qchat.tui.report import Lines, Report
-from qchat.tui.settings import Settings
+from qchat.tui.chat.client import EngineClient
+from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.jobs import Job
+from qchat.tui.text.report import Lines, Report
+from qchat.tui.user.settings import Settings
 from tests.tui.fake_engine import FakeEngine
 
 

@@ -84,7 +84,7 @@ class FakeEngine:
         return [sys.executable, str(Path(__file__)), str(self.script), str(self.record)]
 
     def client(self):
-        from qchat.tui.client import EngineClient
+        from qchat.tui.chat.client import EngineClient
 
         return EngineClient(self.command)
 

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from qchat.tui.chat import Chat
+from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.jobs import Job
 from qchat.tui.commands import perform
-from qchat.tui.jobs import Job
-from qchat.tui.report import Report, report_lines, report_text
-from qchat.tui.settings import Settings
+from qchat.tui.text.report import Report, report_lines, report_text
+from qchat.tui.user.settings import Settings
 from tests.tui.fake_engine import FakeEngine
 
 
@@ -98,7 +98,7 @@ class FakeFront:
 
     def check_widths(self) -> None:
         """Every report fits into narrow and wide screens."""
-        from qchat.tui.text import cells
+        from qchat.tui.text.sanitise import cells
 
         for report in self.all("report"):
             for width in (20, 60, 100):

@@ -10,12 +10,12 @@ import pytest
 from textual.pilot import Pilot
 
 from qchat.core import Store
-from qchat.tui.app import QchatApp
-from qchat.tui.beginning import Beginning
-from qchat.tui.chat import Chat
-from qchat.tui.history import History
-from qchat.tui.keymap import Keymap
-from qchat.tui.settings import Settings
+from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.start import Beginning
+from qchat.tui.screens.app import QchatApp
+from qchat.tui.user.history import History
+from qchat.tui.user.keymap import Keymap
+from qchat.tui.user.settings import Settings
 from tests.tui.fake_engine import FakeEngine
 
 PATIENCE_SECONDS = 60.0

@@ -13,8 +13,7 @@ from textual.geometry import Offset
 from textual.message import Message
 from textual.pilot import Pilot
 
-from qchat.tui.widgets.transcript import Transcript
-from qchat.tui.widgets.transcript_messages import (
+from qchat.tui.widgets.transcript.messages import (
     CopyRequested,
     EditRequested,
     FindRequested,
@@ -23,6 +22,7 @@ from qchat.tui.widgets.transcript_messages import (
     RetryRequested,
     SiblingRequested,
 )
+from qchat.tui.widgets.transcript.transcript import Transcript
 
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\rd\x9b31me\u202ef\u2066\tg\x00h\x08 \udc80"
 UNICODE = "漢字を書く 👩‍👩‍👧 👍🏽 ❤️ e\u0301 עברית العربية ﷽ 1️⃣ 🏳️‍🌈 क्षि"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import QchatError, UsageError
-from ..client import EngineDied
-from ..report import Lines, Report, Table
+from ..chat.client import EngineDied
+from ..text.report import Lines, Report, Table
 from . import conversation, jobs, models, sessions, settings, thinking, view
 from .base import Command, Front, starting
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 __all__ = [
     "COMMANDS",

@@ -12,10 +12,10 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ...core.errors import UsageError
-from ..chat import View
+from ..chat.controller import View
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys"]
 SWITCH = {

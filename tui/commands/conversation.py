@@ -5,12 +5,12 @@
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
-from ..report import Report, Table
+from ..text.report import Report, Table
 from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
 from .parameters import OF_REPLIES, parse_pairs
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 SUMMARY_REQUEST = (
     "Summarize our conversation so far for somebody who goes on with it: the facts, names, numbers, "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import Bar, Bars, Gauge, Lines, Markdown, Part, Plot, Point, Report, Spark, Table
+from ..text.report import Bar, Bars, Gauge, Lines, Markdown, Part, Plot, Point, Report, Spark, Table
 
 GB, MB = 10**9, 10**6
 GIB = 2**30

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from ...core import EMBEDDED_MODEL
 from ...core.errors import UsageError
-from ..paths import user_path
-from ..verbs import Parser
-from ..verbs import convert as verb
+from ..cli.verbs import Parser
+from ..cli.verbs import convert as verb
+from ..user.paths import user_path
 from . import job_reports as shown
 from .base import Command, Front, first_word, need_model, starting, turns, words
 from .models import complete_model, resolve
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 # what `core.UNQUANTIZED` is, which cannot be imported here without MLX
 UNQUANTIZED = str(EMBEDDED_MODEL.parent / "quant" / "builtin" / "dense.toml")

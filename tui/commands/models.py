@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...core import EMBEDDED_MODEL
 from ...core.errors import UsageError
-from ..attachments import complete as complete_path
-from ..paths import measurements_file
-from ..report import Report, Table
+from ..text.report import Report, Table
+from ..user.attachments import complete as complete_path
+from ..user.paths import measurements_file
 from .base import Command, Front, starting
 from .job_reports import fetched
 
 if TYPE_CHECKING:
     from ...core.hub.library import LocalModel, Places
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 GB = 10**9
 EMBEDDED = "embedded"  # what library calls built-in

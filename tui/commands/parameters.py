@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
-from ..settings import KEYS, Key, key_of
+from ..user.settings import KEYS, Key, key_of
 from .base import words
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 ALIASES = {
     "temp": "temperature",

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
-from ..attachments import complete as complete_path
-from ..conversations import LATEST, find, when
-from ..paths import user_path
-from ..report import Report, Table
+from ..chat.conversations import LATEST, find, when
+from ..text.report import Report, Table
+from ..user.attachments import complete as complete_path
+from ..user.paths import user_path
 from .base import Command, Front, first_words, starting, turns
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 LISTED = 20
 SUFFIXES = (".md", ".json", ".html")

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
-from ..attachments import complete as complete_path
-from ..attachments import read
-from ..paths import config_file
-from ..report import Lines, Report, Spark, Table
-from ..settings import KEYS, Choice, Flag
+from ..text.report import Lines, Report, Spark, Table
+from ..user.attachments import complete as complete_path
+from ..user.attachments import read
+from ..user.paths import config_file
+from ..user.settings import KEYS, Choice, Flag
 from .base import Command, Front, choice, need_model, starting, turns
 from .parameters import ALIASES, OF_REPLIES, in_force, key_called, set_reply, shown
 from .thinking import described, set_thinking
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 GIB = 2**30
 DEFAULT = "default"

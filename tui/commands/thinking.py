@@ -4,12 +4,12 @@
 
 from typing import TYPE_CHECKING
 
-from ..settings import EFFORTS
+from ..user.settings import EFFORTS
 from .base import Command, Front, choice, starting, whole
 from .parameters import set_reply
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 MODES = ("on", "off", "auto", "show", "hide")
 HISTORIES = ("preserve", "strip")

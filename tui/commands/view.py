@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
 from .. import __version__
-from ..attachments import complete as complete_path
-from ..attachments import read
-from ..keymap import Keymap
-from ..paths import user_path
-from ..report import Lines, Report, Table
+from ..text.report import Lines, Report, Table
+from ..user.attachments import complete as complete_path
+from ..user.attachments import read
+from ..user.keymap import Keymap
+from ..user.paths import user_path
 from .base import Command, Front, choice, starting, switch, turns, whole, words
 from .sessions import need_store
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
 
 MAX_FILES = 100
 LOG_LINES = 40
@@ -55,7 +55,7 @@ class Copy(Command):
 
 
 def _block(answer: str, number: str | None) -> str:
-    from ..markdown.parser import code_blocks
+    from ..text.markdown.parser import code_blocks
 
     blocks = [block.text for block in code_blocks(answer)]
     if not blocks:
@@ -138,7 +138,7 @@ class Theme(Command):
 
 
 def theme_names() -> list[str]:
-    from ..themes import Shelf
+    from ..user.themes import Shelf
 
     return ["auto", *Shelf.open().looks]
 
@@ -212,7 +212,7 @@ class About(Command):
     while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        from ..paths import config_file
+        from ..user.paths import config_file
 
         rows = [
             ("qchat", __version__),

@@ -16,16 +16,16 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from ...core.errors import QchatError, UsageError
-from ..attachments import attach, complete
-from ..beginning import Beginning
-from ..chat import Chat, View
-from ..client import EngineDied
+from ..chat.client import EngineDied
+from ..chat.controller import Chat, View
+from ..chat.meter import Status as Facts
+from ..chat.start import Beginning
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import described, set_budget, set_thinking
-from ..history import History
-from ..keymap import ACTIONS, Keymap
-from ..meter import Status as Facts
-from ..settings import Settings
+from ..user.attachments import attach, complete
+from ..user.history import History
+from ..user.keymap import ACTIONS, Keymap
+from ..user.settings import Settings
 from ..widgets.completion import Candidate, Completion
 from ..widgets.findbar import FindBar
 from ..widgets.header import Header
@@ -33,8 +33,7 @@ from ..widgets.keybar import Keybar
 from ..widgets.prompt import Prompt, Sources
 from ..widgets.queued import Queued
 from ..widgets.status import Status
-from ..widgets.transcript import Transcript
-from ..widgets.transcript_messages import (
+from ..widgets.transcript.messages import (
     CopyRequested,
     EditRequested,
     FindRequested,
@@ -43,6 +42,7 @@ from ..widgets.transcript_messages import (
     RetryRequested,
     SiblingRequested,
 )
+from ..widgets.transcript.transcript import Transcript
 from .front import AppFront
 
 REPLYING = ("reading", "thinking", "answering")

@@ -8,17 +8,17 @@ from textual.app import App
 from textual.timer import Timer
 
 from ...core.errors import QchatError
-from ..chat import Chat
-from ..clipboard import copy
+from ..chat.controller import Chat
+from ..chat.jobs import Job
+from ..chat.meter import Status, figures
+from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
-from ..jobs import Job
-from ..keymap import Keymap
-from ..meter import Status, figures
-from ..report import Report
-from ..view import NoteKind
+from ..text.report import Report
+from ..user.clipboard import copy
+from ..user.keymap import Keymap
 from ..widgets.keybar import Keybar
 from ..widgets.prompt import Prompt
-from ..widgets.transcript import Transcript
+from ..widgets.transcript.transcript import Transcript
 from .dialogs import Choose, Confirm
 
 # the module of each screen; what is not here is printed as a report
@@ -129,7 +129,7 @@ class AppFront:
         self._view.put_prompt(text)
 
     async def edit_text(self, text: str) -> str | None:
-        from ..editor import edit
+        from ..user.editor import edit
 
         with self._view.running_app.suspend():
             return edit(text)

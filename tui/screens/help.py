@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..commands import help_report
-from ..keymap import ACTIONS, Keymap, Scope
-from ..report import Report, Table
+from ..text.report import Report, Table
+from ..user.keymap import ACTIONS, Keymap, Scope
 from .sheet import Sheet
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
     from ..commands import Front
 
 SCOPES: tuple[tuple[Scope, str], ...] = (

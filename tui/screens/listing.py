@@ -18,10 +18,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ..report import Report, report_lines
-from ..text import cut, fit, printable
+from ..text.report import Report, report_lines
+from ..text.sanitise import cut, fit, printable
 
-CSS = Path(__file__).parent.parent.parent / "themes" / "screens.tcss"
+CSS = Path(__file__).parents[2] / "themes" / "screens.tcss"
 GAP = "  "
 LEAST_NAME = 24  # cells
 UNDO_SECONDS = 5.0  # in which a deletion is offered back

@@ -20,7 +20,7 @@ from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
 if TYPE_CHECKING:
     from ...core.hub.catalog import Fit, Published
     from ...core.hub.library import LocalModel, Places, Removal
-    from ..chat import Chat
+    from ..chat.controller import Chat
     from ..commands import Front
 
 GB = 10**9

@@ -11,7 +11,7 @@ from ..commands.base import turns
 from .listing import Column, Keys, Listing, Row
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
     from ..commands import Front
 
 SOON = 64  # tokens that are read in no time

@@ -13,16 +13,16 @@ from textual.content import Content
 from textual.widgets import Static
 
 from ...core.errors import QchatError, UsageError
+from ..chat.conversations import when
 from ..commands.sessions import slug
-from ..conversations import when
-from ..paths import user_path
-from ..text import printable
+from ..text.sanitise import printable
+from ..user.paths import user_path
 from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
     from ...core import Store
     from ...core.storage.records import Conversation, Node
-    from ..chat import Chat
+    from ..chat.controller import Chat
     from ..commands import Front
 
 LISTED = 500

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from ..report import Report
+from ..text.report import Report
 from .listing import CSS, drawn, key_line
 
 

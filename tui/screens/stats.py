@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..commands.settings import stats_report
-from ..report import Report
+from ..text.report import Report
 from .sheet import Sheet
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
     from ..commands import Front
 
 

@@ -15,13 +15,13 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from ...core.errors import UsageError
-from ..settings import remember
-from ..text import printable
-from ..themes import Shelf
+from ..text.sanitise import printable
+from ..user.settings import remember
+from ..user.themes import Shelf
 from .listing import CSS, key_line
 
 if TYPE_CHECKING:
-    from ..chat import Chat
+    from ..chat.controller import Chat
     from ..commands import Front
 
 POLL_SECONDS = 1.0

@@ -7,7 +7,7 @@ from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from ..text import cells, cut, fit, printable
+from ..text.sanitise import cells, cut, fit, printable
 
 MOST_CANDIDATES = 100
 COLUMN, WIDEST = 36, 98

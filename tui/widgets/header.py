@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from ..output import printable
+from ..text.output import printable
 from .line import Line, Piece, piece
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from textual import events
 from textual.timer import Timer
 
-from ..output import printable
+from ..text.output import printable
 from .line import Line, Piece, piece
 
 MOST_KEYS = 6

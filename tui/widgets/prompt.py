@@ -12,10 +12,10 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from ..history import History
-from ..keymap import Keymap
-from ..output import printable
-from ..pastes import Pastes
+from ..text.output import printable
+from ..user.history import History
+from ..user.keymap import Keymap
+from ..user.pastes import Pastes
 from .completion import Candidate, Completion
 
 PLACEHOLDER = "Ask something. / lists commands, @ attaches a file"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from ..output import printable
+from ..text.output import printable
 from .line import Line, Piece, piece
 
 

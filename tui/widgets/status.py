@@ -5,11 +5,11 @@ It paints four times a second while something happens and not at all otherwise.
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..output import printable
+from ..text.output import printable
 from .line import Line, Piece, piece
 
 if TYPE_CHECKING:
-    from ..chat import Status as Facts
+    from ..chat.controller import Status as Facts
 
 TICK_SECONDS = 0.25
 WARN, HOT = 0.80, 0.92

@@ -19,7 +19,7 @@ from qchat.core.engine.engine import Engine
 from qchat.core.engine.ranks import Ranks, share
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
-from qchat.tui.client import EngineClient, behind_launcher, shared_command
+from qchat.tui.chat.client import EngineClient, behind_launcher, shared_command
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 from tests.compare import relative_rms
 from tests.paths import ROOT
@@ -234,7 +234,7 @@ def runs(pid: int) -> bool:
 
 def test_the_command_answers_once_and_as_it_would_alone(folders: list[Path], tmp_path: Path):
     script = tmp_path / "command.py"
-    script.write_text("import sys; from qchat.tui.cli import main; sys.exit(main())")
+    script.write_text("import sys; from qchat.tui.cli.main import main; sys.exit(main())")
     words = (folders[0], "-p", "hello", "--no-think", "--max-tokens", "5", "--temperature", "0", "--quiet")
     alone = subprocess.run(
         [sys.executable, script, *map(str, words)],

@@ -13,7 +13,7 @@ from qchat.core.measuring import calibrate
 from qchat.core.measuring.calibrate import BUILTIN_TEXT, calibrate_model
 from qchat.core.model.layers import rms_norm
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
-from qchat.tui.cli import main
+from qchat.tui.cli.main import main
 from tests.checkpoints import write_checkpoint
 from tests.compare import needs_qtiny
 from tests.paths import QTINY, SHARED

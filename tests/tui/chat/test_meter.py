@@ -1,0 +1,109 @@
+"""The live figures: what events and a clock make of the status."""
+
+import pytest
+
+from qchat.tui.chat.meter import WINDOWS, Meter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def meter(clock: Clock) -> Meter:
+    return Meter(clock)
+
+
+def memory(**changes: float) -> dict:
+    figures = {"active_nbytes": 5, "cache_nbytes": 2, "peak_nbytes": 7, "limit_nbytes": 24}
+    return {"event": "memory", **figures, "copy_bandwidth": 1e9, **changes}
+
+
+def decode(meter: Meter, clock: Clock, seconds: float, tokens_per_s: float, kind: str = "text") -> None:
+    for _ in range(round(seconds * tokens_per_s)):
+        clock.now += 1 / tokens_per_s
+        meter.follow({"event": kind, "text": "x", "tokens": 1})
+
+
+def test_loading_tells_how_long_it_will_take(meter: Meter, clock: Clock):
+    meter.begin("loading")
+    for done in (0, 25, 50):
+        meter.follow({"event": "load", "done_nbytes": done, "total_nbytes": 100})
+        clock.now += 1
+    status = meter.status
+    assert (status.phase, status.done, status.total) == ("loading", 50, 100)
+    assert status.seconds_left == pytest.approx(2.0)
+
+
+def test_what_the_cache_holds_does_not_count_as_read(meter: Meter, clock: Clock):
+    meter.begin("reading")
+    meter.follow({"event": "prefill", "done": 8000, "total": 10000, "cached": 8000})
+    clock.now += 2
+    meter.follow({"event": "prefill", "done": 9000, "total": 10000, "cached": 8000})
+    assert meter.status.tokens_per_s == pytest.approx(500)
+    assert meter.status.seconds_left == pytest.approx(2.0)
+    assert meter.status.context_tokens == 9000
+
+
+def test_speed_is_measured_over_quarter_seconds_without_the_wait_before_the_first_token(
+    meter: Meter, clock: Clock
+):
+    meter.begin("reading")
+    meter.follow({"event": "prefill", "done": 10, "total": 10, "cached": 0})
+    clock.now += 30
+    decode(meter, clock, 4, 40, "thought")
+    status = meter.status
+    assert status.phase == "thinking"
+    assert len(status.history_of_speed) == WINDOWS
+    assert status.tokens_per_s == pytest.approx(40, rel=0.15)
+    decode(meter, clock, 3, 20)
+    assert status.phase == "answering"
+    assert status.tokens_per_s == pytest.approx(20, rel=0.25)
+    assert (status.thought_tokens, status.answer_tokens) == (160, 60)
+    assert status.context_tokens == 10 + 220
+
+
+def test_an_engine_that_stalls_slows_down_on_the_screen(meter: Meter, clock: Clock):
+    """The memory is told four times a second, so the speed falls though no token comes."""
+    meter.begin("reading")
+    decode(meter, clock, 2, 40)
+    for _ in range(WINDOWS + 1):
+        clock.now += 0.3
+        meter.follow(memory())
+    assert meter.status.tokens_per_s == 0
+    assert meter.status.history_of_speed == [0] * WINDOWS
+
+
+def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter, clock: Clock):
+    meter.bytes_per_token = 10_000_000
+    meter.begin("reading")
+    decode(meter, clock, 1, 40)
+    assert meter.status.bandwidth_share is None
+    meter.follow(memory())
+    decode(meter, clock, 2, 40)
+    assert meter.status.bandwidth_share == pytest.approx(0.4, rel=0.15)
+    assert (meter.status.active_nbytes, meter.status.limit_nbytes) == (5, 24)
+
+
+def test_a_new_task_begins_without_the_figures_of_the_one_before(meter: Meter, clock: Clock):
+    meter.begin("reading")
+    decode(meter, clock, 2, 40)
+    performance = {"decode_tokens_per_s": 39.5, "drafts_accepted": 0.8}
+    meter.follow({"event": "done", "generated_tokens": 80, "performance": performance})
+    meter.end("idle")
+    assert meter.status.tokens_per_s == 39.5
+    assert meter.status.drafts_accepted == 0.8
+    assert meter.status.last["generated_tokens"] == 80
+    meter.begin("reading")
+    status = meter.status
+    assert (status.tokens_per_s, status.answer_tokens, status.history_of_speed) == (0, 0, [])
+    assert status.last["generated_tokens"] == 80

@@ -1,0 +1,459 @@
+"""The controller between a front end and its engine: one conversation, its queue, its jobs, its live figures.
+
+Owns the order of things: what is sent while something runs waits in `queue`. The engine may die at any
+moment; what was said stays here and in the store, and `restart` goes on. Refuses what does not go now.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import QchatError, UsageError
+from ..user.paths import measurements_file
+from .client import Call, EngineClient, EngineDied
+from .jobs import Job, Render
+from .meter import Meter, Phase, Status
+from .turns import NO_STATE, collect, kept_settings, messages_of, new_turn, said, spoken
+from .view import View
+
+if TYPE_CHECKING:
+    from ...core.storage.store import Store
+    from ..user.settings import Settings
+
+__all__ = ["Chat", "Job", "Status", "View"]
+
+# events that are figures, for `status` alone
+FIGURES = ("memory", "done")
+# jobs whose figures the model picker shows
+MEASURING = ("bench", "eval")
+# how long leaving may take: for the reply to stop, and for the live state to be written
+STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
+
+
+class Chat:
+    """`model` and `state` are the engine's ModelInfo and State; `settings` go with every reply. Jobs have
+    engines like the chat's, or of their own kind.
+
+    Every method raises QchatError with one sentence; EngineDied comes after the view was told of the death.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        client_factory: Callable[[], EngineClient] = EngineClient,
+        *,
+        job_client_factory: Callable[[], EngineClient] | None = None,
+        settings: "Settings",
+        store: "Store | None" = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.view, self.options, self.store = view, settings, store
+        self.model: dict[str, Any] | None = None
+        self.state: dict[str, Any] = dict(NO_STATE)
+        self.settings: dict[str, Any] = dict(settings.reply())
+        self.queue: list[str] = []
+        self.jobs: list[Job] = []
+        self.show_thinking = bool(settings["show_thinking"])
+        self.show_stats = False
+        self.client: EngineClient | None = None
+        self.meter = Meter(clock)
+        self._factory, self._job_factory = client_factory, job_client_factory or client_factory
+        self._path: str | None = None  # of the model that is, or is to be, loaded
+        self._call: Call | None = None
+        self._busy = False
+        self._leaving = False
+        # jobs that need the memory of the chat's model, or wait for it; where that model is loaded from again
+        self._memory, self._parking = asyncio.Lock(), 0
+        self._parked_path: str | None = None
+        self._interrupted: dict[str, Any] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def status(self) -> Status:
+        return self.meter.status
+
+    @property
+    def busy(self) -> bool:
+        """Something runs that a question has to wait for."""
+        return self._busy or self.parked
+
+    @property
+    def parked(self) -> bool:
+        """The model had to make room for a job, and comes back."""
+        return self._parked_path is not None
+
+    @property
+    def log(self) -> list[str]:
+        """The last lines that the engine and the jobs' engines wrote."""
+        own = list(self.client.log) if self.client else []
+        return [*own, *(line for job in self.jobs for line in job.log)]
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change a setting for the rest of this run, with None to its default. Raises UsageError."""
+        options = self.options
+        self.options = options.without(name) if value is None else options.replaced("/set", **{name: value})
+
+    # the engine
+
+    async def load(self, model: str, *, conversation: int | None = None, **session: Any) -> None:
+        """Load the folder `model` and go on with the conversation, or with the stored one of this number.
+
+        Nothing of it is read before the next question. `session` stands over the settings' history,
+        context_limit, snapshot_budget, quantized_kv and system.
+        """
+        with self._at_work("starting"):
+            await self._load(model, conversation, session)
+
+    async def _load(self, model: str, conversation: int | None, session: Mapping[str, Any]) -> None:
+        client = await self._running()
+        kept = self.state if conversation is None else NO_STATE
+        number = (conversation or kept["conversation"]) if self.store is not None else None
+        given = {**self.options.session(), **kept_settings(kept, number), **session}
+        if self.store is not None:
+            given |= {"store": str(self.store.path), "conversation": number}
+        self.meter.begin("loading")
+        try:
+            result = await self._follow(client.call("load", model=model, **given))
+        except EngineDied:
+            self._path = model  # what a restart has to load
+            raise
+        self.model, self._path = result["model"], model
+        self.meter.bytes_per_token = result["model"].get("bytes_per_token", 0)
+        self._hold(result["state"])
+        if self.store is None and kept["turns"]:
+            self._hold((await client.request("prime", messages=messages_of(kept["turns"])))["state"])
+        self.view.rebuilt(self.state)
+
+    async def unload(self) -> None:
+        """Give the model's memory back; the conversation stays."""
+        with self._at_work("working"):
+            await self._client().request("unload")
+            self.model = None
+
+    async def restart(self, **session: Any) -> None:
+        """Start a new engine in place of a dead one, with the same model and conversation, and go on.
+
+        `session` may give another context_limit. A question that got no answer is asked again.
+        """
+        if self._path is None:
+            raise UsageError("no model was loaded: /load NAME")
+        with self._at_work("starting"):
+            await self._load(self._path, None, session)
+            turn, self._interrupted = self._interrupted, None
+            if turn is not None:
+                await self._take_up(turn)
+
+    async def _take_up(self, turn: dict[str, Any]) -> None:
+        """Go on after a turn that an engine died in: the store may have less of it than was shown here."""
+        last = self.state["turns"][-1] if self.state["turns"] else None
+        kept = (
+            last
+            if last and (last["number"], last["question"]) == (turn["number"], turn["question"])
+            else None
+        )
+        if kept and len(spoken(kept)) >= max(len(spoken(turn)), 1):
+            return
+        client = self._client()
+        if kept:
+            self._hold((await client.request("undo"))["state"])
+        if said(turn):
+            self._hold((await client.request("prime", messages=messages_of([turn])))["state"])
+        else:
+            self.queue.insert(0, turn["question"])
+        self.view.rebuilt(self.state)
+
+    async def quit(self) -> None:
+        """End the engine and every job. The live state is written, so that the conversation opens at once."""
+        self._leaving = True
+        self.queue.clear()
+        for job in self.jobs:
+            job.cancel()
+        with suppress(QchatError, TimeoutError):
+            await asyncio.wait_for(self._stopped(), STOP_SECONDS)
+            if self.client is not None and self.model is not None:
+                await asyncio.wait_for(self.client.request("save_state"), SAVE_SECONDS)
+        clients = (self.client, *(job.client for job in self.jobs))
+        await asyncio.gather(*(client.stop() for client in clients if client is not None))
+        if self._tasks:  # their calls have ended with the engines
+            await asyncio.wait(self._tasks)
+
+    async def _stopped(self) -> None:
+        while self._call is not None:
+            self._call.cancel()
+            with suppress(QchatError):
+                await self._call.result()
+            await asyncio.sleep(0)
+
+    async def _running(self) -> EngineClient:
+        """The client of a living engine, started if there is none."""
+        if self.client is None or not self.client.alive:
+            client = self.client = self._factory()
+            client.on_death = self._died
+            self.model = None
+            await client.start()
+        return self.client
+
+    def _client(self) -> EngineClient:
+        """The client of an engine with a model. Raises UsageError where there is none."""
+        if self.status.phase == "dead":
+            raise UsageError("the engine has stopped: restart it first")
+        if self.client is None or self.model is None:
+            raise UsageError("no model is loaded: /load NAME")
+        return self.client
+
+    def _died(self, reason: str) -> None:
+        tokens = self.status.context_tokens
+        where = f" at {tokens:,} tokens of context" if tokens else ""
+        self.model = None
+        self.meter.end("dead", f"{reason}{where}")
+        self.view.status(self.status)
+        self.view.note(f"{reason}{where}; nothing is lost", "error")
+
+    # saying something
+
+    async def send(self, text: str, **settings: Any) -> None:
+        """Ask `text`; returns when the reply has ended, or at once when it has to wait in `queue`."""
+        if self.busy or self.queue or self.status.phase in ("starting", "dead"):
+            self.queue.append(text)
+            self.view.status(self.status)
+            self._go_on()
+        else:
+            await self._ask(text, settings)
+
+    async def _ask(self, text: str, settings: Mapping[str, Any]) -> None:
+        await self._reply("send", self.state["turns"], text, {"text": text}, settings)
+
+    async def retry(self, **settings: Any) -> None:
+        """Answer the last question again, beside the reply that stands."""
+        turns = self.state["turns"]
+        if not turns:
+            raise UsageError("there is no question yet")
+        await self._reply("retry", turns[:-1], turns[-1]["question"], {}, settings)
+
+    async def edit(self, turn: int, text: str, **settings: Any) -> None:
+        """Ask `text` in place of question `turn`, on a branch of its own."""
+        turns = self.state["turns"]
+        if not 1 <= turn <= len(turns):
+            raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
+        await self._reply("edit", turns[: turn - 1], text, {"turn": turn, "text": text}, settings)
+
+    async def close_thought(self) -> None:
+        """Have the model end its thought and answer."""
+        await self._client().request("close_thought")
+
+    def stop(self) -> None:
+        """Stop what runs: the reply, else the loading, else the newest job."""
+        if self._call is not None:
+            self._call.cancel()
+            return
+        running = [job for job in self.jobs if job.state == "running"]
+        if running:
+            running[-1].cancel()
+
+    async def _reply(
+        self,
+        method: str,
+        before: list[dict[str, Any]],
+        question: str,
+        params: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> None:
+        client = self._client()
+        turn = new_turn(len(before) + 1, question)
+        with self._at_work("reading"):
+            if len(before) < len(self.state["turns"]):
+                self.view.rebuilt({**self.state, "turns": before})
+            self.view.question(turn)
+            try:
+                call = client.call(method, **params, settings={**self.settings, **settings})
+                result = await self._follow(call, turn)
+            except EngineDied:
+                self._keep_partial(before, turn)
+                raise
+            except QchatError:
+                self.view.rebuilt(self.state)
+                self.view.returned(question)
+                raise
+            self._hold(result["state"])
+            if len(self.state["turns"]) <= len(before):  # nothing was said, so nothing was asked
+                self.view.rebuilt(self.state)
+                self.view.returned(question)
+                return
+            self.view.finished(turn["done"], self.state["turns"][-1])
+
+    async def _follow(self, call: Call, turn: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Show a call's events until it ends; returns its result."""
+        self._call = call
+        try:
+            async for batch in call:
+                for event in batch:
+                    self.meter.follow(event)
+                    if event.get("event") == "unloaded":
+                        self.model = None
+                if turn is not None:
+                    collect(turn, batch)
+                    self.view.events([event for event in batch if event.get("event") not in FIGURES])
+                self.view.status(self.status)
+            return await call.result()
+        finally:
+            self._call = None
+
+    def _keep_partial(self, before: list[dict[str, Any]], turn: dict[str, Any]) -> None:
+        """The engine died answering `turn`: what it said stays."""
+        self._interrupted = turn
+        turn["finish_reason"] = "error"
+        done = {"event": "done", "finish_reason": "error", "detail": self.status.reason, "performance": {}}
+        self.state = {**self.state, "turns": [*before, turn]}
+        self.view.finished(done, turn)
+
+    # moving in the conversation
+
+    async def undo(self) -> str:
+        """Take the last question and its reply back; returns the question."""
+        return (await self._move("undo"))["question"]
+
+    async def fork(self, turn: int) -> None:
+        """Go on from the reply to question `turn`."""
+        await self._move("fork", turn=turn)
+
+    async def switch(self, number: int) -> None:
+        """Go to the reply with this number, on whatever branch."""
+        await self._move("switch", number=number)
+
+    async def new(self) -> None:
+        """Begin a new conversation; the old one stays in the store."""
+        await self._move("reset")
+
+    async def open(self, conversation: int) -> None:
+        """Go on with a stored conversation."""
+        await self._move("open", conversation=conversation)
+
+    async def prime(self, messages: list[dict[str, Any]]) -> None:
+        """Go on from a given history."""
+        await self._move("prime", messages=messages)
+
+    async def set_system(self, text: str | None) -> None:
+        """Speak on under another system message."""
+        await self._move("set_system", text=text)
+
+    async def set_history(self, mode: str) -> None:
+        """Keep thoughts in the prompt (`preserve`) or not (`strip`)."""
+        await self._move("history", mode=mode)
+
+    async def rename(self, title: str) -> None:
+        await self.request("rename", title=title)
+
+    async def _move(self, method: str, **params: Any) -> dict[str, Any]:
+        client = self._client()
+        with self._at_work("working"):
+            result = await client.request(method, **params)
+            self._hold(result["state"])
+            self.view.rebuilt(self.state)
+            return result
+
+    async def request(self, method: str, **params: Any) -> dict[str, Any]:
+        """Ask the engine for anything else; it answers when what runs has ended."""
+        result = await self._client().request(method, **params)
+        if isinstance(result.get("state"), dict):
+            self._hold(result["state"])
+            self.view.status(self.status)
+        return result
+
+    def _hold(self, state: dict[str, Any]) -> None:
+        self.state = state
+        self.meter.hold(state)
+
+    # jobs
+
+    def start_job(
+        self, title: str, method: str, params: Mapping[str, Any], render: Render, *, alone: bool = False
+    ) -> Job:
+        """Begin a job in a process of its own; `alone`: without the chat's model in memory meanwhile."""
+        if method in MEASURING:
+            params = {"measurements": str(measurements_file()), **params}
+        job = Job(title, method, params, render, self.view.job_changed)
+        self.jobs.append(job)
+        self.view.job(job)
+        self._in_background(self._run_job(job, alone))
+        return job
+
+    async def _run_job(self, job: Job, alone: bool) -> None:
+        if alone:
+            async with self._without_model():
+                await job.run(self._job_factory())
+        else:
+            await job.run(self._job_factory())
+        self._go_on()
+
+    @asynccontextmanager
+    async def _without_model(self) -> AsyncIterator[None]:
+        """Without the chat's model in memory, one after the other; the last one puts it back."""
+        self._parking += 1
+        try:
+            async with self._memory:
+                if self.model is not None:
+                    self._parked_path = self._path
+                    self.view.note("the model of this chat is unloaded while the job runs")
+                    with suppress(QchatError):
+                        await self._client().request("unload")
+                    self.model = None
+                yield
+        finally:
+            self._parking -= 1
+            path = self._parked_path
+            if not self._parking:
+                self._parked_path = None
+        if path is not None and not self._parking and not self._leaving:
+            await self._or_note(self.load(path))
+
+    # what runs
+
+    @contextmanager
+    def _at_work(self, phase: Phase) -> Iterator[None]:
+        """Refuse what comes meanwhile; afterwards the queue goes on."""
+        if self.busy:
+            raise UsageError("something is running: wait for it, or stop it first")
+        self._busy = True
+        if phase == "working":
+            self.status.phase = phase
+        else:
+            self.meter.begin(phase)
+        self.view.status(self.status)
+        try:
+            yield
+        except EngineDied as error:
+            self.status.reason = self.status.reason or str(error)
+            raise
+        finally:
+            self._busy = False
+            if self.client is None or not self.client.alive:
+                self.meter.end("dead", self.status.reason)
+            else:
+                self.meter.end("idle")
+            self.view.status(self.status)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self.queue:
+            self._in_background(self._or_note(self._ask_next()))
+
+    async def _ask_next(self) -> None:
+        """Ask what waits, if it can be asked now; its end comes back here."""
+        if self.queue and not self.busy and self.model is not None and self.status.phase == "idle":
+            await self._ask(self.queue.pop(0), {})
+
+    async def _or_note(self, work: Any) -> None:
+        """Do what nobody waits for; the view is told what goes wrong."""
+        try:
+            await work
+        except EngineDied:
+            pass  # the view knows
+        except QchatError as error:
+            self.view.note(str(error), "error")
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

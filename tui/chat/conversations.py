@@ -1,0 +1,64 @@
+"""Stored conversations as people name and date them; the store itself is the runtime's."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core.errors import UsageError
+from ..user.paths import conversations_file
+
+if TYPE_CHECKING:
+    from ...core import Store
+    from ...core.storage.records import Conversation
+
+LATEST = "latest"
+SEARCHED = 1000  # conversations among which one is named by its title
+
+
+def open_store() -> "Store":
+    """The user's conversations. Raises StoreError."""
+    from ...core import Store
+
+    return Store(conversations_file())
+
+
+def find(store: "Store", word: str) -> "Conversation":
+    """The conversation meant by its number, by the beginning of its title, or by "latest".
+
+    Raises UsageError where there is none or more than one, StoreError for an unknown number.
+    """
+    if word == LATEST:
+        latest = store.latest()
+        if latest is None:
+            raise UsageError("there is no earlier conversation to go on with")
+        return latest
+    if word.removeprefix("#").isdecimal():
+        return store.conversation(int(word.removeprefix("#")[:18]))
+    named = [one for one in store.conversations(SEARCHED) if _begins(one.title, word)]
+    if len(named) == 1:
+        return named[0]
+    if not named:
+        raise UsageError(f"no conversation's title begins with {word!r:.60}; `qchat sessions` lists them")
+    numbers = ", ".join(str(one.id) for one in named[:5])
+    raise UsageError(f"{len(named)} conversations begin with {word!r:.60}: say which by number ({numbers})")
+
+
+def model_of(conversation: "Conversation | None") -> str | None:
+    """The folder that it was last held with, if that is still there."""
+    folder = conversation.model.folder if conversation is not None else ""
+    return folder if folder and Path(folder).is_dir() else None
+
+
+def when(seconds: float, now: datetime | None = None) -> str:
+    """A time as briefly as it is clear: 14:02, yesterday, 3 Nov, 2025-11-03."""
+    now = now or datetime.now()
+    then = datetime.fromtimestamp(seconds)
+    if then.date() == now.date():
+        return f"{then:%H:%M}"
+    if then.date() == now.date() - timedelta(days=1):
+        return "yesterday"
+    return f"{then.day} {then:%b}" if then.year == now.year else f"{then:%Y-%m-%d}"
+
+
+def _begins(title: str, word: str) -> bool:
+    return bool(word.strip()) and " ".join(title.split()).casefold().startswith(word.strip().casefold())

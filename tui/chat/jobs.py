@@ -1,0 +1,112 @@
+"""Long work in an engine process of its own, so that the chat lives on: started, followed, cancelled, told.
+
+One process per job, ended with it. A job that does not heed a cancel is killed after a while.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...core.errors import QchatError
+from ...core.worker.protocol import Cancelled
+from .client import Call, EngineClient, Events
+
+if TYPE_CHECKING:
+    from ..text.report import Report
+
+JobState = Literal["running", "done", "failed", "cancelled"]
+Render = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any] | None], "Report"]
+CHANGES_PER_SECOND = 10
+# a product of large matrices is not interrupted
+CANCEL_SECONDS = 20.0
+
+
+class Job:
+    """`events` are those so far, of progress only the last; `result` is its end, `error` why it has none."""
+
+    def __init__(
+        self,
+        title: str,
+        method: str,
+        params: Mapping[str, Any],
+        render: Render,
+        changed: Callable[["Job"], None],
+    ):
+        self.title, self.method, self.params = title, method, params
+        self.state: JobState = "running"
+        self.events: list[dict[str, Any]] = []
+        self.result: dict[str, Any] | None = None
+        self.error = ""
+        self.begin, self.seconds = time.monotonic(), 0.0
+        self.log: list[str] = []
+        self._render, self._changed = render, changed
+        self._call: Call | None = None
+        self.client: EngineClient | None = None
+        self._told = 0.0
+        self._ended = asyncio.Event()
+        self._cancelled = False
+        self._killing: asyncio.TimerHandle | None = None
+
+    def report(self) -> "Report":
+        """What there is to show of it now."""
+        return self._render(self.events, self.result)
+
+    def cancel(self) -> None:
+        """Ask it to stop. A conversion leaves nothing half-written."""
+        if self.state != "running" or self._cancelled:
+            return
+        self._cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+        self._killing = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._kill)
+
+    async def ended(self) -> None:
+        """Wait for its end, whatever that is."""
+        await self._ended.wait()
+
+    async def run(self, client: EngineClient) -> None:
+        """Do it in the process of `client`, which is started for it. Raises nothing of the job's."""
+        self.client = client
+        try:
+            if not self._cancelled:
+                await client.start()
+            await self._follow(client)
+            self.state = "done"
+        except Cancelled:
+            self.state = "cancelled"
+        except QchatError as error:
+            self.state, self.error = ("cancelled", "") if self._cancelled else ("failed", str(error))
+        finally:
+            if self._killing is not None:
+                self._killing.cancel()
+            await client.stop()
+            self.log = list(client.log)
+            if self.state == "running":  # this task itself was cancelled
+                self.state = "cancelled"
+            self.seconds = time.monotonic() - self.begin
+            self._ended.set()
+            self._changed(self)
+
+    async def _follow(self, client: EngineClient) -> None:
+        if self._cancelled:
+            raise Cancelled("cancelled before it began")
+        self._call = client.call(self.method, **self.params)
+        async for batch in self._call:
+            self._take(batch)
+        self.result = await self._call.result()
+
+    def _take(self, batch: Events) -> None:
+        for event in batch:
+            if event.get("event") == "progress":
+                self.events = [other for other in self.events if other.get("event") != "progress"]
+            self.events.append(event)
+        now = time.monotonic()
+        self.seconds = now - self.begin
+        if now - self._told >= 1 / CHANGES_PER_SECOND or any(e.get("event") == "row" for e in batch):
+            self._told = now
+            self._changed(self)
+
+    def _kill(self) -> None:
+        if self.client is not None:
+            self.client.kill()

@@ -1,0 +1,175 @@
+"""The words that `qchat` itself takes: one parser, from which --help and shell completion are made too.
+
+Every option that is a setting is named in the namespace as `settings.KEYS` names it. Imports nothing heavy.
+"""
+
+import argparse
+from typing import Any
+
+from .. import __version__
+from .verbs import VERBS, Parser
+
+EFFORTS = ("none", "low", "medium", "high", "xhigh")
+
+
+def parser() -> Parser:
+    """The parser of everything but verbs."""
+    parser = Parser(
+        prog="qchat",
+        allow_abbrev=False,
+        usage="qchat [MODEL] [WORDS ...] [options]",
+        description="Chat with a Qwen3.5 or Qwen3.6 model on this machine.",
+        epilog="At a terminal a chat begins, and WORDS are the first message. With -p, or text piped in, "
+        "one prompt is answered: what was piped comes first, then files, then the prompt; the answer goes to "
+        "stdout, all else to stderr. "
+        f"Other commands: {', '.join(f'qchat {verb} ({what})' for verb, what in VERBS.items())}. "
+        "A path with a / is always a model.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a model's folder, name or Hugging Face id (by default the one used last, or the small one "
+        "in the package)",
+    )
+    parser.add_argument("words", nargs="*", type=_text, metavar="WORDS", help="what to say to the model")
+    parser.add_argument("--version", action="version", version=f"qchat {__version__}")
+    _add_input(parser.add_argument_group("input"))
+    _add_output(parser.add_argument_group("output"))
+    _add_screen(parser.add_argument_group("chat"))
+    _add_reply(parser.add_argument_group("reply"))
+    _add_sampling(parser.add_argument_group("sampling", "by default as the model's authors recommend"))
+    _add_memory(parser.add_argument_group("memory"))
+    _add_ranks(parser.add_argument_group("several processes or machines, which share the chat's model"))
+    return parser
+
+
+def _add_input(group: Any) -> None:
+    group.add_argument("-p", "--prompt", type=_text, metavar="TEXT", help="answer TEXT, then end")
+    group.add_argument(
+        "-f", "--file", dest="files", action="append", metavar="FILE", help="add a text file; may be repeated"
+    )
+    group.add_argument("-s", "--system", type=_text, metavar="TEXT", help="the system prompt")
+    group.add_argument(
+        "--yes", action="store_true", help="fetch a model that is not on this machine without asking"
+    )
+    group.add_argument(
+        "-c",
+        "--continue",
+        dest="session",
+        action="store_const",
+        const="latest",
+        help="go on with the last conversation",
+    )
+    group.add_argument(
+        "--session", type=_text, metavar="ID", help="go on with a conversation: its number or title"
+    )
+
+
+def _add_output(group: Any) -> None:
+    form = group.add_mutually_exclusive_group()
+    form.set_defaults(form="text")
+    form.add_argument(
+        "--json",
+        dest="form",
+        action="store_const",
+        const="json",
+        help="print one JSON object: text, thinking, usage, timings, finish_reason, model",
+    )
+    form.add_argument(
+        "--jsonl", dest="form", action="store_const", const="jsonl", help="print each event as a line of JSON"
+    )
+    form.add_argument(
+        "-x",
+        "--extract",
+        nargs="?",
+        const="",
+        metavar="LANG",
+        help="print only the first code block, or the first in LANG",
+    )
+    group.add_argument("--show-thinking", action="store_const", const=True, help="show the model's thoughts")
+    group.add_argument(
+        "-u", "--stats", action="store_true", help="print token counts and speeds to stderr after each reply"
+    )
+    group.add_argument("--quiet", action="store_true", help="print nothing but the answer and errors")
+
+
+def _add_screen(group: Any) -> None:
+    group.add_argument(
+        "--plain", action="store_const", const=True, help="chat line by line instead of full-screen"
+    )
+    group.add_argument(
+        "--screen-reader", action="store_const", const=True, help="the same, in words instead of drawings"
+    )
+    group.add_argument("--theme", metavar="NAME", help="colours; auto suits the terminal")
+    group.add_argument(
+        "-o",
+        "--option",
+        dest="options",
+        action="append",
+        type=_text,
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting that `qchat config show` lists; may be repeated",
+    )
+
+
+def _add_reply(group: Any) -> None:
+    group.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="have the model think before it answers, or not",
+    )
+    group.add_argument("--effort", choices=EFFORTS, help="how much to think; none and low: not at all")
+    group.add_argument("--thinking-budget", type=int, metavar="N", help="end the thought after N tokens")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="end the reply after N tokens (2048)")
+    group.add_argument(
+        "--stop",
+        action="append",
+        type=_text,
+        metavar="TEXT",
+        help="end the reply before TEXT; may be repeated",
+    )
+
+
+def _add_sampling(group: Any) -> None:
+    for name, kind, meaning in (
+        ("temperature", float, "0 takes the most likely token"),
+        ("top-p", float, "keep the likeliest tokens up to this probability in all"),
+        ("top-k", int, "keep this many tokens; 0 keeps all"),
+        ("min-p", float, "keep tokens at least this likely relative to the likeliest"),
+        ("repetition-penalty", float, "divide the logits of generated tokens; 1 is none"),
+        ("presence-penalty", float, "subtract from the logits of generated tokens"),
+        ("frequency-penalty", float, "subtract for each time a token was generated"),
+        ("seed", int, "equal seeds give equal replies"),
+    ):
+        group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=meaning)
+
+
+def _add_memory(group: Any) -> None:
+    group.add_argument(
+        "--history", choices=("preserve", "strip"), help="keep earlier thoughts in the context, or drop them"
+    )
+    group.add_argument("--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens")
+    group.add_argument("--snapshot-budget", metavar="SIZE", help="memory for kept states, such as '2 GB'")
+    group.add_argument("--kv-bits", type=int, choices=(8, 16), help="bits of a kept key or value (16)")
+
+
+def _add_ranks(group: Any) -> None:
+    shared = group.add_mutually_exclusive_group()
+    shared.add_argument("--ranks", type=int, metavar="N", help="N processes of this machine")
+    shared.add_argument(
+        "--hostfile",
+        type=_text,
+        metavar="FILE",
+        help="the machines of FILE, as mlx.launch takes it, this one first; one prompt alone is shared with "
+        "mlx.launch -n N -- qchat MODEL -p TEXT",
+    )
+
+
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the text is not valid UTF-8") from None
+    return value

@@ -1,0 +1,168 @@
+"""Starts a chat: decides between the full screen and lines, and has the engine start meanwhile.
+
+Decides before anything of a terminal library is imported, since those look at the environment when they are.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core.errors import UsageError
+from ..chat.client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
+from ..chat.conversations import find, model_of, open_store
+from ..chat.start import Beginning
+from ..text.output import write
+from ..user.attachments import read, with_files
+from ..user.history import History
+from ..user.keymap import Keymap
+from ..user.paths import state_dir
+from ..user.settings import Settings
+from .choice import choose_model
+
+if TYPE_CHECKING:
+    from ...core import Store
+    from ..chat.controller import Chat, View
+
+ANSWER_LINES = 12
+HISTORY_FILE = "history"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line asked for; `session` names a conversation or is "latest"."""
+
+    settings: Settings
+    model: str | None = None
+    text: str = ""
+    files: tuple[str, ...] = ()
+    session: str | None = None
+    stats: bool = False
+    yes: bool = False
+    ranks: int | None = None
+    hostfile: str | None = None
+
+
+def run(launch: Launch) -> int:
+    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin."""
+    full = is_full(launch.settings)
+    keymap = Keymap.load(launch.settings["keys"], launch.settings.origin("keys")) if full else Keymap()
+    engine = _engine(launch)
+    with closing(open_store()) as store:
+        beginning = _beginning(launch, store)
+        spawn_early(*engine)
+        history = History(_history_file())
+
+        def make_chat(view: "View") -> "Chat":
+            from ..chat.controller import Chat
+
+            return Chat(
+                view,
+                lambda: EngineClient(*engine),
+                job_client_factory=EngineClient,  # jobs are one process's
+                settings=launch.settings,
+                store=store,
+            )
+
+        if full:
+            code, goes_on = _run_app(make_chat, launch.settings, keymap, history, beginning)
+            if goes_on is None:
+                return code
+            beginning = goes_on
+        from ..plain.repl import run as run_lines
+
+        return run_lines(make_chat, settings=launch.settings, history=history, beginning=beginning)
+
+
+def is_full(settings: Settings) -> bool:
+    """Whether the full screen is wanted and this terminal can show it."""
+    if settings["plain"] or settings["screen_reader"] or os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return False
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
+    """The engine's command, and what is to be in its environment. Raises UsageError."""
+    if launch.ranks is None and launch.hostfile is None:
+        return COMMAND, {}
+    if launch.ranks is not None and not 2 <= launch.ranks <= MOST_RANKS:
+        raise UsageError(f"--ranks is {launch.ranks}, wanted 2 to {MOST_RANKS}")
+    if launch.hostfile is not None:
+        _check_hostfile(Path(launch.hostfile))
+    return shared_command(ranks=launch.ranks, hostfile=launch.hostfile), behind_launcher()
+
+
+def _check_hostfile(path: Path) -> None:
+    """Raises UsageError for a file that starts no two processes, or none here: the rest is the launcher's."""
+    if not path.is_file():
+        raise UsageError(f"--hostfile: there is no file {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"--hostfile: {path} cannot be read: {error}") from error
+    hosts = value.get("hosts") if isinstance(value, dict) else value
+    if not isinstance(hosts, list) or len(hosts) < 2 or not all(isinstance(host, dict) for host in hosts):
+        raise UsageError(f"{path} names no two hosts: mlx.distributed_config writes such files")
+    if hosts[0].get("ssh") != "127.0.0.1":
+        raise UsageError(
+            f'{path}: the first host is {hosts[0].get("ssh")!r:.40}, wanted "127.0.0.1", this machine'
+        )
+
+
+def _beginning(launch: Launch, store: "Store") -> Beginning:
+    found = find(store, launch.session) if launch.session else None
+    folder, said = choose_model(launch.model or model_of(found), launch.settings, yes=launch.yes)
+    text = with_files(launch.text, [read(path, Path.cwd()) for path in launch.files]).strip()
+    return Beginning(str(folder), found.id if found else None, text, launch.stats, said or "")
+
+
+def _history_file() -> Path | None:
+    try:
+        return state_dir() / HISTORY_FILE
+    except UsageError:
+        return None
+
+
+def _run_app(
+    make_chat: "Callable[[View], Chat]",
+    settings: Settings,
+    keymap: Keymap,
+    history: History,
+    beginning: Beginning,
+) -> tuple[int, Beginning | None]:
+    """Run the app; its exit code, and where the user goes on line by line, how that begins."""
+    if os.environ.get("NO_COLOR") == "":  # the toolkit takes an empty one for set
+        del os.environ["NO_COLOR"]
+    for name in ("COLUMNS", "LINES"):  # it would believe them more than the terminal, which is resized
+        os.environ.pop(name, None)
+    from ..screens.app import QchatApp
+
+    app = QchatApp(make_chat, settings=settings, keymap=keymap, history=history, beginning=beginning)
+    goal = app.run(mouse=settings["mouse"])
+    if app.failure is not None:
+        raise app.failure
+    chat = app.chat
+    if goal == "plain":
+        model = str((chat.model or {}).get("path") or beginning.model)
+        return 0, replace(beginning, model=model, conversation=chat.state["conversation"], text="")
+    _say_farewell(chat)
+    return app.return_code or 0, None
+
+
+def _say_farewell(chat: "Chat") -> None:
+    """The last exchange stays readable where the full screen was."""
+    turns = chat.state["turns"]
+    if not turns:
+        return
+    answer = turns[-1]["answer"].strip().splitlines()
+    left_out = len(answer) - ANSWER_LINES
+    shown = [f"… {left_out:,} lines before", *answer[-ANSWER_LINES:]] if left_out > 0 else answer
+    question = " ".join(turns[-1]["question"].split())
+    lines = [f"❯ {question if len(question) <= 200 else question[:199] + '…'}", "", *shown, ""]
+    if chat.state["conversation"] is not None:
+        lines.append("qchat -c goes on with this conversation")
+    write(sys.stdout, "\n".join(lines) + "\n")

@@ -1,0 +1,212 @@
+"""The `qchat` command: reads its arguments, runs one prompt; a failure ends in a sentence and a code.
+
+Exit codes: 0 done (also when the reader of a pipe leaves early), 1 generation failed, 2 usage,
+3 model missing or unsupported, 4 does not fit, 130 interrupted. Imports what is heavy only when it is used.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from ...core.errors import DoesNotFit, QchatError, UsageError
+from ..text.output import OutputError, note, write
+from .verbs import VERBS
+from .verbs import run as run_verb
+
+if TYPE_CHECKING:
+    from ..user.settings import Settings
+
+MAX_STDIN_NBYTES = 64 << 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv`, by default the process's own; returns its exit code."""
+    try:
+        _open_what_is_closed()
+        for stream in (sys.stdout, sys.stderr):
+            _never_fail_to_encode(stream)
+        return _run(sys.argv[1:] if argv is None else argv)
+    except (QchatError, MemoryError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _abandon(sys.stdout)
+        return 0
+    except Exception as error:
+        return _internal_error(error)
+
+
+def _run(argv: Sequence[str]) -> int:
+    if os.environ.get("MLX_RANK", "0") != "0":  # of those that mlx.launch started, rank 0 alone is asked
+        from ...core import follow
+
+        if not {"--help", "-h", "--version"} & set(argv):
+            follow()
+        return 0
+    if argv and argv[0] in VERBS:
+        return run_verb(argv[0], argv[1:])
+    from .arguments import parser
+
+    try:
+        args = parser().parse_intermixed_args(argv)
+    except SystemExit as end:  # --help and --version have printed
+        write(sys.stdout, "")
+        return int(end.code or 0)
+    if args.words and args.prompt is not None:
+        raise UsageError("the prompt was given twice: with -p and as words after MODEL")
+    settings = _settings(args)
+    return _chat(args, settings) if _is_chat(args) else _answer(args, settings)
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from ..user.settings import KEYS, Settings
+
+    flags = {name: value for name, value in vars(args).items() if name in KEYS and name != "model"}
+    return Settings.load(flags, options=args.options)
+
+
+def _is_chat(args: argparse.Namespace) -> bool:
+    """Whether there is a person to chat with; a chat line by line also reads from a pipe when asked to."""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    return args.prompt is None and bool(at_terminal or args.plain or args.screen_reader)
+
+
+def _chat(args: argparse.Namespace, settings: "Settings") -> int:
+    if args.form != "text" or args.extract is not None:
+        raise UsageError("--json, --jsonl and -x print one reply: give the prompt with -p TEXT or pipe it in")
+    from .launch import Launch, run
+
+    return run(
+        Launch(
+            settings=settings,
+            model=args.model,
+            text=" ".join(args.words),
+            files=tuple(args.files or ()),
+            session=args.session,
+            stats=args.stats,
+            yes=args.yes,
+            ranks=args.ranks,
+            hostfile=args.hostfile,
+        )
+    )
+
+
+def _answer(args: argparse.Namespace, settings: "Settings") -> int:
+    if args.ranks is not None or args.hostfile is not None:
+        raise UsageError("--ranks and --hostfile are a chat's: mlx.launch -n N -- qchat MODEL -p TEXT")
+    text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
+    from .oneshot import Request, run
+
+    request = Request(
+        model="",
+        text=text,
+        form=args.form,
+        extract=args.extract,
+        show_thinking=settings["show_thinking"],
+        stats=args.stats,
+        quiet=args.quiet,
+        settings=settings.session() | settings.reply(),
+    )
+    if args.session is None:
+        return run(replace(request, model=_model(args, settings)))
+    from ..chat.conversations import find, model_of, open_store
+
+    with open_store() as store:
+        found = find(store, args.session)
+        model = _model(args, settings, model_of(found))
+        return run(replace(request, model=model, store=store, conversation=found.id))
+
+
+def _model(args: argparse.Namespace, settings: "Settings", last: str | None = None) -> str:
+    """The folder of the model that is named, else `last`, else the usual one."""
+    from .choice import choose_model
+
+    folder, said = choose_model(args.model or last, settings, yes=args.yes)
+    if said and not args.quiet:
+        note(said)
+    return str(folder)
+
+
+def _prompt(given: str | None, files: Sequence[str]) -> str:
+    """What was piped in, the files, then what was given. Raises UsageError where all are missing."""
+    # mlx.launch gives its processes a stdin that never ends
+    waiting = sys.stdin.isatty() or "MLX_RANK" in os.environ
+    if waiting and given is None and not files:
+        raise UsageError("-p TEXT is needed where the output is no terminal")
+    parts = ["" if waiting else _piped(), *_attached(files), given or ""]
+    text = "\n\n".join(part for part in parts if part)
+    if not text.strip():
+        raise UsageError("the prompt is empty: give it with -p TEXT or pipe it in")
+    return text
+
+
+def _attached(files: Sequence[str]) -> list[str]:
+    if not files:
+        return []
+    from ..user.attachments import read, with_files
+
+    return [with_files("", [read(path, Path.cwd()) for path in files]).lstrip()]
+
+
+def _piped() -> str:
+    data = sys.stdin.buffer.read(MAX_STDIN_NBYTES + 1)
+    if len(data) > MAX_STDIN_NBYTES:
+        raise UsageError(f"more than {MAX_STDIN_NBYTES >> 20} MiB were piped in, which no context holds")
+    try:
+        return data.decode().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the text piped in is not UTF-8: byte {error.start} is {data[error.start]:#x}"
+        ) from error
+
+
+def _open_what_is_closed() -> None:
+    """A stream closed by the caller reads nothing and writes nowhere.
+
+    Its number would go to the next file opened, and MLX takes a file with number 0 for one that failed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  open as long as the process
+
+
+def _never_fail_to_encode(stream: TextIO) -> None:
+    """A locale without some character shows a question mark in its place."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
+def _abandon(stream: TextIO) -> None:
+    """Send what is still buffered nowhere, or the interpreter complains about it when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _refuse(error: QchatError | MemoryError) -> int:
+    if isinstance(error, OutputError):
+        _abandon(sys.stdout)
+    if isinstance(error, MemoryError):
+        error = DoesNotFit("the machine ran out of memory")
+    return _say(str(error), error.exit_code)
+
+
+def _internal_error(error: Exception) -> int:
+    """The one place that catches everything: no traceback on the screen, all of it in a file."""
+    from . import crash
+
+    return _say(f"an internal error ended this run ({type(error).__name__}); {crash.save(error)}", 1)
+
+
+def _say(sentence: str, code: int) -> int:
+    try:
+        note(sentence)
+    except (OSError, OutputError):
+        _abandon(sys.stderr)
+    return code

@@ -1,0 +1,228 @@
+"""One prompt, one reply: the answer on stdout as it arrives, or as JSON; everything else on stderr.
+
+Refuses to mix: stdout holds the answer and nothing but it. ctrl+c stops the reply and keeps what there is.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ...core.errors import GenerationError
+from ...core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
+from ..text.output import note, write
+from ..text.statusline import StatusLine
+
+if TYPE_CHECKING:
+    from ...core import Session, Store
+
+PROGRESS_AFTER_SECONDS = 1.0
+EXIT_CODES = {"stop": 0, "length": 0, "cancelled": 130, "error": 1}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; `settings` are named as the session names them."""
+
+    model: str
+    text: str
+    form: Literal["text", "json", "jsonl"] = "text"
+    extract: str | None = None  # print only the first code block, in this language unless it is empty
+    show_thinking: bool = False
+    stats: bool = False
+    quiet: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    store: "Store | None" = None  # where the `conversation` lies that this goes on with
+    conversation: int | None = None
+
+    def tell(self, sentence: str) -> None:
+        """What the user may want to know, but asked not to be told with --quiet."""
+        if not self.quiet:
+            note(sentence)
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> None: ...
+
+
+def run(request: Request) -> int:
+    """Load the model, stream its reply, return the exit code. Raises QchatError and BrokenPipeError."""
+    session = _session(request)
+    show = _view(request)
+    progress = _Progress(request)
+    done = None
+    with stopped_by_interrupt(session):
+        for event in session.stream(request.text):
+            progress.follow(event)
+            show(event)
+            done = event if isinstance(event, Done) else done
+    if done is None:
+        raise GenerationError("the reply ended without its closing event")
+    _close(request, done)
+    if request.store is not None:
+        session.save_state()
+    return EXIT_CODES[done.finish_reason]
+
+
+def _session(request: Request) -> "Session":
+    from ...core import Engine, Session, load_session
+
+    if request.store is None or request.conversation is None:
+        return load_session(request.model, **request.settings)
+    engine = Engine.load(request.model)
+    return Session.reopen(engine, request.store, request.conversation, **request.settings)
+
+
+@contextmanager
+def stopped_by_interrupt(session: Cancellable) -> Iterator[None]:
+    """The first ctrl+c asks `session` to stop; a second one raises KeyboardInterrupt at once."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        session.cancel()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Progress:
+    """How far the prompt has been read, on a terminal, once that takes noticeably long."""
+
+    def __init__(self, request: Request) -> None:
+        self._begin = time.monotonic()
+        self._line = StatusLine(quiet=request.quiet)
+
+    def follow(self, event: Event) -> None:
+        seconds = time.monotonic() - self._begin
+        if not isinstance(event, Prefill) or event.done >= event.total:
+            self._line.clear()
+        elif seconds > PROGRESS_AFTER_SECONDS:
+            self._line.show(f"reading the prompt: {event.done:,} of {event.total:,} tokens")
+
+
+class TextView:
+    """The answer on stdout as it arrives, the thought on stderr if wanted."""
+
+    def __init__(self, request: Request):
+        self._request = request
+        self._answer_end = self._thought_end = ""
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Text(text) if text:
+                self._end_thought()
+                write(sys.stdout, text)
+                self._answer_end = text[-1]
+            case Thought(text) if text and self._request.show_thinking:
+                write(sys.stderr, text)
+                self._thought_end = text[-1]
+            case Notice(text):
+                self._request.tell(text)
+            case Done():
+                self._end_thought()
+                if self._answer_end not in ("", "\n"):
+                    write(sys.stdout, "\n")
+
+    def _end_thought(self) -> None:
+        if self._thought_end not in ("", "\n"):
+            write(sys.stderr, "\n")
+        self._thought_end = ""
+
+
+def _json_view(request: Request) -> Callable[[Event], None]:
+    def show(event: Event) -> None:
+        match event:
+            case Notice(text):
+                request.tell(text)
+            case Done():
+                _write_json(as_object(event, request.model))
+
+    return show
+
+
+def _jsonl_view(_request: Request) -> Callable[[Event], None]:
+    return lambda event: _write_json(to_json(event))
+
+
+def _code_view(request: Request) -> Callable[[Event], None]:
+    def show(event: Event) -> None:
+        match event:
+            case Notice(text):
+                request.tell(text)
+            case Done(finish_reason="stop" | "length"):
+                write(sys.stdout, first_code(event.text, request.extract or ""))
+
+    return show
+
+
+def _view(request: Request) -> Callable[[Event], None]:
+    if request.extract is not None:
+        return _code_view(request)
+    return {"text": TextView, "json": _json_view, "jsonl": _jsonl_view}[request.form](request)
+
+
+def first_code(text: str, language: str) -> str:
+    """The first fenced block, or the first in `language`. Raises GenerationError where there is none."""
+    from ..text.markdown.parser import code_blocks
+
+    for block in code_blocks(text):
+        if language.lower() in ("", block.language):
+            return block.text
+    raise GenerationError(f"the reply holds no code block{f' in {language}' if language else ''}")
+
+
+def as_object(done: Done, model: str) -> dict[str, Any]:
+    """The whole reply as plain values; times in seconds, speeds in tokens/s."""
+    timings = asdict(done.performance)
+    return {
+        "text": done.text,
+        "thinking": done.thinking,
+        "usage": {
+            "prompt_tokens": done.prompt_tokens,
+            "cached_tokens": done.cached_tokens,
+            "reasoning_tokens": done.reasoning_tokens,
+            "completion_tokens": done.generated_tokens,
+        },
+        "timings": {name: value for name, value in timings.items() if not name.endswith("nbytes")},
+        "finish_reason": done.finish_reason,
+        "model": model,
+    }
+
+
+def _write_json(value: dict[str, Any]) -> None:
+    write(sys.stdout, json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def _close(request: Request, done: Done) -> None:
+    """What the user should know about how the reply ended."""
+    if done.detail and request.form != "jsonl":
+        note(done.detail) if done.finish_reason == "error" else request.tell(done.detail)
+    match done.finish_reason, done.thinking_cut:
+        case "length", True:
+            request.tell("the reply was cut inside its thought: --max-tokens or --thinking-budget makes room")
+        case "length", False:
+            request.tell("the reply was cut at its token limit: --max-tokens raises it")
+        case "stop", True:
+            request.tell("the model ended its reply inside its thought")
+    if request.stats:
+        note(stats_line(done))
+
+
+def stats_line(done: Done) -> str:
+    speed = done.performance
+    parts = (
+        f"{done.prompt_tokens:,} prompt tokens ({done.cached_tokens:,} cached) at "
+        f"{speed.prefill_tokens_per_s:,.1f}/s",
+        f"first token after {speed.seconds_to_first_token:.2f} s",
+        f"{done.generated_tokens:,} generated ({done.reasoning_tokens:,} thinking) at "
+        f"{speed.decode_tokens_per_s:,.1f}/s",
+        f"{speed.peak_nbytes / 2**30:.2f} GiB at peak",
+    )
+    return " · ".join(parts)

@@ -1,0 +1,64 @@
+"""The commands besides chatting: `qchat VERB ...`, one module each, imported only when its verb is used.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> int`; its docstring is its help.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from ....core.errors import UsageError
+from ...text.output import write
+from ...user.paths import user_path
+
+VERBS = {
+    "bench": "measure a model's speed, alone or against others",
+    "calibrate": "measure which inputs matter, for convert's --imatrix-path",
+    "card": "rewrite a model folder's card",
+    "completion": "print a script that completes qchat's words in a shell",
+    "config": "show the settings and where each comes from",
+    "convert": "make or plan a quantized model",
+    "eval": "measure a model's quality, alone or against another",
+    "inspect": "show what a model folder holds",
+    "models": "list the models here and those to be had, or delete one",
+    "plan": "show what running a model would take of the memory",
+    "pull": "fetch a model from Hugging Face",
+    "sessions": "list, search, export and delete conversations",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help lists the options)")
+
+
+def model_folder(name: str) -> Path:
+    """Of a model on this machine, by any of its names; a path that is there as it is. Raises ModelError."""
+    from ....core.hub.library import Places, find
+    from ...user.settings import Settings
+
+    path = user_path(name)
+    return path if path.exists() else find(name, Places.of(Settings.load()["models_dir"]))
+
+
+def parser_of(verb: str) -> Parser:
+    """The parser of one of VERBS."""
+    module = import_module(f".{verb}", __name__)
+    parser = Parser(prog=f"qchat {verb}", allow_abbrev=False, description=module.__doc__)
+    module.add_arguments(parser)
+    return parser
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run one of VERBS with the words after it; returns the exit code. Raises QchatError."""
+    try:
+        args = parser_of(verb).parse_args(argv)
+    except SystemExit as end:  # --help has printed
+        write(sys.stdout, "")
+        return int(end.code or 0)
+    return import_module(f".{verb}", __name__).run(args)

@@ -1,0 +1,25 @@
+"""Rewrite the card of a model folder, its README.md, from what the folder holds. Sections that others wrote
+stay, and nothing is published."""
+
+import argparse
+import sys
+
+from ...text.output import write
+from . import model_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model's folder or name")
+    parser.add_argument("--print", action="store_true", help="print the card and leave the folder as it is")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write or print it; returns the exit code. Raises QchatError."""
+    from ....core.conversion import model_card as modelcard
+
+    folder = model_folder(args.model)
+    if args.print:
+        write(sys.stdout, modelcard.make_card(folder))
+    else:
+        write(sys.stdout, f"{modelcard.write_card(folder)}\n")
+    return 0

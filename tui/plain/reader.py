@@ -1,0 +1,249 @@
+"""How the line-based chat reads: with editing, history and completion at a terminal, plain lines elsewhere.
+
+Both give whole messages: a block between triple quotes is one. Refuses nothing that can be typed.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...core.errors import QchatError
+from ..commands import completions
+from ..text.output import printable, write
+from ..user.attachments import complete as complete_path
+from ..user.editor import edit
+from ..user.history import History
+
+if TYPE_CHECKING:
+    from ..chat.controller import Chat
+
+QUOTES = '"""'
+
+
+class Interrupted(Exception):
+    """ctrl+c at an empty prompt or a question. No KeyboardInterrupt: that would end the event loop."""
+
+
+class Reader(Protocol):
+    """`edits`: what stands in the prompt can be changed, so a draft may stand there."""
+
+    edits: bool
+
+    async def line(self, prompt: str, draft: str = "") -> str:
+        """One line, or several that were pasted. Raises EOFError, Interrupted."""
+        ...
+
+    async def answer(self, prompt: str) -> str:
+        """What is said to a question of ours, which is kept in no history. Raises as `line`."""
+        ...
+
+
+async def message(reader: Reader, prompt: str, draft: str = "") -> str:
+    """What is to be said or done: a line, or the lines between triple quotes. Raises as `Reader.line`."""
+    line = await reader.line(prompt, draft)
+    begin = line.lstrip()
+    if not begin.startswith(QUOTES):
+        return line
+    text = begin.removeprefix(QUOTES)
+    while not text.rstrip().endswith(QUOTES):
+        text = f"{text}\n{await reader.line('')}"
+    return text.rstrip().removesuffix(QUOTES).strip("\n")
+
+
+class PlainReader:
+    """Lines of stdin as they are: a pipe, a file, or a terminal that can do no more."""
+
+    edits = False
+
+    def __init__(self, *, shown: bool):
+        self._shown = shown
+        self._pending: asyncio.Future[str] | None = None
+
+    async def line(self, prompt: str, draft: str = "") -> str:
+        del draft
+        if self._shown:
+            write(sys.stdout, prompt)
+        # a read that was given up goes on: what it brings is the next line
+        self._pending = self._pending or _read_in_background()
+        line = await asyncio.shield(self._pending)
+        self._pending = None
+        if not line:
+            raise EOFError
+        return line.rstrip("\r\n")
+
+    async def answer(self, prompt: str) -> str:
+        return await self.line(prompt)
+
+
+def _read_in_background() -> "asyncio.Future[str]":
+    """The next line of stdin, empty at its end; the thread keeps no process alive."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        try:
+            line = sys.stdin.readline()
+        except (OSError, ValueError):  # closed meanwhile
+            line = ""
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(future.set_result, line)
+
+    threading.Thread(target=read, daemon=True).start()
+    return future
+
+
+class TypedAhead:
+    """Within it the terminal neither shows nor changes what is typed, so the next prompt gets it as it is,
+    enter as enter, and no reply is written around it. Ctrl+c stays a signal."""
+
+    def __enter__(self) -> "TypedAhead":
+        import termios
+
+        self._usual = termios.tcgetattr(sys.stdin)
+        quiet = termios.tcgetattr(sys.stdin)
+        quiet[0] &= ~termios.ICRNL
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        quiet[6][termios.VMIN], quiet[6][termios.VTIME] = 1, 0
+        self._quiet = quiet
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import termios
+
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._usual)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """The terminal as it was, for another program."""
+        import termios
+
+        self.__exit__()
+        try:
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._quiet)
+
+
+class PromptReader:
+    """A prompt with history, search, completion, an editor; `toolbar` gives the text below it."""
+
+    edits = True
+
+    def __init__(self, chat: "Chat", history: History, toolbar: Callable[[], str] | None, *, colour: bool):
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.output import ColorDepth
+
+        depth = None if colour else ColorDepth.DEPTH_1_BIT
+        self._session: PromptSession[str] = PromptSession(
+            history=_adapted(history),
+            completer=_completer(chat),
+            complete_while_typing=False,
+            key_bindings=_keys(history),
+            bottom_toolbar=toolbar,
+            color_depth=depth,
+        )
+        self._question: PromptSession[str] = PromptSession(
+            color_depth=depth, interrupt_exception=Interrupted, eof_exception=Interrupted
+        )
+
+    async def line(self, prompt: str, draft: str = "") -> str:
+        return await self._session.prompt_async(prompt, default=draft, handle_sigint=False)
+
+    async def answer(self, prompt: str) -> str:
+        return await self._question.prompt_async(prompt, handle_sigint=False)
+
+
+def can_prompt() -> bool:
+    """Whether both ends are a terminal that moves its cursor."""
+    dumb = os.environ.get("TERM", "dumb") in ("", "dumb")
+    return sys.stdin.isatty() and sys.stdout.isatty() and not dumb
+
+
+def _adapted(history: History) -> Any:
+    from prompt_toolkit.history import History as PromptHistory
+
+    class Adapted(PromptHistory):
+        """The history that both front ends share."""
+
+        def load_history_strings(self) -> Iterable[str]:
+            return reversed(history.entries)
+
+        def store_string(self, string: str) -> None:
+            history.add(string)
+
+    return Adapted()
+
+
+def _completer(chat: "Chat") -> Any:
+    from prompt_toolkit.completion import Completer, Completion
+
+    class Commands(Completer):
+        """Commands with their arguments, and files after an @."""
+
+        def get_completions(self, document: Any, complete_event: Any) -> Iterable[Completion]:
+            del complete_event
+            text: str = document.text_before_cursor
+            for one in completions(text, chat):
+                yield Completion(one.line, -len(text), display=one.shown, display_meta=one.help)
+            word = text.split()[-1] if text and not text[-1].isspace() else ""
+            if word.startswith("@"):
+                for path in complete_path(word[1:], Path.cwd()):
+                    yield Completion(f"@{path}", -len(word), display=path)
+
+    return Commands()
+
+
+def _keys(history: History) -> Any:
+    """Beside the usual ones: ctrl+j, alt+enter, backslash and enter begin a line, ctrl+g an editor."""
+    from prompt_toolkit.application import run_in_terminal
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys, typing = KeyBindings(), has_focus(DEFAULT_BUFFER)
+
+    @keys.add("c-j", filter=typing)
+    @keys.add("escape", "enter", filter=typing)
+    def newline(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("enter", filter=typing)
+    def enter(event: Any) -> None:
+        buffer = event.current_buffer
+        if buffer.text.endswith("\\") and buffer.document.is_cursor_at_the_end:
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("c-c", filter=typing)
+    def clear(event: Any) -> None:
+        if event.current_buffer.text:
+            history.add(event.current_buffer.text)
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=Interrupted())
+
+    @keys.add("c-g", filter=typing)
+    def editor(event: Any) -> None:
+        buffer = event.current_buffer
+
+        async def change() -> None:
+            try:
+                text = await run_in_terminal(lambda: edit(buffer.text), in_executor=True)
+            except QchatError as error:
+                sentence = str(error)
+                await run_in_terminal(lambda: write(sys.stderr, f"{printable(sentence)}\n"))
+                return
+            if text is not None:
+                buffer.text, buffer.cursor_position = text, len(text)
+
+        event.app.create_background_task(change())
+
+    return keys

@@ -1,0 +1,423 @@
+"""The line-based chat: a prompt, a reply as it comes, the same commands as the app; it only ever appends.
+
+Ctrl+c stops the reply; at an empty prompt it leaves when pressed twice. Without a terminal it reads plain
+lines and asks nothing. For a screen reader everything is words.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from ...core.errors import QchatError, UsageError
+from ..chat.client import EngineDied
+from ..chat.controller import Chat
+from ..chat.jobs import Job
+from ..chat.meter import Status, figures
+from ..chat.start import Beginning
+from ..chat.view import NoteKind, View
+from ..commands import parse, perform
+from ..commands.base import Screen, first_words
+from ..text.output import printable
+from ..text.report import Report, Table
+from ..user.attachments import attach
+from ..user.clipboard import copy
+from ..user.editor import edit
+from ..user.history import History
+from ..user.settings import Settings
+from .printer import Printer
+from .reader import Interrupted, PlainReader, PromptReader, Reader, TypedAhead, can_prompt, message
+
+TWICE_SECONDS = 2.0
+IMPATIENT = 3  # so many ctrl+c in that time end everything
+RECAP_CHARACTERS = 2000
+FOUND = 20
+GB = 10**9
+KEYS = (
+    ("enter", "send"),
+    ("ctrl+j, alt+enter, \\ enter", 'new line; """ begins and ends several lines'),
+    ("up, down", "earlier prompts"),
+    ("ctrl+r", "search earlier prompts"),
+    ("tab", "complete a command, its words, or @file"),
+    ("ctrl+g", "write the prompt in $EDITOR"),
+    ("ctrl+c", "stop the reply, clear the prompt; twice at an empty prompt: leave"),
+    ("ctrl+d", "leave"),
+)
+
+
+def run(
+    make_chat: Callable[[View], Chat], *, settings: Settings, history: History, beginning: Beginning
+) -> int:
+    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin and nobody
+    is there to do something about it."""
+    return asyncio.run(Repl(make_chat, settings, history).run(beginning))
+
+
+class Repl:
+    """The view of the chat and the front end of the commands, in lines."""
+
+    def __init__(self, make_chat: Callable[[View], Chat], settings: Settings, history: History):
+        self.settings = settings
+        self.spoken = bool(settings["screen_reader"])
+        self.out = Printer(spoken=self.spoken, measure=settings["measure"])
+        self.chat = make_chat(self)
+        self.attended = sys.stdin.isatty() and sys.stdout.isatty()
+        self.reader = self._reader(history)
+        self._terminal = TypedAhead() if self.reader.edits else None
+        self._draft = self._typed = ""
+        self._conversation: int | None = None
+        self._leaving = False
+        self._code = 0
+        self._changed = asyncio.Event()
+        self._interrupts: list[float] = []
+        self._main: asyncio.Task[Any] | None = None
+        self._reading: asyncio.Task[str] | None = None
+        self._thought: _Thought | None = None
+        self._jobs: set[Job] = set()  # whose end was not yet told
+
+    def _reader(self, history: History) -> Reader:
+        if not can_prompt():
+            return PlainReader(shown=self.attended)
+        toolbar = None if self.spoken else self._toolbar
+        return PromptReader(self.chat, history, toolbar, colour=self.out.form.colour)
+
+    @property
+    def _prompt(self) -> str:
+        if self.spoken:
+            return "You: "
+        return "❯ " if self.out.form.unicode else "> "
+
+    def _toolbar(self) -> str:
+        """The figures of the last reply."""
+        status = self.chat.status
+        parts = [f"{status.tokens_per_s:,.1f} tok/s"] if status.last else []
+        if status.context_limit:
+            parts.append(f"ctx {status.context_tokens / status.context_limit:.0%}")
+        if status.active_nbytes:
+            parts.append(f"{status.active_nbytes / GB:,.1f} GB")
+        return " · ".join([*parts, "/help"])
+
+    # the loop
+
+    async def run(self, beginning: Beginning) -> int:
+        self._main = asyncio.current_task()
+        self._listen_to_signals()
+        self.chat.show_stats = self.chat.show_stats or beginning.stats
+        with self._terminal or nullcontext():
+            try:
+                await self._begin(beginning)
+                while not self._leaving:
+                    await self._turn()
+            except asyncio.CancelledError:
+                if not self._code:
+                    raise
+            finally:
+                await self.chat.quit()
+        return self._code
+
+    async def _begin(self, beginning: Beginning) -> None:
+        try:
+            await self.chat.load(beginning.model, conversation=beginning.conversation)
+        except QchatError as error:
+            if not self.attended:
+                raise
+            self._complain(error)
+        if beginning.said:
+            self.out.line(beginning.said, "dim")
+        if self.attended:
+            name = (self.chat.model or {}).get("name", "no model is loaded")
+            self.out.line(f"{name}; /help lists the commands, ctrl+d leaves", "dim")
+        if beginning.text:
+            await self._do(beginning.text)
+
+    async def _turn(self) -> None:
+        """Read one message and do what it asks."""
+        draft, self._draft = self._draft, ""
+        self.out.fresh_line()
+        self._reading = asyncio.create_task(message(self.reader, self._prompt, draft))
+        try:
+            line = await self._reading
+        except EOFError:
+            self._leaving = True
+        except (Interrupted, asyncio.CancelledError):
+            if self._code:
+                raise
+            self._interrupted_at_prompt()
+        else:
+            self._typed = line
+            await (self._restart() if self._is_dead() and not line.strip() else self._do(line))
+        finally:
+            self._reading = None
+
+    async def _do(self, line: str) -> None:
+        """Say `line` or do what it commands, and wait until nothing runs."""
+        try:
+            if isinstance(parse(line), str):
+                line = attach(line, Path.cwd())
+        except QchatError as error:
+            self.note(str(error), "error")
+            return
+        await perform(line, self.chat, self)
+        await self._settled()
+
+    async def _settled(self) -> None:
+        while self._is_working() and not self._leaving:
+            self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 0.2)
+
+    def _is_working(self) -> bool:
+        waiting = bool(self.chat.queue) and self.chat.model is not None and not self._is_dead()
+        return self.chat.busy or waiting or bool(self._jobs)
+
+    def _is_dead(self) -> bool:
+        return self.chat.status.phase == "dead"
+
+    async def _restart(self) -> None:
+        await self._tried(self.chat.restart())
+        await self._settled()
+
+    async def _tried(self, work: Awaitable[Any]) -> None:
+        try:
+            await work
+        except QchatError as error:
+            self._complain(error)
+
+    def _complain(self, error: QchatError) -> None:
+        """Of an engine's death the chat has told already."""
+        if not (isinstance(error, EngineDied) and str(error) in self.chat.status.reason):
+            self.note(str(error), "error")
+
+    # interruptions
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+            loop.add_signal_handler(signal.SIGINT, self.interrupt)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self._end, 128 + number)
+
+    def interrupt(self) -> None:
+        """Ctrl+c outside of the prompt: stop what runs, or what is being read."""
+        if self._reading is not None and not self._reading.done():
+            self._reading.cancel()
+            return
+        if not self._is_working():
+            self._interrupted_at_prompt()
+        elif self._pressed() >= IMPATIENT:
+            self._end(130)
+        else:
+            self.chat.stop()
+
+    def _interrupted_at_prompt(self) -> None:
+        if self._pressed() >= 2:
+            self._leaving = True
+        else:
+            self.note("ctrl+c again leaves")
+
+    def _pressed(self) -> int:
+        """How often ctrl+c was pressed lately."""
+        now = time.monotonic()
+        self._interrupts = [when for when in self._interrupts if now - when < TWICE_SECONDS] + [now]
+        return len(self._interrupts)
+
+    def _end(self, code: int) -> None:
+        self._code, self._leaving = code, True
+        if self._main is not None:
+            self._main.cancel()
+
+    # what the chat shows
+
+    def question(self, turn: dict[str, Any]) -> None:
+        """What was typed stands above already."""
+        if self.attended and turn["question"] != self._typed:
+            self.out.line(f"{self._prompt}{first_words(turn['question'], 200)}", "dim")
+        self._typed = ""
+        self._thought = None
+        self.out.begin_answer()
+        self._answering = False
+
+    def events(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            match event["event"]:
+                case "thought":
+                    self._think(event)
+                case "text":
+                    self._answer(event["text"])
+                case "notice":
+                    self.note(event["text"])
+                case "tooluse":
+                    self.note(f"the model calls {event['name']}")
+
+    def _think(self, event: dict[str, Any]) -> None:
+        if self._thought is None:
+            self._thought = _Thought()
+        self._thought.tokens += event.get("tokens", 1)
+        if self.chat.show_thinking and self.attended:
+            self.out.thought(event["text"])
+
+    def _answer(self, text: str) -> None:
+        if not self._answering:
+            self._answering = True
+            self._end_thought()
+            if self.spoken and self.attended:
+                self.out.raw("Qwen: ")
+        self.out.answer(text)
+
+    def _end_thought(self) -> None:
+        """Its line, with time and tokens."""
+        if self._thought is None or not self.attended:
+            return
+        seconds = time.monotonic() - self._thought.begin
+        mark = "▸ " if self.out.form.unicode else "> "
+        text = f"{mark}thought {seconds:.1f} s · {self._thought.tokens:,} tokens"
+        self.out.line(f"Thought ({seconds:.1f} s)." if self.spoken else text, "dim")
+        self._thought = None
+
+    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
+        del turn
+        self._end_thought()
+        self.out.end_answer()
+        ended = {"cancelled": "stopped", "length": "the reply was cut at its token limit"}
+        said = done.get("detail") or ended.get(done["finish_reason"])
+        if said and said != self.chat.status.reason:  # of a death the chat has told already
+            self.note(said)
+        if self.chat.show_stats:
+            self.note(figures(done))
+        self._changed.set()
+
+    def returned(self, text: str) -> None:
+        self.out.end_answer()
+        self.put_prompt(text)
+
+    def rebuilt(self, state: dict[str, Any]) -> None:
+        """Nothing is drawn again; another conversation is introduced by its end."""
+        if state["conversation"] == self._conversation or not self.attended:
+            return
+        self._conversation = state["conversation"]
+        if not state["turns"]:
+            return
+        last = state["turns"][-1]
+        self.out.line(f"{state['title'] or 'conversation'} · {len(state['turns'])} turns", "title")
+        self.out.line(f"{self._prompt}{first_words(last['question'], 200)}", "dim")
+        self.out.line(last["answer"][-RECAP_CHARACTERS:])
+
+    def status(self, status: Status) -> None:
+        if self.attended and status.phase in ("loading", "reading") and status.total:
+            self.out.progress(status.phase, status.done / status.total)
+        self._changed.set()
+
+    def note(self, text: str, kind: NoteKind = "info") -> None:
+        self.out.note(text, kind)
+
+    def report(self, report: Report) -> None:
+        self.out.report(report)
+
+    def job(self, job: Job) -> None:
+        self._jobs.add(job)
+        self.note(f"{job.title}: ctrl+c stops it")
+
+    def job_changed(self, job: Job) -> None:
+        if job.state != "running":
+            self._jobs.discard(job)
+            self.out.report(Report(f"{job.title}: {job.error or job.state}", job.report().parts))
+        else:
+            last = next((one for one in reversed(job.events) if one["event"] == "progress"), None)
+            if last is not None and last["total"] and self.attended:
+                self.out.progress(job.method, last["done"] / last["total"])
+        self._changed.set()
+
+    # what commands ask for besides
+
+    async def confirm(self, question: str) -> bool:
+        answer = await self._ask(f"{question} [y/N] ")
+        return answer is not None and answer.strip().lower() in ("y", "yes")
+
+    async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
+        self.out.line(title, "title")
+        for number, (_, label) in enumerate(options, 1):
+            self.out.line(f"{number:>3}  {label}")
+        answer = await self._ask(f"1 to {len(options)}, or nothing: ")
+        if answer is None or not answer.strip():
+            return None
+        if not answer.strip().isdecimal() or not 1 <= int(answer) <= len(options):
+            raise UsageError(f"{answer.strip()!r:.40} is not among them, wanted 1 to {len(options)}")
+        return options[int(answer) - 1][0]
+
+    async def _ask(self, prompt: str) -> str | None:
+        """None where nobody answers."""
+        if not self.attended:
+            self.note("nobody is here to be asked, so nothing is done", "warning")
+            return None
+        self.out.fresh_line()
+        self._reading = asyncio.create_task(self.reader.answer(printable(prompt)))
+        try:
+            return await self._reading
+        except (EOFError, Interrupted):
+            return None
+        except asyncio.CancelledError:
+            if self._code:
+                raise
+            return None  # ctrl+c where the terminal cannot tell us of it
+
+    def put_prompt(self, text: str) -> None:
+        if self.reader.edits:
+            self._draft = text
+        else:
+            self.note(f"taken back: {text}")
+
+    async def edit_text(self, text: str) -> str | None:
+        if not self.attended:
+            raise UsageError("there is no terminal for an editor: give the text with the command")
+        with self._terminal.lent() if self._terminal else nullcontext():
+            return await asyncio.to_thread(edit, text)
+
+    def copy(self, text: str) -> str:
+        return copy(text, self._to_terminal if self.attended else None)
+
+    def _to_terminal(self, sequence: str) -> None:
+        sys.stdout.write(sequence)
+        sys.stdout.flush()
+
+    def find(self, text: str) -> int:
+        """Shows where it stands, since nothing can be scrolled to."""
+        wanted, rows = text.lower(), []
+        for turn in self.chat.state["turns"]:
+            for part in ("question", "answer"):
+                lines = [line for line in turn[part].split("\n") if wanted in line.lower()]
+                rows += [(str(turn["number"]), part, line.strip()) for line in lines]
+        if rows:
+            self.report(Report("", (Table(("turn", "", "line"), rows[:FOUND]),)))
+        return len(rows)
+
+    def screen(self, name: Screen) -> bool:
+        if name == "keys":
+            self.report(Report("Keys", (Table(("key", ""), KEYS),)))
+        return name == "keys"
+
+    def set_theme(self, name: str) -> None:
+        self.note(f"the theme {name} is for the full screen; lines have the terminal's colours")
+
+    def show_thinking(self, shown: bool) -> None:
+        """The chat's own mark is asked at every thought."""
+
+    def mouse(self, on: bool) -> None:
+        self.note("the mouse is the terminal's here" if on else "the mouse stays the terminal's")
+
+    async def leave(self, to: Literal["shell", "plain"]) -> None:
+        if to == "shell":
+            self._leaving = True
+        else:
+            self.note("this is the line-based chat already")
+
+
+class _Thought:
+    """A thought that is being thought."""
+
+    def __init__(self) -> None:
+        self.begin = time.monotonic()
+        self.tokens = 0

@@ -1,0 +1,169 @@
+"""The full-screen app: themes, signals, the way in and the way out; all else is in its screens.
+
+However it ends, the terminal is restored, the engine's process is gone and the draft is in the history.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.command import Provider
+from textual.filter import Monochrome, NoColor
+from textual.screen import Screen
+from textual.worker import WorkerFailed
+
+from ...core.errors import QchatError
+from ..chat.controller import Chat, View
+from ..chat.start import Beginning
+from ..user.history import History
+from ..user.keymap import Keymap
+from ..user.settings import Settings
+from ..user.themes import Shelf, extra_defaults
+from .chat import ChatScreen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LEAVE_SECONDS = 6.0
+Goal = Literal["shell", "plain"]
+
+
+def _commands() -> type[Provider]:
+    from .palette import Commands
+
+    return Commands
+
+
+class QchatApp(App[Goal]):
+    """`run` returns where the user goes next; `failure` is an error nobody foresaw."""
+
+    CSS_PATH = Path(__file__).parents[2] / "themes" / "app.tcss"
+    TITLE = "qchat"
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_commands}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+q", "leave", "Quit", show=False, priority=True, id="quit"),
+    ]
+    PAUSE_GC_ON_SCROLL = True
+
+    def __init__(
+        self,
+        make_chat: Callable[[View], Chat],
+        *,
+        settings: Settings,
+        keymap: Keymap | None = None,
+        history: History | None = None,
+        beginning: Beginning | None = None,
+    ):
+        self.shelf = Shelf.open()
+        # the toolkit has it for themes of its own colours only
+        self._defaults = {"ansi-background": "ansi_default", **extra_defaults()}
+        super().__init__()
+        if self.no_color:  # the toolkit's greys are colours too, and black on black with a terminal's palette
+            self._filters[:] = [one for one in self._filters if not isinstance(one, Monochrome)] + [NoColor()]
+        self.failure: BaseException | None = None
+        self.keymap = keymap or Keymap()
+        self.set_keymap(self.keymap.textual())
+        self._settings = settings
+        self._leaving = False
+        self._code = 0
+        self.chat_screen = ChatScreen(
+            make_chat,
+            settings=settings,
+            keymap=self.keymap,
+            history=history or History(),
+            beginning=beginning,
+        )
+
+    @property
+    def chat(self) -> Chat:
+        return self.chat_screen.chat
+
+    def get_default_screen(self) -> Screen[Any]:
+        return self.chat_screen
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return self._defaults
+
+    def get_system_commands(self, screen: Screen[Any]) -> "Iterable[SystemCommand]":
+        """None of the toolkit's own: the palette lists our commands."""
+        del screen
+        return ()
+
+    def on_mount(self) -> None:
+        self._listen_to_signals()
+        # back from the shell, where the terminal holds nothing of what was painted
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
+        for problem in self.shelf.problems:
+            self.chat_screen.front.note(problem, "warning")
+        self.action_look(self._settings["theme"])
+        self.call_after_refresh(_rest)
+
+    def action_look(self, name: str) -> None:
+        """Wear the theme `name` as its file is now."""
+        self.shelf.refresh()
+        try:
+            theme = self.shelf.find(name).theme
+        except QchatError as error:
+            self.chat_screen.front.note(str(error), "error")
+            return
+        self.register_theme(theme)
+        if self.theme == theme.name:
+            self.refresh_css()  # the file may have changed, its name did not
+        self.theme = theme.name
+
+    def action_mouse(self, on: bool) -> None:
+        """Hear the mouse, or leave it to the terminal."""
+        driver: Any = self._driver
+        if driver is not None and hasattr(driver, "_enable_mouse_support"):
+            if not on:
+                driver._disable_mouse_support()
+            driver._mouse = on
+            if on:
+                driver._enable_mouse_support()
+
+    async def action_leave(self, to: Goal = "shell") -> None:
+        """End the engine and the app."""
+        if self._leaving:
+            return
+        self._leaving = True
+        self.chat_screen.prompt.keep_draft()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.chat.quit(), LEAVE_SECONDS)
+        self.exit(to, return_code=self._code)
+
+    def _listen_to_signals(self) -> None:
+        """A signal from outside does what its user would; an interrupt may have been meant for $EDITOR."""
+        loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+            loop.add_signal_handler(signal.SIGINT, self.chat_screen.action_do, "interrupt")
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self._end_by, number)
+
+    def _end_by(self, number: signal.Signals) -> None:
+        self._code = 128 + number
+        self._ending = asyncio.get_running_loop().create_task(self.action_leave())
+        # a terminal that is gone may never take what is still to be written to it
+        watchdog = threading.Timer(LEAVE_SECONDS + 2, os._exit, (128 + number,))
+        watchdog.daemon = True
+        watchdog.start()
+
+    def _fatal_error(self) -> None:
+        """No traceback with values of variables on the screen; whoever ran the app saves it."""
+        error = self._exception
+        self.failure = error.error if isinstance(error, WorkerFailed) else error
+        self.chat_screen.prompt.keep_draft()
+        self._close_messages_no_wait()
+
+
+def _rest() -> None:
+    """What is alive after the first paint stays; the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,349 @@
+"""Tables and small pictures as values, and pure functions that draw them as styled lines of text.
+
+Both front ends paint these lines. No line is wider than asked for, whatever the cells hold; what is cut ends
+in an ellipsis. Refuses nothing: figures that are no finite numbers are drawn as none.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .sanitise import cells, cut, fit, printable, wrap
+
+Style = Literal["", "title", "dim", "accent", "good", "warn", "bad", "bar"]
+Line = list[tuple[str, str]]
+GAP = 2
+MIN_COLUMN = 4
+BAR_CELLS = 30
+PLOT_ROWS = 10
+# what our own words hold that a plain terminal may not show, as wide as that
+ASCII = str.maketrans("·…", "-~")
+MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`align` holds `<` or `>` for each column; all to the left where it is empty."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    align: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value of at least 0; `text` says it in words; `style` tells it from the others."""
+
+    label: str
+    value: float
+    text: str = ""
+    style: Style = "bar"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Lengths in proportion to the largest value."""
+
+    rows: Sequence[Bar]
+
+
+@dataclass(frozen=True)
+class Spark:
+    """One row of small columns in proportion to the largest value."""
+
+    values: Sequence[float]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Points on linear axes; each carries a letter that the lines below explain."""
+
+    points: Sequence[Point]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """How far something is: `done` of `total`, and what to say beside it."""
+
+    done: float
+    total: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Text, wrapped."""
+
+    lines: Sequence[str]
+    style: Style = ""
+
+
+@dataclass(frozen=True)
+class Markdown:
+    """Text that a front end may render; here it is wrapped as it is."""
+
+    source: str
+
+
+Part = Table | Bars | Spark | Plot | Gauge | Lines | Markdown
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command has to show."""
+
+    title: str
+    parts: Sequence[Part] = field(default_factory=tuple)
+
+
+def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]:
+    """`report` as lines of (style, text), at most `width` cells wide; without `unicode` drawn in ASCII."""
+    width = max(width, 1)
+    lines: list[Line] = []
+    if report.title:
+        lines.append([("title", _one_line(report.title))])
+    for part in report.parts:
+        lines += _part_lines(part, width, _Glyphs.of(unicode))
+    lines = [_fit(line, width) for line in lines]
+    return lines if unicode else [[(style, text.translate(ASCII)) for style, text in line] for line in lines]
+
+
+def report_text(report: Report) -> str:
+    """`report` in words for files and for reading aloud: a row is a sentence, and nothing is drawn."""
+    lines = [report.title] if report.title else []
+    for part in report.parts:
+        lines += _spoken(part)
+    return "\n".join(printable(line) for line in lines)
+
+
+@dataclass(frozen=True)
+class _Glyphs:
+    full: str
+    empty: str
+    eighths: str  # partial blocks from thin to thick
+    levels: str  # columns from low to high
+    vertical: str
+    corner: str
+    horizontal: str
+
+    @classmethod
+    def of(cls, unicode: bool) -> "_Glyphs":
+        if unicode:
+            return cls("█", "░", "▏▎▍▌▋▊▉", "▁▂▃▄▅▆▇█", "│", "└", "─")
+        return cls("#", ".", "", "_.:-=+*#", "|", "+", "-")
+
+
+def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
+    match part:
+        case Table():
+            return _table(part, width)
+        case Bars():
+            return _bars(part, width, glyphs)
+        case Spark():
+            return [[("bar", sparkline(part.values, glyphs.levels)), ("dim", f"  {_one_line(part.label)}")]]
+        case Plot():
+            return _plot(part, width, glyphs)
+        case Gauge():
+            return [_gauge(part, width, glyphs)]
+        case Lines(lines, style):
+            return [[(style, row)] for line in lines for row in _wrapped(line, width)]
+        case Markdown(source):
+            return [[("", row)] for line in source.split("\n") for row in _wrapped(line, width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrap(printable(text).replace("\t", "    "), width)
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", " ").replace("\t", " ")
+
+
+def _fit(line: Line, width: int) -> Line:
+    """`line` without what goes beyond `width`."""
+    left, kept = width, []
+    for style, text in line:
+        text = cut(text, left)
+        if text:
+            kept.append((style, text))
+        left -= cells(text)
+    return kept
+
+
+def _padded(text: str, width: int, align: str = "<") -> str:
+    return fit(text, width, "right" if align == ">" else "left")
+
+
+# --- tables ---
+
+
+def _table(table: Table, width: int) -> list[Line]:
+    """A header, then the rows; wide columns give way first, columns at the end when nothing else helps.
+
+    Text in a last column to the left is wrapped, all else is cut.
+    """
+    rows = [[_one_line(str(cell)) for cell in row] for row in table.rows]
+    header = [_one_line(name) for name in table.columns]
+    widths = _widths([header, *rows], width)
+    align = table.align or "<" * len(header)
+    lines: list[Line] = [[("dim", _row(header, widths, align))]] if any(header) else []
+    for row in rows:
+        *kept, last = row[: len(widths)] or [""]
+        wraps = bool(widths) and align[len(widths) - 1 : len(widths)] == "<"
+        first, *rest = _wrapped(last, max(widths[-1], 1)) if wraps else [last]
+        lines.append([("", _row([*kept, first], widths, align))])
+        lines += [[("", _row([*([""] * len(kept)), more], widths, align))] for more in rest]
+    return lines
+
+
+def _row(row: Sequence[str], widths: Sequence[int], align: str) -> str:
+    padded = [
+        _padded(cell, width, side) for cell, width, side in zip(row, widths, align, strict=False) if width
+    ]
+    return (" " * GAP).join(padded).rstrip()
+
+
+def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Of each column. The last one keeps half of the line as long as others can give way."""
+    widths = [max(map(cells, column), default=0) for column in zip(*rows, strict=False)]
+    while len(widths) > 1 and _total(widths) > width < len(widths) * (MIN_COLUMN + GAP) - GAP:
+        widths.pop()
+    while _total(widths) > width and max(widths) > 1:
+        others = (
+            widths[:-1] if widths[-1] <= width // 2 and max(widths[:-1], default=0) > MIN_COLUMN else widths
+        )
+        widths[widths.index(max(others))] -= 1
+    return widths
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * max(sum(map(bool, widths)) - 1, 0)
+
+
+# --- pictures ---
+
+
+def finite(values: Sequence[float]) -> list[float]:
+    """`values` with 0 for what is no finite number of at least 0."""
+    return [value if math.isfinite(value) and value > 0 else 0.0 for value in values]
+
+
+def sparkline(values: Sequence[float], levels: str = "▁▂▃▄▅▆▇█") -> str:
+    """One character for each of `values`, the highest level for the largest of them."""
+    known = finite(values)
+    top = max(known, default=0.0)
+    last = len(levels) - 1
+    return "".join(levels[round(value / top * last) if top else 0] for value in known)
+
+
+def bar(share: float, width: int, glyphs: _Glyphs) -> tuple[str, str]:
+    """The filled and the empty part of a bar of `width` cells."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    partial = glyphs.eighths[rest - 1] if rest and glyphs.eighths and full < width else ""
+    return glyphs.full * full + partial, glyphs.empty * (width - full - len(partial))
+
+
+def _bars(bars: Bars, width: int, glyphs: _Glyphs) -> list[Line]:
+    labels = [_one_line(row.label) for row in bars.rows]
+    column = min(max(map(cells, labels), default=0), max(width // 3, MIN_COLUMN))
+    texts = [_one_line(row.text) for row in bars.rows]
+    free = width - column - max(map(cells, texts), default=0) - 2 * GAP
+    length = max(min(free, BAR_CELLS), min(MIN_COLUMN, width // 4))
+    values = finite([row.value for row in bars.rows])
+    top = max(values, default=0.0)
+    lines: list[Line] = []
+    for row, label, text, value in zip(bars.rows, labels, texts, values, strict=True):
+        filled, empty = bar(value / top if top else 0.0, length, glyphs)
+        name = _padded(label, column)
+        lines.append([("", f"{name}  "), (row.style, filled), ("dim", empty), ("", f"  {text}")])
+    return lines
+
+
+def _gauge(gauge: Gauge, width: int, glyphs: _Glyphs) -> Line:
+    share = gauge.done / gauge.total if gauge.total > 0 and math.isfinite(gauge.done) else 0.0
+    length = max(min(BAR_CELLS, width // 3), 1)
+    filled, empty = bar(share, length, glyphs)
+    text = f" {min(max(share, 0.0), 1.0):4.0%}  {_one_line(gauge.text)}"
+    return [("accent", filled), ("dim", empty), ("", text)]
+
+
+def _plot(plot: Plot, width: int, glyphs: _Glyphs) -> list[Line]:
+    points = [p for p in plot.points if math.isfinite(p.x) and math.isfinite(p.y)][: len(MARKS)]
+    if not points:
+        return []
+    low_y, high_y = _span([p.y for p in points])
+    low_x, high_x = _span([p.x for p in points])
+    ticks = {0: _figure(high_y), PLOT_ROWS - 1: _figure(low_y)}
+    margin = max(map(len, ticks.values()))
+    columns = max(min(width - margin - 5 - cells(plot.x_label), 2 * BAR_CELLS), 4)
+    grid = [[" "] * columns for _ in range(PLOT_ROWS)]
+    for mark, point in zip(MARKS, points, strict=False):
+        x = round((point.x - low_x) / (high_x - low_x) * (columns - 1))
+        y = round((high_y - point.y) / (high_y - low_y) * (PLOT_ROWS - 1))
+        place = min((i for i in range(columns) if grid[y][i] == " "), key=lambda i: abs(i - x), default=x)
+        grid[y][place] = mark
+    lines: list[Line] = [[("dim", _one_line(plot.y_label))]]
+    for y, row in enumerate(grid):
+        lines.append(
+            [("dim", f"{ticks.get(y, ''):>{margin}} {glyphs.vertical}"), ("accent", "".join(row).rstrip())]
+        )
+    left, right = _figure(low_x), _figure(high_x)
+    lines.append([("dim", f"{'':>{margin}} {glyphs.corner}{glyphs.horizontal * columns}")])
+    scale = f"{left}{right:>{max(columns - len(left), len(right) + 1)}}"
+    lines.append([("dim", f"{'':>{margin}}  {scale}  {_one_line(plot.x_label)}")])
+    return [*lines, *_legend(plot, points)]
+
+
+def _legend(plot: Plot, points: Sequence[Point]) -> Iterator[Line]:
+    for mark, point in zip(MARKS, points, strict=False):
+        where = f"{_figure(point.x)} {plot.x_label}, {_figure(point.y)} {plot.y_label}"
+        yield [("accent", mark), ("", f" {_one_line(point.label)}"), ("dim", f"  {_one_line(where)}")]
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest, apart by something even where all are equal."""
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}"
+
+
+# --- words ---
+
+
+def _spoken(part: Part) -> list[str]:
+    match part:
+        case Table(columns, rows):
+            return [_sentence(columns, row) for row in rows]
+        case Bars(rows):
+            return [f"{row.label}: {row.text or _figure(row.value)}" for row in rows]
+        case Spark(values, label):
+            known = finite(values)
+            return [f"{label}: {_figure(min(known))} to {_figure(max(known))}" if known else label]
+        case Plot(points, x_label, y_label):
+            return [f"{p.label}: {_figure(p.x)} {x_label}, {_figure(p.y)} {y_label}" for p in points]
+        case Gauge(done, total, text):
+            return [f"{done / total if total else 0:.0%} {text}".rstrip()]
+        case Lines(lines):
+            return list(lines)
+        case Markdown(source):
+            return source.split("\n")
+
+
+def _sentence(columns: Sequence[str], row: Sequence[str]) -> str:
+    named = zip(columns, row, strict=False)
+    return ", ".join(f"{name} {cell}".strip() for name, cell in named if cell)

@@ -1,0 +1,111 @@
+"""Text files that go along with a message: named by `@path` in it or by /read, bounded, UTF-8 only.
+
+Refuses, in one sentence, what is no text file, too large or unreadable; nothing but named files is opened.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import UsageError
+
+MAX_FILE_NBYTES = 1 << 20
+MAX_ALL_NBYTES = 4 << 20
+MAX_SUGGESTIONS = 200
+# an @ that begins a word, then a path, quoted where it has spaces
+_MENTION = re.compile(r"""(?<!\S)@(?:"([^"\n]+)"|(\S+))""")
+_TRAILING = ".,;:!?)]}'"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A text file's content under the name that the user gave it."""
+
+    name: str
+    text: str
+
+
+def read(path: str, folder: Path) -> Attachment:
+    """The file at `path`, seen from `folder`. Raises UsageError."""
+    try:
+        place = folder / Path(path).expanduser()
+        if not place.is_file():
+            raise UsageError(f"{path} cannot be attached: {_what_is(place)}")
+        with place.open("rb") as file:
+            data = file.read(MAX_FILE_NBYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MAX_FILE_NBYTES:
+        raise UsageError(f"{path} cannot be attached: it is larger than {MAX_FILE_NBYTES >> 20} MiB")
+    return Attachment(path, _decode(data, path))
+
+
+def find(text: str, folder: Path) -> list[str]:
+    """The paths mentioned as `@path` in `text` that exist under `folder`, each once."""
+    found = (_existing(match[1] or match[2], folder) for match in _MENTION.finditer(text))
+    return list(dict.fromkeys(path for path in found if path))
+
+
+def attach(text: str, folder: Path) -> str:
+    """The message with the files that it mentions. Raises UsageError."""
+    return with_files(text, [read(path, folder) for path in find(text, folder)])
+
+
+def with_files(text: str, attachments: Sequence[Attachment]) -> str:
+    """`text`, then each file under its name in a fence that its content cannot close. Raises UsageError."""
+    nbytes = sum(len(attachment.text.encode()) for attachment in attachments)
+    if nbytes > MAX_ALL_NBYTES:
+        raise UsageError(f"the attached files have {nbytes:,} bytes in all; {MAX_ALL_NBYTES:,} are allowed")
+    return "\n\n".join([text, *map(_fenced, attachments)]) if attachments else text
+
+
+def complete(prefix: str, folder: Path) -> list[str]:
+    """Paths that begin with `prefix`, seen from `folder`; folders end in a slash, hidden ones on demand."""
+    tail = prefix.rpartition("/")[2]
+    start = prefix[: len(prefix) - len(tail)]
+    try:
+        base = folder / Path(start).expanduser()
+        with os.scandir(base) as entries:
+            names = sorted(
+                entry.name + "/" * entry.is_dir()
+                for entry in entries
+                if entry.name.lower().startswith(tail.lower()) and (tail or not entry.name.startswith("."))
+            )
+    except (OSError, ValueError, RuntimeError):
+        return []
+    return [start + name for name in names[:MAX_SUGGESTIONS] if name.isprintable()]
+
+
+def _existing(path: str, folder: Path) -> str:
+    for candidate in (path, path.rstrip(_TRAILING)):
+        try:
+            if candidate and (folder / Path(candidate).expanduser()).exists():
+                return candidate
+        except (OSError, ValueError, RuntimeError):
+            return ""
+    return ""
+
+
+def _what_is(place: Path) -> str:
+    if place.is_dir():
+        return "it is a folder; name files, or a pattern with /read"
+    return "it is no regular file" if place.exists() else "there is no such file"
+
+
+def _decode(data: bytes, path: str) -> str:
+    if b"\0" in data:
+        raise UsageError(f"{path} cannot be attached: it is not a text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} cannot be attached: byte {error.start:,} is not UTF-8") from error
+
+
+def _fenced(attachment: Attachment) -> str:
+    runs = re.findall(r"^ *(`{3,})", attachment.text, re.MULTILINE)
+    fence = "`" * (max(map(len, runs), default=2) + 1)
+    suffix = Path(attachment.name).suffix.removeprefix(".")
+    body = attachment.text if attachment.text.endswith("\n") else f"{attachment.text}\n"
+    return f"{attachment.name}:\n{fence}{suffix}\n{body}{fence}"

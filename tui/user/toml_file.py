@@ -1,0 +1,77 @@
+"""Small TOML files: read with a limit, and one line of them replaced.
+
+Refuses, in one sentence with the file's name, what is too large, no regular file, or no TOML.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UsageError
+
+MAX_FILE_NBYTES = 64 << 10
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A small TOML file; nothing where there is none. Raises UsageError naming it."""
+    data = _bytes_of(path)
+    if not data:
+        return {}
+    import tomllib  # a hundredth of a second, spent where there is something to read
+
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} nests deeper than any settings do") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            return b""
+        if not path.is_file():  # a pipe would be waited for
+            raise UsageError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_NBYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_FILE_NBYTES:
+        raise UsageError(f"{path} has more than {MAX_FILE_NBYTES >> 10} KiB, which no settings need")
+    return data
+
+
+def replace_line(path: Path, name: str, value: str) -> None:
+    """Set the top-level key `name` to a text without quotes or escapes; every other line stays.
+
+    Raises UsageError where the file cannot be read or written, or its form does not allow that.
+    """
+    import tomllib
+
+    before = read_toml(path)
+    line = f'{name} = "{value}"'
+    text = _bytes_of(path).decode()
+    changed, count = re.subn(rf"(?m)^{name}[ \t]*=.*$", line, text, count=1)
+    text = changed if count else f"{line}\n{text}"
+    try:
+        same = tomllib.loads(text) == before | {name: value}
+    except tomllib.TOMLDecodeError:
+        same = False
+    if not same:  # the line was within a longer text or in a table
+        raise UsageError(f"{path} could not be changed: write {line} at its beginning")
+    _replace(path.resolve(), text)
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    try:
+        draft.touch(mode=0o600)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,443 @@
+"""The blocks of a transcript and the lines of each: questions, thoughts, answers, tool calls, notes, reports.
+
+No widget and no colours here. What models and files wrote is made printable on its way in.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
+from ...text.markdown.lines import lay, lay_hard
+from ...text.report import Markdown, Report, report_lines, report_text
+from ...text.sanitise import Cleaner, cells, cut, printable
+
+Thoughts = Literal["folded", "open", "live"]
+NoteKind = Literal["info", "warning", "error"]
+
+_LIVE_LINES = 3
+_FOLDED_LINES = 12
+_MARKS = {"info": "·", "warning": "▲", "error": "✖"}
+_ENDINGS = {
+    "cancelled": "■ stopped",
+    "length": "■ the token limit cut this off",
+    "error": "✖ this reply failed",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that lines depend on besides what a block holds."""
+
+    frame: Frame
+    thoughts: Thoughts = "live"
+
+
+class Block:
+    """Lines, kept until they change or the look does; `opened` overrules how the look folds it."""
+
+    margin = Span("  ", "", "")
+    foldable = False
+    is_extra = False  # it stands between turns and is no part of one
+    depends_on_display = False  # of thoughts
+
+    def __init__(self, turn: int = 0) -> None:
+        self.turn = turn
+        self.opened: bool | None = None
+        self.strips: dict[int, Any] = {}
+        self._key: Look | Frame | None = None
+        self._lines: list[Line] = []
+
+    @property
+    def text(self) -> str:
+        """What copying the block yields, and finding searches."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What the block is, for messages: `answer 3`."""
+        kind = type(self).__name__.lower()
+        return f"{kind} {self.turn}" if self.turn else kind
+
+    def build(self, look: Look) -> list[Line]:
+        raise NotImplementedError
+
+    def lines(self, look: Look) -> list[Line]:
+        key = look if self.depends_on_display else look.frame
+        if key != self._key:
+            self.forget()
+            self._lines, self._key = self.build(look), key
+        return self._lines
+
+    def row(self, index: int, look: Look) -> Line:
+        """One row with its margin; empty after the last line."""
+        lines = self.lines(look)
+        if index >= len(lines):
+            return Line(())
+        line = lines[index]
+        return Line((self.margin, *line.spans), line.joint)
+
+    def height(self, look: Look) -> int:
+        """Rows, with the empty one that separates it from the next block."""
+        count = len(self.lines(look))
+        return count + 1 if count else 0
+
+    def guess(self, look: Look) -> int:
+        """About how many rows it has, without laying it out."""
+        text = self.text
+        return text.count("\n") + len(text) // look.frame.width + 2
+
+    def forget(self) -> None:
+        """Let go of what can be made again."""
+        self._key, self._lines = None, []
+        self.strips.clear()
+
+    def codes(self) -> list[Code]:
+        return []
+
+    def is_open(self, _look: Look) -> bool:
+        """Whether all of it is shown."""
+        return bool(self.opened)
+
+    def flush(self) -> None:
+        """Take in what was fed."""
+
+    def end(self) -> None:
+        """Nothing more will be fed."""
+
+
+class Question(Block):
+    """What the user asked, in bold behind a bar, with its number, time, and the place among its siblings."""
+
+    margin = Span("▌ ", "bar", "")
+    foldable = True
+
+    def __init__(self, turn: Mapping[str, Any]) -> None:
+        super().__init__(int(turn.get("number", 0)))
+        self._text = printable(str(turn.get("question", ""))).rstrip()
+        self._created = turn.get("created")
+        self._is_tool = turn.get("role") == "tool"
+        self.siblings = place_of(turn)
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    def build(self, look: Look) -> list[Line]:
+        facts = self._facts()
+        room = look.frame.width - sum(cells(span.text) for span in facts) - 2
+        style = "fact" if self._is_tool else "question"
+        if room < 16:
+            lines = [Line(tuple(facts)), *self._laid(look.frame.width, style)]
+            return self._folded(lines)
+        lines = self._folded(self._laid(room, style))
+        used = sum(cells(span.text) for span in lines[0].spans)
+        gap = Span(" " * (look.frame.width - used - sum(cells(span.text) for span in facts)), "", "")
+        return [Line((*lines[0].spans, gap, *facts)), *lines[1:]]
+
+    def _laid(self, width: int, style: str) -> list[Line]:
+        return lay([Span(self._text.expandtabs(4) or " ", style)], width)
+
+    def _folded(self, lines: list[Line]) -> list[Line]:
+        more = len(lines) - _FOLDED_LINES
+        if self.opened or more < 4:
+            return lines
+        return [*lines[:_FOLDED_LINES], Line((Span(f"▸ {more} more lines", "button", "", "fold"),))]
+
+    def _facts(self) -> list[Span]:
+        place, count = self.siblings
+        facts = []
+        if count > 1:
+            facts = [Span("‹ ", "button", "", "previous"), Span(f"{place}/{count}", "fact", "")]
+            facts += [Span(" › ", "button", "", "next"), Span(" ", "fact", "")]
+        moment = time.strftime("%H:%M", time.localtime(self._created)) if self._created else ""
+        label = "tool result" if self._is_tool else f"#{self.turn}" if self.turn else ""
+        return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
+
+
+def place_of(turn: Mapping[str, Any]) -> tuple[int, int]:
+    """(place, count) of a turn's reply among those to the same question."""
+    siblings = list(turn.get("siblings") or ())
+    node = turn.get("node")
+    return (siblings.index(node) + 1, len(siblings)) if node in siblings else (1, max(1, len(siblings)))
+
+
+class Thought(Block):
+    """Reasoning: a line with time and tokens; its last lines too while it goes on; all of it when opened."""
+
+    foldable = True
+    depends_on_display = True
+
+    def __init__(self, turn: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(turn)
+        self.tokens, self.seconds = 0, 0.0
+        self.running = False
+        self._clock, self._began = clock, 0.0
+        self._text, self._cleaner = "", Cleaner()
+        self._plain: _Plain | None = None
+
+    @classmethod
+    def of(cls, turn: Mapping[str, Any]) -> "Thought":
+        """A finished turn's thought."""
+        thought = cls(int(turn.get("number", 0)))
+        thought._text = printable(str(turn.get("thinking", ""))).strip()
+        thought.end(turn)
+        return thought
+
+    @property
+    def text(self) -> str:
+        return self._text.strip()
+
+    def feed(self, text: str, tokens: int) -> None:
+        if not self.running:
+            self.running, self._began = True, self._clock()
+        self.tokens += tokens
+        self._text = (self._text + self._cleaner.feed(text)).lstrip()
+
+    def end(self, turn: Mapping[str, Any] | None = None) -> None:
+        """The thought is complete; the turn's own figures are better than ours."""
+        if self.running:
+            self.running, self.seconds = False, self._clock() - self._began
+            self._text += self._cleaner.flush()
+        stats = (turn or {}).get("stats") or {}
+        self.seconds = float((turn or {}).get("seconds_thinking") or self.seconds)
+        self.tokens = int(stats.get("reasoning_tokens") or self.tokens)
+        self._plain = None
+        self.forget()
+
+    def is_open(self, _look: Look) -> bool:
+        return _look.thoughts == "open" if self.opened is None else self.opened
+
+    def flush(self) -> None:
+        if isinstance(self._key, Look):
+            self._lines = self.build(self._key)
+            self.strips.clear()
+
+    def guess(self, look: Look) -> int:
+        return super().guess(look) if self.is_open(look) else 2
+
+    def build(self, look: Look) -> list[Line]:
+        if not self._text:
+            return []
+        if self.is_open(look):
+            return [self._head("▾", "to fold", look), *self._all(look)]
+        if self.running and look.thoughts == "live":
+            return [self._head("▾", "", look), *self._last(look)]
+        return [self._head("▸", "to read", look)]
+
+    def _head(self, mark: str, hint: str, look: Look) -> Line:
+        seconds = self._clock() - self._began if self.running else self.seconds
+        verb = "thinking" if self.running else "thought"
+        left = f"{mark} {verb} {_duration(seconds)} · {self.tokens:,} tokens"
+        right = f"ctrl+o {hint}" if hint else ""
+        gap = look.frame.width - cells(left) - cells(right)
+        if gap < 4 or not right:
+            return Line((Span(cut(left, look.frame.width), "thought.head", "", "fold"),))
+        hint_span = Span(" " * gap + right, "fact", "", "fold")
+        return Line((Span(left, "thought.head", "", "fold"), hint_span))
+
+    def _last(self, look: Look) -> list[Line]:
+        tail = self._text[-4 * look.frame.width :].split("\n")
+        lines = [line for part in tail if part.strip() for line in _thought_lines(part, look.frame.width)]
+        return lines[-_LIVE_LINES:]
+
+    def _all(self, look: Look) -> list[Line]:
+        if self._plain is None or self._plain.width != look.frame.width:
+            self._plain = _Plain(look.frame.width)
+        return self._plain.lines(self._text)
+
+    def forget(self) -> None:
+        super().forget()
+        self._plain = None
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    return f"{minutes} min {seconds - 60 * minutes:.0f} s" if minutes else f"{seconds:.1f} s"
+
+
+def _thought_lines(text: str, width: int) -> list[Line]:
+    return lay([Span(text.expandtabs(4), "thought")], width)
+
+
+class _Plain:
+    """The lines of a text that only grows, laid out once each."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._done: list[Line] = []
+        self._upto = 0
+
+    def lines(self, text: str) -> list[Line]:
+        ended = text.rfind("\n") + 1
+        if ended > self._upto:
+            for line in text[self._upto : ended - 1].split("\n"):
+                self._done += _thought_lines(line, self.width)
+            self._upto = ended
+        rest = text[self._upto :]
+        return [*self._done, *_thought_lines(rest, self.width)] if rest else self._done
+
+
+class Answer(Block):
+    """What the model says, as Markdown; while it is running, laid out as it comes."""
+
+    def __init__(self, turn: int = 0, text: str = "", *, running: bool = False) -> None:
+        super().__init__(turn)
+        self._text = printable(text).rstrip()
+        self.running = running
+        self._fresh, self._cleaner = "", Cleaner()
+        self._stream: Stream | None = None
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    def feed(self, text: str) -> None:
+        text = self._cleaner.feed(text)
+        self._fresh += text if self._text or self._fresh else text.lstrip()
+
+    def flush(self) -> None:
+        fresh, self._fresh = self._fresh, ""
+        self._text += fresh
+        if self._stream is not None and fresh:
+            self._changed(self._stream.feed(fresh))
+
+    def end(self) -> None:
+        """Nothing more will be fed."""
+        self._fresh += self._cleaner.flush()
+        self.flush()
+        self.running, self._text = False, self._text.rstrip()
+        if self._stream is not None:
+            self._changed(self._stream.finish())
+            self._stream = None
+
+    def _changed(self, first: int) -> None:
+        for row in [row for row in self.strips if row >= first]:
+            del self.strips[row]
+
+    def build(self, look: Look) -> list[Line]:
+        if not self.running:
+            return document(self._text, look.frame)
+        self._stream = Stream(look.frame)
+        self._stream.feed(self._text)
+        return self._stream.lines
+
+    def forget(self) -> None:
+        super().forget()
+        self._stream = None
+
+    def codes(self) -> list[Code]:
+        return code_blocks(self._text)
+
+
+class Tools(Block):
+    """Calls of tools: a line each, with all arguments when opened."""
+
+    foldable = True
+
+    def __init__(self, turn: int) -> None:
+        super().__init__(turn)
+        self._calls: list[tuple[str, str]] = []
+
+    def add(self, call: Mapping[str, Any]) -> None:
+        name = " ".join(printable(str(call.get("name", "?"))).split())
+        self._calls.append((name, printable(_json(call.get("arguments")))))
+        self.forget()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"{name} {arguments}" for name, arguments in self._calls)
+
+    def build(self, look: Look) -> list[Line]:
+        lines = []
+        for name, arguments in self._calls:
+            head = f"→ {cut(name, look.frame.width // 2)} "
+            if not self.opened:
+                arguments = cut(" ".join(arguments.split()), max(look.frame.width - cells(head), 1))
+            mark = Span(head, "accent", f"{name} ", "fold")
+            lines += lay_hard([mark, Span(arguments, "code")], look.frame.wide)
+        return lines
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) if value is not None else "{}"
+
+
+class Note(Block):
+    """A sentence of ours between the turns."""
+
+    is_extra = True
+
+    def __init__(self, text: str, kind: NoteKind = "info", turn: int = 0) -> None:
+        super().__init__(turn)
+        self._text, self._kind = printable(text).strip(), kind
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    @property
+    def name(self) -> str:
+        return "note"
+
+    def build(self, look: Look) -> list[Line]:
+        body = lay([Span(self._text.expandtabs(4), self._kind)], look.frame.width - 2)
+        marks = [Span(f"{_MARKS.get(self._kind, '·')} ", self._kind, ""), Span("  ", "", "")]
+        return [Line((marks[row > 0], *line.spans), line.joint) for row, line in enumerate(body)]
+
+
+class Ending(Note):
+    """Why a reply stopped before its end."""
+
+    is_extra = False
+
+    @classmethod
+    def of(cls, turn: int, reason: str, detail: str = "") -> "Ending | None":
+        if reason not in _ENDINGS:
+            return None
+        text = f"{_ENDINGS[reason]}: {detail}" if detail else _ENDINGS[reason]
+        return cls(text, "error" if reason == "error" else "info", turn)
+
+    def build(self, look: Look) -> list[Line]:
+        return lay([Span(self._text, self._kind)], look.frame.width)
+
+
+class Reported(Block):
+    """A command's table or picture; a running job's is replaced as it goes on."""
+
+    is_extra = True
+
+    def __init__(self, report: Report, turn: int = 0) -> None:
+        super().__init__(turn)
+        self._report = report
+
+    @property
+    def name(self) -> str:
+        return "report"
+
+    def replace(self, report: Report) -> None:
+        self._report = report
+        self.forget()
+
+    @property
+    def text(self) -> str:
+        return printable(report_text(self._report))
+
+    def build(self, look: Look) -> list[Line]:
+        lines = self._drawn(Report(self._report.title), look)
+        for part in self._report.parts:
+            if isinstance(part, Markdown):
+                lines += document(printable(part.source), look.frame)
+            else:
+                lines += self._drawn(Report("", (part,)), look)
+        return lines
+
+    def _drawn(self, report: Report, look: Look) -> list[Line]:
+        rows = report_lines(report, look.frame.wide)
+        names = {"bar": "report.bar"}
+        return [
+            Line(tuple(Span(text.replace("\t", " "), names.get(name, name)) for name, text in row))
+            for row in rows
+        ]

@@ -1,0 +1,49 @@
+"""Lines of named styles as strips of exactly the widget's width, and marks painted over them."""
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from ...text.markdown import Line
+from ...text.sanitise import cells
+from .palette import Palette
+
+
+def strip_of(line: Line, width: int, palette: Palette) -> Strip:
+    """The line in exactly `width` cells: what is too long is cut, the rest is blank."""
+    segments = [
+        Segment(span.text, palette.style(span.style, span.action)) for span in line.spans if span.text
+    ]
+    used = sum(cells(segment.text) for segment in segments)
+    if used < width:
+        segments.append(Segment(" " * (width - used), palette.style("")))
+    return Strip(segments, max(used, width)).adjust_cell_length(width)
+
+
+def over(strip: Strip, start: int, end: int, style: Style) -> Strip:
+    """The strip with `style` on its characters from `start` to `end`."""
+    segments: list[Segment] = []
+    at = 0
+    for text, own, _ in strip:
+        first, last = max(start - at, 0), min(end - at, len(text))
+        if first < last:
+            parts = (text[:first], own), (text[first:last], own + style if own else style), (text[last:], own)
+            segments += [Segment(part, look) for part, look in parts if part]
+        else:
+            segments.append(Segment(text, own))
+        at += len(text)
+    return Strip(segments, strip.cell_length)
+
+
+def barred(strip: Strip, style: Style) -> Strip:
+    """The strip with a bar in its first cell, which must be one character."""
+    return Strip([Segment("┃", style), *strip.crop(1)], strip.cell_length)
+
+
+def beside(strip: Strip, text: str, style: Style) -> Strip:
+    """The strip with `text` over its right end, one cell from the edge; as it is where there is no room."""
+    room = strip.cell_length - cells(text) - 1
+    if room < 0:
+        return strip
+    kept = strip.crop(0, room)
+    return Strip([*kept, Segment(text, style), Segment(" ")], None).adjust_cell_length(strip.cell_length)
