@@ -32,6 +32,8 @@ PUBLIC_MODULES = {
     "hub.catalog",
     "hub.fetch",
     "hub.library",
+    "machine.files",
+    "machine.ranks_environment",
     "storage.records",
     "storage.store",
     "worker.protocol",

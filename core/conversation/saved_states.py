@@ -19,6 +19,7 @@ from ..checkpoint.header import read_header
 from ..engine.engine import Engine
 from ..errors import DoesNotFit, StoreError, WeightsError
 from ..machine.backend import mx
+from ..machine.files import whole_file
 from ..model.cache import Cache, DeltaState, KVBuffer, KVCache
 
 FORMAT = "2"
@@ -43,7 +44,6 @@ class SavedStates:
         if sum(t.nbytes for t in tensors.values()) > self.budget_nbytes:
             return False
         path = self._path(name)
-        part = path.with_suffix(f".{os.getpid()}.part.safetensors")
         quantized = any(layer.quantized for layer in cache.layers if isinstance(layer, KVCache))
         fingerprint = self._fingerprint(self._rebuilt(tensors, quantized))
         marks = {
@@ -54,13 +54,10 @@ class SavedStates:
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            mx.save_safetensors(str(part), tensors, marks)
-            part.chmod(0o600)
-            part.replace(path)
+            with whole_file(path, mode=0o600) as file:
+                mx.save_safetensors(str(file), tensors, marks)
         except (OSError, RuntimeError) as error:
             raise DoesNotFit(f"the state cannot be written to {path}: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
         self._make_room(path)
         return True
 
@@ -146,7 +143,7 @@ class SavedStates:
         for path in self.folder.glob("*.safetensors"):
             with suppress(OSError):
                 status = path.stat()
-                if ".part." not in path.name:
+                if not path.name.startswith("."):
                     found.append((status.st_mtime, status.st_size, path))
                 elif time.time() - status.st_mtime > STALE_SECONDS:
                     path.unlink()

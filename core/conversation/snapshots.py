@@ -10,14 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..machine.backend import free_memory_nbytes, mx
+from ..machine.backend import mx
+from ..machine.device import device_free_nbytes
 from ..model.cache import Cache, KVCache
 
 # A: before a thought may open; prompt: where decoding begins; B: the end of a turn
 Kind = Literal["A", "prompt", "B"]
 # turns whose A snapshot is kept, counted from the last; older ones are thinned by powers of two
 RECENT_TURNS = 4
-# of the free memory, or of the device's limit, what snapshots may take by default
+# of the free memory, what snapshots may take by default
 BUDGET_SHARE = 0.25
 FALLBACK_BUDGET = 2 << 30
 
@@ -37,11 +38,9 @@ class Snapshot:
 
 
 def default_budget() -> int:
-    """Bytes for snapshots where nobody says: a quarter of what is free."""
-    if mx.metal.is_available():
-        limit = int(mx.device_info()["max_recommended_working_set_size"])
-        return int(BUDGET_SHARE * max(limit - mx.get_active_memory(), 0))
-    return int(BUDGET_SHARE * free_memory_nbytes()) or FALLBACK_BUDGET
+    """The default number of bytes for snapshots: a quarter of what is free."""
+    free = device_free_nbytes()
+    return int(BUDGET_SHARE * free) if free else FALLBACK_BUDGET
 
 
 class Snapshots:

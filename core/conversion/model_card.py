@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ModelError, UsageError
 from ..hub.cache import FOLDER
-from ..machine.files import read_json, read_text
+from ..machine.files import read_json, read_text, write_whole
 from .card import FENCE, GB, MAX_CARD_NBYTES, MB, model_name
 from .inspection import ClassInfo, Inspection, inspect_model
 from .staging import REPORT_NAME
@@ -40,10 +40,8 @@ def write_card(folder: Path) -> Path:
     if path.is_symlink() or any(FOLDER.fullmatch(parent.name) for parent in folder.absolute().parents):
         raise UsageError(f"{folder} is in the cache that other tools share: copy it first, or print the card")
     text = make_card(folder)
-    new = path.with_name(f".{CARD_NAME}.new")
     try:
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise ModelError(f"the card cannot be written to {path}: {error.strerror}") from error
     return path

@@ -18,6 +18,7 @@ from ..checkpoint.layouts import MTP_PREFIX, Spec
 from ..checkpoint.packed import Geometry
 from ..checkpoint.shards import INDEX_NAME, MTP_NAMES
 from ..machine.backend import mx
+from ..machine.files import write_whole
 
 SHARD_NBYTES = 5 << 30
 MTP_FILE = MTP_NAMES[0]
@@ -120,6 +121,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, shard: Shard):
         self._final = folder / shard.file
+        # a fixed name, not `whole_file`: the folder is locked, and a rerun removes what ends in this
         self._partial = folder / f"{shard.file}{UNFINISHED}"
         header = _header(shard.arrays)
         self._places: dict[str, int] = {}
@@ -180,13 +182,5 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A small file, whole or not at all. Raises OSError."""
-    partial = path.with_name(path.name + UNFINISHED)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a small file whole or not at all, through a name that a rerun removes. Raises OSError."""
+    write_whole(path, data, sync=True, suffix=UNFINISHED)

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from ..checkpoint.header import shown
 from ..errors import UsageError
+from ..machine.files import unused_name, write_whole
 
 CONFIG_NAME = "config.json"
 # the files besides weights that a model may have and that are fetched
@@ -130,7 +131,9 @@ class Repository:
             for link, blob in sorted(links.items(), key=lambda item: item[0] == config):
                 _link(link, blob)
         if revision != commit:
-            write_text(self.folder / "refs" / revision, commit)
+            ref = self.folder / "refs" / revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(ref, commit)
 
     def delete(self, commit: str) -> None:
         """The snapshot and what it alone needs; with the last snapshot all of the model. Raises OSError."""
@@ -202,23 +205,10 @@ def _link(link: Path, blob: Path) -> None:
     if not blob.exists():
         return
     link.parent.mkdir(parents=True, exist_ok=True)
-    new = _beside(link)
+    new = unused_name(link)
     try:
         new.symlink_to(os.path.relpath(blob, link.parent))
     except OSError:  # a disk without links
         blob.replace(link)
     else:
         new.replace(link)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = _beside(path)
-    new.write_text(text)
-    new.replace(path)
-
-
-def _beside(path: Path) -> Path:
-    """A name for `path` in the making that no other process takes."""
-    return path.with_name(f".{path.name}.{os.getpid()}")

@@ -3,19 +3,17 @@
 Sizes are those that the recipes give (`python -m qchat.core.quant.plan` computes them).
 """
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import ModelConfig
+from ..machine.memory import model_limit_nbytes
 
 # the small model that answers when none is named
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded"
 GB = 10**9
-GIB = 1 << 30
-WORKING_NBYTES = GIB  # activations, states of the delta layers, MLX's own
+WORKING_NBYTES = 1 << 30  # activations, states of the delta layers, MLX's own
 USEFUL_CONTEXT = 4096  # tokens without which a model is not worth fetching
 OWNER = "Brooooooklyn"
 
@@ -139,18 +137,7 @@ def token_nbytes(config: ModelConfig) -> int:
 
 def fit(weights_nbytes: int, token_nbytes: int, longest: int) -> Fit:
     """Whether so many bytes of weights leave room for a conversation of at most `longest` tokens."""
-    limit = memory_limit()
+    limit = model_limit_nbytes()
     room = max(limit - weights_nbytes - WORKING_NBYTES, 0)
     needed = weights_nbytes + WORKING_NBYTES + min(USEFUL_CONTEXT, longest) * token_nbytes
     return Fit(needed, limit, min(room // max(token_nbytes, 1), longest))
-
-
-def memory_limit() -> int:
-    """Bytes of memory that a model can have: on a Mac what Metal recommends, elsewhere nine tenths of all.
-
-    Metal recommends two thirds of the memory up to 36 GiB and three quarters of more.
-    """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if sys.platform != "darwin":
-        return total * 9 // 10
-    return total * 2 // 3 if total <= 36 * GIB else total * 3 // 4

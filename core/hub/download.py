@@ -234,7 +234,7 @@ def settle(out: BinaryIO, path: Path) -> None:
     """Give the finished file its name once its bytes are on the disk. Raises OSError."""
     out.flush()
     os.fsync(out.fileno())
-    Path(out.name).replace(path)
+    Path(out.name).replace(path)  # not `whole_file`: a rerun resumes a part by its name
 
 
 def _wrong_hash(file: RemoteFile) -> WrongAnswer:

@@ -20,7 +20,7 @@ from ..checkpoint.header import read_header, shown
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
 from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards
 from ..errors import ModelError, UsageError
-from ..machine.files import read_json
+from ..machine.files import read_json, write_whole
 from .cache import (
     CONFIG_NAME,
     SMALL_NAMES,
@@ -31,7 +31,6 @@ from .cache import (
     parse_id,
     repositories,
     repository_of,
-    write_text,
 )
 from .catalog import EMBEDDED_MODEL, PUBLISHED, Fit, Published, fit, token_nbytes
 
@@ -325,7 +324,7 @@ def remember(folder: Path, places: Places | None = None) -> None:
     text = json.dumps({"used": [{"path": str(folder), "when": time.time()}, *used][:MAX_USED]})
     with suppress(OSError):
         places.used.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_text(places.used, text)
+        write_whole(places.used, text)
 
 
 def last_used(places: Places | None = None) -> Path | None:

@@ -8,12 +8,12 @@ import ctypes
 import hashlib
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from ..machine.backend import cache_path, mx
+from ..machine.files import write_whole
 
 # the number is CUDA's
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
@@ -51,13 +51,10 @@ def _file(name: str, architecture: str) -> Path | None:
 
 
 def _keep(file: Path, content: bytes) -> None:
-    """Whole or not at all: other processes read the same folder. A full disk costs them a second each."""
+    """Other processes read the same folder. A full disk costs them a second each."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=file.parent) as work:
-            staged = Path(work) / file.name
-            staged.write_bytes(content)
-            staged.replace(file)
+        write_whole(file, content)
 
 
 def compiler_version() -> str:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from ..errors import UsageError
 from .linux_cpu import keep_pages, open_blas
+from .memory import host_available_nbytes
 
 
 def cache_path(name: str) -> Path | None:
@@ -40,7 +41,7 @@ _keep_compiled()
 
 import mlx.core as mx  # noqa: E402  the BLAS must be open first
 
-__all__ = ["Policy", "cache_path", "choose_policy", "free_memory_nbytes", "fuse", "mx", "on_gpu"]
+__all__ = ["Policy", "cache_path", "choose_policy", "fuse", "mx", "on_gpu"]
 
 F = TypeVar("F", bound=Callable)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -63,15 +64,6 @@ class Policy:
 
 def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
-
-
-def free_memory_nbytes() -> int:
-    """Bytes this Linux machine could still give, by the kernel's own count; 0 where it does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def choose_policy(parameters: int) -> Policy:
@@ -115,7 +107,7 @@ def _choice(variable: str, values: tuple[str, ...]) -> str:
 
 
 def _dense_fits(parameters: int) -> bool:
-    free = free_memory_nbytes()
+    free = host_available_nbytes()
     return free == 0 or 4 * parameters <= DENSE_SHARE * free
 
 

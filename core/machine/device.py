@@ -1,19 +1,14 @@
-"""What the machine could do at best: bytes moved per second, bytes a decoded token needs, bytes there are.
-
-A token cannot be decoded faster than its weights are read: `step_nbytes` over the bandwidth is a lower bound.
-"""
+"""What MLX's compute device can do: its memory bandwidth, how much memory it has, and how much is free."""
 
 import ctypes
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-from ..checkpoint.config import ModelConfig
-from ..checkpoint.layouts import MTP_PREFIX
-from ..checkpoint.packed import Packed
-from .backend import Policy, mx, on_gpu
+from .backend import mx, on_gpu
+from .memory import host_available_nbytes, host_total_nbytes
 
 # far more than any cache holds
 COPY_NBYTES = 128 << 20
@@ -59,35 +54,18 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, policy: Policy) -> int:
-    """Bytes of weights that are read to decode one token, as `policy` keeps them; of experts only the chosen.
-
-    `tensors` by canonical name. The context's keys, values and states come on top.
-    """
-    table = "embed_tokens" if config.tie_word_embeddings else "lm_head"
-    total = 0.0
-    for name, tensor in tensors.items():
-        if name.startswith(MTP_PREFIX) or (name in ("embed_tokens", "lm_head") and name != table):
-            continue
-        share = config.num_experts_per_tok / config.num_experts if ".switch_mlp." in name else 1.0
-        total += share * _kept_nbytes(tensor, policy)
-    return round(total)
-
-
-def _kept_nbytes(tensor: mx.array | Packed, policy: Policy) -> int:
-    width = policy.activations.size
-    if isinstance(tensor, Packed):
-        if policy.dense:
-            return tensor.scales.size * tensor.group_size * width
-        scales = tensor.scales.nbytes if tensor.biases is None else 2 * tensor.scales.size * width
-        return tensor.weight.nbytes + scales
-    return tensor.size * (width if policy.dense else min(width, tensor.dtype.size))
-
-
-def device_memory_nbytes() -> int:
-    """Bytes that the compute device can hold: on Apple silicon what it recommends at most; 0 if unknown."""
+def device_limit_nbytes() -> int:
+    """Bytes that the compute device can hold: on Apple silicon the most that Metal recommends to use."""
     info = mx.device_info()
     for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
         if key in info:
             return int(info[key])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host_total_nbytes()
+
+
+def device_free_nbytes() -> int:
+    """Bytes that models can still take: of a GPU what this process has not taken of its limit, on a CPU what
+    the system can still give; 0 if unknown."""
+    if not on_gpu():
+        return host_available_nbytes()
+    return max(1, device_limit_nbytes() - mx.get_active_memory())  # 0 would mean unknown

@@ -1,12 +1,15 @@
-"""Small files of a downloaded folder, read whole and bounded: bytes, text, and one JSON object.
+"""Files read whole and bounded (bytes, text, one JSON object), and files written whole or not at all.
 
-Refuses what is not a regular file (a pipe would hang, a device has no end), what is larger than its limit,
-and JSON that is no object, holds NaN or infinity, or nests deeper than Python can follow.
+Reading refuses what is not a regular file (a pipe would hang, a device has no end), what is larger than its
+limit, and JSON that is no object, holds NaN or infinity, or nests deeper than Python can follow.
 """
 
 import json
 import math
+import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,3 +65,43 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{digits[:40]} is out of range")
     return value
+
+
+def write_whole(
+    path: Path, data: bytes | str, *, mode: int = 0o666, sync: bool = False, suffix: str | None = None
+) -> None:
+    """Write bytes, or text as UTF-8, to `path` in one step; the options are those of `whole_file`.
+
+    Raises OSError.
+    """
+    with whole_file(path, mode=mode, sync=sync, suffix=suffix) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def whole_file(
+    path: Path, *, mode: int = 0o666, sync: bool = False, suffix: str | None = None
+) -> Iterator[Path]:
+    """Yield an empty temporary file, which replaces `path` once the block ends without an error.
+
+    Whoever reads `path` sees the old file or the new one, never a part; of several writers the last one wins.
+    After an error the old file is still there and the temporary one is not. A link at `path` is replaced, not
+    followed. `mode` is the new file's, less the umask; `sync` has its bytes on the disk before the old file
+    goes. The temporary name ends in `suffix`, by default in that of `path`. Raises OSError.
+    """
+    temporary = unused_name(path, suffix)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    try:
+        yield temporary
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unused_name(path: Path, suffix: str | None = None) -> Path:
+    """A hidden name beside `path` that no other process or thread takes."""
+    ending = path.suffix if suffix is None else suffix
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}{ending}")

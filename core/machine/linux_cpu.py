@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UsageError
+from .files import whole_file
 
 # what libmlx.so imports for matrix products; factorisations stay with the reference library
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -112,12 +113,11 @@ def _patchelf() -> str:
 
 def _rename_symbols(source: Path, target: Path) -> None:
     """Write `source`, its prefixed symbols renamed, to `target`; other processes may do so meanwhile."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        names, copy = Path(work) / "names", Path(work) / target.name
-        names.write_text("".join(f"scipy_{name} {name}\n" for name in SYMBOLS))
-        command = [_patchelf(), "--rename-dynamic-symbols", names, "--output", copy, source]
+    with whole_file(target) as copy, tempfile.NamedTemporaryFile("w") as names:
+        names.writelines(f"scipy_{name} {name}\n" for name in SYMBOLS)
+        names.flush()
+        command = [_patchelf(), "--rename-dynamic-symbols", names.name, "--output", copy, source]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
-        copy.replace(target)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ head's inputs, which that leaves out, are measured as well. Refuses a text short
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, cast
 from ..engine.engine import Engine
 from ..errors import UsageError
 from ..machine.backend import mx
-from ..machine.files import read_text
+from ..machine.files import read_text, whole_file
 from ..model.cache import KVCache
 from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward
 from ..model.moe import MixtureOfExperts
@@ -161,10 +160,8 @@ class _State:
             arrays[f"{recorder.names[0]}.sums"] = recorder.sums
             arrays[f"{recorder.names[0]}.counts"] = recorder.counts
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
-                file = Path(folder) / "state.safetensors"
+            with whole_file(self.path, suffix=".safetensors") as file:  # MLX appends it to any other name
                 mx.save_safetensors(str(file), arrays, {"identity": self.identity, "done": str(done)})
-                file.replace(self.path)
         except (OSError, RuntimeError) as problem:
             raise UsageError(
                 f"cannot save the state of the calibration to {self.path}: {problem}"

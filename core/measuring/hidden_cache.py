@@ -20,7 +20,7 @@ from ..checkpoint.header import read_header
 from ..checkpoint.shards import find_shards
 from ..errors import DoesNotFit, QchatError, WeightsError
 from ..machine.backend import cache_path, choose_policy, mx
-from ..machine.files import MAX_JSON_NBYTES, read_bytes
+from ..machine.files import MAX_JSON_NBYTES, read_bytes, whole_file
 
 FORMAT = 1
 LIMIT_NBYTES = 8 << 30
@@ -63,14 +63,11 @@ class HiddenCache:
     def write(self, ids: Sequence[int], hidden: mx.array) -> None:
         """Keep `hidden` [T, width]. Raises DoesNotFit where the file cannot be written."""
         path = self._path(ids)
-        part = path.with_suffix(f".{os.getpid()}.part.safetensors")
         try:
-            mx.save_safetensors(str(part), {"hidden": hidden}, {"crc32": _checksum(hidden)})
-            part.replace(path)
+            with whole_file(path) as file:
+                mx.save_safetensors(str(file), {"hidden": hidden}, {"crc32": _checksum(hidden)})
         except (OSError, RuntimeError) as error:
             raise DoesNotFit(f"{path} cannot be written: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def check_room(self, tokens: int) -> None:
         """Raises DoesNotFit unless the disk has room for the states of so many tokens in float32."""

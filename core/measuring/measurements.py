@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoint.shards import find_shards
 from ..errors import StoreError
+from ..machine.files import write_whole
 
 MAX_LINES = 1000
 MAX_NBYTES = 16 << 20
@@ -29,11 +30,9 @@ class Measurements:
         the folder."""
         line = json.dumps({"weights": _mark(folder), **figures}, allow_nan=False)
         lines = [*self._lines()[1 - MAX_LINES :], line]
-        part = self.path.with_suffix(".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            part.replace(self.path)
+            write_whole(self.path, "\n".join(lines) + "\n")
         except OSError as error:
             raise StoreError(f"the measurement cannot be kept in {self.path}: {error.strerror}") from error
 

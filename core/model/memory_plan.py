@@ -11,8 +11,8 @@ from typing import Any
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Weights, load_weights
 from ..errors import DoesNotFit, UsageError
-from ..machine.backend import Policy, choose_policy, free_memory_nbytes, mx, on_gpu
-from ..machine.device import device_memory_nbytes
+from ..machine.backend import Policy, choose_policy, on_gpu
+from ..machine.device import device_free_nbytes
 from .cache import QUANTIZED_BITS, QUANTIZED_GROUP
 
 GB = 10**9
@@ -98,7 +98,7 @@ def plan_memory(
     return fit(
         need_of(config, resident, policy, kv_bits=kv_bits),
         longest=config.max_position_embeddings,
-        free_nbytes=free_nbytes() // sharers,
+        free_nbytes=device_free_nbytes() // sharers,
         context=context,
         name=name,
     )
@@ -111,12 +111,6 @@ def plan_folder(folder: Path, *, context: int | None = None, kv_bits: int | None
     policy = choose_policy(weights.parameters)
     name = folder.resolve().name
     return plan_memory(config, weights, policy, name=name, context=context, kv_bits=kv_bits)
-
-
-def free_nbytes() -> int:
-    """Bytes that models can still take: of a GPU's memory, or what this machine's kernel would give; 0 where
-    neither is known."""
-    return max(0, device_memory_nbytes() - mx.get_active_memory()) if on_gpu() else free_memory_nbytes()
 
 
 def need_of(config: ModelConfig, weights: int, policy: Policy, *, kv_bits: int | None = None) -> Need:

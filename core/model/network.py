@@ -9,7 +9,6 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Progress, Watched, Weights, load_weights
 from ..engine.ranks import joined, share, shares_head
 from ..machine.backend import Policy, choose_policy, mx
-from ..machine.device import step_nbytes
 from ..ops.fused_matvec import MAX_ROWS
 from ..ops.linear import Embedding, make_linear, prepare
 from ..ops.self_test import settle
@@ -19,6 +18,7 @@ from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rm
 from .memory_plan import MemoryPlan, fit, need_of, plan_memory
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
+from .weight_traffic import step_nbytes
 
 
 class Model:

@@ -7,7 +7,6 @@ does not fit in the file, and all that is ambiguous. Format: ggml's docs/gguf.md
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import BinaryIO, NoReturn
 from ..checkpoint.header import shown
 from ..errors import ModelError, UsageError
 from ..machine.backend import mx
+from ..machine.files import whole_file
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -202,20 +202,10 @@ def write_gguf(
     Raises UsageError where it cannot be written.
     """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as problem:
-        raise UsageError(f"cannot write {path}: {problem.strerror}") from problem
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path, sync=True) as temporary, temporary.open("wb") as file:
             file.writelines(_encoded(metadata, tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
     except OSError as problem:
         raise UsageError(f"cannot write {path}: {problem.strerror}") from problem
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _encoded(

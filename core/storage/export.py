@@ -7,9 +7,7 @@ and asks no network, whatever the messages hold.
 
 import html
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 from ..errors import StoreError, UsageError
-from ..machine.files import read_json
+from ..machine.files import read_json, write_whole
 from .records import (
     MAX_IDS,
     Conversation,
@@ -270,13 +268,7 @@ def _nests_deeper(value: Any, levels: int) -> bool:
 def _write(path: Path, text: str) -> None:
     """All of `text` or nothing, readable by this user only."""
     try:
-        descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(draft).replace(path)
-        finally:
-            Path(draft).unlink(missing_ok=True)
+        write_whole(path, text, mode=0o600)
     except OSError as problem:
         raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from problem
 

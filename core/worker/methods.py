@@ -20,7 +20,7 @@ from ..events import Event, Notice, to_json
 from ..generation.reply_settings import ReplySettings
 from ..generation.sampling import resolve
 from ..machine.backend import mx
-from ..machine.device import copy_bandwidth, device_memory_nbytes
+from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..storage.store import Store
 from .jobs import run_job
 from .protocol import JOB_METHODS, Cancelled
@@ -70,7 +70,7 @@ class Desk:
             "active_nbytes": mx.get_active_memory(),
             "cache_nbytes": mx.get_cache_memory(),
             "peak_nbytes": mx.get_peak_memory(),
-            "limit_nbytes": device_memory_nbytes(),
+            "limit_nbytes": device_limit_nbytes(),
             "copy_bandwidth": self._bandwidth,
         }
 

@@ -28,10 +28,10 @@ from qchat.core.errors import UsageError
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
 from qchat.core.machine.backend import choose_policy, mx
-from qchat.core.machine.device import step_nbytes
 from qchat.core.measuring.random_model import random_model, random_weights
 from qchat.core.model.cache import Cache, KVBuffer, KVCache
 from qchat.core.model.network import Model
+from qchat.core.model.weight_traffic import step_nbytes
 from qchat.core.quant.plan import load_config
 from qchat.core.quant.recipes import VARIANTS, Options
 

@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from ...core.machine.files import write_whole
+
 KEPT_ENTRIES = 1_000
 KEPT_NBYTES = 2 << 20
 MAX_ENTRY_NBYTES = 256 << 10
@@ -62,16 +64,14 @@ class History:
             if sum(map(len, kept)) > KEPT_NBYTES // 2:
                 break
         if self.path is not None:
-            shorter = self.path.with_name(f"{self.path.name}.{os.getpid()}")
             with contextlib.suppress(OSError):
-                _write(shorter, b"".join(reversed(kept)), os.O_TRUNC)
-                shorter.replace(self.path)
+                write_whole(self.path, b"".join(reversed(kept)), mode=0o600)
 
     def _append(self, text: str) -> None:
         line = _line(text)
         if self.path is not None and len(line) <= MAX_ENTRY_NBYTES:
             with contextlib.suppress(OSError):
-                _write(self.path, line, os.O_APPEND)
+                _append(self.path, line)
 
 
 def _entry(line: bytes) -> str:
@@ -86,10 +86,10 @@ def _line(text: str) -> bytes:
     return json.dumps(text).encode() + b"\n"
 
 
-def _write(path: Path, data: bytes, how: int) -> None:
-    """One write call, so that lines of several processes do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
+def _append(path: Path, line: bytes) -> None:
+    """Write `line` in one call, so that lines of several processes do not mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        os.write(descriptor, data)
+        os.write(descriptor, line)
     finally:
         os.close(descriptor)

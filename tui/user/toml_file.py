@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError
+from ...core.machine.files import write_whole
 
 MAX_FILE_NBYTES = 64 << 10
 
@@ -68,10 +69,7 @@ def replace_line(path: Path, name: str, value: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.new")
     try:
-        draft.touch(mode=0o600)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, text, mode=0o600)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

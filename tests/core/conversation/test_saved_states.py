@@ -91,7 +91,7 @@ def test_the_oldest_go_first_when_the_budget_is_spent(engine, tmp_path):
 
 def test_files_of_other_processes_are_left_alone_while_they_may_be_at_work(engine, tmp_path):
     session = talked(engine)
-    fresh, stale = (tmp_path / f"{name}.999.part.safetensors" for name in ("b", "c"))
+    fresh, stale = (tmp_path / f".{name}.safetensors.999.safetensors" for name in ("b", "c"))
     for path in (fresh, stale):
         path.write_bytes(b"x" * 1000)
         os.utime(path, (1, 1) if path == stale else None)

@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_loaded_says_why(raw: Path, places: Places, damag
 
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalog, "memory_limit", lambda: 16 * 10**9)
+    monkeypatch.setattr(catalog, "model_limit_nbytes", lambda: 16 * 10**9)
     fits = {variant.id: variant.fit for variant in PUBLISHED}
     nine = fits["Brooooooklyn/Qwen3.5-9B-UD-Q4_K_XL-mlx"]
     assert nine.fits and nine.context == 236_736
@@ -241,14 +241,6 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch: pytest.MonkeyPatch):
     big = fits["Brooooooklyn/Qwen3.6-27B-UD-Q4_K_XL-mlx"]
     assert not big.fits and big.context == 0
     assert big.sentence == "does not fit: it needs 22.4 GB of memory and can have 16.0 GB"
-
-
-def test_a_mac_gives_models_what_metal_recommends(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    for gibibytes, share in ((16, 2 / 3), (36, 2 / 3), (64, 3 / 4)):
-        pages = {"SC_PAGE_SIZE": 1 << 14, "SC_PHYS_PAGES": gibibytes << 16}
-        monkeypatch.setattr(os, "sysconf", pages.get)
-        assert catalog.memory_limit() == int((gibibytes << 30) * share)
 
 
 @pytest.mark.skipif(not CONFIGS.exists(), reason="the published configs are not here")

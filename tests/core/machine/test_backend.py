@@ -21,7 +21,7 @@ cpu_only = pytest.mark.skipif(backend.on_gpu(), reason="about the CPU's policy")
 
 @cpu_only
 def test_a_cpu_keeps_weights_dense_where_they_fit(monkeypatch):
-    monkeypatch.setattr(backend, "free_memory_nbytes", lambda: 1_000_000)
+    monkeypatch.setattr(backend, "host_available_nbytes", lambda: 1_000_000)
     fits, too_large = choose_policy(100_000), choose_policy(200_000)
     assert (fits.dense, fits.activations) == (True, mx.float32)
     assert not too_large.dense

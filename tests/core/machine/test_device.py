@@ -1,78 +1,31 @@
-"""What the machine could do: its bandwidth, and the bytes that a token needs of a model's weights."""
-
-from dataclasses import replace
-from pathlib import Path
+"""What the compute device can do: its bandwidth, its memory, and what is free of it."""
 
 import pytest
 
-from qchat.core.checkpoint.config import ModelConfig
-from qchat.core.checkpoint.weights import load_weights
-from qchat.core.engine.engine import Engine
-from qchat.core.machine.backend import Policy, mx
-from qchat.core.machine.device import copy_bandwidth, device_memory_nbytes, step_nbytes
-from tests.checkpoints import quantize_checkpoint, write_checkpoint
-
-STORED = Policy(activations=mx.bfloat16, dense=False)
-WIDENED = Policy(activations=mx.float32, dense=True)
-
-
-def needed(folder: Path, policy: Policy) -> int:
-    config = ModelConfig.load(folder)
-    return step_nbytes(load_weights(folder, config).tensors, config, policy)
+from qchat.core.machine import device
+from qchat.core.machine.backend import mx
+from qchat.core.machine.device import copy_bandwidth, device_free_nbytes, device_limit_nbytes
 
 
 def test_a_copy_moves_as_much_as_memory_can():
     """Between a slow disk and a fast cache; the same figure when asked for again."""
     assert 1e8 < copy_bandwidth() < 1e14
     assert copy_bandwidth() is copy_bandwidth()
-    assert device_memory_nbytes() > 1 << 28
+    assert device_limit_nbytes() > 1 << 28
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_token_reads_every_matrix_but_the_table_and_the_draft_head(tmp_path: Path, tied: bool):
-    write_checkpoint(tmp_path, tied=tied)
-    config = ModelConfig.load(tmp_path)
-    tensors = load_weights(tmp_path, config).tensors
-    unread = () if tied else ("embed_tokens",)
-    names = [name for name in tensors if not name.startswith("mtp.") and name not in unread]
-    arrays = [tensor for name in names if isinstance(tensor := tensors[name], mx.array)]
-    assert len(arrays) == len(names)
-    assert needed(tmp_path, WIDENED) == sum(4 * array.size for array in arrays)
-    assert needed(tmp_path, STORED) == sum(min(2, array.dtype.size) * array.size for array in arrays)
+@pytest.mark.parametrize(("active", "free"), [(3000, 5000), (9000, 1)])
+def test_a_gpu_has_free_what_is_not_active_and_a_full_one_is_not_an_unknown_one(
+    monkeypatch: pytest.MonkeyPatch, active: int, free: int
+):
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"memory_size": 8000})
+    monkeypatch.setattr(mx, "get_active_memory", lambda: active)
+    assert device_free_nbytes() == free
 
 
-def test_packed_weights_are_read_packed_unless_they_are_kept_dense(tmp_path: Path):
-    write_checkpoint(tmp_path / "raw")
-    quantize_checkpoint(tmp_path / "raw", tmp_path / "packed", lambda _: (4, 32, "affine"))
-    dense = needed(tmp_path / "raw", WIDENED)
-    assert needed(tmp_path / "packed", WIDENED) == pytest.approx(dense, rel=0.01)
-    # four bits and, for 32 of them, a scale and a bias of 16 bits: 5 of 16 bits
-    assert needed(tmp_path / "packed", STORED) == pytest.approx(dense / 2 * 5 / 16, rel=0.05)
-
-
-def test_of_the_experts_only_the_chosen_ones_are_read(tmp_path: Path):
-    write_checkpoint(tmp_path, moe=True)
-    config = ModelConfig.load(tmp_path)
-    tensors = load_weights(tmp_path, config).tensors
-    every = replace(config, num_experts_per_tok=config.num_experts)
-    experts = sum(
-        tensor.nbytes for name, tensor in tensors.items() if ".switch_mlp." in name and "mtp" not in name
-    )
-    left_out = step_nbytes(tensors, every, STORED) - step_nbytes(tensors, config, STORED)
-    assert left_out == pytest.approx(experts * (1 - config.num_experts_per_tok / config.num_experts))
-
-
-def test_loading_tells_how_far_it_is_and_a_complaint_ends_it(tmp_path: Path):
-    write_checkpoint(tmp_path)
-    told: list[tuple[int, int, str]] = []
-    engine = Engine.load(tmp_path, lambda *progress: told.append(progress))
-    assert told[0][0] == 0
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert {total for _, total, _ in told} == {engine.model.nbytes}
-    assert engine.model.step_nbytes > 0
-
-    def complain(done: int, total: int, tensor: str) -> None:
-        raise KeyboardInterrupt(f"{tensor} at {done} of {total}")
-
-    with pytest.raises(KeyboardInterrupt):
-        Engine.load(tmp_path, complain)
+def test_a_cpu_has_free_what_the_system_can_give(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device, "on_gpu", lambda: False)
+    for nbytes in (7000, 0):
+        monkeypatch.setattr(device, "host_available_nbytes", lambda nbytes=nbytes: nbytes)
+        assert device_free_nbytes() == nbytes

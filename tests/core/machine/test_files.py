@@ -1,12 +1,25 @@
-"""Small files of a downloaded folder: what is read, and what is refused in one sentence."""
+"""Files: what is read, what is refused in one sentence, and what writing leaves however it ends."""
 
 import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from qchat.core.errors import ConfigError
-from qchat.core.machine.files import parse_json, read_bytes, read_json
+from qchat.core.machine.files import parse_json, read_bytes, read_json, whole_file, write_whole
+from tests.paths import ROOT
+
+WRITE = """
+import sys
+from pathlib import Path
+from qchat.core.machine.files import write_whole
+for _ in range(200):
+    write_whole(Path(sys.argv[1]), sys.argv[2] * 100_000)
+"""
 
 
 def test_an_object_is_read_as_it_is_written(tmp_path: Path):
@@ -69,3 +82,79 @@ def test_a_link_to_a_file_elsewhere_is_followed_as_download_caches_need(tmp_path
 def test_text_that_came_from_no_file_is_named_as_the_caller_says():
     with pytest.raises(ConfigError, match=r"^message 3 is not valid JSON"):
         parse_json("{", "message 3", ConfigError)
+
+
+# --- writing ---
+
+
+@pytest.fixture
+def usual_umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_processes_that_write_the_same_file_leave_one_whole_version(tmp_path: Path):
+    """With a fixed temporary name one renamed what the other was writing, or found nothing to rename."""
+    path = tmp_path / "a.json"
+    write_whole(path, "x" * 100_000)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / ".dev")}
+    command = [sys.executable, "-c", WRITE, str(path)]
+    writers = [subprocess.Popen([*command, letter], env=environment) for letter in "yz"]
+    while any(writer.poll() is None for writer in writers):
+        text = path.read_text()
+        assert text == text[0] * 100_000
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert path.read_text() in ("y" * 100_000, "z" * 100_000)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_the_same_file_leave_one_whole_version(tmp_path: Path):
+    path, texts = tmp_path / "a.json", [letter * 100_000 for letter in "abcdefgh"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_whole(path, text), texts * 10))
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_whole(path, b"old", sync=True)
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \udc80")
+    assert path.read_bytes() == b"old"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "folder", "new")
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "missing" / "a.json", "new")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.json", "folder"}
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_a_new_file_has_the_permissions_asked_for_or_those_of_any_new_file(tmp_path: Path):
+    """Also where a more open file is replaced, and while it is being written."""
+    for mode, wanted in ((0o666, 0o644), (0o600, 0o600)):
+        path = tmp_path / "a.json"
+        with whole_file(path, mode=mode) as temporary:
+            temporary.write_text("text")
+            assert stat.S_IMODE(temporary.stat().st_mode) == wanted
+        assert stat.S_IMODE(path.stat().st_mode) == wanted
+
+
+def test_a_link_is_replaced_and_the_file_behind_it_stays(tmp_path: Path):
+    (tmp_path / "blob").write_text("shared")
+    link = tmp_path / "a.json"
+    link.symlink_to("blob")
+    write_whole(link, "own")
+    assert not link.is_symlink() and link.read_text() == "own"
+    assert (tmp_path / "blob").read_text() == "shared"
+
+
+def test_a_temporary_file_is_hidden_and_ends_like_the_file_unless_told_otherwise(tmp_path: Path):
+    for suffix, wanted in ((None, ".safetensors"), (".part", ".part")):
+        with whole_file(tmp_path / "a.safetensors", suffix=suffix) as temporary:
+            assert temporary.name.startswith(".a.safetensors.") and temporary.suffix == wanted

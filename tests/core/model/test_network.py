@@ -70,3 +70,19 @@ def test_the_comparison_sees_one_wrong_column():
     spoiled = logits.copy()
     spoiled[:, 7] += 0.01
     assert relative_rms(project(spoiled), project(logits)) > TOLERANCE
+
+
+def test_loading_tells_how_far_it_is_and_a_complaint_ends_it(tmp_path: Path):
+    write_checkpoint(tmp_path)
+    told: list[tuple[int, int, str]] = []
+    engine = Engine.load(tmp_path, lambda *progress: told.append(progress))
+    assert told[0][0] == 0
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert {total for _, total, _ in told} == {engine.model.nbytes}
+    assert engine.model.step_nbytes > 0
+
+    def complain(done: int, total: int, tensor: str) -> None:
+        raise KeyboardInterrupt(f"{tensor} at {done} of {total}")
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine.load(tmp_path, complain)

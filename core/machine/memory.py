@@ -1,0 +1,35 @@
+"""How much memory this machine has, read from the system alone: listing models must not import MLX.
+
+`device` builds on this what MLX has to be asked for.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+GIB = 1 << 30
+
+
+def host_total_nbytes() -> int:
+    """Bytes of memory that the machine is built with."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def host_available_nbytes() -> int:
+    """Bytes that Linux estimates it can still give without swapping; 0 on other systems."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def model_limit_nbytes() -> int:
+    """Bytes that a model may take: on a Mac what Metal recommends, elsewhere nine tenths of the memory.
+
+    Metal recommends two thirds of the memory up to 36 GiB and three quarters of more.
+    """
+    total = host_total_nbytes()
+    if sys.platform != "darwin":
+        return total * 9 // 10
+    return total * 2 // 3 if total <= 36 * GIB else total * 3 // 4
