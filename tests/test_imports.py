@@ -33,7 +33,6 @@ PUBLIC_MODULES = {
     "hub.fetch",
     "hub.library",
     "machine.files",
-    "machine.ranks_environment",
     "storage.records",
     "storage.store",
     "worker.protocol",
