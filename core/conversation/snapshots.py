@@ -79,7 +79,7 @@ class Snapshots:
         buffers = {
             id(layer.buffer): layer.nbytes
             for snapshot in self._kept
-            for layer in (*snapshot.cache.layers, snapshot.cache.ahead)
+            for layer in (*snapshot.cache.layers, snapshot.cache.draft)
             if isinstance(layer, KVCache)
         }
         return sum(s.cache.state_nbytes for s in self._kept) + sum(buffers.values())

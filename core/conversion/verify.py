@@ -16,10 +16,12 @@ from ..checkpoint.header import read_header
 from ..errors import WeightsError
 from ..machine.backend import choose_policy, mx
 from ..model.cache import Cache
-from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, Named, rms_norm
-from ..model.moe import MixtureOfExperts
-from ..ops.linear import make_linear, prepare
-from ..ops.self_test import settle
+from ..model.fused_layers import kernel_form
+from ..model.layers import rms_norm
+from ..model.network import make_layer
+from ..model.weight_scope import WeightScope
+from ..ops.linear import make_linear, materialize
+from ..ops.self_test import run_self_test
 from ..text.tokenizer import Tokenizer
 from .pipeline import streams
 from .source import Source, dense
@@ -100,7 +102,7 @@ def compare_logits(source: Source, result: Source, weights: dict[str, float], ti
 
     Raises WeightsError where the result's logits are no numbers and the source's are.
     """
-    settle()  # before any layer decides whether to use kernels
+    run_self_test()  # before any layer decides whether to use kernels
     ids = probe_ids(source)
     wanted, actual = streamed_logits((source, result), ids, tick)
     if mx.isfinite(wanted).all() and not mx.isfinite(actual).all():
@@ -151,12 +153,15 @@ class _Pass:
         """Ask for layer `index`; its weights stay until `leave`."""
         self._read = _OnDemand(self._source)
         with mx.stream(self._stream):
-            self._layer = self._make(index, Named(self._read).within(f"layers.{index}"))
+            weights, kind = WeightScope(self._read).within(f"layers.{index}"), self._config.layer_types[index]
+            self._plain = make_layer(self._config, weights, kind, self._policy)
+            self._layer = kernel_form(self._plain, self._policy)
             # a layer's memory, never evaluated, would hold on to its weights
             self.x = self._layer(self.x, self._memories.popleft())
 
     def leave(self, tick: Tick) -> None:
-        vars(self._layer).clear()  # it refers to itself, by its fused step
+        for layer in (self._layer, self._plain):
+            vars(layer).clear()  # its compiled functions refer to it
         for name in self._read.names:
             tick(name, self._source.weights_nbytes(name))
 
@@ -165,15 +170,8 @@ class _Pass:
         with mx.stream(self._stream):
             norm = dense(self._source.read("norm"), mx.float32)
             hidden = rms_norm(self.x, norm, self._config.rms_norm_eps)
-            head = make_linear(prepare(self._source.read(name, *span), self._policy))
+            head = make_linear(materialize(self._source.read(name, *span), self._policy))
             return head(hidden)[0].astype(mx.float32)
-
-    def _make(self, index: int, weights: Named) -> AttentionLayer | DeltaLayer:
-        config, inner = self._config, weights.within("mlp")
-        moe = config.is_moe
-        block = MixtureOfExperts(config, inner, self._policy) if moe else DenseMLP(inner, self._policy)
-        make = AttentionLayer if config.layer_types[index] == "full_attention" else DeltaLayer
-        return make(config, weights, block, self._policy)
 
 
 class _OnDemand(Mapping[str, Tensor]):

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from ..errors import DoesNotFit, GenerationError, ModelError, QchatError, UsageE
 from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
 from ..model.network import Model
-from ..ops.fused_matvec import MAX_ROWS
+from ..ops.fused_matvec import MAX_FUSED_ROWS
+from .loading import load_folder
 from .ranks import Ranks, joined
 
 # ranks of one cluster reach each other at once, or not at all
@@ -44,20 +46,21 @@ LIMITS = ("context", "chunk", "free_nbytes")
 
 
 def load_model(folder: Path, config: ModelConfig, progress: Progress | None = None) -> Model:
-    """`Model.load`, together with the other ranks if there are any, its kernels compiled.
+    """Load the model in `folder`, together with the other ranks if there are any, and compile its kernels.
 
-    Raises what `Model.load` does, also for another rank, and GenerationError where one has left.
+    Raises what `load_folder` does, also for another rank, and GenerationError where one has left.
     """
     ranks = joined()
     if ranks is None:
-        model = Model.load(folder, config, progress)
+        model = load_folder(Model, folder, config, progress)
     elif ranks.rank:
         raise UsageError(
             f"rank {ranks.rank} was to load a model by itself: it is to call qchat.core.follow()"
         )
     else:
         what = str(folder.resolve())
-        model = LedModel.begin(ranks, what, lambda told: LedModel.load(folder, config, told), progress)
+        load = partial(load_folder, LedModel, folder, config)
+        model = LedModel.begin(ranks, what, load, progress)
     if on_gpu():
         if progress:
             progress(model.nbytes, model.nbytes, "kernels")
@@ -263,7 +266,7 @@ class LedCache(Cache):
 
     @classmethod
     def of(cls, cache: Cache, followers: Followers) -> "LedCache":
-        led = cls(cache.layers, cache.length, cache.hidden, cache.ahead, cache.ahead_end)
+        led = cls(cache.layers, cache.length, cache.hidden, cache.draft, cache.draft_end)
         led.followers, led.number = followers, followers.allot()
         followers.drop(led.number, when=led)
         return led
@@ -332,7 +335,7 @@ def _load_folder(path: str) -> Model:
     folder = Path(path)
     if not folder.is_dir():
         raise ModelError(f"there is no folder {path} on this machine: every rank needs it at the same place")
-    return Model.load(folder, ModelConfig.load(folder))
+    return load_folder(Model, folder, ModelConfig.load(folder))
 
 
 class _Follower:
@@ -380,7 +383,7 @@ class _Follower:
         kept = self._caches[number]
         ids = self._ranks.broadcast(mx.zeros(tokens, mx.int32))
         x = self._models[model].hidden(ids, kept)
-        if tokens <= MAX_ROWS:
+        if tokens <= MAX_FUSED_ROWS:
             mx.async_eval(x, *kept.arrays())
             return
         mx.eval(x, *kept.arrays())

@@ -32,8 +32,8 @@ def read_ahead(model: Model, cache: Cache, ids: list[int], before: mx.array | No
         return
     begin = max(0, len(ids) - WINDOW)
     first = cache.length - len(ids)
-    if begin or cache.ahead_end != first:
-        cache.ahead = KVCache()
+    if begin or cache.draft_end != first:
+        cache.draft = KVCache()
     if begin:
         states = hidden[:, begin - 1 : -1]
     elif before is not None:
@@ -41,8 +41,8 @@ def read_ahead(model: Model, cache: Cache, ids: list[int], before: mx.array | No
     else:
         begin, states = 1, hidden[:, :-1]
     if states.shape[1]:
-        model.ahead(mx.array(ids[begin:]), states, cache.ahead)
-    cache.ahead_end = cache.length
+        model.mtp_hidden(mx.array(ids[begin:]), states, cache.draft)
+    cache.draft_end = cache.length
 
 
 class Acceptance:
@@ -114,7 +114,7 @@ class DraftingDecoder:
     def finish(self) -> None:
         """Let the cache have read what was handed out and no more."""
         if self._read:
-            self._cache.keep(self._given, self._read)
+            self._cache.commit(self._given, self._read)
             self._cache.hidden = self._hidden[:, self._given - 1 : self._given]
             self._read = 0
 
@@ -130,7 +130,7 @@ class DraftingDecoder:
         first, state = self._drawn[place], self._states[place + 1]
         drafts = self._draft(first, self._acceptance.drafts(self._most))
         ids = mx.concatenate([mx.array([first], mx.uint32), *drafts])
-        self._hidden = self._model.tentative(ids, self._cache)
+        self._hidden = self._model.forward_speculative(ids, self._cache)
         self._logits = self._model.logits(self._hidden)
         drawn, self._states = [], [state]
         for logits in self._logits:
@@ -151,16 +151,16 @@ class DraftingDecoder:
         """The draft head's guesses [1] for the ids after `token`, each read into its own cache."""
         cache, model = self._cache, self._model
         known = mx.array([*self._ids[1 : self._given], token], mx.uint32)
-        if cache.ahead_end != cache.length - known.size + 1:
-            cache.ahead = KVCache()
-        states = model.ahead(known, self._hidden[:, : known.size], cache.ahead)
-        cache.ahead_end = cache.length + 1
+        if cache.draft_end != cache.length - known.size + 1:
+            cache.draft = KVCache()
+        states = model.mtp_hidden(known, self._hidden[:, : known.size], cache.draft)
+        cache.draft_end = cache.length + 1
         drafts: list[mx.array] = []
         for place in range(number):
             state = states[:, -1:]
             if place:
-                states = model.ahead(drafts[-1], state, cache.ahead)
+                states = model.mtp_hidden(drafts[-1], state, cache.draft)
                 state = states
             drafts.append(mx.argmax(model.logits(state), axis=-1).astype(mx.uint32))
-        cache.ahead.take_back(max(number - 1, 0))
+        cache.draft.trim(max(number - 1, 0))
         return drafts

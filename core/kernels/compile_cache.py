@@ -1,7 +1,7 @@
-"""CUDA kernels as machine code on disk: MLX compiles the text of custom kernels anew in every process.
+"""A cache of compiled CUDA kernels on disk: MLX itself compiles custom kernels anew in every process.
 
-NVRTC, which MLX's CUDA wheel loads, compiles a text once per architecture; later processes read what it made.
-Where it is not found or refuses, there is no machine code, and the text is left to MLX.
+NVRTC, which MLX's CUDA wheel loads, compiles a text once per architecture; later processes read the result.
+Where NVRTC is missing or refuses the text, there is no machine code, and MLX compiles the text itself.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ from pathlib import Path
 from ..machine.backend import cache_path, mx
 from ..machine.files import write_whole
 
-# the number is CUDA's
+# numbered by CUDA's major version
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 ELF = b"\x7fELF"
 
 
 def machine_code(source: str, name: str, architecture: str) -> bytes | None:
-    """`source` for an architecture such as `sm_90`; None where nobody compiles it.
+    """Return `source` compiled for an architecture such as `sm_90`; None where NVRTC cannot.
 
-    `name` is that of its one function, and tells it from every other source.
+    `name` is the source's one function and unique to it.
     """
     file = _file(name, architecture)
     if file is not None:
@@ -40,7 +40,7 @@ def machine_code(source: str, name: str, architecture: str) -> bytes | None:
 
 
 def unique_name(stem: str, *texts: str) -> str:
-    """A C identifier that equal texts share."""
+    """Return a C identifier that begins with `stem` and is the same for equal texts only."""
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     return f"{stem}_{digest[:12]}"
 
@@ -51,14 +51,14 @@ def _file(name: str, architecture: str) -> Path | None:
 
 
 def _keep(file: Path, content: bytes) -> None:
-    """Other processes read the same folder. A full disk costs them a second each."""
+    """Write the file whole or not at all, as other processes read it. A full disk only costs time."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(file, content)
 
 
 def compiler_version() -> str:
-    """Of the NVRTC that MLX has loaded; "none" without one."""
+    """Return the version of the NVRTC that MLX has loaded; "none" without one."""
     nvrtc = _nvrtc()
     if nvrtc is None:
         return "none"
@@ -69,7 +69,7 @@ def compiler_version() -> str:
 
 @cache
 def _nvrtc() -> ctypes.CDLL | None:
-    """The one that MLX's library has loaded; no other."""
+    """Return the NVRTC that MLX's library has loaded, and no other."""
     if sys.platform != "linux":
         return None
     for name in NVRTC:
@@ -80,7 +80,7 @@ def _nvrtc() -> ctypes.CDLL | None:
 
 @cache
 def _includes() -> list[Path]:
-    """Where CUDA's headers lie, and those that they include from MLX's wheel; empty if nowhere."""
+    """Return the folders of CUDA's headers and of those they include from MLX's wheel; empty if not found."""
     package = Path(mx.__file__).parent
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     homes += sorted(package.parent.glob("nvidia/cu1?"), reverse=True)
@@ -90,6 +90,7 @@ def _includes() -> list[Path]:
 
 
 def _compile(source: str, name: str, architecture: str) -> bytes | None:
+    """Return the machine code of `source`; None without NVRTC or headers, or where it does not compile."""
     nvrtc = _nvrtc()
     if nvrtc is None or not _includes():
         return None

@@ -1,8 +1,8 @@
-"""Kernels of gated attention for a few queries: heads out of projections, then attention over a cache.
+"""Kernels of gated attention for a few queries: heads out of projections, then attention over a KV cache.
 
-`split_heads` norms and rotates queries and keys. `attend` reads the cache once for all query heads that share
-it, in splits of the context that a second kernel joins, which also applies the output gate. After Dao et al.
-(arXiv 2205.14135), with the split of FlashDecoding. Takes bfloat16 and head dims of 256.
+`split_heads` normalises and rotates queries and keys. `attend` reads the cache once for all query heads that
+share it, in splits of the context; a second kernel joins the splits and applies the output gate. After Dao
+et al. (arXiv 2205.14135), with the splits of FlashDecoding. Takes bfloat16 and head dims of 256 only.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ..machine.backend import mx
 from .launch import Kernel
 
 HEAD_DIM = 256
-MAX_SHARERS = 8  # query heads that share a key head
+MAX_SHARERS = 8  # query heads per key head
 LANES = 32
-TILE = 64  # positions whose scores stand in shared memory
-AT_ONCE = 4  # keys, or values, that a thread has on their way to it
+TILE = 64  # positions whose scores are in shared memory at a time
+AT_ONCE = 4  # keys, or values, that a thread loads before it uses the first
 MAX_SPLITS = 64
 
 
@@ -31,10 +31,12 @@ class Heads:
 
     @property
     def width(self) -> int:
+        """Columns of the projections."""
         return 2 * (self.heads + self.kv_heads) * HEAD_DIM
 
 
 def fits(heads: Heads, head_dim: int) -> bool:
+    """Whether the kernels take an attention of these sizes."""
     sharers, odd = divmod(heads.heads, heads.kv_heads)
     return head_dim == HEAD_DIM and not odd and sharers <= MAX_SHARERS and heads.rotary % 2 == 0
 
@@ -202,18 +204,18 @@ def split_heads(
     main: mx.array,
     q_norm: mx.array,
     k_norm: mx.array,
-    turns: mx.array,
+    frequencies: mx.array,
     offset: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Projections [T, width] bfloat16 at position `offset` [1] to q [1, H, T, 256], k and v [1, Hkv, T, 256].
+    """Map projections `main` [T, width] bfloat16 at position `offset` [1] int32 to q, k and v in bfloat16.
 
-    Norms [256] and `turns`, as `frequencies` gives them, are float32.
+    q is [1, H, T, 256], k and v are [1, Hkv, T, 256]. Norms [256] and the `rope_frequencies` are float32.
     """
     steps = main.shape[0]
     of_queries, of_keys = ((1, n, steps, HEAD_DIM) for n in (heads.heads, heads.kv_heads))
     return tuple(  # pyright: ignore[reportReturnType]
         split_kernel(heads)(
-            [main, q_norm, k_norm, turns, offset],
+            [main, q_norm, k_norm, frequencies, offset],
             blocks=(heads.heads + 2 * heads.kv_heads, steps, 1),
             results=[(of_queries, mx.bfloat16), (of_keys, mx.bfloat16), (of_keys, mx.bfloat16)],
         )
@@ -223,9 +225,11 @@ def split_heads(
 def attend(
     heads: Heads, main: mx.array, q: mx.array, keys: mx.array, values: mx.array, offset: mx.array
 ) -> mx.array:
-    """q [1, H, T, 256] at position `offset` [1] over keys and values [1, Hkv, capacity, 256] up to its own.
+    """Attend with q [1, H, T, 256] to the positions up to each query's own, and apply the output gate.
 
-    Returns [T, H * 256] times the sigmoid of the gates in `main` [T, width].
+    `offset` [1] int32 is the first query's position, keys and values are [1, Hkv, capacity, 256], and the
+    gates are in the projections `main` [T, width]. All but the offset are bfloat16. Returns [T, H * 256]
+    bfloat16.
     """
     steps = q.shape[2]
     splits = split_count(keys.shape[2])
@@ -247,17 +251,17 @@ def attend(
 
 @lru_cache(maxsize=2)
 def position(offset: int) -> mx.array:
-    """[1] int32; all layers of a step share one."""
+    """Return `offset` as an array [1] int32, one for all layers of a step."""
     return mx.array([offset], mx.int32)
 
 
-def frequencies(rotary: int, theta: float) -> mx.array:
-    """Radians per position of each rotated pair, [rotary / 2] float32."""
+def rope_frequencies(rotary: int, theta: float) -> mx.array:
+    """Return the radians per position of each rotated pair, [rotary / 2] float32."""
     return mx.array([theta ** (-2 * i / rotary) for i in range(rotary // 2)], mx.float32)
 
 
 def split_count(capacity: int) -> int:
-    """A power of two, so that a growing cache seldom needs another kernel."""
+    """Return the splits of a cache, a power of two so that growth seldom needs another kernel."""
     splits = 1
     while splits < MAX_SPLITS and splits * TILE < capacity:
         splits *= 2

@@ -1,9 +1,9 @@
-"""Kernels of the gated delta net: a few steps as one of them, many as three.
+"""Kernels of the gated delta net between its projections: one for a few positions, three for a prompt.
 
-`delta_steps` does all that stands between the projections of a layer, with the state in registers: the causal
-convolution and its SiLU, normalised queries and keys, decay and beta, the rule itself, and the gated norm.
-For a prompt, `mix_prompt` prepares all positions at once, `walk_prompt` takes the state along them, lanes
-sharing a column of it, and `norm_gated` ends. Equations as in `reference`; sums are float32.
+`delta_steps` keeps the state in registers through convolution, SiLU, normalised queries and keys, decay and
+beta, the delta rule, and the gated norm. For a prompt `delta_mix` does what comes before the rule for all
+positions at once, `delta_walk` runs the rule along them, several lanes to a column of the state, and
+`delta_norm` ends. Equations are those of `ops.gated_delta_reference`; sums are float32.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from .launch import Kernel
 
 MAX_STEPS = 8
 LANES = 32
-STEP_WARPS = 16  # of the block that steps one head
-WALK_WARPS, WALK_LANES = 4, 8  # of a block of the walk; lanes that share a column
-WALK_COLUMNS = WALK_WARPS * LANES // WALK_LANES  # of a block
+STEP_WARPS = 16  # of a block of `delta_steps`, which is one head
+WALK_WARPS, WALK_LANES = 4, 8  # warps of a block of `delta_walk`; lanes to a column of the state
+WALK_COLUMNS = WALK_WARPS * LANES // WALK_LANES  # columns of a block
 NORM_WARPS = 8
-WALK_STEPS = 16  # positions in shared memory at a time
-EPS = 1e-6  # of the norm of queries and keys
+WALK_STEPS = 16  # positions that `delta_walk` has in shared memory at a time
+EPS = 1e-6  # of the normalised queries and keys
 
 
 @dataclass(frozen=True)
 class Net:
-    """Sizes of one delta net, and where its projections stand.
+    """Sizes of one delta net and the layout of its projections.
 
-    A row of `main` [T, main_width] begins with q | k | v and has z at `z_at`; one of `ab` [T, ab_width] has
-    a at `a_at` and b after it.
+    A row of `main` [T, main_width] begins with q | k | v and has z from column `z_at` on; a row of `ab`
+    [T, ab_width] has a from column `a_at` on, then b.
     """
 
     key_heads: int
@@ -44,6 +44,7 @@ class Net:
 
     @property
     def channels(self) -> int:
+        """Channels of the convolution: queries, keys, values."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
@@ -53,7 +54,7 @@ _CONSTANTS = Template("""
   constexpr uint MAIN = $main_width, Z_AT = $z_at, AB = $ab_width, A_AT = $a_at;
   const uint steps = main_shape[0];
 """)
-# one channel of the convolution, over the states before the first position and `main` after it
+# WINDOW reads one channel of the convolution's input: the state before the first position, then `main`
 _HELPERS = """
 #define WINDOW(position, channel) float((position) < TAPS - 1 \\
   ? conv[(position) * CHANNELS + (channel)] : main[((position) - (TAPS - 1)) * MAIN + (channel)])
@@ -260,7 +261,7 @@ _GATED_NORM = Template("""
 
 
 def fits(net: Net) -> bool:
-    """Whether the kernels' blocks divide the heads."""
+    """Whether the kernels' blocks divide the heads of this net."""
     return (
         net.value_heads % net.key_heads == 0
         and net.key_dim % (4 * WALK_LANES) == 0
@@ -275,7 +276,7 @@ def fits(net: Net) -> bool:
 class DeltaKernels:
     """The kernels with one layer's parameters.
 
-    taps [K, channels] is bfloat16; log_a and dt_bias [Hv] and norm [Dv] are float32.
+    taps [K, channels] are bfloat16; log_a and dt_bias [Hv] and norm [Dv] are float32.
     """
 
     net: Net
@@ -287,10 +288,10 @@ class DeltaKernels:
     def __call__(
         self, main: mx.array, ab: mx.array, conv: mx.array, state: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """Outputs [T, Hv * Dv] and the two states after them, for any T.
+        """Return outputs [T, Hv * Dv], and the convolution's and the recurrent state after them, for any T.
 
-        main [T, W] and ab [T, w] are projections as `Net` says, conv [1, K-1, channels] and state
-        [1, Hv, Dk, Dv] float32 what came before; all but the state is bfloat16.
+        The projections main [T, main_width] and ab [T, ab_width], conv [1, K-1, channels] and the outputs are
+        bfloat16; state [1, Hv, Dk, Dv] is float32.
         """
         if main.shape[0] <= MAX_STEPS:
             return self.steps(main, ab, conv, state)
@@ -299,7 +300,10 @@ class DeltaKernels:
     def steps(
         self, main: mx.array, ab: mx.array, conv: mx.array, state: mx.array, *, every: bool = False
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """For at most MAX_STEPS positions; with `every`, the states after each, along their first axis."""
+        """Do the same for at most MAX_STEPS positions.
+
+        With `every`, states after each position are returned, along their first axis.
+        """
         net, steps = self.net, main.shape[0]
         kept = steps if every else 1
         y, conv, state = steps_kernel(net, every)(
@@ -316,7 +320,7 @@ class DeltaKernels:
     def prompt(
         self, main: mx.array, ab: mx.array, conv: mx.array, state: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """For more positions than there are taps."""
+        """Do the same for more positions than there are taps."""
         net, steps, heads = self.net, main.shape[0], self.net.value_heads
         widest = -(-max(net.key_dim, net.value_dim) // LANES) * LANES
         q, k, v, decay, beta = mix_kernel(net, widest)(

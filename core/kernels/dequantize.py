@@ -1,4 +1,4 @@
-"""The kernel that writes a packed weight out as bfloat16, for products of many rows."""
+"""The kernel that dequantizes a packed weight to bfloat16, for products of many rows."""
 
 from functools import cache
 from string import Template
@@ -10,7 +10,7 @@ from .unpack import WEIGHTS, load_text, scale_count, unpacking
 
 THREADS = 128
 
-_WIDEN = Template("""
+_DEQUANTIZE = Template("""
   constexpr uint THREADS = $threads;
   const uint slots = $slots, slot = block_x * THREADS + tid;
   // the four words of a lane's quarter slots lie apart in memory: through here they are written side by side
@@ -38,12 +38,12 @@ _WIDEN = Template("""
 """)
 
 
-def widen(packed: Packed) -> mx.array:
-    """The matrix, or the stack of them, [..., N, K] in bfloat16; affine scales and biases are bfloat16."""
+def dequantize(packed: Packed) -> mx.array:
+    """Return the dense weight [..., N, K] in bfloat16. Affine scales and biases must be bfloat16."""
     *stack, rows, _ = packed.weight.shape
     columns = packed.scales.shape[-1] * packed.group_size
     slots = packed.scales.size * packed.group_size // WEIGHTS
-    (dense,) = widen_kernel(packed.geometry, packed.weight.ndim)(
+    (dense,) = dequantize_kernel(packed.geometry, packed.weight.ndim)(
         list(packed.arrays),
         blocks=(-(-slots // THREADS), 1, 1),
         results=[((*stack, rows, columns), mx.bfloat16)],
@@ -52,7 +52,7 @@ def widen(packed: Packed) -> mx.array:
 
 
 @cache
-def widen_kernel(geometry: Geometry, rank: int) -> Kernel:
+def dequantize_kernel(geometry: Geometry, rank: int) -> Kernel:
     code = unpacking(geometry)
     pairs = []
     for place, pair in enumerate(code.pairs):
@@ -74,4 +74,6 @@ def widen_kernel(geometry: Geometry, rank: int) -> Kernel:
         "pairs": "\n    ".join(pairs),
     }
     inputs = ("weight", "scales", "biases") if geometry.mode == "affine" else ("weight", "scales")
-    return Kernel(f"widen_{geometry.mode}{geometry.bits}", inputs, ("y",), _WIDEN.substitute(parts), THREADS)
+    return Kernel(
+        f"dequantize_{geometry.mode}{geometry.bits}", inputs, ("y",), _DEQUANTIZE.substitute(parts), THREADS
+    )

@@ -1,4 +1,4 @@
-"""The kernel that chooses experts: softmax over the router's logits and the best of them, one warp a row."""
+"""The kernel that routes tokens to experts: softmax over the router's logits and its top, one warp a row."""
 
 from functools import cache
 from string import Template
@@ -44,7 +44,10 @@ _ROUTE = Template("""
 
 
 def route(logits: mx.array, top: int, *, renormalise: bool) -> tuple[mx.array, mx.array, mx.array]:
-    """Of logits [R, E + 1] float32, the last the shared expert's: ids and shares [R * top], its share [R]."""
+    """Return the best experts' ids (uint32) and shares, both [R * top], and the shared expert's share [R].
+
+    logits [R, E + 1] are float32, the last column the shared expert's; shares are float32.
+    """
     rows, width = logits.shape
     return tuple(  # pyright: ignore[reportReturnType]
         route_kernel(width - 1, top, renormalise)(
@@ -57,5 +60,6 @@ def route(logits: mx.array, top: int, *, renormalise: bool) -> tuple[mx.array, m
 
 @cache
 def route_kernel(experts: int, top: int, renormalise: bool) -> Kernel:
+    """Return the kernel for `experts` routed experts, of which each row takes the best `top`."""
     parts = {"experts": experts, "top": top, "width": experts + 1, "renormalise": str(renormalise).lower()}
     return Kernel("route", ("logits",), ("ids", "shares", "shared"), _ROUTE.substitute(parts), LANES)

@@ -1,7 +1,7 @@
-"""Kernels whose body is written once: a prelude per backend gives Metal and CUDA the same words.
+"""Kernels whose body is written once: a prelude per backend gives Metal and CUDA one vocabulary.
 
-Bodies know `tid` (of their block), `lane` (of 32), `block_x`, `block_y`, `block_z`, and what the preludes
-define. Whether the device at hand takes our kernels is asked with `backend()`.
+Bodies may use `tid` (in their block), `lane` (of 32), `block_x`, `block_y`, `block_z`, and what the preludes
+define. `backend()` says whether our kernels run on this machine's device.
 """
 
 import os
@@ -17,12 +17,12 @@ from .compile_cache import machine_code, unique_name
 Backend = Literal["cuda", "metal"]
 T = TypeVar("T")
 
-# Words of both preludes:
-#   halves                     two halves in one register, a product of which costs as much as one float's
+# What both preludes define:
+#   halves                     two halves in one register, whose product costs as much as one float's
 #   low_float, high_float      the bfloat16 in the lower, upper half of 32 bits; float_pair makes such bits
-#   exact_cos, exact_sin       also of angles of thousands of turns
-#   picked<a, b, c, d>(v, w)   bytes a, b, c, d (0 is the lowest) of the eight in v and w
-#   stream2, stream4           two, four words that are read once
+#   exact_cos, exact_sin       accurate for angles of thousands of turns, too
+#   picked<a, b, c, d>(v, w)   the bytes a, b, c, d of the eight in v and w, 0 being the lowest
+#   stream2, stream4           load two, four words that no one reads again
 #   lane_xor, lanes_sum        the value of the lane whose number is lane ^ mask; the sum over all 32 lanes
 CUDA_PRELUDE = """
 #include <cuda_fp16.h>
@@ -65,7 +65,7 @@ CUDA_OPENING = """
   const uint tid = threadIdx.x, lane = threadIdx.x % 32;
   const uint block_x = blockIdx.x, block_y = blockIdx.y, block_z = blockIdx.z;
 """
-# MLX writes the function's head itself, so this is the only place to say how many registers it may take
+# MLX writes the function's head itself, so only a macro can limit its registers
 CUDA_BOUNDS = """
 #undef __global__
 #define __global__ __location__(global) __launch_bounds__({}, {})
@@ -111,9 +111,9 @@ OPENINGS: Mapping[Backend, str] = {"cuda": CUDA_OPENING, "metal": METAL_OPENING}
 
 @dataclass(frozen=True)
 class Kernel:
-    """A body and what it reads and writes; every array is row-contiguous, `helpers` come before the body.
+    """A kernel's text, its inputs and outputs, all row-contiguous, and the `threads` of a block.
 
-    `threads` of a block; CUDA's compiler is told to let `resident` of them share a multiprocessor.
+    `helpers` precede the function. CUDA's compiler lets `resident` blocks share a multiprocessor.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Kernel:
         blocks: tuple[int, int, int],
         results: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     ) -> list[mx.array]:
-        """Run so many blocks on `arrays`; `results` are shape and dtype of each output."""
+        """Launch so many `blocks` on `arrays`; return outputs of the shapes and dtypes in `results`."""
         launch = {
             "inputs": list(arrays),
             "grid": (blocks[0] * self.threads, blocks[1], blocks[2]),
@@ -144,7 +144,7 @@ class Kernel:
             signature = tuple((array.dtype, array.ndim) for array in arrays)
             made = _machine_code(self, signature, tuple(launch["output_dtypes"]))
             if made is not None:
-                lengths = [n for _, array in self.measured(arrays) for n in array.shape]
+                lengths = [n for _, array in self.with_shapes(arrays) for n in array.shape]
                 return mx.fast.precompiled_cuda_kernel(
                     name=made[0],
                     compiled_source=made[1],
@@ -154,22 +154,23 @@ class Kernel:
                 )
         return _build(self, device)(**launch)
 
-    def measured(self, of_inputs: Sequence[T]) -> list[tuple[str, T]]:
-        """The inputs whose shape the body asks for, each with what belongs to it."""
-        return [(name, it) for name, it in zip(self.inputs, of_inputs, strict=True) if name in self._measured]
+    def with_shapes(self, values: Sequence[T]) -> list[tuple[str, T]]:
+        """Return the name of each input whose shape the body uses, with its one of `values`."""
+        pairs = zip(self.inputs, values, strict=True)
+        return [(name, value) for name, value in pairs if name in self._shaped]
 
     @cached_property
-    def _measured(self) -> frozenset[str]:
+    def _shaped(self) -> frozenset[str]:
         return frozenset(name for name in self.inputs if f"{name}_shape" in self.body)
 
 
 def texts(kernel: Kernel, backend: Backend) -> tuple[str, str]:
-    """What stands before the function and what is in it."""
+    """Return the text before the function and the text inside it."""
     bounds = CUDA_BOUNDS.format(kernel.threads, kernel.resident) if backend == "cuda" else ""
     return PRELUDES[backend] + kernel.helpers + bounds, OPENINGS[backend] + kernel.body
 
 
-# dtypes of arrays in CUDA's words
+# names of dtypes in CUDA
 CUDA_TYPES = {
     mx.bfloat16: "__nv_bfloat16",
     mx.float32: "float",
@@ -182,9 +183,10 @@ CUDA_TYPES = {
 def cuda_program(
     kernel: Kernel, inputs: Sequence[tuple[mx.Dtype, int]], outputs: Sequence[mx.Dtype]
 ) -> tuple[str, str]:
-    """A whole program around a body, and the name of its function, which tells it from all others.
+    """Return a whole program around the kernel's body, and the name of its function, unique to this program.
 
-    inputs: dtype and number of axes of each; the lengths that the body asks for come last.
+    `inputs` are the dtype and the number of axes of each input. The function's last parameters are the
+    lengths of the inputs whose shape the body uses.
     """
     header, body = texts(kernel, "cuda")
     parameters = [
@@ -195,7 +197,7 @@ def cuda_program(
         *(f"{CUDA_TYPES[dtype]}* {name}" for name, dtype in zip(kernel.outputs, outputs, strict=True)),
     ]
     shapes = []
-    for name, (_, axes) in kernel.measured(inputs):
+    for name, (_, axes) in kernel.with_shapes(inputs):
         lengths = [f"{name}_length_{axis}" for axis in range(axes)]
         parameters += [f"const int {length}" for length in lengths]
         shapes.append(f"  const int {name}_shape[] = {{{', '.join(lengths)}}};\n")
@@ -208,7 +210,7 @@ def cuda_program(
 def _machine_code(
     kernel: Kernel, inputs: tuple[tuple[mx.Dtype, int], ...], outputs: tuple[mx.Dtype, ...]
 ) -> tuple[str, bytes] | None:
-    """The name and the code of a kernel for arrays of such dtypes and axes; None to leave it to MLX."""
+    """Return name and machine code of a kernel for these dtypes and axes; None to leave it to MLX."""
     source, name = cuda_program(kernel, inputs, outputs)
     code = machine_code(source, name, str(mx.device_info().get("architecture")))
     return None if code is None else (name, code)
@@ -216,10 +218,11 @@ def _machine_code(
 
 @cache
 def _build(kernel: Kernel, backend: Backend) -> Callable[..., list[mx.array]]:
+    """Return MLX's custom kernel, which is compiled at its first launch."""
     header, source = texts(kernel, backend)
     make = mx.fast.cuda_kernel if backend == "cuda" else mx.fast.metal_kernel
     return make(  # pyright: ignore[reportReturnType]
-        name=unique_name(f"qchat_{kernel.name}", header, source),  # MLX finds what it compiled by name
+        name=unique_name(f"qchat_{kernel.name}", header, source),  # MLX caches by name
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         header=header,
@@ -231,16 +234,17 @@ _distrusted: set[Backend] = set()
 
 
 def distrust() -> None:
-    """Let `backend` find no device from now on: our kernels failed on the one at hand."""
+    """Make `backend` return None for this device from now on, because our kernels failed on it."""
     device = _device()
     if device:
         _distrusted.add(device)
 
 
 def backend() -> Backend | None:
-    """Which of our kernels the default device takes: on CUDA those, on Metal none but with QCHAT_KERNELS=on.
+    """Return the backend of our kernels on the default device; None where they are not used.
 
-    No Mac has run their text so far. Raises UsageError for a word other than `auto`, `on` and `off`.
+    On Metal they are used with QCHAT_KERNELS=on only, as no Mac has run them so far. Raises UsageError for a
+    QCHAT_KERNELS other than `auto`, `on` and `off`.
     """
     choice = os.environ.get("QCHAT_KERNELS", "auto")
     if choice not in ("auto", "on", "off"):

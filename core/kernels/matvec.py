@@ -1,9 +1,8 @@
-"""Products of one to eight rows with a packed or bfloat16 weight, at memory speed, as one kernel.
+"""One kernel for products of up to MAX_FUSED_ROWS rows with a packed or bfloat16 weight, at memory speed.
 
-A thread keeps its slot of the inputs in registers and walks down the rows of the weight with it. Before the
-product the kernel takes the RMS norm of its input along, after it the residual, or silu(gate) * up of two
-weights; with experts, each input has a weight of its own, or the weighted sum over experts is taken.
-Scales and sums are float32; a slot's products are halves, of inputs that a power of two brought into range.
+A thread keeps its slot of the inputs in registers and walks down the rows of the weight. The kernel also does
+the RMS norm of its inputs, silu(gate) * up of two weights, the residual, and the choice of and sum over
+experts. Scales and sums are float32; products within a slot are halves, of inputs scaled into range.
 """
 
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from .launch import Kernel
 from .unpack import DENSE_WEIGHTS, WEIGHTS, load_text, scale_count, unpacking
 
 LANES = 32
-# threads of a block at most: with one row of input 17,408 packed columns are one step
+# the most threads of a block: for one row of input, 17,408 packed columns take one step
 ONE_ROW_THREADS, MORE_ROWS_THREADS = 640, 256
-MAX_ROWS = 8
-# more of them would not fit in a thread's registers
+MAX_FUSED_ROWS = 8
+# more input rows would not fit in a thread's registers
 INPUTS_AT_ONCE = 4
 
 Experts = Literal["none", "each", "summed", "shared"]
@@ -31,9 +30,9 @@ Experts = Literal["none", "each", "summed", "shared"]
 class Shape:
     """What a kernel is compiled for.
 
-    geometry: None for bfloat16. columns: K. rows: of the input, a power of two; those that are not there are
-    skipped. sides: 2 for silu(first) * second. experts: `each` of `top` ids per row has its own weight, or
-    the products of `top` rows are `summed` with shares; a `shared` expert only has its share.
+    geometry: None for bfloat16. columns: K. rows: those of the input, rounded up to a power of two. sides: 2
+    for silu(first) * second. adds: whether a residual is added. experts: `each` of `top` ids per row has a
+    weight of its own; products of `top` rows are `summed` with shares; a `shared` expert has a share only.
     """
 
     geometry: Geometry | None
@@ -47,41 +46,42 @@ class Shape:
 
     @property
     def slot(self) -> int:
+        """Weights of a slot."""
         return WEIGHTS if self.geometry else DENSE_WEIGHTS
 
     @property
     def slots(self) -> int:
-        """Of one row of weights, or of those of all experts that are summed."""
+        """Slots of one row of weights, or of one row of each expert that is summed."""
         return self.columns // self.slot * (self.top if self.experts == "summed" else 1)
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the work is cut: `at_once` rows of weights in flight, `outputs` per block, `threads` of a block.
+    """How the work is divided: `at_once` rows of weights in flight, `outputs` and `threads` of a block.
 
-    `resident` blocks share a multiprocessor; with `ahead`, rows are loaded while those before are multiplied.
+    `resident` blocks share a multiprocessor. With `prefetch`, rows load while the last ones are multiplied.
     """
 
     at_once: int
     outputs: int
     threads: int
     resident: int = 1
-    ahead: bool = True
+    prefetch: bool = True
 
 
-# By bits of a weight, for one row of input: weights' rows at once, and warps that share a multiprocessor.
-# Then some 40 KB are on their way from memory, and no register is spilled.
+# For one row of input, by bits of a weight: rows of weights at once, and warps of a multiprocessor. So about
+# 40 KB are on their way from memory, and no register spills.
 ONE_ROW = {2: (8, 20), 3: (8, 15), 4: (4, 20), 5: (4, 18), 6: (4, 16), 8: (2, 20), 16: (4, 24)}
-# for more rows of a packed weight the inputs take the registers, and multiplying hides the loads
+# for more rows of input, by their number: inputs take the registers, and multiplying hides the loads
 MORE_ROWS = {2: (4, 20), 4: (4, 10), 8: (4, 10)}
-# of the GPU that these are for; on another one the last blocks may find fewer neighbours
+# of an H100 or H200, for which these numbers are; elsewhere the last wave of blocks may be smaller
 MULTIPROCESSORS = 132
 MAX_OUTPUTS = 96
-SUMS_NBYTES = 28 << 10  # of the 32 KB that a block of threads shares on Metal; CUDA has 48
+SUMS_NBYTES = 28 << 10  # of the shared memory of a block: 32 KB on Metal, 48 KB on CUDA
 
 
 def choose_tiling(shape: Shape, outputs: int, groups: int = 1) -> Tiling:
-    """For `outputs` rows of weights, `groups` times: so few blocks that all multiprocessors end together."""
+    """Return the tiling for `groups` times `outputs` rows of weights: blocks that end at the same time."""
     bits = shape.geometry.bits if shape.geometry else 16
     few = shape.rows == 1 or shape.geometry is None
     at_once, warps = ONE_ROW[bits] if few else MORE_ROWS[shape.rows]
@@ -94,7 +94,7 @@ def choose_tiling(shape: Shape, outputs: int, groups: int = 1) -> Tiling:
     per_pass = at_once // shape.sides
     room = SUMS_NBYTES // (4 * threads // LANES * shape.sides * min(shape.rows, INPUTS_AT_ONCE))
     per_block = min(-(-share // per_pass), room // per_pass) * per_pass
-    return Tiling(at_once, per_block, threads, resident, ahead=shape.rows == 1)
+    return Tiling(at_once, per_block, threads, resident, prefetch=shape.rows == 1)
 
 
 _LOAD_ROWS = Template("""UNROLL for (uint r = 0; r < AT_ONCE; ++r) {
@@ -229,8 +229,8 @@ _NORM_OUTPUT = Template("""float squares = 0;
 
 
 @cache
-def rows_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -> Kernel:
-    """The kernel for weights of `rank` dimensions; `wide` results are float32, others bfloat16."""
+def matvec_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -> Kernel:
+    """Return the kernel for weights of `rank` dimensions; `wide` results are float32, others bfloat16."""
     geometry = shape.geometry
     parts = {
         "columns": shape.columns,
@@ -255,19 +255,19 @@ def rows_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -> 
         **(_packed(geometry) if geometry else _dense()),
     }
     parts |= _accumulation(parts["steps"] > 1)
-    name = f"rows_{geometry.mode}{geometry.bits}" if geometry else "rows_bf16"
+    name = f"matvec_{geometry.mode}{geometry.bits}" if geometry else "matvec_bf16"
     return Kernel(
         name, tuple(_names(shape)), ("y",), _BODY.substitute(parts), tiling.threads, resident=tiling.resident
     )
 
 
 def _chains(geometry: Geometry | None) -> int:
-    """Sums of halves per slot: two round less than one, and 2-bit codes have no time for them."""
+    """Return the number of sums of halves per slot: two round less than one, which is faster with 2 bits."""
     return 1 if geometry and geometry.bits == 2 else 2
 
 
 def _names(shape: Shape) -> list[str]:
-    """Of the kernel's inputs, in order."""
+    """Return the names of the kernel's inputs in order."""
     names = ["x"]
     for side in range(shape.sides):
         names += [f"{name}{side or ''}" for name in _arrays(shape.geometry)]
@@ -284,7 +284,7 @@ def _arrays(geometry: Geometry | None) -> tuple[str, ...]:
 
 
 def _indices(shape: Shape) -> dict[str, str]:
-    """Which expert, which row of the input and which of the result."""
+    """Return the expressions of the expert, the row of the input and the row of the result."""
     if shape.experts == "none":
         rows = "uint(x_shape[0])"
         return {"expert": "0", "input_row": "base + t", "output_row": "base + t", "output_rows": rows}
@@ -299,7 +299,7 @@ def _indices(shape: Shape) -> dict[str, str]:
 
 
 def _changes(shape: Shape) -> dict[str, str]:
-    """What happens to inputs before the product and to outputs after it."""
+    """Return what happens to inputs before the product and to outputs after it."""
     before, after = [], []
     squares = {"declare_squares": "", "keep_squares": ""}
     if shape.norm_eps is not None:
@@ -327,14 +327,14 @@ def _changes(shape: Shape) -> dict[str, str]:
 
 
 def _accumulation(again: bool) -> dict[str, str]:
-    """Of sums that one step finishes, or several."""
+    """Return how to keep a sum; with `again`, several steps add to it."""
     if not again:
         return {"keep_sum": "partial[warp][where] = sum[i];"}
     return {"keep_sum": "partial[warp][where] = step == 0 ? sum[i] : partial[warp][where] + sum[i];"}
 
 
 def _loads(shape: Shape, tiling: Tiling) -> dict[str, str]:
-    """What loads the first rows, those of a pass, and those of the next one."""
+    """Return the text that loads the first rows, those of a pass, and those of the next pass."""
     load = load_text(shape.geometry, into="next_")
     if shape.sides == 2:
         load = (
@@ -343,7 +343,7 @@ def _loads(shape: Shape, tiling: Tiling) -> dict[str, str]:
     first, these, after = (
         _LOAD_ROWS.substitute(turn=turn, load=load) for turn in ("0", "pass", "(pass + 1)")
     )
-    if not tiling.ahead:
+    if not tiling.prefetch:
         return {"load_first_rows": "", "load_these_rows": these, "load_next_rows": ""}
     after = f"if (pass + 1 < PASSES) {{ {after} }}"
     return {"load_first_rows": first, "load_these_rows": "", "load_next_rows": after}
@@ -396,7 +396,7 @@ def _packed(geometry: Geometry) -> dict[str, str]:
     }
 
 
-def run_rows(
+def run_matvec(
     shape: Shape,
     x: mx.array,
     weights: Sequence[Sequence[mx.array]],
@@ -405,10 +405,10 @@ def run_rows(
     wide: bool = False,
     tiling: Tiling | None = None,
 ) -> mx.array:
-    """x [R, K] bfloat16 with one weight, or two sides, each the arrays of `Packed` or one [..., N, K].
+    """Multiply x [R, K] bfloat16 with one or two weights, each the arrays of `Packed` or one [..., N, K].
 
-    extras: of norm [K] float32, residual [R, N], ids and shares [R * top] those that `shape` calls for.
-    Returns [R, N], float32 if `wide`, else bfloat16; with experts `each`, one row per id.
+    extras: those that `shape` needs of norm [K] float32, residual [R, N], ids and shares [R * top]. Returns
+    [R, N], float32 if `wide`, else bfloat16; with experts `each`, one row per id.
     """
     weight = weights[0][0]
     outputs = weight.shape[-2]
@@ -419,7 +419,7 @@ def run_rows(
         rows = groups = x.shape[0] // shape.top
     tiling = tiling or choose_tiling(shape, outputs, groups)
     blocks = -(-outputs // tiling.outputs) * max(shape.rows // INPUTS_AT_ONCE, 1)
-    (y,) = rows_kernel(shape, tiling, weight.ndim, wide)(
+    (y,) = matvec_kernel(shape, tiling, weight.ndim, wide)(
         [x, *(array for side in weights for array in side), *extras],
         blocks=(blocks, groups, 1),
         results=[((rows, outputs), mx.float32 if wide else mx.bfloat16)],

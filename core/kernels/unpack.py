@@ -1,8 +1,8 @@
-"""How 32 packed weights of a row become 16 pairs of halves, for every width and code that MLX packs.
+"""Text that unpacks a slot of 32 packed weights to 16 pairs of halves, for all of MLX's widths and modes.
 
 MLX packs a row's codes as one little-endian bit stream, so 32 of them fill as many words as a code has bits.
-Read where they stand in a half's mantissa, integer codes are subnormal halves: q * 2^(shift - 24). So they
-need no conversion: the inputs are scaled, each by the power of two that its weight's place asks for.
+Left in place in a half's mantissa, an integer code is the subnormal half q * 2^(shift - 24). So codes need no
+conversion: instead each input is scaled by a power of two for its weight's place.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from string import Template
 
 from ..checkpoint.packed import Geometry
 
-WEIGHTS = 32  # of one slot
-DENSE_WEIGHTS = 8  # of one of a bfloat16 weight: a single load
+WEIGHTS = 32  # weights of a slot
+DENSE_WEIGHTS = 8  # weights of a slot of bfloat16: a single load
 MANTISSA = 10  # bits of a half's mantissa
 # a half holds up to 2^16: the largest input of a slot becomes 2^14 to 2^15, with e4m3 codes 2^9 to 2^10
 INPUT_EXPONENT, E4M3_INPUT_EXPONENT = 14, 9
@@ -23,19 +23,19 @@ E4M3_EXPONENT = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """Weights `low` and `high` of a slot, as the halves of one word; they stand 2^`shift` too high."""
+    """Weights `low` and `high` of a slot as the halves of one word, 2^`shift` times too large."""
 
     low: int
     high: int
     shift: int
-    text: str  # the expression of the 32 bits
+    text: str  # the expression of the word's 32 bits
 
 
 @dataclass(frozen=True)
 class Unpacking:
-    """The text that defines what the pairs' expressions use, and the pairs in the order of their weights.
+    """The pairs of a slot in the order of their weights, and the `setup` text that their expressions need.
 
-    A pair's product with inputs scaled by 2^(e - shift) is 2^(e - `exponent`) of the true one.
+    A pair's product with inputs scaled by 2^(e - shift) is 2^(e - `exponent`) times the true one.
     """
 
     setup: str
@@ -44,7 +44,7 @@ class Unpacking:
     input_exponent: int
 
 
-# $into is what the names of words, scales and biases begin with, $side ends those of the arrays
+# $into begins the names of words, scales and biases, $side ends those of the arrays
 _WORDS = {
     2: "const uint2 a = stream2(from); $into[r][0] = a.x; $into[r][1] = a.y;",
     3: "UNROLL for (uint i = 0; i < 3; ++i) $into[r][i] = from[i];",
@@ -73,7 +73,10 @@ _SCALES = {
 
 
 def load_text(geometry: Geometry | None, *, into: str = "", side: str = "") -> str:
-    """Loads slot `at` of an array into the words, scales and biases of row `r`; None is bfloat16."""
+    """Return text that loads slot `at` of an array into row `r` of words, scales and biases.
+
+    A geometry of None is bfloat16.
+    """
     bits = geometry.bits if geometry else 4
     lines = [f"const DEVICE uint* from = (const DEVICE uint*)weight{side} + at * {bits};"]
     lines.append(Template(_WORDS[bits]).substitute(into=f"{into}word"))
@@ -84,20 +87,20 @@ def load_text(geometry: Geometry | None, *, into: str = "", side: str = "") -> s
 
 
 def scale_count(geometry: Geometry) -> int:
-    """Scales of one slot."""
+    """Return the number of scales of a slot."""
     return max(WEIGHTS // geometry.group_size, 1)
 
 
 @lru_cache
 def unpacking(geometry: Geometry) -> Unpacking:
-    """Of the words `word[0]` to `word[bits - 1]`."""
+    """Return how to unpack the words `word[0]` to `word[bits - 1]` of a slot."""
     if geometry.mode == "affine":
         return _integers(geometry.bits)
     return _e2m1() if geometry.bits == 4 else _e4m3()
 
 
 def _integers(bits: int) -> Unpacking:
-    """Codes i and i + h as the halves of one word, where h codes fill whole bytes, two of them at least."""
+    """Pair codes i and i + h in one word, where h codes fill whole bytes, at least two."""
     half = {2: 8, 3: 8, 4: 4, 5: 8, 6: 4, 8: 2}[bits]
     distance = half * bits // 8  # bytes
     names: dict[int, str] = {}
@@ -119,7 +122,7 @@ def _integers(bits: int) -> Unpacking:
 
 
 def _window(byte: int, distance: int) -> str:
-    """Two bytes from `byte` on and the two that follow `distance` bytes later, as one word."""
+    """Return two bytes from `byte` on and the two that are `distance` bytes further as one word."""
     word, start = divmod(byte, 4)
     near, far = f"word[{word}]", f"word[{word + 1}]"
     if (start, distance) == (0, 2):
@@ -127,13 +130,13 @@ def _window(byte: int, distance: int) -> str:
     later = start + distance
     if later + 1 < 8:
         return f"picked<{start}, {start + 1}, {later}, {later + 1}>({near}, {far})"
-    # of three words the last two are brought into one first; byte 4 of the eight may be wanted as well
+    # the bytes are spread over three words: join the last two first, as byte 4 may be needed, too
     tail = f"picked<0, {later - 4}, {later - 3}, 0>({far}, word[{word + 2}])"
     return f"picked<{start}, {start + 1 if start < 3 else 4}, 5, 6>({near}, {tail})"
 
 
 def _e2m1() -> Unpacking:
-    """Sign to the top; exponent and mantissa, three bits, below a half's three highest exponent bits."""
+    """Move the sign to the top, and exponent and mantissa (3 bits) below a half's 3 highest exponent bits."""
     pairs = []
     for word in range(4):
         for i in range(4):
@@ -147,7 +150,7 @@ def _e2m1() -> Unpacking:
 
 
 def _e4m3() -> Unpacking:
-    """Sign to the top; exponent and mantissa, seven bits, below a half's highest exponent bit."""
+    """Move the sign to the top, and exponent and mantissa (7 bits) below a half's highest exponent bit."""
     pairs = []
     for word in range(8):
         for i in range(2):

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..machine.backend import mx
 from ..machine.files import read_text, whole_file
 from ..model.cache import KVCache
+from ..model.fused_layers import plain_form
 from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward
 from ..model.moe import MixtureOfExperts
 from ..model.network import Model
@@ -190,16 +191,15 @@ def watch(model: Model) -> list[Recorder]:
 
     Reading one token at a time would bypass them on a CPU: those steps were fused when the model was made.
     """
-    model.steps = None
     recorders: list[Recorder] = []
     experts = model.config.num_experts
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(model.use_plain_layers()):
         recorders += _watch_layer(layer, f"layers.{index}", experts)
     table = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
     recorders.append(_record(model, "head", table))
     if model.mtp is not None:
         recorders.append(_record(model.mtp, "fc", "mtp.fc"))
-        recorders += _watch_layer(model.mtp.layer, "mtp.layers.0", experts)
+        recorders += _watch_layer(plain_form(model.mtp.layer), "mtp.layers.0", experts)
     return recorders
 
 

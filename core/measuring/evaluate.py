@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.weights import load_weights
 from ..engine.followers import load_model
+from ..engine.loading import load_head
 from ..errors import GenerationError, QchatError, TokenizerError, UsageError
-from ..machine.backend import choose_policy, mx
+from ..machine.backend import mx
 from ..machine.files import read_text
 from ..model.network import Model
-from ..ops.linear import Linear, make_linear, prepare
+from ..ops.linear import Linear
 from ..text.tokenizer import Tokenizer
 from .hidden_cache import HiddenCache
 
@@ -324,7 +324,7 @@ def _measure(
     """Tallies by kind. The reference reads first, if it has to, and is gone before the model comes."""
     cache = _fill_cache(teacher, windows, report) if teacher is not None else None
     mx.clear_cache()  # what the reference's weights took
-    head = _load_head(teacher) if teacher is not None else None
+    head = load_head(teacher.folder, teacher.config) if teacher is not None else None
     model = load_model(student.folder, student.config)
     rows = max(1, LOGITS_NBYTES // (4 * student.config.vocab_size))
     tallies = {window.kind: Tally() for window in windows}
@@ -380,10 +380,3 @@ def hidden_states(model: Model, ids: Sequence[int]) -> mx.array:
     mx.eval(whole)
     mx.clear_cache()
     return whole
-
-
-def _load_head(source: Source) -> Linear:
-    """The product that makes logits of hidden states, without the rest of the model."""
-    weights = load_weights(source.folder, source.config)
-    name = "embed_tokens" if source.config.tie_word_embeddings else "lm_head"
-    return make_linear(prepare(weights.tensors[name], choose_policy(weights.parameters)))

@@ -12,7 +12,8 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import Spec, body_specs, mtp_specs
 from ..checkpoint.packed import Geometry, Packed
 from ..checkpoint.weights import Tensor, Weights
-from ..machine.backend import choose_policy, mx
+from ..engine.loading import build_model
+from ..machine.backend import mx
 from ..model.network import Model
 from ..quant.recipes import Options, Recipe
 
@@ -24,8 +25,7 @@ E8M0_BIAS = 127
 
 def random_model(config: ModelConfig, options: Options) -> Model:
     """The model that converting with `options` would give, but for what it says. Raises UsageError."""
-    weights = random_weights(config, options)
-    return Model(config, weights, choose_policy(weights.parameters))
+    return build_model(Model, config, random_weights(config, options))
 
 
 def random_weights(config: ModelConfig, options: Options) -> Weights:

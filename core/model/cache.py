@@ -1,8 +1,7 @@
-"""What a model remembers of a sequence: `KVCache` (can be cut back) and `DeltaState` (cannot), one per layer.
+"""The state of a sequence: for each layer a `KVCache`, which can be trimmed, or a `DeltaState`, which cannot.
 
-A `Cache` can be copied at any moment without copying arrays: copies of a `KVCache` share one buffer, and
-whoever appends anywhere but at its end gets a buffer of its own first. Recurrent states are never written in
-place.
+Copying a `Cache` copies no array. Copies of a `KVCache` share one buffer, and whichever appends anywhere but
+at the buffer's end first gets a buffer of its own. Recurrent states are replaced, never written in place.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from ..errors import UsageError
 from ..machine.backend import mx
 from ..ops.gated_delta import state_after
 
-# capacity grows by this many tokens at a time, so that one append in 256 copies
+# tokens by which the capacity grows, so that one append in 256 copies the buffer
 GROWTH = 256
-# of an 8-bit cache: head dims are multiples of 64 in every published model
+# an 8-bit cache packs groups of 64: head dims are multiples of 64 in every published model
 QUANTIZED_BITS, QUANTIZED_GROUP = 8, 64
 
 KeysOrValues = mx.array | Packed
@@ -37,7 +36,7 @@ class KVBuffer:
         """Append `new`, one array [B, H, T, ...] for each part."""
         start, end = self.written, self.written + new[0].shape[2]
         self.parts = [
-            _grown(part, piece, start, end)
+            _with_room(part, piece, start, end)
             for part, piece in zip(self.parts or [None] * len(new), new, strict=True)
         ]
         for part, piece in zip(self.parts, new, strict=True):
@@ -45,14 +44,16 @@ class KVBuffer:
         self.written = end
 
     def fork(self, length: int) -> "KVBuffer":
-        """A buffer of its own with the first `length` tokens."""
+        """Return a new buffer with copies of the first `length` tokens."""
         return KVBuffer([mx.contiguous(part[:, :, :length]) for part in self.parts], length)
 
     def read(self, length: int) -> list[mx.array]:
+        """Return views of the first `length` tokens, each [B, H, length, ...]."""
         return [part[:, :, :length] for part in self.parts]
 
 
-def _grown(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx.array:
+def _with_room(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx.array:
+    """Return `buffer` with a capacity of `needed` tokens at least, of which the first `used` are kept."""
     if buffer is not None and needed <= buffer.shape[2]:
         return buffer
     batch, heads, _, dim = new.shape
@@ -65,14 +66,14 @@ def _grown(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx
 
 @dataclass
 class KVCache:
-    """The first `length` tokens' keys and values [B, H, T, D] of an attention layer; 8-bit if `quantized`."""
+    """Keys and values [B, H, T, D] of an attention layer's first `length` tokens; 8-bit if `quantized`."""
 
     quantized: bool = False
     buffer: KVBuffer = field(default_factory=KVBuffer)
     length: int = 0
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KeysOrValues, KeysOrValues]:
-        """Add keys and values [B, H, T, D]; returns all so far [B, H, length, D]."""
+        """Append keys and values [B, H, T, D]; return all so far [B, H, length, D]."""
         if not self.quantized:
             self.write([keys, values])
             k, v = self.buffer.read(self.length)
@@ -83,14 +84,14 @@ class KVCache:
         return _packed(k, k_scales, k_biases), _packed(v, v_scales, v_biases)
 
     def write(self, parts: list[mx.array]) -> None:
-        """Add keys and values as the buffer holds them, each part [B, H, T, ...]."""
+        """Append keys and values in the buffer's own form, each part [B, H, T, ...]."""
         if self.length != self.buffer.written:
             self.buffer = self.buffer.fork(self.length)
         self.length += parts[0].shape[2]
         self.buffer.write(parts)
 
-    def take_back(self, count: int) -> None:
-        """Forget the last `count` tokens, appended since the last copy: their room is written again."""
+    def trim(self, count: int) -> None:
+        """Drop the last `count` tokens, appended since the last copy: their room is written again."""
         self.length -= count
         self.buffer.written = self.length
 
@@ -109,8 +110,8 @@ def _packed(weight: mx.array, scales: mx.array, biases: mx.array) -> Packed:
     return Packed(weight, scales, biases, QUANTIZED_GROUP, QUANTIZED_BITS, "affine")
 
 
-class Tentative(NamedTuple):
-    """Tokens that a delta net has read and may forget again: what its states after some of them need.
+class SpeculativeTokens(NamedTuple):
+    """What a delta net keeps of tokens that may be rolled back, to compute the states after any of them.
 
     window [B, K-1+T, channels]; keys [B, T, Hk, Dk], log decays [B, T, Hv], updates [B, T, Hv, Dv].
     """
@@ -123,21 +124,24 @@ class Tentative(NamedTuple):
 
 @dataclass
 class DeltaState:
-    """The last K-1 convolution inputs [B, K-1, channels]; the recurrent state [B, Hv, Dk, Dv] in float32."""
+    """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv], float32."""
 
     conv: mx.array
     state: mx.array
-    tentative: Tentative | None = None
+    speculative: SpeculativeTokens | None = None
 
-    def keep(self, count: int) -> None:
-        """Let the first `count` of the tokens read tentatively count, and forget the others."""
-        if self.tentative is None:
-            raise ValueError("nothing was read tentatively")
-        window, *rest = self.tentative
+    def commit(self, count: int) -> None:
+        """Commit the first `count` of the speculative tokens; roll back the rest.
+
+        Raises ValueError where none were read.
+        """
+        if self.speculative is None:
+            raise ValueError("no speculative tokens were read, so none can be committed")
+        window, *rest = self.speculative
         width = self.conv.shape[1]
-        self.conv = mx.contiguous(window[:, count : count + width])
+        self.conv = mx.contiguous(window[:, count : count + width])  # [B, K-1, channels]
         self.state = state_after(self.state, *(part[:, :count] for part in rest))
-        self.tentative = None
+        self.speculative = None
 
     def copy(self) -> "DeltaState":
         return DeltaState(self.conv, self.state)
@@ -150,23 +154,26 @@ class DeltaState:
         return [self.conv, self.state]
 
 
+LayerCache = KVCache | DeltaState
+
+
 @dataclass
 class Cache:
-    """All layers' memories of one sequence; `length` tokens have been read.
+    """The caches of all layers for one sequence of `length` tokens.
 
-    `hidden` is the hidden state [1, 1, hidden] after the last of them, from which the next one is predicted.
-    `ahead` is what the draft head has read: the last tokens before position `ahead_end`, or none.
+    `hidden` is the hidden state [1, 1, hidden] after the last token, from which the next one is predicted.
+    `draft` holds what the draft head has read: the last tokens before position `draft_end`, or none.
     """
 
-    layers: list[KVCache | DeltaState]
+    layers: list[LayerCache]
     length: int = 0
     hidden: mx.array | None = None
-    ahead: KVCache = field(default_factory=KVCache)
-    ahead_end: int = 0
+    draft: KVCache = field(default_factory=KVCache)
+    draft_end: int = 0
 
     @classmethod
     def empty(cls, config: ModelConfig, dtype: mx.Dtype, *, quantized: bool = False) -> "Cache":
-        """A cache for one sequence that has read nothing. Raises UsageError where heads cannot be packed."""
+        """Return a cache that has read nothing. Raises UsageError where head_dim cannot be packed."""
         if quantized and config.head_dim % QUANTIZED_GROUP:
             raise UsageError(
                 f"keys and values cannot be kept at {QUANTIZED_BITS} bits: this model's head_dim is "
@@ -180,17 +187,20 @@ class Cache:
         )
 
     def copy(self) -> "Cache":
-        """The same memories, to be kept: nothing that is read later changes them, and no array is copied."""
+        """Return a cache that later reads leave as it is; no array is copied."""
         layers = [layer.copy() for layer in self.layers]
-        return Cache(layers, self.length, self.hidden, self.ahead.copy(), self.ahead_end)
+        return Cache(layers, self.length, self.hidden, self.draft.copy(), self.draft_end)
 
-    def keep(self, count: int, read: int) -> None:
-        """Of `read` tokens read tentatively let the first `count` count; `hidden` is the caller's."""
+    def commit(self, count: int, read: int) -> None:
+        """Commit the first `count` of `read` speculative tokens; roll back the rest.
+
+        `hidden` is left to the caller.
+        """
         for layer in self.layers:
             if isinstance(layer, DeltaState):
-                layer.keep(count)
+                layer.commit(count)
             else:
-                layer.take_back(read - count)
+                layer.trim(read - count)
         self.length -= read - count
 
     @property
@@ -200,7 +210,7 @@ class Cache:
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes of what copies do not share: recurrent and convolution states."""
+        """Bytes of recurrent and convolution states, which copies do not share."""
         return sum(layer.nbytes for layer in self.layers if isinstance(layer, DeltaState))
 
     @property
@@ -209,7 +219,7 @@ class Cache:
 
     def arrays(self) -> list[mx.array]:
         own = [] if self.hidden is None else [self.hidden]
-        return own + [a for layer in (*self.layers, self.ahead) for a in layer.arrays()]
+        return own + [a for layer in (*self.layers, self.draft) for a in layer.arrays()]
 
 
 def _empty_state(config: ModelConfig, dtype: mx.Dtype) -> DeltaState:
@@ -217,3 +227,17 @@ def _empty_state(config: ModelConfig, dtype: mx.Dtype) -> DeltaState:
     heads, key_dim = config.linear_num_value_heads, config.linear_key_head_dim
     state = mx.zeros((1, heads, key_dim, config.linear_value_head_dim), mx.float32)
     return DeltaState(conv, state)
+
+
+def as_kv_cache(cache: LayerCache) -> KVCache:
+    """Return `cache`, an attention layer's. Raises TypeError for a delta net's."""
+    if not isinstance(cache, KVCache):
+        raise TypeError("an attention layer needs a KVCache, and was given a DeltaState")
+    return cache
+
+
+def as_delta_state(cache: LayerCache) -> DeltaState:
+    """Return `cache`, a delta net layer's. Raises TypeError for an attention layer's."""
+    if not isinstance(cache, DeltaState):
+        raise TypeError("a delta net layer needs a DeltaState, and was given a KVCache")
+    return cache

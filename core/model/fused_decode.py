@@ -1,75 +1,75 @@
-"""A few tokens through all layers by kernels: what lies between two attentions is one compiled function.
+"""One decode step of a whole model on kernels: all between two attentions is one compiled function.
 
-On a fast GPU one token's time is the host's, which builds and hands out what the device then does at once, so
-as little as possible of it is done layer by layer. Caches grow in place, so attention itself stands between
-the functions.
+On a fast GPU a token's time is the host's, which builds and hands out what the device then does at once, so
+as little of it as possible is done layer by layer. Attention itself stays outside the compiled functions:
+KV caches grow in place.
 """
 
 from collections.abc import Callable, Sequence
 
 from ..kernels import decode_attention
 from ..machine.backend import fuse, mx
-from .cache import Cache, DeltaState, KVCache
-from .layers import AttentionLayer, DeltaLayer
+from .cache import Cache, as_delta_state
+from .fused_layers import FusedAttentionLayer, FusedDeltaLayer
+from .layers import Layer
 
-Layer = AttentionLayer | DeltaLayer
-# x [T, hidden], [attention's output] or none, the position [1], and states, to x and new states, then to
-# what attention needs, or nothing
-Stretch = Callable[
+FusedLayer = FusedAttentionLayer | FusedDeltaLayer
+# (x [T, hidden], [the output of the attention before] or [], position [1], conv and state of each delta net)
+# to (x, new convs and states, what the attention after needs or ())
+Segment = Callable[
     [mx.array, list[mx.array], mx.array, list[mx.array]],
     tuple[mx.array, list[mx.array], tuple[mx.array, ...]],
 ]
 
 
-class Steps:
-    """Layers that all take few rows, as functions of their states."""
+class FusedDecoder:
+    """The layers of a model as compiled segments with an attention between each two of them."""
 
-    def __init__(self, layers: Sequence[Layer]):
-        places = [i for i, layer in enumerate(layers) if isinstance(layer, AttentionLayer)]
-        bounds = list(zip([-1, *places], [*places, len(layers)], strict=True))
+    def __init__(self, layers: Sequence[FusedLayer]):
+        self._places = [i for i, layer in enumerate(layers) if isinstance(layer, FusedAttentionLayer)]
+        self._attentions = [layer for layer in layers if isinstance(layer, FusedAttentionLayer)]
+        bounds = list(zip([-1, *self._places], [*self._places, len(layers)], strict=True))
         self._nets = [range(before + 1, after) for before, after in bounds]
-        self._attentions = [layer for layer in layers if isinstance(layer, AttentionLayer)]
-        self._places = places
-        self._stretches = [fuse(_stretch(layers, before, after)) for before, after in bounds]
+        self._segments = [fuse(_segment(layers, before, after)) for before, after in bounds]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> "FusedDecoder | None":
+        """Return the decoder of `layers`; None unless all of them are fused."""
+        fused = [layer for layer in layers if isinstance(layer, FusedAttentionLayer | FusedDeltaLayer)]
+        return cls(fused) if len(fused) == len(layers) else None
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        """x [T, hidden] with few T to the same shape; the cache grows by T."""
+        """Map x [T, hidden] to the same shape, for T up to MAX_FUSED_ROWS; the caches move on by T tokens."""
         offset = decode_attention.position(cache.length)
         mixed: list[mx.array] = []
-        for number, (stretch, nets) in enumerate(zip(self._stretches, self._nets, strict=True)):
-            memories = [cache.layers[place] for place in nets]
+        for number, (segment, nets) in enumerate(zip(self._segments, self._nets, strict=True)):
+            memories = [as_delta_state(cache.layers[place]) for place in nets]
             states = [array for memory in memories for array in memory.arrays()]
-            x, states, wanted = stretch(x, mixed, offset, states)
+            x, states, projected = segment(x, mixed, offset, states)
             for memory, conv, state in zip(memories, states[::2], states[1::2], strict=True):
-                _set(memory, conv, state)
-            if wanted:
+                memory.conv, memory.state = conv, state
+            if projected:
                 attention, memory = self._attentions[number], cache.layers[self._places[number]]
-                mixed = [attention.few_attend(wanted, memory, offset)]
+                mixed = [attention.attend(projected, memory, offset)]  # [T, H*D]
         return x
 
 
-def _set(memory: KVCache | DeltaState, conv: mx.array, state: mx.array) -> None:
-    if not isinstance(memory, DeltaState):
-        raise TypeError("a delta net layer wants a DeltaState")
-    memory.conv, memory.state = conv, state
-
-
-def _stretch(layers: Sequence[Layer], before: int, after: int) -> Stretch:
-    """From the attention at `before` to the one at `after`; either may not be there."""
+def _segment(layers: Sequence[FusedLayer], before: int, after: int) -> Segment:
+    """Return the function between the attentions at `before` and `after`; -1 and len(layers) mean none."""
 
     def run(
         x: mx.array, mixed: list[mx.array], offset: mx.array, states: list[mx.array]
     ) -> tuple[mx.array, list[mx.array], tuple[mx.array, ...]]:
         first = layers[before] if before >= 0 else None
-        if isinstance(first, AttentionLayer):
-            x = first.few_after(x, mixed[0])
-        found: list[mx.array] = []
+        if isinstance(first, FusedAttentionLayer):
+            x = first.after(x, mixed[0])
+        new_states: list[mx.array] = []
         for place in range(before + 1, after):
             layer, at = layers[place], 2 * (place - before - 1)
-            if isinstance(layer, DeltaLayer):
-                x, *new = layer.few(x, states[at], states[at + 1])
-                found += new
+            if isinstance(layer, FusedDeltaLayer):
+                x, *new = layer.forward_fused(x, states[at], states[at + 1])
+                new_states += new
         last = layers[after] if after < len(layers) else None
-        return x, found, last.few_before(x, offset) if isinstance(last, AttentionLayer) else ()
+        return x, new_states, last.before(x, offset) if isinstance(last, FusedAttentionLayer) else ()
 
     return run

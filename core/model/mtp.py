@@ -2,29 +2,31 @@
 
 from ..checkpoint.config import ModelConfig
 from ..machine.backend import Policy, mx
-from ..ops.linear import make_linear, prepare
+from ..ops.linear import make_linear, materialize
 from .cache import KVCache
-from .layers import AttentionLayer, FeedForward, Named, rms_norm
+from .layers import Layer, rms_norm
+from .weight_scope import WeightScope
 
 
 class MTPHead:
-    """One full-attention layer with its own cache; embedding and output head are the model's."""
+    """One attention layer with a cache of its own; embedding and output head are the model's."""
 
-    def __init__(self, config: ModelConfig, weights: Named, feed_forward: FeedForward, policy: Policy):
-        layer = weights.within("layers.0")
+    def __init__(self, config: ModelConfig, weights: WeightScope, layer: Layer, policy: Policy):
         self.eps = config.rms_norm_eps
-        self.fc = make_linear(prepare(weights["fc"], policy))
+        self.fc = make_linear(materialize(weights["fc"], policy))
         self.embedding_norm = weights.vector("pre_fc_norm_embedding")
         self.hidden_norm = weights.vector("pre_fc_norm_hidden")
         self.norm = weights.vector("norm")
-        self.layer = AttentionLayer(config, layer, feed_forward, policy)
+        self.layer = layer
 
     def __call__(self, embedding: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
-        """Embeddings of tokens i+1 and hidden states after the final norm of tokens i, both [B, T, hidden];
-        returns hidden states [B, T, hidden] from which the output head predicts tokens i+2."""
+        """Return hidden states [B, T, hidden] from which the output head predicts tokens i+2.
+
+        `embedding` [B, T, hidden] is of tokens i+1, `hidden` [B, T, hidden] after the final norm of tokens i.
+        """
         pair = [
             rms_norm(embedding, self.embedding_norm, self.eps),
             rms_norm(hidden, self.hidden_norm, self.eps),
         ]
-        x = self.layer(self.fc(mx.concatenate(pair, axis=-1)), cache)
+        x = self.layer(self.fc(mx.concatenate(pair, axis=-1)), cache)  # [B, T, hidden]
         return rms_norm(x, self.norm, self.eps)

@@ -1,30 +1,42 @@
-"""The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns."""
+"""The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns.
+
+Knows neither folders nor ranks: whoever builds a `Model` brings its weights, its policy and its memory plan.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Self
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.weights import Progress, Watched, Weights, load_weights
-from ..engine.ranks import joined, share, shares_head
-from ..machine.backend import Policy, choose_policy, mx
-from ..ops.fused_matvec import MAX_ROWS
-from ..ops.linear import Embedding, make_linear, prepare
-from ..ops.self_test import settle
+from ..checkpoint.weights import Progress, Watched, Weights
+from ..machine.backend import Policy, mx
+from ..ops.fused_matvec import MAX_FUSED_ROWS
+from ..ops.linear import Embedding, make_linear, materialize
+from ..ops.self_test import run_self_test
 from .cache import QUANTIZED_BITS, Cache, KVCache
-from .fused_decode import Steps
-from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
-from .memory_plan import MemoryPlan, fit, need_of, plan_memory
+from .fused_decode import FusedDecoder
+from .fused_layers import kernel_form, plain_form
+from .layers import AttentionLayer, DeltaLayer, DenseMLP, Layer, rms_norm
+from .memory_plan import MemoryPlan, fit, need_of
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
+from .weight_scope import WeightScope
 from .weight_traffic import step_nbytes
 
 
-class Model:
-    """Immutable after construction; `repairs` say what the loader made of the folder."""
+def make_layer(
+    config: ModelConfig, weights: WeightScope, kind: str, policy: Policy
+) -> AttentionLayer | DeltaLayer:
+    """Build a plain decoder layer from its weights; `kind` is `full_attention` or `linear_attention`."""
+    inner = weights.within("mlp")
+    feed_forward = MixtureOfExperts(config, inner, policy) if config.is_moe else DenseMLP(inner, policy)
+    make = AttentionLayer if kind == "full_attention" else DeltaLayer
+    return make(config, weights, feed_forward, policy)
 
-    shared = False  # whether other processes hold parts of it, and of its caches
+
+class Model:
+    """A network with its weights. `repairs` are sentences about what loading the folder had to correct."""
+
+    shared = False  # whether other processes hold parts of the model and of its caches
 
     def __init__(
         self,
@@ -35,10 +47,11 @@ class Model:
         gather: Callable[[mx.array], mx.array] | None = None,
         plan: MemoryPlan | None = None,
     ):
-        """`gather` joins the logits of ranks that share the output head; `plan` is None where memory is no
-        question."""
-        named = Named(Watched(weights, progress) if progress else weights.tensors)
-        refusal = settle()
+        """Read and evaluate all weights, one after the other, reporting each to `progress`.
+
+        `gather` joins the logits of ranks that share the output head; `plan` is None for unlimited memory.
+        """
+        refusal = run_self_test()
         if refusal:
             policy = replace(policy, notices=(*policy.notices, refusal))
         self.config, self.policy, self.plan = config, policy, plan
@@ -46,59 +59,78 @@ class Model:
         self.step_nbytes = step_nbytes(weights.tensors, config, policy)
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
-        table = prepare(named["embed_tokens"], policy)
+        scope = WeightScope(Watched(weights, progress) if progress else weights.tensors)
+        table, tied = materialize(scope["embed_tokens"], policy), config.tie_word_embeddings
         self.embed = Embedding(table, policy.activations)
-        tied = config.tie_word_embeddings
-        self.head = make_linear(table if tied else prepare(named["lm_head"], policy), gather)
+        self.head = make_linear(table if tied else materialize(scope["lm_head"], policy), gather)
         self.layers = [
-            self._layer(named.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)
+            self._layer(scope.within(f"layers.{i}"), kind) for i, kind in enumerate(config.layer_types)
         ]
-        takes_few = policy.activations == mx.bfloat16 and all(layer.takes_few() for layer in self.layers)
-        # not for whoever puts something between the layers' parts later
-        self.steps = Steps(self.layers) if takes_few else None
-        self.norm = named.vector("norm")
-        mtp = named.within("mtp")
-        ahead = self._feed_forward(mtp.within("layers.0.mlp")) if weights.has_mtp else None
-        self.mtp = MTPHead(config, mtp, ahead, policy) if ahead else None
+        self.fused_decoder = FusedDecoder.of(self.layers)
+        self.norm = scope.vector("norm")
+        self.mtp = self._mtp_head(scope.within("mtp")) if weights.has_mtp else None
 
-    @classmethod
-    def load(cls, folder: Path, config: ModelConfig, progress: Progress | None = None) -> Self:
-        """Read the weights of `folder`, of several ranks each its share; tells `progress` once all is checked
-        and before each of them.
+    def _layer(self, weights: WeightScope, kind: str) -> Layer:
+        return kernel_form(make_layer(self.config, weights, kind, self.policy), self.policy)
 
-        Raises ModelError and its children, DoesNotFit, UsageError where ranks cannot share the model, and
-        what `progress` raises.
+    def _mtp_head(self, weights: WeightScope) -> MTPHead:
+        layer = self._layer(weights.within("layers.0"), "full_attention")
+        return MTPHead(self.config, weights, layer, self.policy)
+
+    def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
+        """Read ids [T] into the cache; return the hidden states [1, T, hidden] after the final norm."""
+        ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
+        if self.fused_decoder and ids.size <= MAX_FUSED_ROWS and not cache.quantized:
+            x = self.fused_decoder(self.embed(ids), cache)[None]  # [1, T, hidden]
+        else:
+            x = self.embed(ids[None])  # [1, T, hidden]
+            for layer, memory in zip(self.layers, cache.layers, strict=True):
+                x = layer(x, memory)
+        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
+        cache.length += ids.size
+        cache.hidden = x[:, -1:]
+        return x
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Map hidden states [1, T, hidden] to logits [T, V] in float32."""
+        return self.head(hidden)[0].astype(mx.float32)
+
+    def forward_speculative(self, ids: mx.array, cache: Cache) -> mx.array:
+        """Do what `hidden` does for a few ids [T], of which `cache.commit` may roll back the last ones.
+
+        `cache.hidden` stays as it is.
         """
-        ranks = joined()
-        weights = load_weights(folder, config)
-        policy, gather = choose_policy(weights.parameters), None
-        if ranks is not None:
-            gather = ranks.gather if shares_head(config, ranks) else None
-            config, weights = share(config, weights, ranks)
-            policy = replace(policy, sum=ranks.sum)
-        sharers = 1 if ranks is None else ranks.sharers()
-        plan = plan_memory(config, weights, policy, name=folder.resolve().name, sharers=sharers)
-        return cls(config, weights, policy, progress, gather, plan)
+        x = self.embed(ids[None])  # [1, T, hidden]
+        for layer, memory in zip(self.layers, cache.layers, strict=True):
+            x = layer.forward_speculative(x, memory)
+        cache.length += ids.size
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
-    def _layer(self, weights: Named, kind: str) -> AttentionLayer | DeltaLayer:
-        make = AttentionLayer if kind == "full_attention" else DeltaLayer
-        return make(self.config, weights, self._feed_forward(weights.within("mlp")), self.policy)
+    def mtp_hidden(self, ids: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
+        """Return the draft head's hidden states [1, T, hidden] for ids [T].
 
-    def _feed_forward(self, weights: Named) -> FeedForward:
-        if self.config.is_moe:
-            return MixtureOfExperts(self.config, weights, self.policy)
-        return DenseMLP(weights, self.policy)
+        `hidden` [1, T, hidden] holds the hidden state before each id. Raises ValueError for a model without
+        a draft head.
+        """
+        if self.mtp is None:
+            raise ValueError("this model has no draft head")
+        return self.mtp(self.embed(ids[None]), hidden, cache)
+
+    def new_cache(self, *, quantized: bool = False) -> Cache:
+        """Return a cache that has read nothing; `quantized` keeps keys and values at 8 bits."""
+        return Cache.empty(self.config, self.policy.activations, quantized=quantized)
 
     @property
     def context(self) -> int:
-        """How many tokens a conversation may have with keys and values at full width: as many as the model is
-        made for and the memory holds."""
+        """The most tokens a conversation may have, with keys and values at full width."""
         longest = self.config.max_position_embeddings
         return longest if self.plan is None else min(longest, self.plan.context)
 
     def plan_for(self, context: int | None, *, quantized: bool) -> MemoryPlan | None:
-        """The plan for a conversation of `context` tokens, or as many as fit, with keys and values as
-        `new_cache` makes them; None where memory is no question. Raises DoesNotFit, UsageError."""
+        """Plan a conversation of `context` tokens, or as many as fit, with the same `quantized` as its cache.
+
+        Returns None where memory is unlimited. Raises DoesNotFit, UsageError.
+        """
         if self.plan is None:
             return None
         bits = QUANTIZED_BITS if quantized else None
@@ -110,45 +142,16 @@ class Model:
             name="this model",
         )
 
-    def new_cache(self, *, quantized: bool = False) -> Cache:
-        """A cache that has read nothing; `quantized` keeps keys and values at 8 bits."""
-        return Cache.empty(self.config, self.policy.activations, quantized=quantized)
-
     def warm_up(self) -> None:
-        """Have the kernels of a prompt and of a step compiled, so that no reply waits for them."""
+        """Compile the kernels of a prompt and of a decode step, so that no reply waits for them."""
         cache = self.new_cache()
-        for length in (2 * MAX_ROWS, 1):
+        for length in (2 * MAX_FUSED_ROWS, 1):
             mx.eval(self.logits(self.hidden([0] * length, cache)[:, -1:]))
 
-    def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
-        """Read ids [T] into the cache; returns the hidden states [1, T, hidden] after the final norm."""
-        ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
-        steps = self.steps if ids.size <= MAX_ROWS and not cache.quantized else None
-        if steps:
-            x = steps(self.embed(ids), cache)[None]
-        else:
-            x = self.embed(ids[None])
-            for layer, memory in zip(self.layers, cache.layers, strict=True):
-                x = layer(x, memory)
-        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
-        cache.length += ids.size
-        cache.hidden = x[:, -1:]
-        return x
-
-    def tentative(self, ids: mx.array, cache: Cache) -> mx.array:
-        """`hidden` for a few ids, of which `cache.keep` will let only some count; leaves `cache.hidden`."""
-        x = self.embed(ids[None])
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
-            x = layer.tentatively(x, memory)
-        cache.length += ids.size
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
-
-    def ahead(self, ids: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
-        """The draft head's hidden states [1, T, hidden] for ids [T], each with the hidden state before it."""
-        if self.mtp is None:
-            raise ValueError("this model has no draft head")
-        return self.mtp(self.embed(ids[None]), hidden, cache)
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Hidden states [1, T, hidden] to logits [T, V] in float32."""
-        return self.head(hidden)[0].astype(mx.float32)
+    def use_plain_layers(self) -> list[AttentionLayer | DeltaLayer]:
+        """Run on the plain layers from now on, so that a caller may replace their parts; return them."""
+        plain = [plain_form(layer) for layer in self.layers]
+        self.layers, self.fused_decoder = list[Layer](plain), None
+        if self.mtp is not None:
+            self.mtp.layer = plain_form(self.mtp.layer)
+        return plain

@@ -2,7 +2,7 @@
 
 MLX's CPU backend calls the scalar library exponential (10 ns a value). Written as a polynomial (Cephes
 `expf`: Cody and Waite's reduction, minimax of degree 6) the compiler vectorises it: 2 ns a value, relative
-error 8e-8. On a GPU the hardware's own is used.
+error 8e-8. On a GPU these functions use the hardware's exponential.
 """
 
 from ..machine.backend import fuse, mx, on_gpu
@@ -15,7 +15,7 @@ COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e
 
 
 def _polynomial_exp(x: mx.array) -> mx.array:
-    """e**x in float32, for x clipped to [-87, 88]; below that the true value is under 1e-37."""
+    """Return e**x in float32 for x clipped to [-87, 88]; below that the true value is under 1e-37."""
     x = mx.clip(x.astype(mx.float32), -87.0, 88.0)
     shifted = x * LOG2E + ROUNDER
     n = shifted - ROUNDER
@@ -32,38 +32,38 @@ _fused_exp = fuse(_polynomial_exp)
 
 
 def exp(x: mx.array) -> mx.array:
-    """e**x in float32 (by polynomial for x in [-87, 88], clipped)."""
-    return _fused_exp(x) if _pays(x) else mx.exp(x.astype(mx.float32))
+    """Return e**x in float32; the polynomial clips x to [-87, 88]."""
+    return _fused_exp(x) if _polynomial_pays(x) else mx.exp(x.astype(mx.float32))
 
 
 def sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + e**-x) in float32."""
-    return 1.0 / (1.0 + _polynomial_exp(-x)) if _pays(x) else mx.sigmoid(x.astype(mx.float32))
+    """Return 1 / (1 + e**-x) in float32."""
+    return 1.0 / (1.0 + _polynomial_exp(-x)) if _polynomial_pays(x) else mx.sigmoid(x.astype(mx.float32))
 
 
-def _pays(x: mx.array) -> bool:
-    """The polynomial is a handful of operations instead of one, so it wants many values."""
+def _polynomial_pays(x: mx.array) -> bool:
+    """Whether x has enough values to pay for a handful of operations instead of one."""
     return not on_gpu() and x.size >= POLYNOMIAL_FROM
 
 
-# Fused functions take arrays of one shape: with a broadcast among them MLX's CPU kernels are not vectorised.
+# Arguments of a fused function have one shape: with a broadcast MLX's CPU kernels are not vectorised.
 
 
 @fuse
 def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x) in float32."""
+    """Return x * sigmoid(x) in float32."""
     return x.astype(mx.float32) * sigmoid(x)
 
 
 @fuse
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) * up, in the dtype of `up`."""
+    """Return silu(gate) * up in the dtype of `up`."""
     return (gate.astype(mx.float32) * sigmoid(gate)).astype(up.dtype) * up
 
 
 @fuse
 def gate_by_sigmoid(x: mx.array, gate: mx.array) -> mx.array:
-    """x * sigmoid(gate), in the dtype of `x`."""
+    """Return x * sigmoid(gate) in the dtype of `x`."""
     return x * sigmoid(gate).astype(x.dtype)
 
 
@@ -73,24 +73,27 @@ def _times_silu(x: mx.array, gate: mx.array) -> mx.array:
 
 
 def gated_norm(x: mx.array, weight: mx.array, gate: mx.array, eps: float) -> mx.array:
-    """RMS norm of x [..., D] times weight [D] times silu(gate), float32 throughout."""
+    """Return the RMS norm of x [..., D] times weight [D] times silu(gate [..., D]), float32 throughout."""
     return _times_silu(mx.fast.rms_norm(x.astype(mx.float32), weight, eps), gate)
 
 
 def decay_and_beta(a: mx.array, b: mx.array, log_a: mx.array, dt_bias: mx.array) -> tuple[mx.array, mx.array]:
-    """g = -exp(A_log) * softplus(a + dt_bias) and beta = sigmoid(b); all [..., Hv], float32."""
+    """Return g = -exp(A_log) * softplus(a + dt_bias) and beta = sigmoid(b), both [..., Hv] float32.
+
+    a and b are [..., Hv]; log_a (A_log) and dt_bias are [Hv] float32.
+    """
     softplus = mx.logaddexp(a.astype(mx.float32) + dt_bias, 0.0)
     return -mx.exp(log_a) * softplus, sigmoid(b)
 
 
 def masked_softmax(scores: mx.array, mask: mx.array) -> mx.array:
-    """Softmax over the last axis of scores + mask, float32; mask is 0 or -inf-like and broadcasts."""
+    """Return softmax(scores + mask) over the last axis in float32; `mask`, 0 or very negative, broadcasts."""
     scores = scores + mask
     weights = exp(scores - mx.max(scores, axis=-1, keepdims=True))
     return weights / mx.sum(weights, axis=-1, keepdims=True)
 
 
 def l2_normalise(x: mx.array) -> mx.array:
-    """x / sqrt(sum(x**2) + 1e-6) over the last axis, float32."""
+    """Return x / sqrt(sum(x**2) + 1e-6) over the last axis in float32."""
     x = x.astype(mx.float32)
     return x * mx.rsqrt(mx.sum(x * x, axis=-1, keepdims=True) + 1e-6)

@@ -1,8 +1,8 @@
-"""Products of one to eight rows on a GPU with what stands before and after them; `ours` says whose kernel.
+"""Products of one to MAX_FUSED_ROWS rows on a GPU, fused with the norm, gate or residual around them.
 
-Our kernel (`rows`) takes a norm, a residual or a SiLU gate along, and is the faster one on CUDA. MLX's own
-are tuned for Metal, so there they do the products and MLX's functions the rest. QCHAT_PRODUCTS (`auto`,
-`ours`, `mlx`) forces one.
+`uses_own_matvec` chooses between our kernel (`kernels.matvec`), which is faster on CUDA, and MLX's separate
+operations, which are tuned for Metal. QCHAT_PRODUCTS (`auto`, `ours`, `mlx`) forces one. Products with
+experts exist as our kernel only.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..checkpoint.packed import Packed
 from ..errors import UsageError
 from ..kernels.launch import backend
-from ..kernels.matvec import MAX_ROWS, Experts, Shape, run_rows
+from ..kernels.matvec import MAX_FUSED_ROWS, Experts, Shape, run_matvec
 from ..kernels.unpack import DENSE_WEIGHTS, WEIGHTS
 from ..machine.backend import mx
 from .elementwise import swiglu
@@ -20,23 +20,23 @@ from .elementwise import swiglu
 Weight = mx.array | Packed
 
 __all__ = [
-    "MAX_ROWS",
+    "MAX_FUSED_ROWS",
     "Norm",
     "Weight",
-    "experts_gated",
+    "experts_gate_up",
     "experts_sum",
-    "gated",
+    "gate_up",
     "logits",
-    "multiply",
-    "ours",
+    "mlx_product",
     "product",
     "shared_sum",
-    "takes",
+    "supports",
+    "uses_own_matvec",
 ]
 
 
 class Norm(NamedTuple):
-    """An RMS norm: weight [K] float32, already 1 + w, and epsilon."""
+    """An RMS norm over rows [R, K]: `weight` [K] float32 is already 1 + w."""
 
     weight: mx.array
     eps: float
@@ -45,67 +45,70 @@ class Norm(NamedTuple):
         return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
 
 
-def ours() -> bool:
-    """Whether our kernel multiplies a few rows here. Raises UsageError for a bad variable."""
+def uses_own_matvec() -> bool:
+    """Whether products of a few rows run on our kernel here. Raises UsageError for a bad QCHAT_PRODUCTS."""
     choice = os.environ.get("QCHAT_PRODUCTS", "auto")
     if choice not in ("auto", "ours", "mlx"):
         raise UsageError(f"QCHAT_PRODUCTS is {choice!r}, wanted auto, ours, mlx")
     return backend() is not None and (choice == "ours" or (choice == "auto" and backend() == "cuda"))
 
 
-def takes(*weights: Weight) -> bool:
-    """Whether our kernel reads all of these: stored alike, in bfloat16, rows a multiple of its slots."""
+def supports(*weights: Weight) -> bool:
+    """Whether our kernel reads all of these in one launch: bfloat16, one format, rows of whole slots."""
     kinds = {weight.geometry if isinstance(weight, Packed) else None for weight in weights}
-    return len(kinds) == 1 and all(map(_ready, weights))
+    return len(kinds) == 1 and all(map(_readable, weights))
 
 
 def product(
     x: mx.array, weight: Weight, *, norm: Norm | None = None, add: mx.array | None = None
 ) -> mx.array:
-    """norm(x) @ weight^T + add: x [R, K], weight [N, K] and add [R, N] give [R, N], all bfloat16."""
-    if ours() and takes(weight):
+    """Return norm(x) @ weight^T + add for x [R, K], weight [N, K], add [R, N]: [R, N], all bfloat16."""
+    if uses_own_matvec() and supports(weight):
         return _run(x, [weight], norm=norm, add=add)
-    y = multiply(norm(x) if norm else x, weight)
+    y = mlx_product(norm(x) if norm else x, weight)
     return y if add is None else add + y
 
 
 def logits(x: mx.array, weight: Weight, *, norm: Norm) -> mx.array:
-    """`product` in float32, of weights that `takes` takes."""
+    """Return norm(x) @ weight^T in float32, by our kernel; `weight` must be one that it supports."""
     return _run(x, [weight], norm=norm, wide=True)
 
 
-def gated(x: mx.array, gate: Weight, up: Weight, *, norm: Norm | None = None) -> mx.array:
-    """silu(norm(x) @ gate^T) * (norm(x) @ up^T): x [R, K], weights [N, K] give [R, N]."""
-    if ours() and takes(gate, up):
+def gate_up(x: mx.array, gate: Weight, up: Weight, *, norm: Norm | None = None) -> mx.array:
+    """Return silu(norm(x) @ gate^T) * (norm(x) @ up^T) for x [R, K], weights [N, K]: [R, N], all bfloat16."""
+    if uses_own_matvec() and supports(gate, up):
         return _run(x, [gate, up], norm=norm)
     x = norm(x) if norm else x
-    return swiglu(multiply(x, gate), multiply(x, up))
+    return swiglu(mlx_product(x, gate), mlx_product(x, up))
 
 
-def experts_gated(
+def experts_gate_up(
     x: mx.array, gate: Weight, up: Weight, ids: mx.array, top: int, *, norm: Norm | None = None
 ) -> mx.array:
-    """`gated` by the `top` experts that ids [R * top] name for each row of x [R, K]: [R * top, N]."""
+    """Return `gate_up` of each row of x [R, K] with its `top` experts: [R * top, N].
+
+    gate and up are [E, N, K]; ids [R * top] uint32 are the experts of each row.
+    """
     return _run(x, [gate, up], norm=norm, experts="each", top=top, chosen=[ids])
 
 
 def experts_sum(
     x: mx.array, weight: Weight, ids: mx.array, shares: mx.array, top: int, *, add: mx.array
 ) -> mx.array:
-    """add + the sum over `top` experts of shares * (x @ weight^T): x [R * top, K], add [R, N] give [R, N].
+    """Return add + the sum over each row's `top` experts of share * (x @ weight^T): [R, N] bfloat16.
 
-    ids and shares (float32) are [R * top].
+    x is [R * top, K], weight [E, N, K], add [R, N]; ids (uint32) and shares (float32) are [R * top].
     """
     return _run(x, [weight], add=add, experts="summed", top=top, chosen=[ids, shares])
 
 
 def shared_sum(x: mx.array, weight: Weight, shares: mx.array, *, add: mx.array) -> mx.array:
-    """add + shares [R] * (x @ weight^T), of one expert that all rows share."""
+    """Return add + shares * (x @ weight^T) for the one expert [N, K] of all rows; shares are [R] float32."""
     return _run(x, [weight], add=add, experts="shared", chosen=[shares])
 
 
-def multiply(x: mx.array, weight: Weight) -> mx.array:
-    """x @ weight^T by MLX."""
+def mlx_product(x: mx.array, weight: Weight) -> mx.array:
+    """Return x @ weight^T by MLX's operations, in the dtype of x."""
     if isinstance(weight, mx.array):
         return x @ weight.astype(x.dtype).T
     w = weight
@@ -123,6 +126,7 @@ def _run(
     chosen: Sequence[mx.array] = (),
     wide: bool = False,
 ) -> mx.array:
+    """Launch our kernel; `chosen` are ids and shares of experts, `wide` results are float32."""
     first = weights[0]
     rows = 1 if experts != "none" else 1 << (x.shape[0] - 1).bit_length()
     shape = Shape(
@@ -137,10 +141,11 @@ def _run(
     )
     arrays = [w.arrays if isinstance(w, Packed) else (w,) for w in weights]
     extras = [*([norm.weight] if norm else []), *([add] if add is not None else []), *chosen]
-    return run_rows(shape, x, arrays, extras, wide=wide)
+    return run_matvec(shape, x, arrays, extras, wide=wide)
 
 
-def _ready(weight: Weight) -> bool:
+def _readable(weight: Weight) -> bool:
+    """Whether our kernel reads this weight: bfloat16 or bfloat16 scales, and whole slots in a row."""
     if isinstance(weight, Packed):
         narrow = weight.biases is None or weight.biases.dtype == mx.bfloat16
         return narrow and _columns(weight) % WEIGHTS == 0
@@ -148,4 +153,5 @@ def _ready(weight: Weight) -> bool:
 
 
 def _columns(weight: Weight) -> int:
+    """Return K."""
     return weight.scales.shape[-1] * weight.group_size if isinstance(weight, Packed) else weight.shape[-1]

@@ -1,9 +1,8 @@
 """Products with weights in every stored form: dense, packed, and one per expert; `make_linear` chooses.
 
-Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]. Packed forms are MLX's
-triple of group_size, bits and mode. On a CPU one row goes as columns through the BLAS's small-matrix path.
-Several rows of a packed weight are dequantized first: on a CPU MLX's own product uses no GEMM, and on CUDA
-its GEMM is the faster one. A few rows on a GPU are `few`'s.
+Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]; packed weights have MLX's
+triple of group_size, bits and mode. Products of many rows dequantize a packed weight first: MLX's packed
+product uses no GEMM on a CPU and a slower one on CUDA. A few rows on a GPU go to `fused_matvec`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,20 +11,20 @@ from itertools import accumulate, groupby, pairwise
 from typing import Protocol
 
 from ..checkpoint.packed import Packed
-from ..kernels.dequantize import widen
+from ..kernels.dequantize import dequantize
 from ..kernels.launch import backend
 from ..machine.backend import Policy, mx, on_gpu
 from . import fused_matvec
 from .fused_matvec import Weight
 
-# OpenBLAS serves m * n * k up to a million from its small-matrix kernels, at memory speed
+# OpenBLAS runs m * n * k up to a million on its small-matrix kernels, at memory speed
 SMALL_PRODUCT = 1_000_000
-# from this many rows on, dequantizing once costs less than as many one-row products
+# from this many rows on, dequantizing once costs less than one product per row
 DEQUANTIZE_ROWS = 16
 
 
 class Embedding:
-    """Rows [..., K] of a table [V, K], dense or packed, in the activations' dtype."""
+    """Look up rows [..., K] of a table [V, K], dense or packed, in the activations' `dtype`."""
 
     def __init__(self, table: Weight, dtype: mx.Dtype):
         self.table = table if isinstance(table, mx.array) else table.with_dtype(dtype)
@@ -40,6 +39,8 @@ class Embedding:
 
 
 class Linear(Protocol):
+    """A product with one weight [N, K]: x [..., K] to [..., N]."""
+
     @property
     def weight(self) -> Weight: ...
 
@@ -53,13 +54,13 @@ class DenseLinear:
         self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        if _is_few(x) and fused_matvec.ours() and fused_matvec.takes(self.weight):
+        if _fits_matvec(x) and fused_matvec.uses_own_matvec() and fused_matvec.supports(self.weight):
             return fused_matvec.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
         return x @ self.weight.astype(x.dtype).T
 
 
 class ColumnLinear:
-    """The CPU form of a dense float32 product: one row as W @ x in blocks of W's rows, several by GEMM."""
+    """x @ W^T in float32 on a CPU: one row of x as W @ x in blocks of W's rows, several rows by GEMM."""
 
     def __init__(self, weight: mx.array):
         rows, columns = weight.shape
@@ -67,7 +68,7 @@ class ColumnLinear:
         step = -(-rows // blocks)
         self.weight = weight
         self.blocks = [weight[i : i + step] for i in range(0, rows, step)]
-        self.small = columns * 64 <= SMALL_PRODUCT  # else the blocks are too thin to pay
+        self.small = columns * 64 <= SMALL_PRODUCT  # thinner blocks do not pay
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.size != x.shape[-1] or not self.small:
@@ -85,46 +86,46 @@ class PackedLinear:
         self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        if _is_few(x) and fused_matvec.ours() and fused_matvec.takes(self.weight):
+        if _fits_matvec(x) and fused_matvec.uses_own_matvec() and fused_matvec.supports(self.weight):
             return fused_matvec.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
-        if _widens(x):
+        if _dequantizes(x):
             return x @ dense_form(self.weight, x.dtype).T
-        return fused_matvec.multiply(x, self.weight)
+        return fused_matvec.mlx_product(x, self.weight)
 
 
 def _rows(x: mx.array) -> mx.array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _is_few(x: mx.array) -> bool:
-    """One to eight rows of bfloat16, which our kernel reads."""
-    return x.dtype == mx.bfloat16 and x.size <= fused_matvec.MAX_ROWS * x.shape[-1]
+def _fits_matvec(x: mx.array) -> bool:
+    """Whether x has the dtype and at most the number of rows that our matvec kernel takes."""
+    return x.dtype == mx.bfloat16 and x.size <= fused_matvec.MAX_FUSED_ROWS * x.shape[-1]
 
 
-def _widens(x: mx.array) -> bool:
-    """Whether a packed weight is dequantized for so many rows."""
-    if backend() == "cuda":  # MLX compiles its packed products there for seconds
-        return not _is_few(x)
+def _dequantizes(x: mx.array) -> bool:
+    """Whether to dequantize a packed weight before its product with x."""
+    if backend() == "cuda":  # MLX spends seconds compiling its packed products there
+        return not _fits_matvec(x)
     return not on_gpu() and x.size >= DEQUANTIZE_ROWS * x.shape[-1]
 
 
 def dense_form(weight: Packed, dtype: mx.Dtype) -> mx.array:
-    """[..., N, K] in `dtype`, by our kernel where it can."""
-    ours = backend() is not None and dtype == mx.bfloat16 and fused_matvec.takes(weight)
-    return widen(weight) if ours else weight.dequantize(dtype)
+    """Return the weight dequantized, [..., N, K] in `dtype`, by our kernel where it supports that."""
+    own_kernel = backend() is not None and dtype == mx.bfloat16 and fused_matvec.supports(weight)
+    return dequantize(weight) if own_kernel else weight.dequantize(dtype)
 
 
 class ExpertsLinear:
-    """One weight per expert [E, N, K]: each row of x goes through the expert that `index` names."""
+    """A product with one weight per expert [E, N, K], which `index` chooses for each row of x."""
 
     def __init__(self, weight: Weight):
         self.weight = weight
 
     def __call__(self, x: mx.array, index: mx.array, ordered: bool) -> mx.array:
-        """x [..., 1, K] and index [...] to [..., 1, N]; `ordered` says that index never falls."""
+        """Map x [..., 1, K] and index [...] to [..., 1, N]; `ordered` promises that index is sorted."""
         w = self.weight
         if isinstance(w, Packed) and ordered and backend() == "cuda":
-            # MLX's grouped GEMM reads these; its packed form takes rows one by one
+            # MLX has a grouped GEMM for dense weights only; its packed product goes row by row
             w = dense_form(w, x.dtype)
         if isinstance(w, mx.array):
             w = w.astype(x.dtype)
@@ -144,7 +145,7 @@ class ExpertsLinear:
 
 
 class Group:
-    """Weights of one input that are stored alike, joined into one; `widths` are those of their outputs."""
+    """Weights of one input and one storage format, joined into one; `widths` are the output widths."""
 
     def __init__(self, weights: Sequence[Weight]):
         self.widths = [_width(w) for w in weights]
@@ -153,22 +154,22 @@ class Group:
         bounds = list(accumulate(self.widths, initial=0))
         parts = _cut(self.weight, bounds)
         for part in parts:
-            evaluate(part)  # else every step would cut them out again
+            evaluate(part)  # a lazy slice would be cut out again in every step
         self.cuts = bounds[1:-1]
         self.joined = make_linear(self.weight)
         self.parts = [make_linear(part) for part in parts] if len(parts) > 1 else [self.joined]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        if x.size > fused_matvec.MAX_ROWS * x.shape[-1] or len(self.parts) == 1:
+        if x.size > fused_matvec.MAX_FUSED_ROWS * x.shape[-1] or len(self.parts) == 1:
             return [part(x) for part in self.parts]
         return list(mx.split(self.joined(x), self.cuts, axis=-1))
 
 
 class Projections:
-    """Several weights with one input: x [..., K] to a list of [..., N1], [..., N2], ...
+    """Products of one input with several weights: x [..., K] to a list of [..., N1], [..., N2], ...
 
-    Few rows take one product per group of neighbours that are stored alike; many rows take one per weight,
-    whose outputs stand in memory alone.
+    A few rows take one product per group of neighbours in one storage format. Many rows take one product per
+    weight, so that each output has memory of its own.
     """
 
     def __init__(self, groups: Sequence[Group]):
@@ -176,21 +177,22 @@ class Projections:
 
     @property
     def weights(self) -> list[Weight]:
+        """The single weights, in order."""
         return [part.weight for group in self.groups for part in group.parts]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
         return [y for group in self.groups for y in group(x)]
 
 
-def prepare(weight: Weight, policy: Policy) -> Weight:
-    """The weight as this machine multiplies with it: in the policy's dtype, dense where it says so.
+def materialize(weight: Weight, policy: Policy) -> Weight:
+    """Return the weight in the policy's dtype, dense where the policy says so, and evaluated.
 
-    The result is evaluated, so that its source can be dropped before the next one is read.
+    Evaluating it lets its source be dropped before the next weight is read.
     """
     if isinstance(weight, mx.array):
-        # where float32 does not fit, a narrower weight is widened product by product
-        widens = weight.dtype.size < policy.activations.size
-        ready = weight if widens and not policy.dense else weight.astype(policy.activations)
+        # where dense float32 does not fit, each product casts a narrower weight anew
+        narrower = weight.dtype.size < policy.activations.size
+        ready = weight if narrower and not policy.dense else weight.astype(policy.activations)
     else:
         ready = (
             weight.dequantize(policy.activations) if policy.dense else weight.with_dtype(policy.activations)
@@ -200,11 +202,12 @@ def prepare(weight: Weight, policy: Policy) -> Weight:
 
 
 def evaluate(weight: Weight) -> None:
+    """Compute the arrays of `weight` now."""
     mx.eval(weight if isinstance(weight, mx.array) else list(weight.arrays))
 
 
 class JoinedLinear:
-    """A product of which this process computes a part, and `join` makes the whole."""
+    """A product of which this process computes a part; `join` makes the whole of all processes' parts."""
 
     def __init__(self, linear: Linear, join: Callable[[mx.array], mx.array]):
         self.linear, self.join = linear, join
@@ -218,7 +221,7 @@ class JoinedLinear:
 
 
 def make_linear(weight: Weight, join: Callable[[mx.array], mx.array] | None = None) -> Linear:
-    """The product with one prepared weight [N, K], made whole by `join` where it is a part."""
+    """Return the product with one materialized weight [N, K]; `join` completes a part of a product."""
     if join is not None:
         return JoinedLinear(make_linear(weight), join)
     if isinstance(weight, Packed):
@@ -228,12 +231,13 @@ def make_linear(weight: Weight, join: Callable[[mx.array], mx.array] | None = No
 
 
 def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
-    """Products with one input, neighbours joined where they are stored alike (bits, group and mode)."""
-    ready = [prepare(w, policy) for w in weights]
-    return Projections([Group(list(alike)) for _, alike in groupby(ready, key=_kind)])
+    """Materialize weights of one input; return their products, neighbours of one storage format joined."""
+    ready = [materialize(w, policy) for w in weights]
+    return Projections([Group(list(alike)) for _, alike in groupby(ready, key=_storage)])
 
 
-def _kind(weight: Weight) -> object:
+def _storage(weight: Weight) -> object:
+    """Return bits, group and mode of a packed weight; None for a dense one."""
     return weight.geometry if isinstance(weight, Packed) else None
 
 
@@ -242,7 +246,7 @@ def _width(weight: Weight) -> int:
 
 
 def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
-    """The rows between `bounds`, as views of the one array."""
+    """Return the rows between neighbouring `bounds` as slices of the joined weight."""
     rows = [slice(a, b) for a, b in pairwise(bounds)]
     if isinstance(joined, mx.array):
         return [joined[r] for r in rows]
@@ -254,7 +258,7 @@ def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
 
 
 def join_weights(weights: Sequence[Weight]) -> Weight:
-    """Weights of one kind, below each other."""
+    """Return weights of one storage format [N1, K], [N2, K], ... stacked to [N1+N2+..., K]."""
     packed = [w for w in weights if isinstance(w, Packed)]
     if not packed:
         return mx.concatenate([w for w in weights if isinstance(w, mx.array)])

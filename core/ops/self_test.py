@@ -1,7 +1,8 @@
-"""Before our kernels are trusted on a device, they compute something known there; the verdict is kept.
+"""The GPU kernels' self test: they must reproduce known results before the device is trusted with them.
 
 Nobody has tried every GPU and every version of MLX's and the vendors' compilers. Where a kernel does not
-compile, or is off by more than rounding, all of them are left alone, and one sentence says so.
+compile, or is off by more than rounding, none of them is used, and one sentence says so. A passed test is
+remembered in the cache folder.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from ..checkpoint.packed import Packed
 from ..kernels import decode_attention, delta_net, matvec
 from ..kernels.compile_cache import compiler_version
-from ..kernels.dequantize import widen, widen_kernel
+from ..kernels.dequantize import dequantize, dequantize_kernel
 from ..kernels.expert_routing import route, route_kernel
 from ..kernels.launch import Kernel, backend, distrust, texts
 from ..machine.backend import cache_path, mx
@@ -44,53 +45,52 @@ Pairs = Iterator[tuple[mx.array, mx.array]]
 
 
 @cache
-def settle() -> str | None:
-    """Have the kernels tried once per device, MLX and text; afterwards `backend()` knows whether to use them.
+def run_self_test() -> str | None:
+    """Test the kernels unless these texts passed on this device and MLX before; tell `backend()` the verdict.
 
-    Returns one sentence if they are not used although the device might take them.
+    Returns a sentence for the user if they failed, None otherwise.
     """
     if backend() is None:
         return None
-    kept = _verdict_file()
-    if kept is not None and kept.exists():
+    verdict = _verdict_file()
+    if verdict is not None and verdict.exists():
         return None
     try:
         errors = [_relative_rms(found, wanted) for found, wanted in _samples()]
     except (RuntimeError, ValueError) as problem:
         distrust()
-        return f"qchat's GPU kernels do not run here, MLX's own do: {' '.join(str(problem).split())[:200]}"
-    bad = [error for error in errors if not error <= LIMIT]  # what is no number is no good either
+        reason = " ".join(str(problem).split())[:200]
+        return f"qchat's GPU kernels do not run here, so MLX's own are used: {reason}"
+    bad = [error for error in errors if not error <= LIMIT]  # NaN is bad, too
     if bad:
         distrust()
         return f"qchat's GPU kernels are off by {max(bad):.0%} here, so MLX's own are used"
-    if kept is not None:
-        with suppress(OSError):  # the next process tries them again
-            kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            kept.touch()
+    if verdict is not None:
+        with suppress(OSError):  # the next process tests them again
+            verdict.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            verdict.touch()
     return None
 
 
 def _verdict_file() -> Path | None:
-    """Stands for a passed trial; none where there is no home to keep it in."""
+    """Return the file whose existence says that the test was passed; None for a user without a home."""
     device = mx.device_info()
     about = [version("mlx"), str(device.get("device_name")), str(device.get("architecture"))]
     about += [part for kernel in _kernels() for part in texts(kernel, backend() or "metal")]
-    about += [
-        compiler_version(),
-        f"products: {fused_matvec.ours()}",
-    ]  # without the latter those are not tried
+    # products with experts are tested only where our matvec kernel is used
+    about += [compiler_version(), f"products: {fused_matvec.uses_own_matvec()}"]
     digest = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     folder = cache_path("kernels")
     return folder / f"{digest}.passed" if folder else None
 
 
 def _kernels() -> list[Kernel]:
-    """Every text that the samples run, or one like it."""
+    """Return one kernel of each source text that the samples run."""
     packed = _packed(40, 256)
     shape = matvec.Shape(packed.geometry, 256, rows=2, sides=2, norm_eps=EPS)
     return [
-        matvec.rows_kernel(shape, matvec.choose_tiling(shape, 40), 2),
-        widen_kernel(packed.geometry, 2),
+        matvec.matvec_kernel(shape, matvec.choose_tiling(shape, 40), 2),
+        dequantize_kernel(packed.geometry, 2),
         delta_net.steps_kernel(NET, every=False),
         delta_net.mix_kernel(NET, 32),
         delta_net.walk_kernel(NET),
@@ -103,13 +103,13 @@ def _kernels() -> list[Kernel]:
 
 
 def _samples() -> Pairs:
-    """What kernels gave, and what MLX's operations give."""
-    yield from _products()
-    yield from _delta_net(2)
-    yield from _delta_net(delta_net.MAX_STEPS + 1)
-    yield from _attention()
-    if fused_matvec.ours():
-        yield from _experts()
+    """Yield pairs of a kernel's result and the result of MLX's operations."""
+    yield from _product_samples()
+    yield from _delta_net_samples(2)
+    yield from _delta_net_samples(delta_net.MAX_STEPS + 1)
+    yield from _attention_samples()
+    if fused_matvec.uses_own_matvec():
+        yield from _expert_samples()
 
 
 def _packed(*shape: int) -> Packed:
@@ -117,19 +117,19 @@ def _packed(*shape: int) -> Packed:
     return Packed(*parts, 64, 4, "affine")
 
 
-def _products() -> Pairs:
+def _product_samples() -> Pairs:
     packed, x, norm = (
         _packed(40, 256),
         _normal(2, 256),
         fused_matvec.Norm(1 + 0.1 * mx.random.normal((256,)), EPS),
     )
     dense = packed.dequantize(mx.float32)
-    yield widen(packed), dense
+    yield dequantize(packed), dense
     y = norm(x).astype(mx.float32) @ dense.T
-    yield fused_matvec.gated(x, packed, packed, norm=norm), silu(y) * y
+    yield fused_matvec.gate_up(x, packed, packed, norm=norm), silu(y) * y
 
 
-def _delta_net(length: int) -> Pairs:
+def _delta_net_samples(length: int) -> Pairs:
     net = NET
     main, ab = _normal(length, net.main_width), _normal(length, net.ab_width)
     conv, state = _normal(1, 3, net.channels), mx.random.normal((1, 2, 32, 32))
@@ -151,14 +151,14 @@ def _delta_net(length: int) -> Pairs:
     yield new_state, after
 
 
-def _experts() -> Pairs:
+def _expert_samples() -> Pairs:
     x, logits = _normal(2, 256), mx.random.normal((2, EXPERTS + 1))
     ids, shares, shared = route(logits, TOP, renormalise=True)
     best = mx.take_along_axis(logits, mx.argsort(-logits[:, :EXPERTS], axis=-1)[:, :TOP], axis=-1)
     yield shares.reshape(2, TOP), mx.softmax(best, axis=-1)
     yield shared, mx.sigmoid(logits[:, EXPERTS])
     up, down = _packed(EXPERTS, 64, 256), _packed(EXPERTS, 256, 64)
-    hidden = fused_matvec.experts_gated(x, up, up, ids, TOP)
+    hidden = fused_matvec.experts_gate_up(x, up, up, ids, TOP)
     y = _times(up, ids, mx.repeat(x, TOP, axis=0))
     yield hidden, silu(y) * y
     parts = (shares[:, None] * _times(down, ids, hidden)).reshape(2, TOP, 256)
@@ -166,14 +166,14 @@ def _experts() -> Pairs:
 
 
 def _times(stack: Packed, ids: mx.array, x: mx.array) -> mx.array:
-    """x [R, K] by the matrices of a stack [E, N, K] that ids [R] name: [R, N]."""
+    """Multiply each row of x [R, K] with the matrix of `stack` [E, N, K] that ids [R] name: [R, N]."""
     return (stack.dequantize(mx.float32)[ids] @ x.astype(mx.float32)[:, :, None])[:, :, 0]
 
 
-def _attention() -> Pairs:
+def _attention_samples() -> Pairs:
     main, norm, offset = _normal(1, HEADS.width), 1 + 0.1 * mx.random.normal((256,)), 150
     q, _, _ = decode_attention.split_heads(
-        HEADS, main, norm, norm, decode_attention.frequencies(64, 1e4), decode_attention.position(offset)
+        HEADS, main, norm, norm, decode_attention.rope_frequencies(64, 1e4), decode_attention.position(offset)
     )
     queries = main[:, : HEADS.heads * 512].reshape(1, HEADS.heads, 2, 256)
     plain = mx.fast.rms_norm(queries[:, :, 0].swapaxes(0, 1)[None].astype(mx.float32), norm, EPS)

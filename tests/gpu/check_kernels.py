@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from qchat.core.checkpoint.packed import Geometry, Packed
 from qchat.core.kernels import expert_routing
-from qchat.core.kernels.decode_attention import Heads, attend, frequencies, position, split_heads
+from qchat.core.kernels.decode_attention import Heads, attend, position, rope_frequencies, split_heads
 from qchat.core.kernels.delta_net import DeltaKernels, Net
-from qchat.core.kernels.dequantize import widen
+from qchat.core.kernels.dequantize import dequantize
 from qchat.core.machine.backend import mx
 from qchat.core.model.layers import convolve
 from qchat.core.ops import fused_matvec
@@ -80,14 +80,14 @@ def products(rows: list[int]) -> Checks:
             seen = rms_norm(x, norm)
             yield f"{name}: norm, {n} rows", fused_matvec.logits(x, gate, norm=norm), seen @ gate32.T
             wanted = silu(seen @ gate32.T) * (seen @ up32.T)
-            yield f"{name}: norm, gate and up, {n} rows", fused_matvec.gated(x, gate, up, norm=norm), wanted
+            yield f"{name}: norm, gate and up, {n} rows", fused_matvec.gate_up(x, gate, up, norm=norm), wanted
             yield (
                 f"{name}: residual, {n} rows",
                 fused_matvec.product(h, down, add=x),
                 wide(x) + wide(h) @ down32.T,
             )
         if isinstance(gate, Packed):
-            yield f"{name}: as bfloat16", widen(gate), gate32
+            yield f"{name}: as bfloat16", dequantize(gate), gate32
 
 
 def experts() -> Checks:
@@ -107,7 +107,7 @@ def experts() -> Checks:
     for geometry in (Geometry(4, 64, "affine"), Geometry(8, 32, "mxfp8"), Geometry(4, 16, "nvfp4")):
         (gate, gate32), (up, up32) = pack(geometry, count, inner, width), pack(geometry, count, inner, width)
         down, down32 = pack(geometry, count, width, inner)
-        hidden = fused_matvec.experts_gated(x, gate, up, ids, top, norm=norm)
+        hidden = fused_matvec.experts_gate_up(x, gate, up, ids, top, norm=norm)
         of = mx.repeat(seen, top, axis=0)[:, :, None]
         wanted = (silu(gate32[ids] @ of) * (up32[ids] @ of))[:, :, 0]
         yield f"{geometry}: experts' gate and up", hidden, wanted
@@ -142,11 +142,11 @@ def delta_net(lengths: list[int]) -> Checks:
 
 def attends(lengths: list[int]) -> Checks:
     q_norm, k_norm = (1 + 0.2 * mx.random.normal((256,)) for _ in range(2))
-    turns, steps = frequencies(HEADS.rotary, 1e7), 2
+    frequencies, steps = rope_frequencies(HEADS.rotary, 1e7), 2
     main = normal(steps, HEADS.width)
     for length in lengths:
         offset = position(length - steps)
-        q, *_ = split_heads(HEADS, main, q_norm, k_norm, turns, offset)
+        q, *_ = split_heads(HEADS, main, q_norm, k_norm, frequencies, offset)
         of_query = main[:, : HEADS.heads * 512].reshape(steps, HEADS.heads, 2, 256)
         plain = mx.fast.rms_norm(wide(of_query[:, :, 0]).swapaxes(0, 1)[None], q_norm, EPS)
         rotate = {"traditional": False, "base": 1e7, "scale": 1.0, "offset": length - steps}

@@ -23,8 +23,8 @@ from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import Weights
 from qchat.core.engine.followers import LedModel, follow
-from qchat.core.engine.ranks import follows, joined, share, shares_head
-from qchat.core.errors import UsageError
+from qchat.core.engine.loading import build_model
+from qchat.core.engine.ranks import follows, joined
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
 from qchat.core.machine.backend import choose_policy, mx
@@ -93,30 +93,24 @@ def grown_cache(model: Model, length: int) -> Cache:
 
 
 def open_model(path: Path, options: Options) -> Model:
-    """The random model; under `mlx.launch` this rank's share of it, which the others' shares follow."""
+    """Return the random model; under `mlx.launch` rank 0's share of it, which the other ranks follow."""
     ranks = joined()
     if ranks is None:
         return random_model(load_config(path), options)
-    return LedModel.begin(
-        ranks, json.dumps([str(path), asdict(options)]), lambda _: part(LedModel, path, options)
-    )
+    what = json.dumps([str(path), asdict(options)])
+    return LedModel.begin(ranks, what, lambda _: make_share(LedModel, path, options))
 
 
-def part(kind: type[M], path: Path, options: Options) -> M:
-    """This rank's share of a random model."""
-    ranks, config = joined(), load_config(path)
-    if ranks is None:
-        raise UsageError("there is one rank")
-    weights = random_weights(config, options)
-    gather = ranks.gather if shares_head(config, ranks) else None
-    policy = replace(choose_policy(weights.parameters), sum=ranks.sum)
-    config, weights = share(config, weights, ranks)
-    return kind(config, weights, policy, gather=gather)
+def make_share(kind: type[M], path: Path, options: Options) -> M:
+    """Return this rank's share of a random model."""
+    config = load_config(path)
+    return build_model(kind, config, random_weights(config, options), ranks=joined())
 
 
-def part_for_follower(what: str) -> Model:
+def make_follower_share(what: str) -> Model:
+    """Return this rank's share of the model that rank 0 describes as JSON."""
     path, options = json.loads(what)
-    return part(Model, Path(path), Options(**options))
+    return make_share(Model, Path(path), Options(**options))
 
 
 def open_mlx_lm(config: ModelConfig, random: Weights) -> Generate:
@@ -254,7 +248,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="append a JSON line per row")
     args = parser.parse_args()
     if follows():
-        follow(part_for_follower)
+        follow(make_follower_share)
         return
     if joined() and args.contexts:
         parser.error("--contexts are for one process: caches are grown in this one alone")

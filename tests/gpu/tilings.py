@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qchat.core.checkpoint.packed import FLOAT_MODES, Geometry
-from qchat.core.kernels.matvec import Shape, Tiling, choose_tiling, run_rows
+from qchat.core.kernels.matvec import Shape, Tiling, choose_tiling, run_matvec
 from qchat.core.machine.backend import mx
 from tests.gpu.race import copy_bandwidth
 
@@ -50,7 +50,7 @@ def tilings(shape: Shape, chosen: Tiling) -> Iterator[Tiling]:
     for resident in (chosen.resident - 1, chosen.resident + 1):
         if resident:
             yield replace(chosen, resident=resident)
-    yield replace(chosen, ahead=not chosen.ahead)
+    yield replace(chosen, prefetch=not chosen.prefetch)
     per_pass = chosen.at_once // shape.sides
     for outputs in (chosen.outputs // 2, chosen.outputs * 2):
         yield replace(chosen, outputs=max(outputs // per_pass, 1) * per_pass)
@@ -60,7 +60,7 @@ def seconds(shape: Shape, tiling: Tiling, x: mx.array, sets: list, extras: list[
     """Of one product, the best of a few rounds over all `sets` of weights."""
 
     def run() -> float:
-        results = [run_rows(shape, x, weights, extras, tiling=tiling) for weights in sets * 3]
+        results = [run_matvec(shape, x, weights, extras, tiling=tiling) for weights in sets * 3]
         mx.synchronize()
         began = time.perf_counter()
         mx.eval(results)

@@ -12,7 +12,7 @@ from qchat.core.generation.sampling import Sampling
 from qchat.core.generation.speculate import MOST_DRAFTS, WINDOW, Acceptance, DraftingDecoder, read_ahead
 from qchat.core.machine.backend import mx
 from qchat.core.model.cache import Cache
-from qchat.core.ops.gated_delta import delta_rows, state_after
+from qchat.core.ops.gated_delta import delta_speculative, state_after
 from qchat.core.ops.gated_delta_reference import gated_delta_rule
 from tests.checkpoints import write_checkpoint
 from tests.compare import needs_qtiny, relative_rms
@@ -58,7 +58,7 @@ def drafting(engine: Engine, cache: Cache, sampling: Sampling) -> DraftingDecode
 def test_a_few_tokens_read_at_once_are_the_recurrence_up_to_any_of_them(length: int, kept: int, arguments):
     q, k, v, g, beta, state = arguments(length)
     kept = min(kept, length)
-    output, updates = delta_rows(q, k, v, g, beta, state)
+    output, updates = delta_speculative(q, k, v, g, beta, state)
     wanted, _ = gated_delta_rule(q, k, v, g, beta, state)
     _, after = gated_delta_rule(q[:, :kept], k[:, :kept], v[:, :kept], g[:, :kept], beta[:, :kept], state)
     found = state_after(state, k[:, :kept], g[:, :kept], updates[:, :kept])
@@ -137,8 +137,8 @@ def test_drafts_work_over_an_8_bit_cache_and_a_cache_kept_before_them():
 def test_the_draft_head_reads_the_last_tokens_of_a_prompt(engine: Engine, length: int):
     ids = [PROMPT[i % len(PROMPT)] for i in range(length)]
     cache = prefilled(engine, ids)
-    assert cache.ahead_end == length
-    assert cache.ahead.length == min(length - 1, WINDOW)
+    assert cache.draft_end == length
+    assert cache.draft.length == min(length - 1, WINDOW)
     decoder = drafting(engine, cache, SETTINGS["greedy"])
     plain = Decoder(engine.model, prefilled(engine, ids), SETTINGS["greedy"])
     assert [decoder.next() for _ in range(10)] == [plain.next() for _ in range(10)]
@@ -150,7 +150,7 @@ def test_what_the_draft_head_missed_is_forgotten_rather_than_misplaced(engine: E
     engine.model.hidden([1, 2, 3], cache)  # nobody told the draft head
     hidden = engine.model.hidden([4, 5], cache)
     read_ahead(engine.model, cache, [4, 5], before, hidden)
-    assert (cache.ahead.length, cache.ahead_end) == (2, cache.length)
+    assert (cache.draft.length, cache.draft_end) == (2, cache.length)
 
 
 def test_hopeless_drafts_are_given_up_and_tried_again_now_and_then():

@@ -66,8 +66,8 @@ def every_kernel() -> list[launch.Kernel]:
         matvec.Shape(AFFINE[2], 1024, adds=True, experts=e, top=2) for e in ("each", "summed", "shared")
     ]
     return [
-        *(matvec.rows_kernel(shape, tiling, 2) for shape in shapes),
-        *(dequantize.widen_kernel(geometry, 2) for geometry in [*AFFINE, *FLOATS]),
+        *(matvec.matvec_kernel(shape, tiling, 2) for shape in shapes),
+        *(dequantize.dequantize_kernel(geometry, 2) for geometry in [*AFFINE, *FLOATS]),
         delta_net.steps_kernel(NET, every=True),
         delta_net.mix_kernel(NET, 32),
         delta_net.walk_kernel(NET),
@@ -80,7 +80,7 @@ def every_kernel() -> list[launch.Kernel]:
 
 
 @pytest.mark.parametrize(
-    ("variable", "ask"), [("QCHAT_KERNELS", launch.backend), ("QCHAT_PRODUCTS", fused_matvec.ours)]
+    ("variable", "ask"), [("QCHAT_KERNELS", launch.backend), ("QCHAT_PRODUCTS", fused_matvec.uses_own_matvec)]
 )
 def test_unknown_words_for_a_choice_are_refused(variable, ask, monkeypatch):
     monkeypatch.setenv(variable, "perhaps")
@@ -99,7 +99,7 @@ def test_products_are_ours_on_cuda_and_mlxs_on_metal_unless_forced(monkeypatch):
         monkeypatch.setattr(launch, "_device", lambda device=device: device)
         monkeypatch.setenv("QCHAT_KERNELS", "on")
         monkeypatch.setenv("QCHAT_PRODUCTS", choice)
-        assert fused_matvec.ours() == ours
+        assert fused_matvec.uses_own_matvec() == ours
 
 
 def test_kernels_are_taken_where_their_text_was_proven_unless_forced(monkeypatch):
@@ -135,7 +135,7 @@ def test_few_rows_without_our_kernel_are_mlxs_operations():
     x, norm, add = normal(2, 128, seed=2), fused_matvec.Norm(mx.full(128, 1.5), EPS), normal(2, 24, seed=4)
     seen = normed(x, norm)
     near(fused_matvec.product(x, gate, norm=norm, add=add), seen @ of_gate.T + wide(add), 2e-2)
-    near(fused_matvec.gated(x, gate, up, norm=norm), silu(seen @ of_gate.T) * (seen @ of_up.T), 3e-2)
+    near(fused_matvec.gate_up(x, gate, up, norm=norm), silu(seen @ of_gate.T) * (seen @ of_up.T), 3e-2)
 
 
 def test_both_backends_are_given_the_same_body():
@@ -223,7 +223,7 @@ def test_both_texts_compute_the_same(what, monkeypatch):
 
 def sample_product() -> list[mx.array]:
     (gate, _), (up, _) = pack(AFFINE[3], 8, 256), pack(AFFINE[3], 8, 256, seed=1)
-    return [fused_matvec.gated(normal(2, 256), gate, up)]
+    return [fused_matvec.gate_up(normal(2, 256), gate, up)]
 
 
 def sample_delta_net() -> list[mx.array]:
@@ -233,7 +233,7 @@ def sample_delta_net() -> list[mx.array]:
 def sample_attention() -> list[mx.array]:
     main, ones = normal(1, HEADS.width), mx.ones(256)
     q, k, v = decode_attention.split_heads(
-        HEADS, main, ones, ones, decode_attention.frequencies(64, 1e7), mx.array([99])
+        HEADS, main, ones, ones, decode_attention.rope_frequencies(64, 1e7), mx.array([99])
     )
     keys, values = normal(1, 2, 128, 256), normal(1, 2, 128, 256, seed=1)
     return [q, k, v, decode_attention.attend(HEADS, main, q, keys, values, mx.array([99]))]
@@ -248,7 +248,7 @@ def sample_experts() -> list[mx.array]:
 def sample_written_out() -> list[mx.array]:
     weight, _ = pack(AFFINE[4], 8, 256)
     assert isinstance(weight, Packed)
-    return [dequantize.widen(weight)]
+    return [dequantize.dequantize(weight)]
 
 
 SAMPLES = {
@@ -319,7 +319,7 @@ def test_gate_and_up_are_one_product(geometry):
     (gate, of_gate), (up, of_up) = pack(geometry, 24, 256), pack(geometry, 24, 256, seed=1)
     x, norm = normal(2, 256, seed=2), fused_matvec.Norm(1 + 0.3 * normal(256, seed=3).astype(mx.float32), EPS)
     seen = normed(x, norm)
-    near(fused_matvec.gated(x, gate, up, norm=norm), silu(seen @ of_gate.T) * (seen @ of_up.T))
+    near(fused_matvec.gate_up(x, gate, up, norm=norm), silu(seen @ of_gate.T) * (seen @ of_up.T))
 
 
 @needs_a_compiler
@@ -356,7 +356,7 @@ def test_experts_are_those_that_ids_name(geometry):
     assert isinstance(down, Packed)
     x, chosen = normal(3, 128, seed=4), [4, 0, 2, 2, 1, 4]
     ids, shares = mx.array(chosen, mx.uint32), mx.array([0.3, 0.7, 0.5, 0.5, 0.9, 0.1])
-    hidden = fused_matvec.experts_gated(x, gate, up, ids, top, norm=norm)
+    hidden = fused_matvec.experts_gate_up(x, gate, up, ids, top, norm=norm)
     rows_of = np.repeat(normed(x, norm), top, axis=0)
     pairs = list(zip(chosen, rows_of, strict=True))
     near(hidden, np.stack([silu(of_gate[e] @ row) * (of_up[e] @ row) for e, row in pairs]))
@@ -390,7 +390,7 @@ def test_routing_takes_the_best_experts_and_among_equals_the_first(renormalise):
 def test_a_weight_written_out_is_the_dequantized_one(geometry):
     weight, dense = pack(geometry, 3, 10, 256)
     assert isinstance(weight, Packed)
-    near(dequantize.widen(weight), dense, 2e-3)
+    near(dequantize.dequantize(weight), dense, 2e-3)
 
 
 def delta_arguments(length: int) -> dict[str, mx.array]:
@@ -455,7 +455,7 @@ def test_attention_in_splits_equals_softmax_in_float64(length, capacity):
     steps, q_norm, k_norm = 2, *(1 + 0.2 * normal(256, seed=s).astype(mx.float32) for s in (1, 2))
     main, offset = normal(steps, HEADS.width), mx.array([length - steps], mx.int32)
     q, k, v = decode_attention.split_heads(
-        HEADS, main, q_norm, k_norm, decode_attention.frequencies(64, 1e7), offset
+        HEADS, main, q_norm, k_norm, decode_attention.rope_frequencies(64, 1e7), offset
     )
     queries = main[:, : 6 * 512].reshape(steps, 6, 2, 256)
     keys = main[:, 6 * 512 :].reshape(steps, 4, 256)

@@ -11,6 +11,7 @@ from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.measuring import calibrate
 from qchat.core.measuring.calibrate import BUILTIN_TEXT, calibrate_model
+from qchat.core.model.fused_layers import plain_form
 from qchat.core.model.layers import rms_norm
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
 from qchat.tui.cli.main import main
@@ -68,7 +69,7 @@ def test_the_first_layers_and_the_heads_inputs_are_what_they_should_be(model: Pa
     network, first, last, chunks = engine.model, [], [], len(ids) // SIZE
     for i in range(0, chunks * SIZE, SIZE):
         chunk = ids[i : i + SIZE]
-        norm = network.layers[0].input_norm
+        norm = plain_form(network.layers[0]).input_norm
         first.append(rms_norm(network.embed(mx.array(chunk)), norm, engine.config.rms_norm_eps))
         last.append(network.hidden(chunk, network.new_cache())[0])
     imatrix = measured(model, text)

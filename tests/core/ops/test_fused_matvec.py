@@ -29,10 +29,10 @@ pytestmark = needs_a_compiler
 
 @pytest.fixture(autouse=True)
 def forget_verdicts():
-    self_test.settle.cache_clear()
+    self_test.run_self_test.cache_clear()
     yield
     launch._distrusted.clear()
-    self_test.settle.cache_clear()
+    self_test.run_self_test.cache_clear()
 
 
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> tuple[Model, list[str]]:
@@ -98,7 +98,7 @@ def test_kernels_are_tried_once_and_the_verdict_is_kept(tmp_path, monkeypatch):
     model, ran = load(tmp_path / "model", monkeypatch, kernels=True)
     assert "attend" in ran
     assert not any("kernels" in notice for notice in model.policy.notices)
-    self_test.settle.cache_clear()
+    self_test.run_self_test.cache_clear()
     assert "attend" not in load(tmp_path / "model", monkeypatch, kernels=True)[1]
 
 

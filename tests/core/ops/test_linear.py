@@ -14,7 +14,7 @@ from qchat.core.ops.linear import (
     ExpertsLinear,
     make_linear,
     make_projections,
-    prepare,
+    materialize,
 )
 from tests.compare import relative_rms
 
@@ -48,7 +48,7 @@ def test_a_packed_product_equals_the_dequantized_one(triple, rows):
     packed, x = pack(normal(96, 128), triple), normal(1, rows, 128, seed=1)
     wanted = wide(x) @ wide(packed.dequantize(mx.float32)).T
     for policy in (DENSE, PACKED):
-        found = make_linear(prepare(packed, policy))(x)
+        found = make_linear(materialize(packed, policy))(x)
         assert found.dtype == mx.float32
         assert relative_rms(found, wanted) <= 2e-6
 

@@ -118,11 +118,12 @@ def test_the_delta_nets_output_channels_come_back_from_tiled_heads(name: str):
 def test_the_tiled_order_is_the_one_that_agrees_with_real_activations(monkeypatch: pytest.MonkeyPatch):
     """llama.cpp measured the whole of this text; its first part, measured here, must look alike."""
     monkeypatch.setenv("QCHAT_COMPILE", "off")
+    from qchat.core.engine.loading import load_folder
     from qchat.core.model.network import Model
     from qchat.core.text.tokenizer import Tokenizer
 
     model_config = ModelConfig.load(QTINY)
-    model = Model.load(QTINY, model_config)
+    model = load_folder(Model, QTINY, model_config)
     text = (SHARED / "models" / "qtiny-24m.calibration.txt").read_text()
     ids = Tokenizer.load(QTINY).encode(text[:8000])
     squares = []
@@ -134,7 +135,7 @@ def test_the_tiled_order_is_the_one_that_agrees_with_real_activations(monkeypatc
 
         return call
 
-    mixer: Any = model.layers[0].mixer
+    mixer: Any = model.use_plain_layers()[0].mixer
     mixer.out = watch(mixer.out)
     mx.eval(model.hidden(ids[:1024], model.new_cache()))
     ours = np.log(np.array(squares[0]))

@@ -1,0 +1,258 @@
+"""Decoder layers on our GPU kernels: `kernel_form` gives a plain layer's, where device and shapes allow one.
+
+Up to MAX_FUSED_ROWS tokens a layer takes a handful of kernels, because norms, gates and residuals ride along
+with the products; a delta net's mixer runs on kernels for prompts, too. All weights are the plain layer's.
+Needs bfloat16, and without ranks: a sum over them would have to come in between.
+"""
+
+from functools import partial
+from typing import Protocol
+
+from ..kernels import decode_attention, delta_net
+from ..kernels.expert_routing import route
+from ..kernels.launch import backend
+from ..machine.backend import Policy, fuse, mx
+from ..ops import fused_matvec
+from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
+from ..ops.gated_delta import delta_form
+from ..ops.linear import Projections, Weight, evaluate, join_weights
+from .cache import LayerCache, as_delta_state, as_kv_cache
+from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention, GatedDeltaNet, Layer
+from .moe import MixtureOfExperts
+
+
+def kernel_form(layer: AttentionLayer | DeltaLayer, policy: Policy) -> Layer:
+    """Return `layer` on kernels, as far as they can take it; itself where they cannot.
+
+    Call after `run_self_test`, which decides whether this device's kernels are to be trusted.
+    """
+    if backend() is None or policy.activations != mx.bfloat16:
+        return layer
+    feed_forward = fused_feed_forward(layer.feed_forward) if policy.sum is None else None
+    if isinstance(layer, AttentionLayer):
+        fits = decode_attention.fits(attention_heads(layer.mixer), layer.mixer.dim)
+        return FusedAttentionLayer(layer, feed_forward) if fits and feed_forward else layer
+    kernels = delta_kernels(layer.mixer)
+    if kernels is None:
+        return layer
+    return FusedDeltaLayer(layer, kernels, feed_forward) if feed_forward else KernelDeltaLayer(layer, kernels)
+
+
+def plain_form(layer: Layer) -> AttentionLayer | DeltaLayer:
+    """Return the plain layer that `layer` was made of, or is."""
+    if isinstance(layer, FusedAttentionLayer | KernelDeltaLayer):
+        return layer.plain
+    if isinstance(layer, AttentionLayer | DeltaLayer):
+        return layer
+    raise TypeError(f"{type(layer).__name__} has no plain form")
+
+
+def layer_norms(layer: AttentionLayer | DeltaLayer) -> tuple[Norm, Norm]:
+    """Return the norms before the mixer and before the feed-forward block."""
+    return Norm(layer.input_norm, layer.eps), Norm(layer.post_norm, layer.eps)
+
+
+class FusedFeedForward(Protocol):
+    """A feed-forward block with the norm before it and the residual around it."""
+
+    def __call__(self, x: mx.array, norm: Norm) -> mx.array:
+        """Return x + block(norm(x)) for x [T, hidden] of at most MAX_FUSED_ROWS rows."""
+        ...
+
+
+def fused_feed_forward(block: FeedForward) -> FusedFeedForward | None:
+    """Return the fused form of `block`; None where the matvec kernel cannot read its experts' weights."""
+    if isinstance(block, DenseMLP):
+        return FusedMLP(block)
+    if isinstance(block, MixtureOfExperts) and supports_experts(block):
+        return FusedExperts(block)
+    return None
+
+
+class FusedMLP:
+    """`DenseMLP` as two products."""
+
+    def __init__(self, block: DenseMLP):
+        self._gate, self._up = block.gate_up.weights
+        self.down = block.down.weight
+
+    def __call__(self, x: mx.array, norm: Norm) -> mx.array:
+        return fused_matvec.product(self.inner(x, norm), self.down, add=x)
+
+    def inner(self, x: mx.array, norm: Norm) -> mx.array:
+        """Return silu(gate(norm(x))) * up(norm(x)) [T, intermediate]."""
+        return fused_matvec.gate_up(x, self._gate, self._up, norm=norm)
+
+
+def supports_experts(block: MixtureOfExperts) -> bool:
+    """Whether our matvec kernel is used here and reads all weights of `block`."""
+    shared = block.shared
+    alike = [
+        [block.gate.weight, block.up.weight],
+        [block.down.weight],
+        [block.router.weight, block.shared_gate.weight],
+        shared.gate_up.weights,
+        [shared.down.weight],
+    ]
+    return fused_matvec.uses_own_matvec() and all(fused_matvec.supports(*weights) for weights in alike)
+
+
+class FusedExperts:
+    """`MixtureOfExperts`: one product for all gates, the routing kernel, two products per kind of expert."""
+
+    def __init__(self, block: MixtureOfExperts):
+        self._block, self._shared = block, FusedMLP(block.shared)
+        self._gates: Weight = join_weights([block.router.weight, block.shared_gate.weight])  # [E+1, hidden]
+        evaluate(self._gates)
+
+    def __call__(self, x: mx.array, norm: Norm) -> mx.array:
+        block, top = self._block, self._block.top
+        logits = fused_matvec.logits(x, self._gates, norm=norm)  # [T, E+1]
+        ids, shares, shared = route(logits, top, renormalise=block.renormalise)  # [T*top] twice, [T]
+        hidden = fused_matvec.experts_gate_up(x, block.gate.weight, block.up.weight, ids, top, norm=norm)
+        shared_hidden = self._shared.inner(x, norm)
+        x = fused_matvec.experts_sum(hidden, block.down.weight, ids, shares, top, add=x)  # [T, hidden]
+        return fused_matvec.shared_sum(shared_hidden, self._shared.down, shared, add=x)
+
+
+def attention_heads(mixer: GatedAttention) -> decode_attention.Heads:
+    """Return the sizes that the attention kernels are compiled for."""
+    return decode_attention.Heads(mixer.heads, mixer.kv_heads, mixer.rotary, mixer.eps)
+
+
+class FusedAttentionLayer:
+    """`AttentionLayer` on kernels for a few tokens, and the plain layer for more or over an 8-bit cache."""
+
+    def __init__(self, plain: AttentionLayer, feed_forward: FusedFeedForward):
+        self.plain, self._mixer, self._feed_forward = plain, plain.mixer, feed_forward
+        self._input_norm, self._post_norm = layer_norms(plain)
+        self._heads = attention_heads(plain.mixer)
+        self._frequencies = decode_attention.rope_frequencies(plain.mixer.rotary, plain.mixer.theta)
+        self._compiled_before, self._compiled_after = fuse(self.before), fuse(self.after)
+        self._compiled_attention = fuse(partial(decode_attention.attend, self._heads))
+
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Map x [1, T, hidden] to the same shape; the cache grows by T tokens."""
+        cache = as_kv_cache(cache)
+        if x.shape[1] > MAX_FUSED_ROWS or cache.quantized:
+            return self.plain(x, cache)
+        offset = decode_attention.position(cache.length)
+        projected = self._compiled_before(x[0], offset)
+        return self._compiled_after(x[0], self.attend(projected, cache, offset))[None]
+
+    forward_speculative = __call__  # a KVCache is simply trimmed afterwards
+
+    def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, ...]:
+        """Map x [T, hidden] to its projections [T, width], q [1, H, T, D], k and v [1, Hkv, T, D]."""
+        mixer = self._mixer
+        main = join(project(x, mixer.qkv, self._input_norm))  # [T, width]
+        return main, *decode_attention.split_heads(
+            self._heads, main, mixer.q_norm, mixer.k_norm, self._frequencies, offset
+        )
+
+    def attend(self, projected: tuple[mx.array, ...], cache: LayerCache, offset: mx.array) -> mx.array:
+        """Return attention's gated output [T, H*D] from what `before` returned; grow the cache by T."""
+        main, q, k, v = projected
+        cache = as_kv_cache(cache)
+        cache.write([k, v])
+        keys, values = cache.buffer.parts
+        return self._compiled_attention(main, q, keys, values, offset)
+
+    def after(self, x: mx.array, mixed: mx.array) -> mx.array:
+        """Return the layer's output [T, hidden], given its input and attention's gated output [T, H*D]."""
+        x = fused_matvec.product(mixed, self._mixer.out.weight, add=x)  # [T, hidden]
+        return self._feed_forward(x, self._post_norm)
+
+
+def delta_kernels(mixer: GatedDeltaNet) -> delta_net.DeltaKernels | None:
+    """Return the kernels between a delta net's projections; None where their blocks do not divide its heads,
+    or QCHAT_DELTA asks for another form of the rule."""
+    widths = [sum(group.widths) for group in mixer.inputs.groups]
+    # a and b are in a group of their own, or all four projections in one
+    split = len(widths) == 2 and len(mixer.inputs.groups[0].widths) == 2
+    channels, value_width = mixer.taps.shape[1], mixer.value_heads * mixer.value_dim
+    net = delta_net.Net(
+        key_heads=mixer.key_heads,
+        value_heads=mixer.value_heads,
+        key_dim=mixer.key_dim,
+        value_dim=mixer.value_dim,
+        taps=mixer.taps.shape[0],
+        norm_eps=mixer.eps,
+        main_width=widths[0] if split else sum(widths),
+        z_at=channels,
+        ab_width=widths[1] if split else sum(widths),
+        a_at=0 if split else channels + value_width,
+    )
+    if delta_form() != "auto" or not delta_net.fits(net):
+        return None
+    return delta_net.DeltaKernels(net, mixer.taps, mixer.log_a, mixer.dt_bias, mixer.norm)
+
+
+class KernelDeltaLayer:
+    """`DeltaLayer` with its mixer on kernels between plain products: for prompts, and for ranks."""
+
+    def __init__(self, plain: DeltaLayer, kernels: delta_net.DeltaKernels):
+        self.plain, self._mixer, self._kernels = plain, plain.mixer, kernels
+        self._compiled = fuse(self.forward)
+
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Map x [1, T, hidden] to the same shape; the states move on by T tokens."""
+        cache = as_delta_state(cache)
+        forward = self._compiled if x.shape[1] == 1 else self.forward
+        x, cache.conv, cache.state = forward(x, cache.conv, cache.state)
+        return x
+
+    def forward_speculative(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Run the plain layer, which keeps what `DeltaState.commit` needs."""
+        return self.plain.forward_speculative(x, cache)
+
+    def forward(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Return the layer's output [1, T, hidden] and the two states after it."""
+        normalised = self.plain.enter(x)[0]  # [T, hidden]
+        projected = [group.joined(normalised) for group in self._mixer.inputs.groups]
+        mixed, conv, state = self.run_kernels(projected, conv, state)
+        return self.plain.leave(x, self._mixer.out(mixed)[None]), conv, state
+
+    def run_kernels(
+        self, projected: list[mx.array], conv: mx.array, state: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Map projections [T, ...], group by group, to outputs [T, Hv*Dv] and the two states after them."""
+        main, ab = [join(projected)] * 2 if self._kernels.net.a_at else projected
+        return self._kernels(main, ab, conv, state)
+
+
+class FusedDeltaLayer(KernelDeltaLayer):
+    """`KernelDeltaLayer` that takes a few tokens with kernels alone."""
+
+    def __init__(self, plain: DeltaLayer, kernels: delta_net.DeltaKernels, feed_forward: FusedFeedForward):
+        super().__init__(plain, kernels)
+        self._feed_forward = feed_forward
+        self._input_norm, self._post_norm = layer_norms(plain)
+        self._compiled_fused = fuse(self.forward_fused)
+
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Map x [1, T, hidden] to the same shape; the states move on by T tokens."""
+        if x.shape[1] > MAX_FUSED_ROWS:
+            return super().__call__(x, cache)
+        cache = as_delta_state(cache)
+        rows, cache.conv, cache.state = self._compiled_fused(x[0], cache.conv, cache.state)
+        return rows[None]
+
+    def forward_fused(
+        self, x: mx.array, conv: mx.array, state: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Map x [T, hidden] and the two states before it to [T, hidden] and the two states after it."""
+        projected = project(x, self._mixer.inputs, self._input_norm)
+        mixed, conv, state = self.run_kernels(projected, conv, state)  # [T, Hv*Dv]
+        x = fused_matvec.product(mixed, self._mixer.out.weight, add=x)  # [T, hidden]
+        return self._feed_forward(x, self._post_norm), conv, state
+
+
+def project(x: mx.array, projections: Projections, norm: Norm) -> list[mx.array]:
+    """Return the products of norm(x), x [T, hidden], with each group of weights: [T, N] each."""
+    return [fused_matvec.product(x, group.weight, norm=norm) for group in projections.groups]
+
+
+def join(parts: list[mx.array]) -> mx.array:
+    """Return `parts` [T, N] side by side."""
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
