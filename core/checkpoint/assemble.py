@@ -4,14 +4,14 @@ Refuses whatever is missing, left over, of the wrong shape or dtype, or packed i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.backend import mx
-from .config import ModelConfig
 from .layouts import Spec
-from .packed import Geometry, Packed, read_hints, solve_geometry
-from .stored import Checkpoint, Module, Stored
+from .packed import Geometry, Hints, Packed, solve_geometry
+from .stored import Module, Stored
 
 Tensor = mx.array | Packed
 FLOATS = ("BF16", "F16", "F32")
@@ -19,17 +19,26 @@ FP8_BLOCK = 128
 
 
 class Assembler:
-    """Builds one checkpoint's tensors; `notes` collects what had to be interpreted and for which of them."""
+    """Builds the tensors of `folder` from its stored `modules`, each array by `read`.
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
+    `notes` collects what had to be interpreted and for which of them.
+    """
+
+    def __init__(
+        self, folder: Path, modules: Mapping[str, Module], read: Callable[[Stored], mx.array], hints: Hints
+    ):
         self.notes: dict[str, list[str]] = {}
-        self._checkpoint = checkpoint
-        self._modules = checkpoint.modules
-        self._hints = read_hints(config.quantization, config.source)
+        self._folder, self._modules, self._read, self._hints = folder, modules, read, hints
         self._used: set[str] = set()
 
     def note(self, sentence: str, name: str) -> None:
         self.notes.setdefault(sentence, []).append(name)
+
+    def ignore(self, name: str, reason: str) -> None:
+        """Build nothing from the stored module `name`, if there is one, and note why."""
+        if name in self._modules:
+            self.note(reason, name)
+            self._used.add(name)
 
     def build(self, name: str, spec: Spec) -> Tensor:
         """The canonical tensor `name`, from wherever the checkpoint keeps it. Raises WeightsError."""
@@ -83,8 +92,7 @@ class Assembler:
     def _found(self, name: str) -> Module:
         module = self._modules.get(name)
         if module is None:
-            folder = self._checkpoint.folder
-            raise WeightsError(f"{folder}: the tensor {name} is missing from the weight files")
+            raise WeightsError(f"{self._folder}: the tensor {name} is missing from the weight files")
         self._used.add(name)
         if "weight" not in module:
             raise next(iter(module.values())).refuse("has no weight beside it")
@@ -101,9 +109,9 @@ class Assembler:
         if spec.kind == "conv":
             channels, taps = spec.shape
             stored.check_shape((channels, 1, taps), (channels, taps, 1))
-            return self._array(stored).reshape(spec.shape)  # [C, K]
+            return self._read(stored).reshape(spec.shape)  # [C, K]
         stored.check_shape(spec.shape)
-        array = self._array(stored)
+        array = self._read(stored)
         return array if spec.kind == "matrix" else array.astype(mx.float32)
 
     def _packed(self, name: str, module: Module, spec: Spec) -> Packed:
@@ -111,9 +119,9 @@ class Assembler:
         weight, scales, biases = module["weight"], module["scales"], module.get("biases")
         geometry = self._geometry(name, weight, scales, biases, spec)
         return Packed(
-            self._array(weight),
-            self._array(scales),
-            None if biases is None else self._array(biases),
+            self._read(weight),
+            self._read(scales),
+            None if biases is None else self._read(biases),
             geometry.group_size,
             geometry.bits,
             geometry.mode,
@@ -153,12 +161,9 @@ class Assembler:
         weight.check_shape(spec.shape)
         scales.check_shape((*stack, math.ceil(rows / FP8_BLOCK), math.ceil(columns / FP8_BLOCK)))
         self.note("FP8 weights were expanded to bfloat16", name)
-        blocks = self._array(scales).astype(mx.float32)
+        blocks = self._read(scales).astype(mx.float32)
         wide = mx.repeat(mx.repeat(blocks, FP8_BLOCK, -2)[..., :rows, :], FP8_BLOCK, -1)[..., :columns]
-        return (mx.from_fp8(self._array(weight), mx.float32) * wide).astype(mx.bfloat16)
-
-    def _array(self, stored: Stored) -> mx.array:
-        return self._checkpoint.array(stored)
+        return (mx.from_fp8(self._read(weight), mx.float32) * wide).astype(mx.bfloat16)
 
 
 def _check_dtype(stored: Stored, *wanted: str) -> None:

@@ -36,11 +36,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """Every tensor of the safetensors file at `path`, by its stored name."""
+    """The tensors of the safetensors file at `path`, by stored name; their bytes begin at `data_begin`."""
 
     path: Path
     entries: dict[str, Entry]
     metadata: dict[str, str]
+    data_begin: int
 
 
 def shown(name: str) -> str:
@@ -62,7 +63,7 @@ def read_header(path: Path) -> Header:
     metadata = _metadata(path, fields.pop("__metadata__", None))
     entries = {name: _entry(path, name, value) for name, value in fields.items()}
     _check_extents(path, entries, size - 8 - nbytes)
-    return Header(path, entries, metadata)
+    return Header(path, entries, metadata, 8 + nbytes)
 
 
 def _header_nbytes(path: Path, prefix: bytes, size: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.files import read_bytes
-from .header import parse_table, shown
+from .header import Header, parse_table, read_header, shown
 
 INDEX_NAME = "model.safetensors.index.json"
 MTP_NAMES = ("mtp.safetensors", "mtp/weights.safetensors")
@@ -23,11 +23,20 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 
 @dataclass(frozen=True)
 class Shards:
-    """`paths` hold the model; `mtp` an MTP head of its own; `index` says which file a tensor should be in."""
+    """The weight files of `folder`: `paths` hold the model, `mtp` a separate MTP head.
 
+    `index` says which file each tensor should be in; it is empty where the folder has no index.
+    """
+
+    folder: Path
     paths: tuple[Path, ...]
     mtp: Path | None
     index: dict[str, str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every weight file, that of the MTP head last."""
+        return self.paths if self.mtp is None else (*self.paths, self.mtp)
 
 
 def find_shards(folder: Path) -> Shards:
@@ -39,7 +48,32 @@ def find_shards(folder: Path) -> Shards:
     if len(names) > MAX_SHARDS:
         raise WeightsError(f"{folder} has {len(names)} shards, and at most {MAX_SHARDS} can be open at once")
     paths = tuple(_shard(folder, name) for name in names)
-    return Shards(paths, _mtp_file(folder, names), index)
+    return Shards(folder, paths, _mtp_file(folder, names), index)
+
+
+def read_headers(shards: Shards) -> tuple[Header, ...]:
+    """Read and check the header of each of `shards.files`, and check the index against them.
+
+    Raises WeightsError.
+    """
+    headers = {path: read_header(path) for path in shards.files}
+    for tensor, name in shards.index.items():
+        if tensor not in headers[shards.folder / name].entries:
+            place = f"{shards.folder / INDEX_NAME} places {shown(tensor)} in {name}"
+            raise WeightsError(f"{place}, which does not hold it")
+    return tuple(headers.values())
+
+
+def stamp_files(folder: Path, paths: Iterable[Path]) -> str:
+    """One line for each of `paths`: its name in `folder`, its size, its modification time in nanoseconds.
+
+    The text changes whenever one of the files does. Raises WeightsError.
+    """
+    try:
+        stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
+    except OSError as error:
+        raise WeightsError(f"cannot read {error.filename}: {error.strerror}") from error
+    return "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
 
 
 def regular_file(folder: Path, path: Path) -> Path:

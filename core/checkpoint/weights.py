@@ -14,7 +14,8 @@ from ..machine.backend import mx
 from .assemble import Assembler, Tensor
 from .config import ModelConfig
 from .layouts import MTP_PREFIX, body_specs, mtp_specs
-from .packed import Packed
+from .packed import Packed, read_hints
+from .reader import LazyReader
 from .stored import Checkpoint, Stored, open_checkpoint
 
 __all__ = ["Packed", "Progress", "Tensor", "Weights", "load_weights"]
@@ -75,16 +76,19 @@ class Watched(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def load_weights(folder: Path, config: ModelConfig) -> Weights:
+def load_weights(model: Path | Checkpoint, config: ModelConfig) -> Weights:
     """Find, check and name every tensor that `config` calls for; of their values only a few norms are read.
+
+    `model` is a folder or one that is open already.
 
     Raises ModelError for a folder that is none, WeightsError naming the file and the tensor, and ConfigError
     for a `quantization` object of wrong types.
     """
-    checkpoint = open_checkpoint(folder)
-    assembler = Assembler(checkpoint, config)
-    if config.tie_word_embeddings and checkpoint.modules.pop("lm_head", None):
-        assembler.note("the embedding is tied, so a stored tensor was ignored", "lm_head")
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    hints = read_hints(config.quantization, config.source)
+    assembler = Assembler(checkpoint.folder, checkpoint.modules, LazyReader().read, hints)
+    if config.tie_word_embeddings:
+        assembler.ignore("lm_head", "the embedding is tied, so a stored tensor was ignored")
     specs = body_specs(config) | (mtp_specs(config) if checkpoint.has_mtp else {})
     tensors = {name: assembler.build(name, spec) for name, spec in specs.items() if spec.kind != "norm"}
     norms = {name: assembler.norm(name, spec) for name, spec in specs.items() if spec.kind == "norm"}
@@ -125,7 +129,7 @@ def _head_layout(checkpoint: Checkpoint, body: Layout, norms: dict[str, mx.array
     Converters have copied it unchanged beside a converted model, and a file of its own comes from anywhere.
     """
     names = [name for name in norms if name.startswith(MTP_PREFIX)]
-    if not names or (body == "raw" and checkpoint.mtp_file is None):
+    if not names or (body == "raw" and checkpoint.shards.mtp is None):
         return body
     return _probe(checkpoint, names, norms) or body
 
@@ -153,9 +157,10 @@ def _layout_repairs(body: Layout, head: Layout) -> tuple[str, ...]:
 def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
     repairs = []
     if checkpoint.vision:
-        repairs.append(f"the vision tower was ignored ({checkpoint.vision} tensors)")
-    if checkpoint.mtp_file is not None:
-        repairs.append(f"the MTP head was found in {checkpoint.mtp_file.relative_to(checkpoint.folder)}")
+        repairs.append(f"the vision tower was ignored ({len(checkpoint.vision)} tensors)")
+    mtp_file = checkpoint.shards.mtp
+    if mtp_file is not None:
+        repairs.append(f"the MTP head was found in {mtp_file.relative_to(checkpoint.folder)}")
     if checkpoint.has_mtp and not config.mtp_num_hidden_layers:
         repairs.append("an MTP head was found that config.json does not mention")
     if config.mtp_num_hidden_layers and not checkpoint.has_mtp:

@@ -6,7 +6,7 @@ Ids mean the same under equal tokenizers and templates; a kept state needs every
 import hashlib
 import json
 
-from ..checkpoint.shards import find_shards
+from ..checkpoint.shards import find_shards, stamp_files
 from ..engine.engine import Engine
 from ..errors import ModelError
 from ..storage.records import ModelIdentity
@@ -17,20 +17,17 @@ def identity_of(engine: Engine) -> ModelIdentity:
 
     Raises ModelError where the folder's files are gone by now.
     """
-    weights = hashlib.sha256()
     try:
         with (engine.folder / "tokenizer.json").open("rb") as file:
             tokenizer = hashlib.file_digest(file, "sha256").hexdigest()
-        for shard in find_shards(engine.folder).paths:
-            status = shard.stat()
-            weights.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        stamps = stamp_files(engine.folder, find_shards(engine.folder).paths)
     except OSError as error:
         raise ModelError(f"{engine.folder} cannot be read any more: {error}") from error
     return ModelIdentity(
         name=engine.name,
         folder=str(engine.folder.resolve()),
         config_hash=_hash(json.dumps(engine.config.raw, sort_keys=True)),
-        weights=weights.hexdigest(),
+        weights=_hash(stamps),
         template_hash=_hash(engine.template.source),
         tokenizer_hash=tokenizer,
     )

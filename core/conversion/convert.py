@@ -292,7 +292,7 @@ def _identity(source: Source, shards: Sequence[Shard], imatrix: Imatrix | None, 
     if imatrix is not None:
         with imatrix.path.open("rb") as file:
             importance = [hashlib.file_digest(file, "sha256").hexdigest(), mode]
-    text = json.dumps([str(source.folder.resolve()), source.files, layout, importance])
+    text = json.dumps([str(source.folder.resolve()), source.stamps, layout, importance])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -330,8 +330,8 @@ def _write_small_files(job: _Job, folder: Path) -> list[str]:
 
 def _check(job: _Job, folds: Folds, folder: Path, listener: Listener) -> Check:
     """Read the new folder as any runtime would. Raises ModelError where it is not what it should be."""
-    check_headers(folder, job.shards)
     result = Source.open(folder)
+    check_headers(result.checkpoint, job.shards)
     _check_text(result)
     job.source.check_unchanged()
     units = [unit for unit in job.units if unit.name in result.specs]

@@ -6,17 +6,17 @@ No weight is read but the few norms that tell the layout, so a folder of any siz
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.assemble import FP8_BLOCK, Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import ITEM_NBYTES, Entry, read_header, shown
+from ..checkpoint.header import ITEM_NBYTES, Entry, shown
 from ..checkpoint.layouts import body_specs, is_vision, mtp_specs, split_part
 from ..checkpoint.packed import Packed
-from ..checkpoint.shards import find_shards
+from ..checkpoint.stored import open_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import TemplateError
 from ..quant.plan import tensor_class
@@ -165,10 +165,12 @@ class Inspection:
 def inspect_model(folder: Path) -> Inspection:
     """Read the headers of every weight file. Raises ModelError and its children as loading the model does."""
     config = ModelConfig.load(folder)
-    weights = load_weights(folder, config)
+    checkpoint = open_checkpoint(folder)
+    weights = load_weights(checkpoint, config)
     files = _Files()
-    for mtp_file, entry in _entries(folder):
-        files.add(entry, mtp_file=mtp_file)
+    for header in checkpoint.headers:
+        for entry in header.entries.values():
+            files.add(entry, mtp_file=header.path == checkpoint.shards.mtp)
     order = {name: place for place, name in enumerate(body_specs(config) | mtp_specs(config))}
     names = sorted(weights.tensors, key=lambda name: order[name])
     tensors = [_describe(name, weights.tensors[name], files) for name in names]
@@ -214,15 +216,6 @@ def canonical_names(module: str) -> list[str]:
         return [module]
     projections = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else (match[2],)
     return [f"{match[1]}switch_mlp.{projection}" for projection in projections]
-
-
-def _entries(folder: Path) -> Iterator[tuple[bool, Entry]]:
-    """Every stored tensor, and whether it lies in a file of the MTP head alone."""
-    shards = find_shards(folder)
-    for path in shards.paths:
-        yield from ((False, entry) for entry in read_header(path).entries.values())
-    if shards.mtp is not None:
-        yield from ((True, entry) for entry in read_header(shards.mtp).entries.values())
 
 
 def _describe(name: str, tensor: Tensor, files: _Files) -> TensorInfo:

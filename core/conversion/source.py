@@ -5,17 +5,16 @@ Owns what the loader passes over, the vision tower. Refuses a folder that change
 """
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint.assemble import FLOATS, FP8_BLOCK, Assembler, Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import read_header
 from ..checkpoint.layouts import VISION_PREFIXES, Spec, body_specs, mtp_specs
-from ..checkpoint.packed import Geometry, Packed
-from ..checkpoint.shards import find_shards
+from ..checkpoint.packed import Geometry, Hints, Packed
+from ..checkpoint.reader import SliceReader
+from ..checkpoint.shards import Shards, stamp_files
 from ..checkpoint.stored import Checkpoint, Module, Stored, open_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import WeightsError
@@ -23,15 +22,7 @@ from ..machine.backend import mx
 
 SLICE_NBYTES = 32 << 20  # of weights in bfloat16; several slices are in flight at once
 VISION = "vision_tower."
-# how the bytes of a stored dtype become an array: the buffer's format, and the dtype that they mean
-FORMATS = {
-    "BF16": ("H", mx.bfloat16),
-    "F16": ("H", mx.float16),
-    "F32": ("f", mx.float32),
-    "U32": ("I", mx.uint32),
-    "U8": ("B", mx.uint8),
-    "F8_E4M3": ("B", mx.uint8),
-}
+NO_HINTS = Hints(None, {})  # the loader has compared the config's with the shapes already
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,24 +43,26 @@ class Source:
     fp8: frozenset[str]
     vision: Mapping[str, tuple[int, ...]]
     repairs: tuple[str, ...]
-    files: tuple[tuple[str, int, int], ...]
+    stamps: str
+    checkpoint: Checkpoint
     _small: Mapping[str, mx.array]
-    _checkpoint: Checkpoint
     _vision: Mapping[str, "_Vision"]
+    _reader: SliceReader
     watch: Callable[[str], None] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "Source":
         """Check every header of `folder` and read its small tensors. Raises ModelError."""
         config = ModelConfig.load(folder)
-        weights = load_weights(folder, config)
-        checkpoint, vision = open_checkpoint(folder), _find_vision(folder, config)
+        checkpoint = open_checkpoint(folder)
+        weights, vision = load_weights(checkpoint, config), _find_vision(checkpoint.vision, config)
         blind = "vision_config" in config.raw and not vision
         raw = {**config.raw, "language_model_only": True} if blind else config.raw
         config = replace(config, mtp_num_hidden_layers=int(weights.has_mtp), raw=raw)
         specs = body_specs(config) | (mtp_specs(config) if weights.has_mtp else {})
-        small = {name: weights.tensors[name] for name, spec in specs.items() if spec.kind != "matrix"}
         tensors = weights.tensors.items()
+        small = {name: t for name, t in tensors if specs[name].kind != "matrix" and isinstance(t, mx.array)}
+        mx.eval(list(small.values()))
         return cls(
             folder=folder,
             config=config,
@@ -78,10 +71,11 @@ class Source:
             fp8=frozenset(name for name, module in checkpoint.modules.items() if "scale_inv" in module),
             vision={name: tensor.shape for name, tensor in vision.items()},
             repairs=weights.repairs,
-            files=_fingerprint(folder),
-            _small={name: tensor for name, tensor in small.items() if isinstance(tensor, mx.array)},
-            _checkpoint=checkpoint,
+            stamps=_stamps(checkpoint.shards),
+            checkpoint=checkpoint,
+            _small=small,
             _vision=vision,
+            _reader=SliceReader(),
         )
 
     @property
@@ -90,7 +84,7 @@ class Source:
 
     def check_unchanged(self) -> None:
         """Raises WeightsError where a file of the folder is no longer what it was when it was opened."""
-        if _fingerprint(self.folder) != self.files:
+        if _stamps(self.checkpoint.shards) != self.stamps:
             raise WeightsError(f"{self.folder} changed while it was being converted: convert it again")
 
     def slices(self, name: str) -> Iterator[tuple[int, int]]:
@@ -113,9 +107,8 @@ class Source:
             return self._small[name]
         kind, (rows, *rest) = self.specs[name].kind, self.specs[name].shape
         end = rows if end is None else end
-        window = _Window(self.folder, self._narrowed(name, begin, end))
-        unhinted = replace(self.config, quantization=None)
-        return Assembler(window, unhinted).build(name, Spec(kind, (end - begin, *rest)))
+        assembler = Assembler(self.folder, self._narrowed(name, begin, end), self._reader.read, NO_HINTS)
+        return assembler.build(name, Spec(kind, (end - begin, *rest)))
 
     def weights_nbytes(self, name: str) -> int:
         """Of a tensor, also of the vision tower, in bfloat16."""
@@ -129,12 +122,12 @@ class Source:
     def read_vision(self, name: str) -> mx.array:
         """One tensor of `vision`, in its dtype. Raises WeightsError."""
         tensor = self._vision[name]
-        values = _read(tensor.stored)
+        values = self._reader.read(tensor.stored)
         return values.transpose(0, 2, 3, 4, 1) if tensor.is_channels_first else values
 
     def _narrowed(self, name: str, begin: int, end: int) -> dict[str, Module]:
         """What rows `begin` to `end` of `name` are made of; experts one by one are numbered from 0 again."""
-        modules = self._checkpoint.modules
+        modules = self.checkpoint.modules
         base, _, projection = name.partition("switch_mlp.")
         for whole in (name, f"{base}experts.{projection}", f"{base}experts.gate_up_proj"):
             if whole in modules:
@@ -161,16 +154,6 @@ class _Vision:
         return (shape[0], *shape[2:], shape[1]) if self.is_channels_first else shape
 
 
-class _Window(Checkpoint):
-    """A few stored tensors, read when they are asked for and forgotten."""
-
-    def __init__(self, folder: Path, modules: dict[str, Module]):
-        super().__init__(folder, modules)
-
-    def array(self, stored: Stored) -> mx.array:
-        return _read(stored)
-
-
 def dense(tensor: Tensor, dtype: mx.Dtype) -> mx.array:
     """The tensor, unpacked where it is packed, in `dtype`."""
     return tensor.dequantize(dtype) if isinstance(tensor, Packed) else tensor.astype(dtype)
@@ -184,52 +167,24 @@ def _cut(stored: Stored, begin: int, end: int, rows: int) -> Stored:
         begin, end = begin // FP8_BLOCK, math.ceil(end / FP8_BLOCK)
     nbytes = (entry.end - entry.begin) // count
     at = (entry.begin + begin * nbytes, entry.begin + end * nbytes)
-    return Stored(stored.path, replace(entry, shape=(end - begin, *rest), begin=at[0], end=at[1]))
+    return Stored(stored.header, replace(entry, shape=(end - begin, *rest), begin=at[0], end=at[1]))
 
 
-def _read(stored: Stored) -> mx.array:
-    entry = stored.entry
-    try:
-        with stored.path.open("rb") as file:
-            header_nbytes = int.from_bytes(file.read(8), "little")
-            file.seek(8 + header_nbytes + entry.begin)
-            data = bytearray(entry.end - entry.begin)
-            count = file.readinto(data)
-    except OSError as error:
-        raise stored.refuse(f"cannot be read: {error.strerror}") from error
-    if count != len(data):
-        raise stored.refuse("was cut while it was being read")
-    if entry.dtype not in FORMATS or sys.byteorder != "little":
-        raise stored.refuse(f"has the dtype {entry.dtype}, which a conversion cannot read on this machine")
-    code, dtype = FORMATS[entry.dtype]
-    values = mx.array(memoryview(data).cast(code))  # pyright: ignore  # MLX takes buffers, its type stubs do not say so
-    return values.view(dtype).reshape(entry.shape)
-
-
-def _find_vision(folder: Path, config: ModelConfig) -> dict[str, _Vision]:
+def _find_vision(tensors: Sequence[Stored], config: ModelConfig) -> dict[str, _Vision]:
     """The vision tower by its names in the converted layout. Raises WeightsError where it is packed."""
     fields = config.raw.get("vision_config")
     channels = fields.get("in_channels", 3) if isinstance(fields, Mapping) else 3
     found: dict[str, _Vision] = {}
-    for header in map(read_header, find_shards(folder).paths):
-        for entry in header.entries.values():
-            prefix = next((prefix for prefix in VISION_PREFIXES if entry.name.startswith(prefix)), None)
-            if prefix is None:
-                continue
-            stored, shape = Stored(header.path, entry), entry.shape
-            if entry.dtype not in FLOATS:
-                raise stored.refuse(f"is {entry.dtype}, and a vision tower is copied in floating point only")
-            first = len(shape) == 5 and shape[1] == channels and "visual." in prefix
-            found[VISION + entry.name.removeprefix(prefix)] = _Vision(stored, first)
+    for stored in tensors:
+        entry = stored.entry
+        if entry.dtype not in FLOATS:
+            raise stored.refuse(f"is {entry.dtype}, and a vision tower is copied in floating point only")
+        prefix = next(prefix for prefix in VISION_PREFIXES if entry.name.startswith(prefix))
+        first = len(entry.shape) == 5 and entry.shape[1] == channels and "visual." in prefix
+        found[VISION + entry.name.removeprefix(prefix)] = _Vision(stored, first)
     return found
 
 
-def _fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of the config and of every weight file."""
-    shards = find_shards(folder)
-    paths = [folder / "config.json", *shards.paths, *([shards.mtp] if shards.mtp else [])]
-    try:
-        stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
-    except OSError as error:
-        raise WeightsError(f"cannot read {error.filename}: {error.strerror}") from error
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+def _stamps(shards: Shards) -> str:
+    """Name, size and modification time of the config and of every weight file."""
+    return stamp_files(shards.folder, (shards.folder / "config.json", *shards.files))

@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 
 from ..checkpoint.assemble import Tensor
-from ..checkpoint.header import read_header
+from ..checkpoint.stored import Checkpoint
 from ..errors import WeightsError
 from ..machine.backend import choose_policy, mx
 from ..model.cache import Cache
@@ -48,13 +47,14 @@ class Check:
     same_top: float
 
 
-def check_headers(folder: Path, shards: Sequence[Shard]) -> None:
-    """Read every header back. Raises WeightsError where it is not what was planned."""
+def check_headers(checkpoint: Checkpoint, shards: Sequence[Shard]) -> None:
+    """Raise WeightsError unless the files hold the tensors that `shards`, their plan, says."""
+    headers = {header.path.name: header.entries.values() for header in checkpoint.headers}
     for shard in shards:
-        entries = read_header(folder / shard.file).entries
-        written = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+        written = {entry.name: (entry.dtype, entry.shape) for entry in headers.get(shard.file, ())}
         if written != {array.name: (array.dtype, array.shape) for array in shard.arrays}:
-            raise WeightsError(f"{folder / shard.file} does not hold the tensors that were written to it")
+            path = checkpoint.folder / shard.file
+            raise WeightsError(f"{path} does not hold the tensors that were written to it")
 
 
 def compare_weights(result: Source, units: Sequence[Unit], exact: Exact) -> dict[str, float]:

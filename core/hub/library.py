@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import read_header, shown
+from ..checkpoint.header import shown
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
-from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards
+from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards, read_headers
 from ..errors import ModelError, UsageError
 from ..machine.files import read_json
 from .cache import (
@@ -270,11 +270,7 @@ def _weigh(model: LocalModel) -> LocalModel:
     """Raises ModelError for a folder that is damaged or of another kind."""
     config = ModelConfig.load(model.path)
     shards = find_shards(model.path)
-    headers = [read_header(path) for path in (*shards.paths, *([shards.mtp] if shards.mtp else []))]
-    names = {name for header in headers for name in header.entries}
-    lost = next((name for name in shards.index if name not in names), None)
-    if lost is not None:
-        raise ModelError(f"{model.path / shards.index[lost]} does not hold {shown(lost)}, which it should")
+    headers = read_headers(shards)
     if not shards.index:
         _check_numbers(shards.paths)
     if not (model.path / "tokenizer.json").exists():

@@ -2,6 +2,9 @@
 
 import json
 import os
+import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.header import read_header
 from qchat.core.checkpoint.packed import Packed
+from qchat.core.checkpoint.shards import find_shards
 from qchat.core.checkpoint.weights import load_weights
 from qchat.core.conversion import convert as converting
 from qchat.core.conversion import pipeline, source
@@ -353,6 +357,48 @@ def test_an_imatrix_scales_and_rounds_slices_as_it_does_whole_tensors(
     assert not equal(whole[up], off[up])
     assert not equal(off[up], none[up])
     assert "## Activation-aware scaling" in (tmp_path / "whole/README.md").read_text()
+
+
+# --- how often the source is read ---
+
+
+def count_calls(function: Callable[..., Any], counts: Counter[str], patch: pytest.MonkeyPatch) -> None:
+    """Count the calls of `function` by name and path, whichever module of ours makes them."""
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        counts[f"{function.__name__} {path}"] += 1
+        return function(path, *arguments, **options)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("qchat.") and vars(module).get(function.__name__) is function:
+            patch.setattr(module, function.__name__, counted)
+
+
+@pytest.mark.parametrize("with_imatrix", [False, True], ids=["plain", "imatrix"])
+def test_a_conversion_opens_its_source_once(
+    with_imatrix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each header was read three times, the shards were listed five times, and each slice opened its file."""
+    raw, counts = tmp_path / "raw", Counter[str]()
+    write_checkpoint(raw, moe=True, shards=3, hidden_size=128)
+    imatrix = made_up_imatrix(raw, tmp_path / "i.gguf") if with_imatrix else None
+    count_calls(find_shards, counts, monkeypatch)
+    count_calls(read_header, counts, monkeypatch)
+    opens = Path.open
+
+    def count_opens(path: Path, *arguments: Any, **options: Any) -> Any:
+        counts[f"open {path}"] += 1
+        return opens(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", count_opens)
+    run(raw, tmp_path / "new", Options(recipe="unsloth", bits=3), imatrix=imatrix)
+    files = sorted(raw.glob("*.safetensors"))
+    assert len(files) == 3
+    assert counts[f"find_shards {raw}"] == 1
+    for file in files:
+        assert counts[f"read_header {file}"] == 1
+        assert counts[f"open {file}"] == 2  # for its header, and for all of its slices
+    assert counts[f"open {raw / 'config.json'}"] == 1
 
 
 # --- what is refused ---
