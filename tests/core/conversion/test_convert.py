@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import deserialize
 
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.header import read_header
@@ -131,6 +132,18 @@ def test_the_folder_is_laid_out_as_mlx_checkpoints_are(raw: Path, tmp_path: Path
     assert index["weight_map"].keys() == stored.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored.values())
     assert read_header(tmp_path / "new/model-00001-of-00001.safetensors").metadata == {"format": "mlx"}
+
+
+def test_the_reference_implementation_of_safetensors_reads_what_was_written(raw: Path, tmp_path: Path):
+    run(raw, tmp_path / "new", Options(recipe="unsloth", bits=2))
+    wanted = load_tensors(tmp_path / "new")
+    for file in (tmp_path / "new").glob("*.safetensors"):
+        for name, tensor in deserialize(file.read_bytes()):
+            array = wanted.pop(name)
+            data = memoryview(mx.contiguous(array).view(mx.uint8))  # pyright: ignore[reportArgumentType]
+            assert tensor["shape"] == list(array.shape)
+            assert bytes(tensor["data"]) == bytes(data), name
+    assert not wanted
 
 
 def test_the_config_names_what_differs_from_its_top_level(raw: Path, tmp_path: Path):
