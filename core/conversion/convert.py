@@ -29,9 +29,10 @@ from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .awq import Mode as ScalingMode
 from .awq import search
-from .card import Report, as_card, model_name, read_license
+from .card import CARD_NAME, model_name, read_license, render_report_card
 from .companions import write_companions
 from .pipeline import converted, exact, is_kept
+from .report import Report
 from .source import Source, dense
 from .staging import REPORT_NAME, check_target, open_staging
 from .verify import Check, check_headers, compare_logits, compare_weights
@@ -50,7 +51,6 @@ from .writer import (
 )
 
 UNQUANTIZED = str(BUILTIN_FOLDER / "dense.toml")  # the recipe that packs nothing
-CARD_NAME = "README.md"
 Stage: TypeAlias = Literal["scaling", "writing", "checking"]
 
 
@@ -134,7 +134,7 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
             check=check,
             license=read_license(job.source.folder),
         )
-        write_file(staging.folder / CARD_NAME, as_card(report).encode())
+        write_file(staging.folder / CARD_NAME, render_report_card(report).encode())
         staging.write_report({"identity": job.identity, "files": names, **report.as_json()})
         staging.publish(conversion.force)
     return report

@@ -46,6 +46,13 @@ class Check:
     kl_divergence: float
     same_top: float
 
+    def as_text(self) -> str:
+        """A sentence without its full stop."""
+        return (
+            f"Logits against the source over {self.tokens} tokens: relative RMS {self.logits_error:.2e}, KL "
+            f"divergence {self.kl_divergence:.2e} nats, {self.same_top:.0%} of the most likely tokens equal"
+        )
+
 
 def check_headers(checkpoint: Checkpoint, shards: Sequence[Shard]) -> None:
     """Raise WeightsError unless the files hold the tensors that `shards`, their plan, says."""

@@ -18,8 +18,8 @@ from qchat.core.checkpoint.shards import find_shards
 from qchat.core.checkpoint.weights import load_weights
 from qchat.core.conversion import convert as converting
 from qchat.core.conversion import pipeline, source
-from qchat.core.conversion.card import Report
 from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
+from qchat.core.conversion.report import Report
 from qchat.core.conversion.source import Source, dense
 from qchat.core.conversion.verify import probe_ids, streamed_logits
 from qchat.core.conversion.writer import ShardWriter, make_unit, split_shards

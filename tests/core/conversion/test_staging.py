@@ -13,8 +13,8 @@ import pytest
 
 from qchat.core.conversion import convert as converting
 from qchat.core.conversion import staging
-from qchat.core.conversion.card import Report
 from qchat.core.conversion.convert import Conversion, Progress, convert
+from qchat.core.conversion.report import Report
 from qchat.core.conversion.writer import ShardWriter
 from qchat.core.errors import DoesNotFit, UsageError
 from qchat.core.quant.recipes import Options
