@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Notice, Performance, Prefill, Text, Thought, ToolUse
-from ..generation.decode import AnyDecoder, StopStrings, ThinkingBudget, drafts_for, make_decoder
+from ..generation.decode import AnyDecoder, drafts_for, make_decoder
+from ..generation.endings import StopStrings, ThinkingBudget
 from ..generation.loops import LoopDetector
 from ..generation.reply_settings import ReplySettings
 from ..generation.sampling import Sampling, resolve
 from ..machine.backend import mx
-from ..text.template import Kind, ReplyParser, leaves_thought_open
+from ..text.reply_parser import Kind, ReplyParser, leaves_thought_open
 from ..text.toolcalls import Piece, ToolCallParser
 from .snapshots import Kind as SnapshotKind
 from .transcript import Input, Output, branch, message_of

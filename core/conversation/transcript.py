@@ -11,7 +11,8 @@ from itertools import count
 from typing import Any, Literal
 
 from ..errors import TemplateError
-from ..text.template import ReplyParser, Template, leaves_thought_open
+from ..text.reply_parser import ReplyParser, leaves_thought_open
+from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 
 History = Literal["preserve", "strip"]

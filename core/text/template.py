@@ -1,23 +1,20 @@
-"""Messages, the model's chat template, and the streaming split of a reply into thought and answer.
+"""Messages and the model's chat template, which renders them as one prompt.
 
-Owns what messages may look like before a template sees them, the template for folders without one, and the
-trimming of newlines around thoughts. Refuses images, unknown roles, tool arguments that are no object.
-The split goes by token id, never by text: an answer may talk about `</think>`.
+Owns what messages may look like before a template sees them, and the template for folders without one.
+Refuses images, unknown roles, and tool arguments that are not an object.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import TemplateError
 from ..machine.files import parse_json, read_json, read_text
 from .jinja_sandbox import Program
-from .tokenizer import Tokenizer
 
 MAX_TEMPLATE_NBYTES = 1 << 20
 ROLES = ("system", "user", "assistant", "tool")
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-Kind = Literal["thought", "text"]
 
 BUILT_IN = (Path(__file__).parents[1] / "embedded" / "chat_template.jinja").read_text(encoding="utf-8")
 BUILT_IN_NOTICE = "this model has no chat template: using qchat's own, ChatML with think blocks"
@@ -175,82 +172,3 @@ def _named_source(value: Any, origin: str) -> str:
 def _token_text(token: Any) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-class ThinkSplitter:
-    """Tells thought from answer, one id at a time. `inside` is where the next id falls.
-
-    The template may open the first block in the prompt. A later opener starts another block; an opener inside
-    a thought and a closer outside are ordinary text.
-    """
-
-    def __init__(self, open_id: int | None, close_id: int | None, inside: bool):
-        self._open_id = open_id
-        self._close_id = close_id
-        self.inside = inside
-
-    def add(self, id: int) -> Kind | None:
-        """Where `id` belongs; None when it is a delimiter."""
-        if id == (self._close_id if self.inside else self._open_id):
-            self.inside = not self.inside
-            return None
-        return "thought" if self.inside else "text"
-
-
-def leaves_thought_open(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether the last mark of a thought in a prompt opens one: some templates leave that to the model."""
-    opens = {tokenizer.think_open_id: True, tokenizer.think_close_id: False}
-    return next((opens[id] for id in reversed(ids) if id in opens), False)
-
-
-class ReplyParser:
-    """Ids of one reply in, pieces of text with their kind out, without the delimiters.
-
-    Newlines before the answer and at both ends of each thought are dropped; two thoughts are a blank line
-    apart. `reasoning_tokens` counts the ids inside thoughts without the delimiters.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, inside: bool):
-        self._splitter = ThinkSplitter(tokenizer.think_open_id, tokenizer.think_close_id, inside)
-        self._detokenizer = tokenizer.detokenizer()
-        self._begun: set[Kind] = set()  # kinds that have given text
-        self._at_start = True
-        self._held = ""  # newlines of a thought that may turn out to be its last
-        self.reasoning_tokens = 0
-
-    @property
-    def inside(self) -> bool:
-        """Whether the next id belongs to a thought."""
-        return self._splitter.inside
-
-    def add(self, id: int) -> list[tuple[Kind, str]]:
-        """The text that `id` completes, as at most one non-empty piece."""
-        before: Kind = "thought" if self.inside else "text"
-        kind = self._splitter.add(id)
-        if kind is None:
-            pieces = self._piece(before, self._detokenizer.flush())
-            self._open_block()
-            return pieces
-        self.reasoning_tokens += kind == "thought"
-        return self._piece(kind, self._detokenizer.add(id))
-
-    def flush(self) -> list[tuple[Kind, str]]:
-        """What an unfinished character leaves at the end of the reply."""
-        return self._piece("thought" if self.inside else "text", self._detokenizer.flush())
-
-    def _open_block(self) -> None:
-        self._at_start = self.inside or "text" not in self._begun
-        self._held = "\n\n" if self.inside and "thought" in self._begun else ""
-
-    def _piece(self, kind: Kind, text: str) -> list[tuple[Kind, str]]:
-        if self._at_start:
-            text = text.lstrip("\n")
-        if not text:
-            return []
-        self._at_start = False
-        if kind == "thought":
-            text = self._held + text
-            kept = text.rstrip("\n")
-            text, self._held = kept, text[len(kept) :]
-        self._begun |= {kind} if text else set()
-        return [(kind, text)] if text else []
