@@ -1,6 +1,6 @@
-"""Stored tensors as arrays: still on disk, for a model that is to run, or some rows at a time in memory.
+"""Reads stored tensors: lazily, for a model to run, or a few rows at a time, for a conversion.
 
-Each reader opens a weight file once, when something of it is first asked for.
+Each reader opens a weight file once, when it first needs it.
 """
 
 import sys
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.backend import mx
-from .header import shown
+from .header import printable
 from .stored import Stored
 
-# how the bytes of a stored dtype become an array: the buffer's format, and the dtype that they mean
+# for each stored dtype the format of its buffer and the dtype of its array
 FORMATS = {
     "BF16": ("H", mx.bfloat16),
     "F16": ("H", mx.float16),
@@ -41,12 +41,12 @@ def _load(path: Path) -> dict[str, mx.array]:
     try:
         arrays = mx.load(str(path))
     except (RuntimeError, ValueError) as error:
-        raise WeightsError(f"MLX cannot open {path}: {shown(str(error))}") from error
+        raise WeightsError(f"MLX cannot open {path}: {printable(str(error))}") from error
     return dict(arrays) if isinstance(arrays, dict) else {}
 
 
 class SliceReader:
-    """Tensors, or rows of them, read at once and kept by nobody; the files close with the reader."""
+    """Reads tensors, or rows of them, into memory at once and keeps none. Its files close with it."""
 
     def __init__(self) -> None:
         self._files: dict[Path, BufferedReader] = {}
@@ -64,7 +64,7 @@ class SliceReader:
         except OSError as error:
             raise stored.refuse(f"cannot be read: {error.strerror}") from error
         if count != len(data):
-            raise stored.refuse("was cut while it was being read")
+            raise stored.refuse("was truncated while it was being read")
         code, dtype = FORMATS[entry.dtype]
         values = mx.array(memoryview(data).cast(code))  # pyright: ignore  # MLX takes buffers, its type stubs do not say so
         return values.view(dtype).reshape(entry.shape)

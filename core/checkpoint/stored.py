@@ -1,13 +1,13 @@
-"""The stored tensors of a model folder, checked and sorted by canonical module, before any of them is read.
+"""The stored tensors of a model folder, sorted by canonical module; none of them is read.
 
-Owns opening a folder, which reads the header of each file once. Refuses a tensor stored twice.
+Owns opening a folder, which reads and checks the header of each file once. Refuses a tensor stored twice.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ModelError, WeightsError
-from .header import Entry, Header, shown
+from .header import Entry, Header, printable
 from .layouts import MTP_PREFIX, Part, is_derived, is_vision, split_part
 from .shards import Shards, find_shards, read_headers
 
@@ -29,7 +29,7 @@ class Stored:
         return self.entry.shape[-1] if self.entry.shape else 0
 
     def refuse(self, found: str) -> WeightsError:
-        return WeightsError(f"{self.path}: the tensor {shown(self.entry.name)} {found}")
+        return WeightsError(f"{self.path}: the tensor {printable(self.entry.name)} {found}")
 
     def check_shape(self, *wanted: tuple[int, ...]) -> None:
         if self.entry.shape not in wanted:
@@ -61,7 +61,7 @@ class Checkpoint:
         return any(name.startswith(MTP_PREFIX) for name in self.modules)
 
     def add(self, header: Header) -> None:
-        """Sort the tensors of one file in. Raises WeightsError for a module that is there already."""
+        """Add the tensors of one file. Raises WeightsError for a module that is there already."""
         for entry in header.entries.values():
             if is_vision(entry.name):
                 self.vision.append(Stored(header, entry))
@@ -73,7 +73,7 @@ class Checkpoint:
         module = self.modules.setdefault(name, {})
         if part in module:
             other = module[part]
-            raise stored.refuse(f"is stored twice, also as {shown(other.entry.name)} in {other.path}")
+            raise stored.refuse(f"is stored twice, also as {printable(other.entry.name)} in {other.path}")
         module[part] = stored
 
 

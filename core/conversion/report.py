@@ -1,4 +1,4 @@
-"""What a conversion did, as JSON and as lines for a terminal; the model card is made of it in `card`."""
+"""The report of a conversion, as JSON and as lines for a terminal. `card` makes the model card of it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ MB = 10**6
 
 @dataclass(frozen=True)
 class Report:
-    """The whole story of one conversion.
+    """What one conversion did.
 
-    `nbytes` is what the weight files hold, `weights_nbytes` what this run wrote of it, in bfloat16; `seconds`
-    is the time of writing alone, `total_seconds` that with the scaling search and all checks. `kept_shards`
-    were finished by an earlier run.
+    `nbytes` is the size of the weight files; `weights_nbytes` is the bfloat16 size of the weights that this
+    run wrote. `seconds` is the time of writing; `total_seconds` includes the scaling search and all checks.
+    `kept_shards` counts shards that an earlier run had finished.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def speed(self) -> str:
-        """Of writing, in the source's bytes; nothing to say of a run that found all shards finished."""
+        """The speed of writing in bytes of the source; a remark for a run that found all shards finished."""
         if not self.weights_nbytes:
             return "all shards were there already"
         return f"{self.weights_nbytes / MB / self.seconds:.0f} MB of bfloat16 a second"

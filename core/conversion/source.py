@@ -1,7 +1,7 @@
-"""The model to convert, read in slices of rows that nothing keeps: memory does not grow with the model.
+"""The model to convert, read in slices of rows that are not kept, so memory does not grow with the model.
 
-A slice goes through the same checks as a loaded model: raw, FP8 and converted layouts, experts in any form.
-Owns what the loader passes over, the vision tower. Refuses a folder that changes while it is being read.
+A slice passes the same checks as a loaded model: raw, FP8 and converted layouts, experts in any form. Owns
+the vision tower, which the loader ignores. Refuses a folder that changes while it is being read.
 """
 
 import math
@@ -27,13 +27,12 @@ NO_HINTS = Hints(None, {})  # the loader has compared the config's with the shap
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One checked model folder, its tensors by canonical name, each read anew whenever it is asked for.
+    """An opened model folder, whose tensors are read from disk each time they are asked for.
 
-    `config` knows of an MTP head and a vision tower only where the files hold them.
-
-    `specs` are all its tensors by canonical name, `packed` the triples of those that are quantized, `fp8`
-    those stored in E4M3, `vision` the shapes of the vision tower's tensors, named `vision_tower.*` as in the
-    converted layout. `watch` hears the name of every tensor of which something is read.
+    `config` mentions an MTP head and a vision tower only if the files hold them. `specs` are all tensors by
+    canonical name, `packed` the triples of those that are quantized, `fp8` those stored in E4M3. `vision` are
+    the shapes of the vision tower's tensors, named `vision_tower.*` as in the converted layout. `watch` is
+    called with the name of every tensor that is read.
     """
 
     folder: Path
@@ -52,7 +51,7 @@ class Source:
 
     @classmethod
     def open(cls, folder: Path) -> "Source":
-        """Check every header of `folder` and read its small tensors. Raises ModelError."""
+        """Open `folder` once: check every header and read the small tensors. Raises ModelError."""
         config = ModelConfig.load(folder)
         checkpoint = open_checkpoint(folder)
         weights, vision = load_weights(checkpoint, config), _find_vision(checkpoint.vision, config)
@@ -83,12 +82,12 @@ class Source:
         return bool(self.packed or self.fp8)
 
     def check_unchanged(self) -> None:
-        """Raises WeightsError where a file of the folder is no longer what it was when it was opened."""
+        """Raise WeightsError if a file of the folder has changed since it was opened."""
         if _stamps(self.checkpoint.shards) != self.stamps:
             raise WeightsError(f"{self.folder} changed while it was being converted: convert it again")
 
     def slices(self, name: str) -> Iterator[tuple[int, int]]:
-        """Begin and end along the first axis of each slice of a matrix, together all of it."""
+        """Begin and end of each slice along the first axis of a matrix; together they cover it."""
         rows, *rest = self.specs[name].shape
         step = max(1, SLICE_NBYTES // (2 * math.prod(rest)))
         if not rest[1:]:  # [N, K] in FP8 has one scale for each block of rows
@@ -96,10 +95,10 @@ class Source:
         yield from ((begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
-        """The canonical tensor `name`, or of a matrix its rows (or experts) from `begin` to `end`.
+        """Read the canonical tensor `name`, or rows (or experts) `begin` to `end` of a matrix.
 
-        As `load_weights` delivers it, but in memory and kept by nobody. `begin` is a multiple of FP8_BLOCK
-        in an FP8 matrix. Raises WeightsError.
+        The same as from `load_weights`, but in memory and not kept. In an FP8 matrix `begin` must be a
+        multiple of FP8_BLOCK. Raises WeightsError.
         """
         if self.watch is not None:
             self.watch(name)
@@ -107,17 +106,19 @@ class Source:
             return self._small[name]
         kind, (rows, *rest) = self.specs[name].kind, self.specs[name].shape
         end = rows if end is None else end
-        assembler = Assembler(self.folder, self._narrowed(name, begin, end), self._reader.read, NO_HINTS)
+        assembler = Assembler(
+            self.folder, self._modules_of_rows(name, begin, end), self._reader.read, NO_HINTS
+        )
         return assembler.build(name, Spec(kind, (end - begin, *rest)))
 
     def weights_nbytes(self, name: str) -> int:
-        """Of a tensor, also of the vision tower, in bfloat16."""
+        """The bfloat16 size of a tensor of the model or of its vision tower."""
         return 2 * math.prod(self.specs[name].shape if name in self.specs else self.vision[name])
 
     def row(self, name: str, index: int) -> mx.array:
         """One row [K] of a matrix [N, K], dense and float32."""
         begin = index // FP8_BLOCK * FP8_BLOCK if name in self.fp8 else index
-        return dense(self.read(name, begin, index + 1), mx.float32)[-1]
+        return to_dense(self.read(name, begin, index + 1), mx.float32)[-1]
 
     def read_vision(self, name: str) -> mx.array:
         """One tensor of `vision`, in its dtype. Raises WeightsError."""
@@ -125,15 +126,15 @@ class Source:
         values = self._reader.read(tensor.stored)
         return values.transpose(0, 2, 3, 4, 1) if tensor.is_channels_first else values
 
-    def _narrowed(self, name: str, begin: int, end: int) -> dict[str, Module]:
-        """What rows `begin` to `end` of `name` are made of; experts one by one are numbered from 0 again."""
+    def _modules_of_rows(self, name: str, begin: int, end: int) -> dict[str, Module]:
+        """The stored modules behind rows `begin` to `end` of `name`; single experts are renumbered from 0."""
         modules = self.checkpoint.modules
         base, _, projection = name.partition("switch_mlp.")
         for whole in (name, f"{base}experts.{projection}", f"{base}experts.gate_up_proj"):
             if whole in modules:
                 rows = self.specs[name].shape[0]
                 parts = modules[whole].items()
-                return {whole: {part: _cut(stored, begin, end, rows) for part, stored in parts}}
+                return {whole: {part: _slice_rows(stored, begin, end, rows) for part, stored in parts}}
         return {
             f"{base}experts.{expert - begin}.{projection}": modules[f"{base}experts.{expert}.{projection}"]
             for expert in range(begin, end)
@@ -142,8 +143,10 @@ class Source:
 
 @dataclass(frozen=True)
 class _Vision:
-    """A stored tensor of the vision tower; a patch embedding may lie as Hugging Face has it, [N, C, T, H, W]
-    where MLX has [N, T, H, W, C]."""
+    """A stored tensor of the vision tower.
+
+    A patch embedding may be in Hugging Face's order [N, C, T, H, W]; MLX has [N, T, H, W, C].
+    """
 
     stored: Stored
     is_channels_first: bool
@@ -154,13 +157,13 @@ class _Vision:
         return (shape[0], *shape[2:], shape[1]) if self.is_channels_first else shape
 
 
-def dense(tensor: Tensor, dtype: mx.Dtype) -> mx.array:
-    """The tensor, unpacked where it is packed, in `dtype`."""
+def to_dense(tensor: Tensor, dtype: mx.Dtype) -> mx.array:
+    """The tensor in `dtype`, dequantized if it is packed."""
     return tensor.dequantize(dtype) if isinstance(tensor, Packed) else tensor.astype(dtype)
 
 
-def _cut(stored: Stored, begin: int, end: int, rows: int) -> Stored:
-    """Rows of a tensor that has one entry per row of `rows`, or one per block of FP8_BLOCK rows."""
+def _slice_rows(stored: Stored, begin: int, end: int, rows: int) -> Stored:
+    """Rows `begin` to `end` of a tensor with an entry for each of `rows` rows or each block of FP8_BLOCK."""
     entry = stored.entry
     count, *rest = entry.shape
     if count != rows:
@@ -171,7 +174,7 @@ def _cut(stored: Stored, begin: int, end: int, rows: int) -> Stored:
 
 
 def _find_vision(tensors: Sequence[Stored], config: ModelConfig) -> dict[str, _Vision]:
-    """The vision tower by its names in the converted layout. Raises WeightsError where it is packed."""
+    """The vision tower by its names in the converted layout. Raises WeightsError if it is packed."""
     fields = config.raw.get("vision_config")
     channels = fields.get("in_channels", 3) if isinstance(fields, Mapping) else 3
     found: dict[str, _Vision] = {}
@@ -186,5 +189,5 @@ def _find_vision(tensors: Sequence[Stored], config: ModelConfig) -> dict[str, _V
 
 
 def _stamps(shards: Shards) -> str:
-    """Name, size and modification time of the config and of every weight file."""
+    """Names, sizes and modification times of the config and the weight files."""
     return stamp_files(shards.folder, (shards.folder / "config.json", *shards.files))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import shown
+from ..checkpoint.header import printable
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
 from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards, read_headers
 from ..errors import ModelError, UsageError
@@ -137,14 +137,14 @@ def _find_name(name: str, places: Places) -> Path:
     here = {found.name: found for found in reversed(_candidates(places)) if found.problem is None}
     for known in (_meant(name, here), _meant(name, [variant.id for variant in PUBLISHED])):
         if len(known) > 1:
-            raise ModelError(f"{shown(name)} could mean {', '.join(sorted(known)[:5])}: write more of it")
+            raise ModelError(f"{printable(name)} could mean {', '.join(sorted(known)[:5])}: write more of it")
         if known and known[0] in here:
             return _whole(here[known[0]])
         if known:
             raise NotHere(f"{known[0]} is not on this machine: `qchat pull {known[0]}` fetches it", known[0])
     near = nearest(name, [*here, *(variant.id for variant in PUBLISHED)])
     hint = f"; did you mean {' or '.join(near)}?" if near else ": `qchat models` lists those that are"
-    raise ModelError(f"there is no model {shown(name)} on this machine{hint}")
+    raise ModelError(f"there is no model {printable(name)} on this machine{hint}")
 
 
 def _whole(model: LocalModel) -> Path:
@@ -169,7 +169,7 @@ def known_id(name: str) -> str:
         return meant[0]
     near = meant[:5] or nearest(name, [variant.id for variant in PUBLISHED])
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ModelError(f"{shown(name)} is no id of the hub, wanted owner/name{hint}")
+    raise ModelError(f"{printable(name)} is no id of the hub, wanted owner/name{hint}")
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
@@ -191,11 +191,11 @@ def named(name: str, listed: Sequence[LocalModel]) -> LocalModel:
     meant = _meant(name, [model.name for model in listed])
     found = at or [model for model in listed if model.name in meant]
     if len(found) > 1:
-        raise ModelError(f"{shown(name)} could mean {', '.join(meant[:5])}: write more of it")
+        raise ModelError(f"{printable(name)} could mean {', '.join(meant[:5])}: write more of it")
     if not found:
         near = nearest(name, [model.name for model in listed])
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"{shown(name)} is not among the models that `qchat models` lists{hint}")
+        raise ModelError(f"{printable(name)} is not among the models that `qchat models` lists{hint}")
     return found[0]
 
 
@@ -443,9 +443,9 @@ def _expanded(name: str) -> Path:
         path = Path(name).expanduser()
         path.exists()
     except RuntimeError as error:
-        raise ModelError(f"there is no home folder for {shown(name)}") from error
+        raise ModelError(f"there is no home folder for {printable(name)}") from error
     except OSError as error:
-        raise ModelError(f"{shown(name)} cannot be looked for: {error.strerror}") from error
+        raise ModelError(f"{printable(name)} cannot be looked for: {error.strerror}") from error
     return path
 
 

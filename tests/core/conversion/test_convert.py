@@ -20,8 +20,8 @@ from qchat.core.conversion import convert as converting
 from qchat.core.conversion import pipeline, source
 from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
 from qchat.core.conversion.report import Report
-from qchat.core.conversion.source import Source, dense
-from qchat.core.conversion.verify import probe_ids, streamed_logits
+from qchat.core.conversion.source import Source, to_dense
+from qchat.core.conversion.verify import probe_ids, stream_logits
 from qchat.core.conversion.writer import ShardWriter, make_unit, split_shards
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import QchatError, UsageError, WeightsError
@@ -303,8 +303,8 @@ def test_slices_of_a_source_put_together_are_what_the_loader_gives(
     for name, tensor in weights_of(folder).items():
         assert equal(opened.read(name), tensor), name
         if opened.specs[name].kind == "matrix":
-            parts = [dense(opened.read(name, *span), mx.float32) for span in opened.slices(name)]
-            assert mx.array_equal(mx.concatenate(parts), dense(tensor, mx.float32)), name
+            parts = [to_dense(opened.read(name, *span), mx.float32) for span in opened.slices(name)]
+            assert mx.array_equal(mx.concatenate(parts), to_dense(tensor, mx.float32)), name
     assert any(len(list(opened.slices(n))) > 1 for n in opened.specs if opened.specs[n].kind == "matrix")
 
 
@@ -315,7 +315,7 @@ def test_the_layer_by_layer_forward_pass_is_the_engines(moe: bool, tmp_path: Pat
     folders = (tmp_path / "raw", tmp_path / "new")
     opened = [Source.open(folder) for folder in folders]
     ids = probe_ids(opened[0])
-    for folder, logits in zip(folders, streamed_logits(opened, ids, lambda *_: None), strict=True):
+    for folder, logits in zip(folders, stream_logits(opened, ids, lambda *_: None), strict=True):
         assert relative_rms(logits, Engine.load(folder).logits(ids)) < 1e-5
 
 
@@ -330,7 +330,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path, monkeypatch: pyte
     base = mx.get_active_memory()
     mx.reset_peak_memory()
     with ShardWriter(tmp_path, split_shards(units, 1 << 30)[0]) as file:
-        for piece in pipeline.converted(opened, Folds(), units):
+        for piece in pipeline.convert_slices(opened, Folds(), units):
             for part, array in piece.arrays.items():
                 file.write(piece.unit.arrays[part], array, piece.begin)
     assert mx.get_peak_memory() - base < 2 << 20
