@@ -105,7 +105,7 @@ RAW_DAMAGES: dict[str, tuple[Damage, str]] = {
     "header with no tensors": (raw_header(b"{}"), "embed_tokens is missing"),
     "the same tensor twice in a header": (
         raw_header(b'{"a":1,"a":2}'),
-        f"{WHOLE}.*the key a stands in it twice",
+        f"{WHOLE}.*the key a occurs twice",
     ),
     "metadata that is no object": (header(lambda h: h.update(__metadata__=3)), f"__metadata__ of .*{WHOLE}"),
     "metadata of numbers": (header(lambda h: h.update(__metadata__={"a": 3})), f"__metadata__ of .*{WHOLE}"),
@@ -359,25 +359,25 @@ SHARDED_DAMAGES: dict[str, tuple[Damage, str]] = {
 PACKED_DAMAGES: dict[str, tuple[Damage, str]] = {
     "bits that fit no mode": (
         put(f"{PACKED}.weight", mx.zeros((192, 14), mx.uint32)),
-        rf"{re.escape(PACKED)}\.weight does not fit: 7 bits",
+        rf"{re.escape(PACKED)}\.weight cannot be unpacked: MLX has no affine quantization of 7 bits",
     ),
     "columns that do not divide": (
         put(f"{PACKED}.weight", mx.zeros((192, 9), mx.uint32)),
-        f"{PACKED}.weight does not",
+        f"{PACKED}.weight cannot be unpacked: 9 packed columns",
     ),
     "no packed columns": (put(f"{PACKED}.weight", mx.zeros((192, 0), mx.uint32)), f"{PACKED}.weight"),
     "a packed vector": (put(f"{PACKED}.weight", mx.zeros(192, mx.uint32)), f"{PACKED}.weight has the shape"),
     "groups that fit no mode": (
         tensors(lambda t: t.update({f"{PACKED}.{part}": mx.ones((192, 4)) for part in ("scales", "biases")})),
-        f"{PACKED}.weight does not fit: 4 bits in groups of 16",
+        f"{PACKED}.weight cannot be unpacked: MLX has no affine quantization of 4 bits in groups of 16",
     ),
-    "no scales": (without(f"{PACKED}.scales"), f"{PACKED}.biases scales a weight"),
+    "no scales": (without(f"{PACKED}.scales"), f"{PACKED}.biases belongs to a packed weight"),
     "neither scales nor biases": (
         without(f"{PACKED}.scales", f"{PACKED}.biases"),
         f"{PACKED}.weight is packed",
     ),
     "no biases": (without(f"{PACKED}.biases"), f"{PACKED}.scales has the dtype BF16, wanted U8"),
-    "no packed weight": (without(f"{PACKED}.weight"), f"{PACKED}.* has no weight beside it"),
+    "no packed weight": (without(f"{PACKED}.weight"), f"{PACKED}.* comes without its weight"),
     "scales of whole numbers": (
         put(f"{PACKED}.scales", mx.ones((192, 2), mx.int32)),
         f"{PACKED}.scales has the dtype",
@@ -397,11 +397,11 @@ PACKED_DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a packed norm": (
         put("language_model.model.norm.scales", mx.ones((1, 1))),
-        "norm.scales scales a weight that is not packed",
+        "norm.scales belongs to a packed weight, and the weight is not packed",
     ),
     "FP8 scales on packed words": (
         put(f"{PACKED}.weight_scale_inv", mx.ones((2, 1))),
-        "weight_scale_inv belongs to another quantization",
+        "weight_scale_inv cannot be combined with",
     ),
 }
 

@@ -26,7 +26,7 @@ MODULES_OF = {
 }
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {
-    "conversion.model_card",
+    "conversion.card",
     "errors",
     "events",
     "hub.catalog",

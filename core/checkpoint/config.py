@@ -1,7 +1,7 @@
-"""`config.json` and `generation_config.json` as frozen values, all bounds checked before allocation.
+"""`config.json` and `generation_config.json` as frozen values, with all bounds checked before any allocation.
 
 Owns the meaning of the fields, which keep Hugging Face's spelling. Reads nested (`text_config`) and flat
-files. Refuses unknown model types, sizes no machine could hold, and heads that do not divide.
+files. Refuses unknown model types, sizes beyond any machine, and head counts that do not divide evenly.
 """
 
 import math
@@ -24,7 +24,7 @@ MAX_CONTEXT = 1 << 26
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one model, out of the file `source`; `quantization` is the converter's own words."""
+    """The sizes of one model, read from the file `source`; `quantization` is the unchecked object in it."""
 
     model_type: str
     source: str
@@ -62,7 +62,7 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """How many leading channels of a head are rotated."""
+        """The number of leading channels of a head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
@@ -80,9 +80,9 @@ class ModelConfig:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
-        """Read `folder`/config.json. Raises ModelError where there is no folder, else ConfigError."""
+        """Read `folder`/config.json. Raises ModelError if there is no folder, else ConfigError."""
         if folder.is_file():
-            raise ModelError(f"{folder} is a file: a model is the folder with its config.json")
+            raise ModelError(f"{folder} is a file: name the model folder that holds its config.json")
         if not folder.is_dir():
             raise ModelError(f"there is no model folder at {folder}")
         path = folder / "config.json"
@@ -92,12 +92,12 @@ class ModelConfig:
 
     @classmethod
     def parse(cls, raw: dict[str, Any], source: str = "config.json") -> "ModelConfig":
-        """Check `raw` and keep what the runtime needs. Raises ConfigError naming `source` and the field."""
+        """Check `raw` and keep the fields that the runtime needs. Raises ConfigError naming the field."""
         outer = _Fields(raw, source)
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:
             wanted = ", ".join(MODEL_TYPES)
-            raise ConfigError(f"{source}: model_type is {_short(model_type)}, and qchat runs {wanted}")
+            raise ConfigError(f"{source}: model_type is {_shorten(model_type)}, and qchat runs {wanted}")
         text = outer.section("text_config") if "text_config" in raw else outer
         moe = str(model_type).startswith("qwen3_5_moe")
         layers = text.integer("num_hidden_layers", 1, MAX_LAYERS)
@@ -110,7 +110,7 @@ class ModelConfig:
             max_position_embeddings=text.integer("max_position_embeddings", 1, MAX_CONTEXT, default=262144),
             layer_types=_layer_types(text, layers),
             rms_norm_eps=text.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
-            tie_word_embeddings=_tied(outer, text),
+            tie_word_embeddings=_tie_flag(outer, text),
             mtp_num_hidden_layers=text.integer("mtp_num_hidden_layers", 0, 1, default=0),
             eos_token_ids=text.token_ids("eos_token_id"),
             quantization=_quantization(outer),
@@ -122,20 +122,20 @@ class ModelConfig:
 
 
 def load_generation_config(folder: Path) -> dict[str, Any]:
-    """`generation_config.json` of a model folder, or nothing where there is none. Raises ConfigError."""
+    """The object in `generation_config.json`; empty if the folder has none. Raises ConfigError."""
     path = folder / "generation_config.json"
     return read_json(path, ConfigError) if path.exists() else {}
 
 
 class _Fields:
-    """One JSON object whose fields are read with their bounds."""
+    """A JSON object whose fields are checked as they are read."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self.values = values
         self.where = where
 
     def refuse(self, name: str, wanted: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {name} is {_short(self.values.get(name))}, wanted {wanted}")
+        return ConfigError(f"{self.where}: {name} is {_shorten(self.values.get(name))}, wanted {wanted}")
 
     def section(self, name: str) -> "_Fields":
         value = self.values.get(name)
@@ -173,7 +173,7 @@ class _Fields:
         return tuple(ids)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -189,8 +189,8 @@ def _layer_types(text: _Fields, layers: int) -> tuple[LayerType, ...]:
     return tuple(given)
 
 
-def _tied(outer: _Fields, text: _Fields) -> bool:
-    """The flag may stand at the top level only, and a nested file's own word comes first."""
+def _tie_flag(outer: _Fields, text: _Fields) -> bool:
+    """Whether the embeddings are tied; a nested `text_config` takes precedence over the top level."""
     return text.flag("tie_word_embeddings", outer.flag("tie_word_embeddings", False))
 
 

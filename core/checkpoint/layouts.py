@@ -1,6 +1,6 @@
-"""What the tensors of a model are called and what shape each has: the table every checkpoint is held against.
+"""The canonical name and shape of every tensor of a model: the table that checkpoints are checked against.
 
-Canonical names carry no prefix and no `.weight`. Stored names come raw from Hugging Face or from a converter,
+Canonical names have no prefix and no `.weight`. Stored names are those of Hugging Face or of a converter,
 with or without `language_model.`.
 """
 
@@ -26,7 +26,7 @@ MTP_PREFIX = "mtp."
 
 @dataclass(frozen=True)
 class Spec:
-    """What one canonical tensor must look like; a `matrix` [..., N, K] may be packed, other kinds may not.
+    """The kind and shape of one canonical tensor; only a `matrix` [..., N, K] may be packed.
 
     `norm` is zero-centred in raw checkpoints (applied as 1 + w), `plain_norm` is not; `conv` is [C, K].
     """
@@ -44,9 +44,9 @@ def module_name(stored: str) -> str:
 
 
 def split_part(stored: str, *, mtp_file: bool = False) -> tuple[str, Part]:
-    """The canonical module of a stored name and which part of it this is.
+    """The canonical module that a stored name belongs to, and the part of it that is stored there.
 
-    Names in a file of the MTP head alone may lack `mtp.`.
+    Names in a separate file of the MTP head may lack `mtp.`.
     """
     name = module_name(stored)
     if mtp_file and not name.startswith(MTP_PREFIX):
@@ -62,12 +62,12 @@ def is_vision(stored: str) -> bool:
 
 
 def is_derived(stored: str) -> bool:
-    """Buffers that old exporters wrote and every runtime computes itself."""
+    """Whether `stored` names a buffer that old exporters wrote and every runtime computes itself."""
     return stored.endswith(DERIVED_SUFFIXES)
 
 
 def body_specs(config: ModelConfig) -> dict[str, Spec]:
-    """Every tensor of the model but the MTP head; `lm_head` only where it is not the embedding."""
+    """Every tensor of the model except the MTP head; no `lm_head` if the embeddings are tied."""
     width = config.hidden_size
     specs = {"embed_tokens": Spec("matrix", (config.vocab_size, width)), "norm": Spec("norm", (width,))}
     if not config.tie_word_embeddings:
@@ -78,7 +78,7 @@ def body_specs(config: ModelConfig) -> dict[str, Spec]:
 
 
 def mtp_specs(config: ModelConfig) -> dict[str, Spec]:
-    """Every tensor of the MTP head, whose one layer is an attention layer."""
+    """Every tensor of the MTP head, whose single layer is an attention layer."""
     width = config.hidden_size
     return {
         "mtp.fc": Spec("matrix", (width, 2 * width)),

@@ -1,7 +1,7 @@
-"""Which files of a model folder hold its weights: an index's shards, one file, and an MTP head on its own.
+"""Finds the weight files of a model folder: the shards of an index or a single file, and a separate MTP head.
 
-A folder is downloaded, so its index is untrusted: a shard is a plain file name in that folder. A link may
-leave it only for the `blobs` of the Hugging Face cache around it. Refuses pickles and GGUF with a sentence.
+The folder was downloaded, so its index is untrusted: a shard must be a plain file name in that folder. A link
+may point outside only to the `blobs` of the Hugging Face cache around it. Refuses pickles and GGUF.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.files import read_bytes
-from .header import parse_table, shown
+from .header import Header, parse_table, printable, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 MTP_NAMES = ("mtp.safetensors", "mtp/weights.safetensors")
@@ -23,11 +23,20 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 
 @dataclass(frozen=True)
 class Shards:
-    """`paths` hold the model; `mtp` an MTP head of its own; `index` says which file a tensor should be in."""
+    """The weight files of `folder`: `paths` hold the model, `mtp` a separate MTP head.
 
+    `index` says which file each tensor should be in; it is empty where the folder has no index.
+    """
+
+    folder: Path
     paths: tuple[Path, ...]
     mtp: Path | None
     index: dict[str, str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every weight file, that of the MTP head last."""
+        return self.paths if self.mtp is None else (*self.paths, self.mtp)
 
 
 def find_shards(folder: Path) -> Shards:
@@ -35,30 +44,57 @@ def find_shards(folder: Path) -> Shards:
     index = _read_index(folder)
     names = sorted(set(index.values())) or sorted(path.name for path in folder.glob("model*.safetensors"))
     if not names:
-        raise WeightsError(_nothing_to_load(folder))
+        raise WeightsError(_no_weights_message(folder))
     if len(names) > MAX_SHARDS:
-        raise WeightsError(f"{folder} has {len(names)} shards, and at most {MAX_SHARDS} can be open at once")
-    paths = tuple(_shard(folder, name) for name in names)
-    return Shards(paths, _mtp_file(folder, names), index)
+        raise WeightsError(f"{folder} has {len(names)} shards, at most {MAX_SHARDS} can be open at once")
+    paths = tuple(_shard_path(folder, name) for name in names)
+    return Shards(folder, paths, _mtp_file(folder, names), index)
+
+
+def read_headers(shards: Shards) -> tuple[Header, ...]:
+    """Read and check the header of each of `shards.files`, and check the index against them.
+
+    Raises WeightsError.
+    """
+    headers = {path: read_header(path) for path in shards.files}
+    for tensor, name in shards.index.items():
+        if tensor not in headers[shards.folder / name].entries:
+            place = f"{shards.folder / INDEX_NAME} places {printable(tensor)} in {name}"
+            raise WeightsError(f"{place}, which does not hold it")
+    return tuple(headers.values())
+
+
+def stamp_files(folder: Path, paths: Iterable[Path]) -> str:
+    """One line for each of `paths`: its name in `folder`, its size, its modification time in nanoseconds.
+
+    The text changes whenever one of the files does. Raises WeightsError.
+    """
+    try:
+        stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in paths]
+    except OSError as error:
+        raise WeightsError(f"cannot read {error.filename}: {error.strerror}") from error
+    return "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
 
 
 def regular_file(folder: Path, path: Path) -> Path:
-    """`path` if it is a regular file that really lies in `folder` or its cache. Raises WeightsError."""
+    """`path`, if it is a regular file inside `folder` or its cache. Raises WeightsError otherwise."""
     try:
         real, home = path.resolve(strict=True), folder.resolve(strict=True)
         mode = real.stat().st_mode
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise WeightsError(f"the weight file {path} is missing or a broken link") from error
-    if not any(real.is_relative_to(root) for root in _roots(home)):
+    if not any(real.is_relative_to(root) for root in _allowed_roots(home)):
         raise WeightsError(f"the weight file {path} is a link to {real}, outside its model folder")
     if not stat.S_ISREG(mode):
         raise WeightsError(f"the weight file {path} is not a regular file")
     return path
 
 
-def _roots(home: Path) -> Iterable[Path]:
-    """`home`, and where the Hugging Face cache around `models--x/snapshots/<revision>` keeps files: the blobs
-    of the model, and those that huggingface_hub 2 shares between models."""
+def _allowed_roots(home: Path) -> Iterable[Path]:
+    """`home`, and where the Hugging Face cache around `models--x/snapshots/<revision>` keeps its files.
+
+    Those are the blobs of the model, and those that huggingface_hub 2 shares between models.
+    """
     yield home
     if home.parent.name == "snapshots":
         yield home.parents[1] / "blobs"
@@ -76,15 +112,15 @@ def _read_index(folder: Path) -> dict[str, str]:
     for tensor, name in index.items():
         if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
             raise WeightsError(
-                f"{path}: {shown(tensor)} should be in {shown(str(name))}, wanted the plain name of a "
-                ".safetensors file in the same folder"
+                f"{path}: {printable(tensor)} should be in {printable(str(name))}, wanted the plain name of "
+                "a .safetensors file in the same folder"
             )
     return index
 
 
-def _shard(folder: Path, name: str) -> Path:
+def _shard_path(folder: Path, name: str) -> Path:
     if not PLAIN_NAME.fullmatch(name):
-        raise WeightsError(f"{folder} has a weight file with the odd name {shown(name)}")
+        raise WeightsError(f"{folder} has a weight file with the odd name {printable(name)}")
     return regular_file(folder, folder / name)
 
 
@@ -95,7 +131,7 @@ def _mtp_file(folder: Path, names: list[str]) -> Path | None:
     return None
 
 
-def _nothing_to_load(folder: Path) -> str:
+def _no_weights_message(folder: Path) -> str:
     suffixes = {path.suffix for path in folder.glob("*")}
     if ".gguf" in suffixes:
         return f"{folder} holds a GGUF file and no .safetensors: get the original or an MLX checkpoint"

@@ -1,7 +1,7 @@
-"""A model folder's safetensors as named, checked, lazy arrays: one result whatever layout they are stored in.
+"""A model folder's weights as named, checked, lazy arrays, the same from whatever layout they are stored in.
 
-Raw and converted layouts are told apart by the conv1d's shape and confirmed by the norms' values.
-Refuses a contradiction between the two, and missing, unknown or misshapen tensors by name.
+The shape of the conv1d tells the raw layout from the converted one; the values of the norms confirm it.
+Refuses a contradiction between the two, and names tensors that are missing, unknown or misshapen.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +14,13 @@ from ..machine.backend import mx
 from .assemble import Assembler, Tensor
 from .config import ModelConfig
 from .layouts import MTP_PREFIX, body_specs, mtp_specs
-from .packed import Packed
+from .packed import Packed, read_hints
+from .reader import LazyReader
 from .stored import Checkpoint, Stored, open_checkpoint
 
 __all__ = ["Packed", "Progress", "Tensor", "Weights", "load_weights"]
 
-# bytes of the files that are read, bytes in all, the tensor that comes next
+# bytes read, bytes in all, the tensor that is read next
 Progress = Callable[[int, int, str], None]
 
 Layout = Literal["raw", "converted"]
@@ -32,10 +33,10 @@ RAW_NONPOSITIVE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one model by canonical name, lazy; `repairs` says what had to be interpreted.
+    """The lazy tensors of one model by canonical name; `repairs` lists what had to be interpreted.
 
-    Norm weights are float32 and what x is multiplied with (1 + w where the checkpoint stores w), `A_log` and
-    `dt_bias` are float32, `conv1d` is [C, K]; the rest is as stored, or bfloat16 out of FP8.
+    Norm weights are float32 factors of x (1 + w if the checkpoint stores w). `A_log` and `dt_bias` are
+    float32, `conv1d` is [C, K]. The rest is as stored, or bfloat16 if stored in FP8.
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,7 +49,7 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """How many weights the model has, however they are packed."""
+        """The number of weights, packed or not."""
         return sum(
             tensor.scales.size * tensor.group_size if isinstance(tensor, Packed) else tensor.size
             for tensor in self.tensors.values()
@@ -56,7 +57,7 @@ class Weights:
 
 
 class Watched(Mapping[str, Tensor]):
-    """The same tensors. Asking for one tells `progress` that those asked for before have been read."""
+    """The same tensors; asking for one tells `progress` that those asked for before have been read."""
 
     def __init__(self, weights: Weights, progress: Progress):
         self._tensors, self._progress = weights.tensors, progress
@@ -75,16 +76,19 @@ class Watched(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def load_weights(folder: Path, config: ModelConfig) -> Weights:
-    """Find, check and name every tensor that `config` calls for; of their values only a few norms are read.
+def load_weights(model: Path | Checkpoint, config: ModelConfig) -> Weights:
+    """Find, check and name every tensor that `config` asks for. Reads no values but those of a few norms.
 
-    Raises ModelError for a folder that is none, WeightsError naming the file and the tensor, and ConfigError
+    `model` is a folder or an opened checkpoint.
+
+    Raises ModelError if there is no such folder, WeightsError naming the file and the tensor, and ConfigError
     for a `quantization` object of wrong types.
     """
-    checkpoint = open_checkpoint(folder)
-    assembler = Assembler(checkpoint, config)
-    if config.tie_word_embeddings and checkpoint.modules.pop("lm_head", None):
-        assembler.note("the embedding is tied, so a stored tensor was ignored", "lm_head")
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    hints = read_hints(config.quantization, config.source)
+    assembler = Assembler(checkpoint.folder, checkpoint.modules, LazyReader().read, hints)
+    if config.tie_word_embeddings:
+        assembler.ignore("lm_head", "the embedding is tied, so a stored tensor was ignored")
     specs = body_specs(config) | (mtp_specs(config) if checkpoint.has_mtp else {})
     tensors = {name: assembler.build(name, spec) for name, spec in specs.items() if spec.kind != "norm"}
     norms = {name: assembler.norm(name, spec) for name, spec in specs.items() if spec.kind == "norm"}
@@ -95,13 +99,13 @@ def load_weights(folder: Path, config: ModelConfig) -> Weights:
     for name, norm in norms.items():
         raw = (head if name.startswith(MTP_PREFIX) else body) == "raw"
         tensors[name] = 1 + norm if raw else norm
-    repairs = _layout_repairs(body, head) + _file_repairs(checkpoint, config) + _noted(assembler)
+    repairs = _layout_repairs(body, head) + _file_repairs(checkpoint, config) + _note_sentences(assembler)
     return Weights(tensors, repairs, checkpoint.has_mtp)
 
 
 def _body_layout(checkpoint: Checkpoint, convs: list[Stored], norms: dict[str, mx.array]) -> Layout:
-    """By the shape of every conv1d, [C, 1, K] or [C, K, 1]; the norms' values must not contradict it."""
-    values = _probe(checkpoint, [name for name in norms if not name.startswith(MTP_PREFIX)], norms)
+    """The layout by the shape of every conv1d, [C, 1, K] or [C, K, 1]; the norms' values must agree."""
+    values = _layout_by_values(checkpoint, [name for name in norms if not name.startswith(MTP_PREFIX)], norms)
     if not convs:
         if values is None:
             raise WeightsError(f"{checkpoint.folder}: neither a conv1d nor the norms tell raw from converted")
@@ -120,18 +124,18 @@ def _conv_layout(conv: Stored) -> Layout:
 
 
 def _head_layout(checkpoint: Checkpoint, body: Layout, norms: dict[str, mx.array]) -> Layout:
-    """The MTP head has no conv1d: inside a raw model it is raw, elsewhere its norms tell.
+    """The layout of the MTP head, which has no conv1d: raw within a raw model, else what its norms say.
 
-    Converters have copied it unchanged beside a converted model, and a file of its own comes from anywhere.
+    Some converters copied a raw head into a converted model, and a separate file may come from anywhere.
     """
     names = [name for name in norms if name.startswith(MTP_PREFIX)]
-    if not names or (body == "raw" and checkpoint.mtp_file is None):
+    if not names or (body == "raw" and checkpoint.shards.mtp is None):
         return body
-    return _probe(checkpoint, names, norms) or body
+    return _layout_by_values(checkpoint, names, norms) or body
 
 
-def _probe(checkpoint: Checkpoint, names: list[str], norms: dict[str, mx.array]) -> Layout | None:
-    """What the values of the norms say: a median near 0 is raw, near 1 converted, any other nothing."""
+def _layout_by_values(checkpoint: Checkpoint, names: list[str], norms: dict[str, mx.array]) -> Layout | None:
+    """The layout that the norms' values suggest: a median near 0 is raw, near 1 converted, else unknown."""
     sample = mx.concatenate([norms[name] for name in names[:PROBED_NORMS]])
     median = mx.median(sample)
     if not mx.isfinite(median):
@@ -153,9 +157,10 @@ def _layout_repairs(body: Layout, head: Layout) -> tuple[str, ...]:
 def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
     repairs = []
     if checkpoint.vision:
-        repairs.append(f"the vision tower was ignored ({checkpoint.vision} tensors)")
-    if checkpoint.mtp_file is not None:
-        repairs.append(f"the MTP head was found in {checkpoint.mtp_file.relative_to(checkpoint.folder)}")
+        repairs.append(f"the vision tower was ignored ({len(checkpoint.vision)} tensors)")
+    mtp_file = checkpoint.shards.mtp
+    if mtp_file is not None:
+        repairs.append(f"the MTP head was found in {mtp_file.relative_to(checkpoint.folder)}")
     if checkpoint.has_mtp and not config.mtp_num_hidden_layers:
         repairs.append("an MTP head was found that config.json does not mention")
     if config.mtp_num_hidden_layers and not checkpoint.has_mtp:
@@ -163,8 +168,8 @@ def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...
     return tuple(repairs)
 
 
-def _noted(assembler: Assembler) -> tuple[str, ...]:
-    """One sentence per kind of note, however many tensors it is about."""
+def _note_sentences(assembler: Assembler) -> tuple[str, ...]:
+    """One sentence for each kind of note, however many tensors it is about."""
     sentences = []
     for sentence, names in assembler.notes.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

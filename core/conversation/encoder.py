@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TemplateError
-from ..text.template import ReplyParser, Template, leaves_thought_open
+from ..text.reply_parser import ReplyParser, leaves_thought_open
+from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .transcript import History, Input, Node, Output, assistant_message, messages_of
 

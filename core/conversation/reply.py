@@ -12,10 +12,11 @@ from typing import Any
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Prefill
-from ..generation.decode import AnyDecoder, ThinkingBudget, drafts_for, make_decoder
+from ..generation.decode import AnyDecoder, drafts_for, make_decoder
+from ..generation.endings import ThinkingBudget
 from ..generation.loops import LoopDetector
 from ..generation.reply_settings import ReplySettings
-from ..text.template import leaves_thought_open
+from ..text.reply_parser import leaves_thought_open
 from .live_state import LiveState
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText

@@ -1,7 +1,7 @@
-"""Activation-aware scaling: which channels of a group of matrices to enlarge before they are rounded.
+"""Activation-aware scaling: chooses which channels of a group of matrices to enlarge before rounding.
 
-Lin et al., "AWQ" (arXiv 2306.00978): s = E[x^2]^(alpha / 2), alpha searched per group. Owns the groups of
-this architecture and their exactness. Refuses an imatrix that changes nothing.
+Lin et al., "AWQ" (arXiv 2306.00978): s = E[x^2]^(alpha / 2), with alpha searched per group. Owns the groups
+of this architecture, whose scaling leaves the model unchanged. Refuses an imatrix that changes nothing.
 """
 
 from collections.abc import Iterator
@@ -17,25 +17,25 @@ from ..quant.folds import Folds, GroupReport
 from ..quant.imatrix import Imatrix
 from ..quant.recipes import Recipe
 from ..quant.rounding import rounding_error
-from .source import FP8_BLOCK, Source, dense
+from .source import FP8_BLOCK, Source, to_dense
 
-Mode = Literal["off", "fixed", "search"]
+ScalingMode = Literal["off", "fixed", "search"]
 GROUPS = "ABCDEF"
-# without the groups that made the model worse where this was measured (README, Measured)
+# the groups that did not make the model worse in measurements (README, Measured)
 DEFAULT_GROUPS = "AB"
 ALPHAS = tuple(step / 10 for step in range(1, 11))
-LIMIT = 16.0  # of a searched scale and of its inverse, around the geometric mean
-FLOOR = 1e-8  # of the mean importance: a channel that was always 0 still has a scale
-# of each matrix, whole rows out of places spread over it
+LIMIT = 16.0  # on a searched scale and its inverse, around the geometric mean
+FLOOR = 1e-8  # as a share of the mean importance, so that a channel that was always 0 has a scale
+# of whole rows from places spread over each matrix
 SAMPLE_WEIGHTS, SAMPLE_PLACES = 1 << 20, 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Matrices that read one input (`readers`), and the tensor whose outputs it consists of (`feeder`).
+    """Matrices that read the same input (`readers`), and the tensor that produces this input (`feeder`).
 
-    Their inputs are `blocks` x `repeats` x C channels of which the repeats share a scale. `stacked`: each
-    expert has scales of its own. `norm`: the feeder is a norm.
+    The input has `blocks` x `repeats` x C channels, and repeats share a scale. If `stacked`, each expert has
+    its own scales. If `norm`, the feeder is a norm.
     """
 
     letter: str
@@ -48,24 +48,24 @@ class Group:
     repeats: int = 1
 
     def reduce(self, importance: mx.array) -> mx.array:
-        """Of input channels [K] or [E, K] to those that have a scale each, [S] or [E, S]."""
+        """Average the importance [K] or [E, K] over the channels that share a scale: [S] or [E, S]."""
         if importance.ndim > 1 and not self.stacked:
             importance = importance.mean(axis=0)
         lead = importance.shape[:-1]
         return importance.reshape(*lead, self.blocks, self.repeats, -1).mean(axis=-2).reshape(*lead, -1)
 
     def expand(self, scales: mx.array) -> mx.array:
-        """Scales [S] or [E, S] for all input channels, [K] or [E, K]."""
+        """Repeat scales [S] or [E, S] for all input channels: [K] or [E, K]."""
         lead = scales.shape[:-1]
         parts = scales.reshape(*lead, self.blocks, 1, -1)
         return mx.repeat(parts, self.repeats, axis=-2).reshape(*lead, -1)
 
 
 def groups(config: ModelConfig, *, mtp: bool) -> Iterator[Group]:
-    """Every group of the model, layer by layer; `mtp` says that its head is there too.
+    """Every group of the model, layer by layer, including the MTP head's if `mtp`.
 
-    A norm's group holds every matrix that reads the norm, or the model would change. The head's two input
-    norms and the final norm, which feeds both heads, are in no group.
+    The group of a norm holds every matrix that reads the norm; otherwise the model would change. The two
+    input norms of the MTP head and the final norm, which feeds both heads, are in no group.
     """
     layers = [(f"layers.{layer}", kind) for layer, kind in enumerate(config.layer_types)]
     if mtp:
@@ -75,54 +75,54 @@ def groups(config: ModelConfig, *, mtp: bool) -> Iterator[Group]:
         yield from _experts(layer) if config.is_moe else _dense(layer)
 
 
-def _named(layer: str, module: str, *names: str) -> tuple[str, ...]:
+def _names(layer: str, module: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{layer}.{module}.{name}" for name in names)
 
 
 def _attention(layer: str, config: ModelConfig) -> Iterator[Group]:
-    readers = _named(layer, "self_attn", "q_proj", "k_proj", "v_proj")
+    readers = _names(layer, "self_attn", "q_proj", "k_proj", "v_proj")
     yield Group("C", layer, readers, f"{layer}.input_layernorm", norm=True)
-    output, values = _named(layer, "self_attn", "o_proj", "v_proj")
+    output, values = _names(layer, "self_attn", "o_proj", "v_proj")
     kv_heads = config.num_key_value_heads
-    shared = config.num_attention_heads // kv_heads  # query heads that read one value head stand together
+    shared = config.num_attention_heads // kv_heads  # query heads that read the same value head are adjacent
     yield Group("E", layer, (output,), values, blocks=kv_heads, repeats=shared)
 
 
 def _delta_net(layer: str, config: ModelConfig) -> Iterator[Group]:
-    readers = _named(layer, "linear_attn", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")
+    readers = _names(layer, "linear_attn", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")
     yield Group("D", layer, readers, f"{layer}.input_layernorm", norm=True)
-    output, norm = _named(layer, "linear_attn", "out_proj", "norm")
+    output, norm = _names(layer, "linear_attn", "out_proj", "norm")
     yield Group("F", layer, (output,), norm, norm=True, repeats=config.linear_num_value_heads)
 
 
 def _dense(layer: str) -> Iterator[Group]:
-    gate, up, down = _named(layer, "mlp", "gate_proj", "up_proj", "down_proj")
+    gate, up, down = _names(layer, "mlp", "gate_proj", "up_proj", "down_proj")
     yield Group("A", layer, (gate, up), f"{layer}.post_attention_layernorm", norm=True)
     yield Group("B", layer, (down,), up)
 
 
 def _experts(layer: str) -> Iterator[Group]:
-    gates = _named(layer, "mlp", "gate", "shared_expert_gate")
-    shared = _named(layer, "mlp.shared_expert", "gate_proj", "up_proj", "down_proj")
-    experts = _named(layer, "mlp.switch_mlp", "gate_proj", "up_proj", "down_proj")
+    gates = _names(layer, "mlp", "gate", "shared_expert_gate")
+    shared = _names(layer, "mlp.shared_expert", "gate_proj", "up_proj", "down_proj")
+    experts = _names(layer, "mlp.switch_mlp", "gate_proj", "up_proj", "down_proj")
     readers = (*gates, *shared[:2], *experts[:2])
     yield Group("A", layer, readers, f"{layer}.post_attention_layernorm", norm=True)
     yield Group("B", layer, experts[2:], experts[1], stacked=True)
     yield Group("B", layer, shared[2:], shared[1])
 
 
-def search(
+def search_scales(
     source: Source,
     config: ModelConfig,
     recipe: Recipe,
     imatrix: Imatrix | None,
-    mode: Mode = "search",
+    mode: ScalingMode = "search",
     letters: str = DEFAULT_GROUPS,
 ) -> Folds:
-    """The scales for the tensors of `source`, a few of whose rows are read, one group after the other.
+    """Find the scales for the tensors of `source`, reading a few rows of each, one group after the other.
 
-    Mode "fixed" is alpha 1 everywhere, without limits; `letters` are the groups to look at. Raises UsageError
-    without an imatrix, and where no group was changed.
+    Mode "fixed" is alpha 1 everywhere, without limits; `letters` are the groups to consider. Raises
+    UsageError without an imatrix, and if no group changes.
     """
     if mode == "off":
         return Folds(imatrix)
@@ -148,7 +148,7 @@ def search(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows [R, K] of one matrix, and what goes with them; one piece stands for `weight` such pieces."""
+    """Sampled rows [R, K] of one matrix; the piece represents `weight` pieces of its size."""
 
     rows: mx.array
     importance: mx.array  # [1, K]
@@ -157,14 +157,14 @@ class _Piece:
     weight: float
 
     def error(self, columns: mx.array) -> mx.array:
-        """What rounding costs with these scales, [K] or [E, K]."""
+        """The rounding error with these scales, [K] or [E, K]."""
         scales = columns if columns.ndim == 1 or self.expert is None else columns[self.expert]
         error = rounding_error(self.rows * scales, self.importance / mx.square(scales), self.geometry)
         return error * self.weight
 
 
 class _Trial:
-    """One group, tried with several scales."""
+    """Tries one group with several scales."""
 
     def __init__(self, group: Group, source: Source, recipe: Recipe, imatrix: Imatrix):
         self.group, self.source, self.imatrix = group, source, imatrix
@@ -172,30 +172,30 @@ class _Trial:
         self.packed = {name: geometry for name, geometry in decided.items() if geometry is not None}
         self.pieces: list[_Piece] = []
 
-    def run(self, mode: Mode) -> tuple[GroupReport, mx.array | None]:
-        """The outcome, and the scales [S] or [E, S] if the group changes."""
+    def run(self, mode: ScalingMode) -> tuple[GroupReport, mx.array | None]:
+        """The report of the group, and its scales [S] or [E, S], or None if it stays unchanged."""
         known = {name: self.imatrix.importance(name) for name in self.group.readers}
         measured = {name: importance for name, importance in known.items() if importance is not None}
         if not self.packed:
-            return self._skipped("what it would help stays dense"), None
+            return self._skip("its matrices stay dense"), None
         if not self.packed.keys() <= measured.keys():
-            return self._skipped("the imatrix does not know all of its matrices"), None
+            return self._skip("the imatrix does not know all of its matrices"), None
         self.pieces = [p for name in self.packed for p in self._pieces(name, measured[name])]
-        # the first reader has its input from all tokens, as no single expert has
+        # the first reader sees all tokens, as no single expert does
         importance = self.group.reduce(next(iter(measured.values())))
         before = self._error(mx.ones_like(importance))
         if mode == "fixed":
-            tried = {1.0: self._exact(_published(importance))}
+            tried = {1.0: self._adjust_to_norm(_published_scales(importance))}
         else:
-            tried = {alpha: self._exact(_limited(importance, alpha)) for alpha in ALPHAS}
+            tried = {alpha: self._adjust_to_norm(_limit_scales(importance, alpha)) for alpha in ALPHAS}
         errors = {alpha: self._error(scales) for alpha, scales in tried.items()}
         best = min(errors, key=errors.__getitem__)
         if mode == "search" and errors[best] >= before:
-            return self._skipped("no scaling made its error smaller", before), None
+            return self._skip("no scaling reduced its error", before), None
         return self._report(best, before, errors[best]), tried[best]
 
     def _pieces(self, name: str, importance: mx.array) -> Iterator[_Piece]:
-        """Rows from all over the matrix, or from some of the experts."""
+        """Sample rows from all over the matrix, or from some of the experts."""
         count, *rest = self.source.specs[name].shape
         stacked = len(rest) == 2
         unit = 1 if stacked else FP8_BLOCK
@@ -203,7 +203,7 @@ class _Trial:
         places = sorted({place * blocks // SAMPLE_PLACES for place in range(SAMPLE_PLACES)})
         for place in places:
             begin, end = place * unit, min(count, (place + 1) * unit)
-            rows = dense(self.source.read(name, begin, end), mx.float32).reshape(-1, rest[-1])
+            rows = to_dense(self.source.read(name, begin, end), mx.float32).reshape(-1, rest[-1])
             kept = rows[:: -(-rows.size * len(places) // SAMPLE_WEIGHTS)]
             mx.eval(kept)
             own = importance[begin] if importance.ndim == 2 else importance
@@ -217,15 +217,15 @@ class _Trial:
             total += float(piece.error(columns))
         return total
 
-    def _exact(self, scales: mx.array) -> mx.array:
-        """Nudged by at most one part in 256, so that a norm divided by them is a bfloat16 number."""
+    def _adjust_to_norm(self, scales: mx.array) -> mx.array:
+        """Adjust scales by at most one part in 256 so that the norm divided by them is exact in bfloat16."""
         if not self.group.norm:
             return scales
-        norm = dense(self.source.read(self.group.feeder), mx.float32)
+        norm = to_dense(self.source.read(self.group.feeder), mx.float32)
         folded = (norm / scales).astype(mx.bfloat16).astype(mx.float32)
         return mx.where(folded == 0, scales, norm / mx.where(folded == 0, 1.0, folded))
 
-    def _skipped(self, reason: str, error: float = 0.0) -> GroupReport:
+    def _skip(self, reason: str, error: float = 0.0) -> GroupReport:
         return self._report(0.0, error, error, reason)
 
     def _report(self, alpha: float, before: float, after: float, reason: str = "") -> GroupReport:
@@ -233,19 +233,19 @@ class _Trial:
         return GroupReport(group.letter, group.layer, group.feeder, alpha, before, after, reason)
 
 
-def _limited(importance: mx.array, alpha: float) -> mx.array:
-    """importance^(alpha / 2) around a geometric mean of 1, within the limits; [S] or [E, S]."""
-    logs = mx.log(_positive(importance)) * (alpha / 2)
+def _limit_scales(importance: mx.array, alpha: float) -> mx.array:
+    """importance^(alpha / 2) with a geometric mean of 1, clipped to the limits; [S] or [E, S]."""
+    logs = mx.log(_raise_to_floor(importance)) * (alpha / 2)
     return mx.clip(mx.exp(logs - logs.mean(axis=-1, keepdims=True)), 1 / LIMIT, LIMIT)
 
 
-def _published(importance: mx.array) -> mx.array:
-    """sqrt(importance) / sqrt(max * min): what the published checkpoints' converter does; [S] or [E, S]."""
-    roots = mx.sqrt(_positive(importance))
+def _published_scales(importance: mx.array) -> mx.array:
+    """sqrt(importance) / sqrt(max * min), as the published checkpoints' converter has it; [S] or [E, S]."""
+    roots = mx.sqrt(_raise_to_floor(importance))
     return roots / mx.sqrt(roots.max(axis=-1, keepdims=True) * roots.min(axis=-1, keepdims=True))
 
 
-def _positive(importance: mx.array) -> mx.array:
-    """Raised to the floor, or to 1 where no channel was ever anything but 0."""
+def _raise_to_floor(importance: mx.array) -> mx.array:
+    """Raise importances to the floor, or to 1 if every channel was always 0."""
     mean = importance.mean(axis=-1, keepdims=True)
     return mx.where(mean > 0, mx.maximum(importance, FLOOR * mean), 1.0)

@@ -1,93 +1,34 @@
-"""What a conversion did: as the model card that Hugging Face shows, as JSON, as lines for a terminal."""
+"""Model cards in Markdown, as Hugging Face shows them: for a finished conversion, or remade for any folder.
+
+Owns the front matter, the table of tensors and the line with the size. In a remade card the sections that
+others wrote stay. Publishes nothing.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..errors import ModelError
-from ..machine.files import read_text
-from ..quant.folds import Folds
-from ..quant.plan import Plan, Row
-from .verify import Check
+from ..errors import ModelError, UsageError
+from ..hub.cache import FOLDER
+from ..machine.files import read_json, read_text
+from .inspection import Inspection, inspect_model
+from .report import GB, MB, Report
+from .staging import REPORT_NAME
+from .writer import write_file
 
-GB = 10**9
-MB = 10**6
+CARD_NAME = "README.md"
 MAX_CARD_NBYTES = 4 << 20
 FENCE = "---\n"  # around a card's front matter
 LICENSE = re.compile(r"^license: *([A-Za-z0-9._-]+) *$", re.MULTILINE)
+PLAIN_WORD = re.compile(r"[A-Za-z0-9][\w./-]*")  # what YAML needs no quotes for
 CACHED = re.compile(r"models--([^/]+)--([^/]+)")  # folders of the Hugging Face cache
-
-
-@dataclass(frozen=True)
-class Report:
-    """The whole story of one conversion.
-
-    `nbytes` is what the weight files hold, `weights_nbytes` what this run wrote of it, in bfloat16; `seconds`
-    is the time of writing alone, `total_seconds` that with the scaling search and all checks. `kept_shards`
-    were finished by an earlier run.
-    """
-
-    name: str
-    source: str
-    command: str
-    plan: Plan
-    vision: bool
-    nbytes: int
-    weights_nbytes: int
-    seconds: float
-    total_seconds: float
-    kept_shards: int
-    warnings: tuple[str, ...]
-    repairs: tuple[str, ...]
-    folds: Folds
-    check: Check
-    license: str | None = None
-
-    @property
-    def speed(self) -> str:
-        """Of writing, in the source's bytes; nothing to say of a run that found all shards finished."""
-        if not self.weights_nbytes:
-            return "all shards were there already"
-        return f"{self.weights_nbytes / MB / self.seconds:.0f} MB of bfloat16 a second"
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as values that `json.dumps` takes."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "command": self.command,
-            "options": {**vars(self.plan.options), "recipe": Path(self.plan.options.recipe).name},
-            "nbytes": self.nbytes,
-            "bits_per_weight": self.plan.total.bits_per_weight,
-            "seconds": self.seconds,
-            "total_seconds": self.total_seconds,
-            "kept_shards": self.kept_shards,
-            "warnings": list(self.warnings),
-            "repairs": list(self.repairs),
-            "notes": list(self.plan.notes),
-            "awq": self.folds.as_json(),
-            "check": asdict(self.check),
-        }
-
-    def as_text(self) -> str:
-        """A few lines for a terminal."""
-        lines = [
-            f"{self.name}: {self.nbytes / GB:.3f} GB, {self.plan.total.bits_per_weight:.2f} bits per weight",
-            f"written in {self.seconds:.1f} s ({self.speed}), {self.total_seconds:.1f} s with all checks",
-            _check_line(self.check),
-        ]
-        if self.kept_shards:
-            lines.append(f"{self.kept_shards} shards were finished by an earlier run")
-        if self.folds.report:
-            changed = sum(group.changed for group in self.folds.report)
-            lines.append(f"AWQ changed {changed} of {len(self.folds.report)} groups: the card lists them")
-        return "\n".join((*lines, *self.plan.notes))
+SIZE_LINE = re.compile(r"^.*: [0-9.]+ GB, [0-9.]+ bits per weight\..*$", re.MULTILINE)
+# class, code, number of tensors, bytes, bits per weight
+TableRow = tuple[str, str, int, int, float]
 
 
 def model_name(folder: Path) -> str:
-    """What the model at `folder` is called: owner and name in the Hugging Face cache, else the folder's."""
+    """The name of the model at `folder`: owner and name in the Hugging Face cache, else the folder's."""
     for part in (folder, *folder.parents):
         cached = CACHED.fullmatch(part.name)
         if cached:
@@ -96,75 +37,143 @@ def model_name(folder: Path) -> str:
 
 
 def read_license(folder: Path) -> str | None:
-    """The license that the source's own card names."""
+    """The license that the card in `folder` names."""
     try:
-        card = read_text(folder / "README.md", ModelError, MAX_CARD_NBYTES)
+        front, _ = _split_front(read_text(folder / CARD_NAME, ModelError, MAX_CARD_NBYTES))
     except ModelError:
         return None
-    front, closed, _ = card.removeprefix(FENCE).partition(f"\n{FENCE}")
-    found = LICENSE.search(front) if card.startswith(FENCE) and closed else None
+    found = LICENSE.search(front)
     return found[1] if found else None
 
 
-def _check_line(check: Check) -> str:
-    return (
-        f"Logits against the source over {check.tokens} tokens: relative RMS {check.logits_error:.2e}, "
-        f"KL divergence {check.kl_divergence:.2e} nats, {check.same_top:.0%} of the most likely tokens equal"
-    )
-
-
-def as_card(report: Report) -> str:
-    """The README.md of the new folder, front matter included."""
+def render_report_card(report: Report) -> str:
+    """The README.md of a folder that a conversion wrote, front matter included."""
     plan, total = report.plan, report.plan.total
+    rows = ((row.name, row.mode, row.tensors, row.nbytes, row.bits_per_weight) for row in (*plan.rows, total))
+    size = _size(f"{report.source}, converted for MLX", report.nbytes, total.bits_per_weight)
     sections = [
-        _front_matter(report),
+        _front_matter(report.vision, report.source, report.license),
         f"# {report.name}",
-        f"{report.source}, converted for MLX: {report.nbytes / GB:.2f} GB, {total.bits_per_weight:.2f} bits "
-        "per weight. Runs with qchat, mlx-lm and other readers of MLX checkpoints.",
+        f"{size} Runs with qchat, mlx-lm and other readers of MLX checkpoints.",
         f"```\n{report.command}\n```",
         "## Tensors",
-        _table(plan.rows, total),
-        *_bullets("Notes", (*report.warnings, *plan.notes)),
-        *_bullets("What the source needed", report.repairs),
-        *_bullets("Activation-aware scaling", [str(group) for group in report.folds.report]),
+        _tensor_table(rows),
+        *_section("Notes", (*report.warnings, *plan.notes)),
+        *_section("What the source needed", report.repairs),
+        *_section("Activation-aware scaling", [str(group) for group in report.folds.report]),
         "## Checks",
-        f"Every file was read back. {_check_line(report.check)}.",
-        _errors_table(report.check.weights),
+        f"Every file was read back. {report.check.as_text()}.",
+        _error_table(report.check.weights),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(report: Report) -> str:
-    fields = [
-        "library_name: mlx",
-        f"pipeline_tag: {'image-text-to-text' if report.vision else 'text-generation'}",
-        f"base_model: {_yaml(report.source)}",
-        "base_model_relation: quantized",
-        "tags:\n- mlx\n- qchat",
-    ]
-    if report.license:
-        fields.append(f"license: {report.license}")
-    return "\n".join(("---", *fields, "---"))
+def render_folder_card(folder: Path) -> str:
+    """The card of the model in `folder`, remade from what it holds. Raises ModelError if it cannot load."""
+    inspection = inspect_model(folder)
+    path = folder / CARD_NAME
+    old = read_text(path, ModelError, MAX_CARD_NBYTES) if path.exists() else ""
+    front, body = _split_front(old)
+    if not front:
+        vision = any(row.kind == "vision" for row in inspection.classes)
+        front = _front_matter(vision, _converted_from(folder))
+    head, sections = _split_sections(body)
+    sections["Tensors"] = _tensor_table(
+        (row.kind, str(row.code), len(row.tensors), row.nbytes, row.bits_per_weight)
+        for row in (*inspection.classes, inspection.total)
+    )
+    if inspection.repairs and "What the source needed" not in sections:
+        sections["Notes"] = _bullets(inspection.repairs)
+    texts = (f"## {name}\n\n{text}" for name, text in sections.items())
+    return "\n\n".join([front, _update_head(head or f"# {model_name(folder)}", inspection), *texts]) + "\n"
+
+
+def write_folder_card(folder: Path) -> Path:
+    """Put the remade card into `folder`.
+
+    Raises ModelError, and UsageError for a folder in the hub's cache, whose files are shared.
+    """
+    path = folder / CARD_NAME
+    if path.is_symlink() or any(FOLDER.fullmatch(parent.name) for parent in folder.absolute().parents):
+        raise UsageError(f"{folder} is in the cache that other tools share: copy it first, or print the card")
+    text = render_folder_card(folder)
+    try:
+        write_file(path, text.encode())
+    except OSError as error:
+        raise ModelError(f"the card cannot be written to {path}: {error.strerror}") from error
+    return path
+
+
+def _split_front(card: str) -> tuple[str, str]:
+    """The front matter with its fences, empty where the card has none, and the rest."""
+    front, closed, rest = card.removeprefix(FENCE).partition(f"\n{FENCE}")
+    if not (card.startswith(FENCE) and closed):
+        return "", card
+    return f"{FENCE}{front}\n{FENCE.strip()}", rest
+
+
+def _split_sections(body: str) -> tuple[str, dict[str, str]]:
+    """What comes before the first section, and the sections by their headings."""
+    head, *rest = re.split(r"^## +", body, flags=re.MULTILINE)
+    pairs = (part.partition("\n") for part in rest)
+    return head.strip(), {name.strip(): text.strip() for name, _, text in pairs}
+
+
+def _update_head(head: str, inspection: Inspection) -> str:
+    """The title and introduction with the line of the size replaced, or added below the title."""
+    total, config = inspection.total, inspection.config
+    kind = f"{config.model_type} with {config.num_hidden_layers} layers"
+    line = f"{_size(kind, total.nbytes, total.bits_per_weight)} Runs with qchat."
+    if SIZE_LINE.search(head):
+        return SIZE_LINE.sub(lambda _: line, head, count=1)
+    title, _, rest = head.partition("\n")
+    return "\n\n".join(part for part in (title, line, rest.strip()) if part)
+
+
+def _size(subject: str, nbytes: int, bits_per_weight: float) -> str:
+    """A sentence that SIZE_LINE finds again."""
+    return f"{subject}: {nbytes / GB:.2f} GB, {bits_per_weight:.2f} bits per weight."
+
+
+def _front_matter(vision: bool, base_model: str | None, license: str | None = None) -> str:
+    fields = ["library_name: mlx", f"pipeline_tag: {'image-text-to-text' if vision else 'text-generation'}"]
+    if base_model is not None:
+        fields += [f"base_model: {_yaml(base_model)}", "base_model_relation: quantized"]
+    fields.append("tags:\n- mlx\n- qchat")
+    if license is not None:
+        fields.append(f"license: {license}")
+    return "\n".join((FENCE.strip(), *fields, FENCE.strip()))
+
+
+def _converted_from(folder: Path) -> str | None:
+    """The source that the report of a conversion in `folder` names, if it is a plain word."""
+    report = folder / REPORT_NAME
+    source = read_json(report, ModelError).get("source") if report.exists() else None
+    return source if isinstance(source, str) and PLAIN_WORD.fullmatch(source) else None
 
 
 def _yaml(text: str) -> str:
     """A plain word as it is, anything else quoted."""
-    return text if re.fullmatch(r"[A-Za-z0-9][\w./-]*", text) else "'" + text.replace("'", "''") + "'"
+    return text if PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", "''") + "'"
 
 
-def _table(rows: Sequence[Row], total: Row) -> str:
+def _tensor_table(rows: Iterable[TableRow]) -> str:
     lines = ["| class | code | tensors | MB | bits per weight |", "|---|---|---:|---:|---:|"]
     lines += [
-        f"| {row.name} | {row.mode} | {row.tensors} | {row.nbytes / MB:,.1f} | {row.bits_per_weight:.2f} |"
-        for row in (*rows, total)
+        f"| {name} | {code} | {tensors} | {nbytes / MB:,.1f} | {bits:.2f} |"
+        for name, code, tensors, nbytes, bits in rows
     ]
     return "\n".join(lines)
 
 
-def _errors_table(errors: Mapping[str, float]) -> str:
+def _error_table(errors: Mapping[str, float]) -> str:
     lines = ["| code | largest relative error of a sample |", "|---|---:|"]
     return "\n".join((*lines, *(f"| {code} | {error:.2e} |" for code, error in errors.items())))
 
 
-def _bullets(title: str, items: Sequence[str]) -> list[str]:
-    return [f"## {title}", "\n".join(f"- {item}" for item in items)] if items else []
+def _section(title: str, items: Sequence[str]) -> list[str]:
+    return [f"## {title}", _bullets(items)] if items else []
+
+
+def _bullets(items: Sequence[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)

@@ -1,6 +1,6 @@
-"""The files beside the weights: config.json with what was packed how, and copies of tokenizer and templates.
+"""Writes the files beside the weights: config.json with its quantization, copies of tokenizer and templates.
 
-Keeps every field of the source's config that is still true. Refuses links that leave the source folder.
+Keeps every field of the source's config that is still true. Refuses links out of the source folder.
 """
 
 import json
@@ -36,8 +36,8 @@ QUANTIZATION = ("quantization", "quantization_config")
 
 
 def write_companions(folder: Path, source: Source, units: Sequence[Unit], default: Geometry) -> list[str]:
-    """Write config.json and the copies; returns their names. Raises ModelError and OSError."""
-    config = json.dumps(make_config(source.folder, units, default), indent=2, ensure_ascii=False)
+    """Write config.json and the copies, and return their names. Raises ModelError and OSError."""
+    config = json.dumps(make_config(source.config, units, default), indent=2, ensure_ascii=False)
     write_file(folder / "config.json", config.encode())
     vision = any(unit.name in source.vision for unit in units)
     wanted = (*TEXT_FILES, *VISION_FILES) if vision else TEXT_FILES
@@ -48,12 +48,12 @@ def write_companions(folder: Path, source: Source, units: Sequence[Unit], defaul
     return ["config.json", *present]
 
 
-def make_config(source: Path, units: Sequence[Unit], default: Geometry) -> dict[str, Any]:
-    """The source's config with two equal quantization objects, or none where nothing is packed.
+def make_config(source: ModelConfig, units: Sequence[Unit], default: Geometry) -> dict[str, Any]:
+    """The source's config with two equal quantization objects, or none if nothing is packed.
 
-    Their top level is `default`; a module has an entry where it is packed in another way.
+    Their top level is `default`; each module packed in another way has an entry.
     """
-    config = deepcopy(dict(ModelConfig.load(source).raw))
+    config = deepcopy(dict(source.raw))
     text = config.get("text_config", config)
     for name in QUANTIZATION:
         config.pop(name, None)

@@ -1,7 +1,7 @@
-"""One model folder into another: read slice by slice, folded, packed, written, held against its source.
+"""Converts one model folder into another: reads slices, folds, packs and writes them, and checks the result.
 
-Owns the order of things. Memory stays at a few slices, and while scales are searched at the largest tensor.
-Refuses what would change nothing, a full disk, and a destination that is not free.
+Owns the order of these steps. Memory holds a few slices, or one tensor while scales are searched. Refuses
+options that would change nothing, a full disk, and a destination that is taken.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from ..quant.recipe_file import BUILTIN_FOLDER
 from ..quant.recipes import Options, Recipe
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
-from .awq import Mode as ScalingMode
-from .awq import search
-from .card import Report, as_card, model_name, read_license
+from .awq import ScalingMode, search_scales
+from .card import CARD_NAME, model_name, read_license, render_report_card
 from .companions import write_companions
-from .pipeline import converted, exact, is_kept
-from .source import Source, dense
+from .pipeline import can_copy, convert_slices, read_unrounded
+from .report import Report
+from .source import Source, to_dense
 from .staging import REPORT_NAME, check_target, open_staging
 from .verify import Check, check_headers, compare_logits, compare_weights
 from .writer import (
@@ -50,16 +50,16 @@ from .writer import (
 )
 
 UNQUANTIZED = str(BUILTIN_FOLDER / "dense.toml")  # the recipe that packs nothing
-CARD_NAME = "README.md"
 Stage: TypeAlias = Literal["scaling", "writing", "checking"]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert into what. `options.recipe` UNQUANTIZED packs nothing, and needs `dequantize` where the
-    source is quantized; `awq` matters with an `imatrix` only; `force` may replace an earlier conversion.
+    """What to convert, where to, and how.
 
-    `flags` are the words of the command line between source and destination, for the card.
+    `options.recipe` UNQUANTIZED packs nothing, and needs `dequantize` if the source is quantized. `awq`
+    matters only with an `imatrix`. `force` allows replacing an earlier conversion. `flags` are the command
+    line's words after source and destination, for the card.
     """
 
     source: Path
@@ -74,7 +74,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one stage is: `done` of `total` bytes of weights in bfloat16; `module` is the one at hand."""
+    """Progress of one stage: `done` of `total` bytes of weights in bfloat16, now at `module`."""
 
     stage: Stage
     module: str
@@ -87,7 +87,7 @@ Listener = Callable[[Notice | Progress], None]
 
 
 def plan_text(source: Path, options: Options, bandwidth_gb_s: float) -> str:
-    """A table of what converting the model folder or config file `source` would give; no weights are opened.
+    """A table of what converting the model folder or config file `source` would give. Opens no weights.
 
     Raises ModelError and UsageError.
     """
@@ -100,7 +100,7 @@ def plan_json(source: Path, options: Options, bandwidth_gb_s: float) -> dict[str
 
 
 def convert(conversion: Conversion, listener: Listener) -> Report:
-    """Make `conversion.target`, whole or not at all; a run that was interrupted is continued by the next.
+    """Make `conversion.target`, whole or not at all. A run resumes an earlier one that was interrupted.
 
     Raises ModelError for the source, UsageError for options and destination, DoesNotFit for a full disk.
     """
@@ -116,7 +116,7 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
         weights_nbytes = _write_shards(job, folds, staging.folder, kept, listener)
         seconds = time.monotonic() - writing
         names = _write_small_files(job, staging.folder)
-        check = _check(job, folds, staging.folder, listener)
+        check = _check_result(job, folds, staging.folder, listener)
         report = Report(
             name=job.target.name,
             source=model_name(job.source.folder),
@@ -134,7 +134,7 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
             check=check,
             license=read_license(job.source.folder),
         )
-        write_file(staging.folder / CARD_NAME, as_card(report).encode())
+        write_file(staging.folder / CARD_NAME, render_report_card(report).encode())
         staging.write_report({"identity": job.identity, "files": names, **report.as_json()})
         staging.publish(conversion.force)
     return report
@@ -142,7 +142,7 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
 
 @dataclass(frozen=True)
 class _Job:
-    """A conversion whose every byte is decided; nothing has been written."""
+    """A conversion that is fully decided and has written nothing yet."""
 
     conversion: Conversion
     source: Source
@@ -157,7 +157,7 @@ class _Job:
 
     @classmethod
     def prepare(cls, conversion: Conversion) -> "_Job":
-        folder, target = _whole(conversion.source), _whole(conversion.target)
+        folder, target = _absolute(conversion.source), _absolute(conversion.target)
         source = Source.open(folder)
         _check_places(folder, target, conversion.force)
         _check_quantized(conversion, source)
@@ -167,7 +167,7 @@ class _Job:
         units = tuple(_units(source, recipe))
         shards = tuple(_shards(units, options))
         imatrix = (
-            None if conversion.imatrix is None else read_imatrix(_whole(conversion.imatrix), source.config)
+            None if conversion.imatrix is None else read_imatrix(_absolute(conversion.imatrix), source.config)
         )
         _check_importance(conversion, imatrix, units)
         return cls(
@@ -184,10 +184,10 @@ class _Job:
         )
 
     def search_folds(self, listener: Listener) -> Folds:
-        """The scales that the imatrix asks for; none without one. Raises UsageError where none would help."""
+        """Search the scales that the imatrix asks for, if any. Raises UsageError if none would help."""
         if self.imatrix is None:
             return Folds()
-        clock = _Clock("scaling", sum(map(self.source.weights_nbytes, self.source.specs)), listener)
+        clock = _ProgressMeter("scaling", sum(map(self.source.weights_nbytes, self.source.specs)), listener)
         seen: set[str] = set()
 
         def watch(name: str) -> None:
@@ -195,11 +195,11 @@ class _Job:
             seen.add(name)
 
         watched = replace(self.source, watch=watch)
-        return search(watched, watched.config, self.recipe, self.imatrix, self.conversion.awq)
+        return search_scales(watched, watched.config, self.recipe, self.imatrix, self.conversion.awq)
 
 
-class _Clock:
-    """Tells the listener how far a stage is that goes through `total` bytes of bfloat16 weights."""
+class _ProgressMeter:
+    """Reports the progress of a stage over `total` bytes of bfloat16 weights to the listener."""
 
     def __init__(self, stage: Stage, total: int, listener: Listener):
         self._stage: Stage = stage
@@ -212,16 +212,16 @@ class _Clock:
         self._listener(Progress(self._stage, module, self._done, self._total, left))
 
 
-def _whole(path: Path) -> Path:
-    """Absolute, without `..`, links not followed. Raises UsageError."""
+def _absolute(path: Path) -> Path:
+    """The absolute path without `..`; does not follow links. Raises UsageError."""
     try:
         return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  `resolve` follows links
     except RuntimeError as error:
-        raise UsageError(f"{path} is no path: {error}") from error
+        raise UsageError(f"{path} is not a path: {error}") from error
 
 
 def _check_places(source: Path, target: Path, force: bool) -> None:
-    """Raises UsageError where the destination is no place for a new folder, or is the source's."""
+    """Raise UsageError if the destination cannot be a new folder, or is inside the source."""
     if not target.name:
         raise UsageError(f"{target} cannot be a destination: name a new folder")
     if not target.parent.is_dir():
@@ -232,7 +232,7 @@ def _check_places(source: Path, target: Path, force: bool) -> None:
 
 
 def _check_quantized(conversion: Conversion, source: Source) -> None:
-    """What becomes of a quantized source must be said, and said of no other."""
+    """Raise UsageError if a quantized source needs a flag, or an unquantized one has a flag that needs it."""
     if conversion.dequantize and not source.is_quantized:
         raise UsageError(f"--dequantize would change nothing: {source.folder} is not quantized")
     packs = conversion.options.recipe != UNQUANTIZED
@@ -243,7 +243,7 @@ def _check_quantized(conversion: Conversion, source: Source) -> None:
 
 
 def _check_importance(conversion: Conversion, imatrix: Imatrix | None, units: Sequence[Unit]) -> None:
-    """Without scaling an imatrix still steers the rounding, of affine codes only."""
+    """Raise UsageError for an imatrix without effect. Without scaling it steers only affine rounding."""
     if imatrix is None or conversion.awq != "off":
         return
     if not any(u.geometry and u.geometry.mode == "affine" and u.name in imatrix for u in units):
@@ -253,7 +253,7 @@ def _check_importance(conversion: Conversion, imatrix: Imatrix | None, units: Se
 
 
 def _check_text(source: Source) -> None:
-    """A folder that could not be chatted with is not worth converting. Raises ModelError."""
+    """Load tokenizer, template and generation config, which chatting will need. Raises ModelError."""
     tokenizer = Tokenizer.load(source.folder)
     if tokenizer.vocab_size > source.config.vocab_size:
         raise TokenizerError(
@@ -283,7 +283,7 @@ def _shards(units: Sequence[Unit], options: Options) -> list[Shard]:
 
 
 def _identity(source: Source, shards: Sequence[Shard], imatrix: Imatrix | None, mode: ScalingMode) -> str:
-    """A digest of everything that the bytes of the shards depend on."""
+    """A hash of everything that the bytes of the shards depend on."""
     units = [(shard.file, unit) for shard in shards for unit in shard.units]
     layout = [
         (file, unit.name, str(unit.geometry), *map(astuple, unit.arrays.values())) for file, unit in units
@@ -292,13 +292,13 @@ def _identity(source: Source, shards: Sequence[Shard], imatrix: Imatrix | None, 
     if imatrix is not None:
         with imatrix.path.open("rb") as file:
             importance = [hashlib.file_digest(file, "sha256").hexdigest(), mode]
-    text = json.dumps([str(source.folder.resolve()), source.files, layout, importance])
+    text = json.dumps([str(source.folder.resolve()), source.stamps, layout, importance])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _warnings(source: Source, units: Sequence[Unit]) -> Iterator[str]:
     again = [unit for unit in units if unit.geometry and unit.name in source.packed]
-    changed = [unit for unit in again if not is_kept(source, Folds(), unit)]
+    changed = [unit for unit in again if not can_copy(source, Folds(), unit)]
     if changed:
         yield (
             f"{source.folder} is quantized already: {len(changed)} of its matrices are quantized a second "
@@ -307,13 +307,13 @@ def _warnings(source: Source, units: Sequence[Unit]) -> Iterator[str]:
 
 
 def _write_shards(job: _Job, folds: Folds, folder: Path, kept: Sequence[Shard], listener: Listener) -> int:
-    """Write what is not `kept`; returns how many bytes of bfloat16 that was. Raises OSError, ModelError."""
+    """Write the shards that are not `kept`, and return their bfloat16 size. Raises OSError, ModelError."""
     shards = [shard for shard in job.shards if shard not in kept]
     total = sum(job.source.weights_nbytes(unit.name) for shard in shards for unit in shard.units)
-    clock = _Clock("writing", total, listener)
+    clock = _ProgressMeter("writing", total, listener)
     for shard in shards:
         with ShardWriter(folder, shard) as file:
-            for piece in converted(job.source, folds, shard.units):
+            for piece in convert_slices(job.source, folds, shard.units):
                 for part, array in piece.arrays.items():
                     file.write(piece.unit.arrays[part], array, piece.begin)
                 share = (piece.end - piece.begin) / piece.unit.arrays["weight"].shape[0]
@@ -322,30 +322,30 @@ def _write_shards(job: _Job, folds: Folds, folder: Path, kept: Sequence[Shard], 
 
 
 def _write_small_files(job: _Job, folder: Path) -> list[str]:
-    """Everything but weights, card and report; returns the names of all files of the finished folder."""
+    """Write all but weights, card and report, and return the names of all files of the finished folder."""
     write_index(folder, job.shards)
     names = write_companions(folder, job.source, job.units, job.recipe.default)
     return sorted([*names, INDEX_NAME, CARD_NAME, REPORT_NAME, *(shard.file for shard in job.shards)])
 
 
-def _check(job: _Job, folds: Folds, folder: Path, listener: Listener) -> Check:
-    """Read the new folder as any runtime would. Raises ModelError where it is not what it should be."""
-    check_headers(folder, job.shards)
+def _check_result(job: _Job, folds: Folds, folder: Path, listener: Listener) -> Check:
+    """Read the new folder as any runtime would and compare it with its source. Raises ModelError."""
     result = Source.open(folder)
+    check_headers(result.checkpoint, job.shards)
     _check_text(result)
     job.source.check_unchanged()
     units = [unit for unit in job.units if unit.name in result.specs]
 
     def wanted(unit: Unit, begin: int, end: int) -> mx.array:
-        return dense(exact(job.source, folds, unit, begin, end), mx.float32)
+        return to_dense(read_unrounded(job.source, folds, unit, begin, end), mx.float32)
 
     weights = compare_weights(result, units, wanted)
     total = sum(map(job.source.weights_nbytes, result.specs))
-    clock = _Clock("checking", 2 * total, listener)
+    clock = _ProgressMeter("checking", 2 * total, listener)
     return compare_logits(job.source, result, weights, clock.tick)
 
 
 def _command(conversion: Conversion) -> str:
-    """As one could type it again, without the folders of this machine."""
-    names = (model_name(_whole(conversion.source)), conversion.target.name)
+    """The command line to repeat the conversion, without the folders of this machine."""
+    names = (model_name(_absolute(conversion.source)), conversion.target.name)
     return shlex.join(["qchat", "convert", "-i", names[0], "-o", names[1], *conversion.flags])

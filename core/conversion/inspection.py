@@ -1,37 +1,39 @@
-"""What a model folder holds: every tensor's class, code, shape and bytes, and what the loader made of it.
+"""Describes a model folder: every tensor's class, code, shape and bytes, and the loader's repairs.
 
-Bytes are those of the files; the forms come from the loader, which checks the folder as if it were to run.
-No weight is read but the few norms that tell the layout, so a folder of any size takes a moment.
+Bytes are those of the files. Codes and shapes come from the loader, which checks the folder as it would to
+run it. Reads no weights but the few norms that tell the layout, so a folder of any size takes a moment.
 """
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.assemble import FP8_BLOCK, Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import ITEM_NBYTES, Entry, read_header, shown
+from ..checkpoint.header import ITEM_NBYTES, Entry, printable
 from ..checkpoint.layouts import body_specs, is_vision, mtp_specs, split_part
 from ..checkpoint.packed import Packed
-from ..checkpoint.shards import find_shards
+from ..checkpoint.stored import open_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import TemplateError
 from ..quant.plan import tensor_class
 from ..text.template import Template
 
 MB = 10**6
-SHAPES_SHOWN = 2
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+MAX_SHAPES = 2
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 EXPERTS = re.compile(r"(.*mlp\.)experts\.(?:\d+\.)?(\w+)")
 
 
 @dataclass(frozen=True)
 class Code:
-    """How weights are written: `bits` of each without the scales, `group_size` weights of a row per scale, or
-    None where they are not quantized."""
+    """How weights are stored: `bits` each without the scales, and one scale to `group_size` weights of a row.
+
+    `group_size` is None if they are not quantized.
+    """
 
     mode: str
     bits: int
@@ -45,7 +47,7 @@ class Code:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor by its canonical name; of a projection's experts all together [E, N, K]."""
+    """One tensor by its canonical name; all experts of a projection are one tensor [E, N, K]."""
 
     name: str
     kind: str
@@ -69,7 +71,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """All tensors of one class and code."""
+    """The tensors of one class and code."""
 
     kind: str
     code: Code
@@ -85,12 +87,12 @@ class ClassInfo:
 
     @property
     def bits_per_weight(self) -> float:
-        """Scales included."""
+        """Bits per weight, scales included."""
         return 8 * self.nbytes / max(self.weights, 1)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Each once."""
+        """The different shapes."""
         return tuple(dict.fromkeys(tensor.shape for tensor in self.tensors))
 
     def as_json(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class Inspection:
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """In the order of their first tensors, the codes of a class together."""
+        """The classes in the order of their first tensors, with the codes of a class together."""
         groups: dict[str, dict[Code, list[TensorInfo]]] = {}
         for tensor in self.tensors:
             groups.setdefault(tensor.kind, {}).setdefault(tensor.code, []).append(tensor)
@@ -132,7 +134,7 @@ class Inspection:
         return ClassInfo("total", Code("", 0), self.tensors)
 
     def as_json(self, *, tensors: bool = False) -> dict[str, Any]:
-        """Values that `json.dumps` takes; every tensor only where asked for."""
+        """Values that `json.dumps` takes, with every single tensor if `tensors`."""
         total = self.total
         return {
             "model": self.model,
@@ -151,27 +153,29 @@ class Inspection:
         }
 
     def as_text(self, *, tensors: bool = False) -> str:
-        """Lines for a terminal: a table of the classes, or of every tensor."""
+        """Lines for a terminal: a table of the classes, or of every tensor if `tensors`."""
         table = _tensor_table(self.tensors) if tensors else _class_table(self.classes)
         total = self.total
         size = (
             f"{total.nbytes / 10**9:.3f} GB ({total.nbytes / 2**30:.3f} GiB), {total.weights / MB:,.1f} M "
             f"weights in {len(total.tensors):,} tensors, {total.bits_per_weight:.2f} bits per weight"
         )
-        said = [f"- {sentence}" for sentence in (*self.repairs, *self.notices)]
-        return "\n".join((self.model, _sizes(self.config), "", *table, "", size, *said))
+        remarks = [f"- {sentence}" for sentence in (*self.repairs, *self.notices)]
+        return "\n".join((self.model, _size_line(self.config), "", *table, "", size, *remarks))
 
 
 def inspect_model(folder: Path) -> Inspection:
-    """Read the headers of every weight file. Raises ModelError and its children as loading the model does."""
+    """Describe the model in `folder` from the headers of its files. Raises the same errors as loading it."""
     config = ModelConfig.load(folder)
-    weights = load_weights(folder, config)
+    checkpoint = open_checkpoint(folder)
+    weights = load_weights(checkpoint, config)
     files = _Files()
-    for mtp_file, entry in _entries(folder):
-        files.add(entry, mtp_file=mtp_file)
+    for header in checkpoint.headers:
+        for entry in header.entries.values():
+            files.add(entry, mtp_file=header.path == checkpoint.shards.mtp)
     order = {name: place for place, name in enumerate(body_specs(config) | mtp_specs(config))}
     names = sorted(weights.tensors, key=lambda name: order[name])
-    tensors = [_describe(name, weights.tensors[name], files) for name in names]
+    tensors = [_tensor_info(name, weights.tensors[name], files) for name in names]
     return Inspection(
         model=str(folder),
         config=config,
@@ -182,7 +186,7 @@ def inspect_model(folder: Path) -> Inspection:
 
 
 class _Files:
-    """The stored bytes of each canonical tensor and the entry of its weight, and what is stored besides."""
+    """Stored bytes and weight entry of each canonical tensor, and the tensors that belong to none."""
 
     def __init__(self) -> None:
         self.nbytes: dict[str, int] = {}
@@ -190,9 +194,9 @@ class _Files:
         self.vision: list[TensorInfo] = []
 
     def add(self, entry: Entry, *, mtp_file: bool) -> None:
-        """Count one stored tensor in, at the canonical tensors that it is a part of."""
+        """Count one stored tensor for the canonical tensors that it is a part of."""
         if is_vision(entry.name):
-            self.vision.append(_as_stored("vision", entry))
+            self.vision.append(_stored_info("vision", entry))
             return
         module, part = split_part(entry.name, mtp_file=mtp_file)
         homes = canonical_names(module)
@@ -202,13 +206,13 @@ class _Files:
                 self.weights[home] = entry
 
     def ignored(self, used: Sequence[str]) -> list[TensorInfo]:
-        """What the loader has no use for: the head of a tied model, buffers that it computes itself."""
+        """Tensors that the loader does not use: the head of a tied model, buffers that it computes itself."""
         left = self.weights.keys() - set(used)
-        return [_as_stored("ignored", entry) for name, entry in self.weights.items() if name in left]
+        return [_stored_info("ignored", entry) for name, entry in self.weights.items() if name in left]
 
 
 def canonical_names(module: str) -> list[str]:
-    """The canonical tensors that a stored module is a part of: two for stacked gate and up projections."""
+    """The canonical tensors that a stored module is part of: two for stacked gate and up projections."""
     match = EXPERTS.fullmatch(module)
     if match is None:
         return [module]
@@ -216,34 +220,25 @@ def canonical_names(module: str) -> list[str]:
     return [f"{match[1]}switch_mlp.{projection}" for projection in projections]
 
 
-def _entries(folder: Path) -> Iterator[tuple[bool, Entry]]:
-    """Every stored tensor, and whether it lies in a file of the MTP head alone."""
-    shards = find_shards(folder)
-    for path in shards.paths:
-        yield from ((False, entry) for entry in read_header(path).entries.values())
-    if shards.mtp is not None:
-        yield from ((True, entry) for entry in read_header(shards.mtp).entries.values())
-
-
-def _describe(name: str, tensor: Tensor, files: _Files) -> TensorInfo:
-    """The form is the loader's, the dtype of what is not packed the file's."""
+def _tensor_info(name: str, tensor: Tensor, files: _Files) -> TensorInfo:
+    """Describe a tensor as the loader has it, but with the stored dtype if it is not packed."""
     if isinstance(tensor, Packed):
         code = Code(tensor.mode, tensor.bits, tensor.group_size)
         shape = (*tensor.scales.shape[:-1], tensor.scales.shape[-1] * tensor.group_size)
     else:
         dtype = files.weights[name].dtype
-        # the loader takes floats and FP8 in blocks, which some files call U8
-        code = _code(dtype) if dtype in DTYPES else Code("fp8", 8, FP8_BLOCK)
+        # anything but a float is FP8 in blocks, which some files call U8
+        code = _code(dtype) if dtype in DTYPE_NAMES else Code("fp8", 8, FP8_BLOCK)
         shape = tensor.shape
     return TensorInfo(name, tensor_class(name), code, shape, files.nbytes[name])
 
 
-def _as_stored(kind: str, entry: Entry) -> TensorInfo:
-    return TensorInfo(shown(entry.name), kind, _code(entry.dtype), entry.shape, _nbytes(entry))
+def _stored_info(kind: str, entry: Entry) -> TensorInfo:
+    return TensorInfo(printable(entry.name), kind, _code(entry.dtype), entry.shape, _nbytes(entry))
 
 
 def _code(dtype: str) -> Code:
-    return Code(DTYPES.get(dtype, dtype.lower()), 8 * ITEM_NBYTES[dtype])
+    return Code(DTYPE_NAMES.get(dtype, dtype.lower()), 8 * ITEM_NBYTES[dtype])
 
 
 def _nbytes(entry: Entry) -> int:
@@ -251,7 +246,7 @@ def _nbytes(entry: Entry) -> int:
 
 
 def _template_notice(folder: Path) -> str:
-    """Where the chat template comes from, or why there is none to use."""
+    """A sentence on where the chat template comes from, or why it cannot be used."""
     try:
         template = Template.load(folder)
     except TemplateError as error:
@@ -259,7 +254,7 @@ def _template_notice(folder: Path) -> str:
     return template.notice or f"the chat template is in {template.origin}"
 
 
-def _sizes(config: ModelConfig) -> str:
+def _size_line(config: ModelConfig) -> str:
     attention = config.layer_types.count("full_attention")
     experts = f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.is_moe else ""
     return (
@@ -275,8 +270,8 @@ def _class_table(classes: Sequence[ClassInfo]) -> list[str]:
 
 
 def _class_line(row: ClassInfo) -> str:
-    shapes = ", ".join(map(_shape, row.shapes[:SHAPES_SHOWN]))
-    more = len(row.shapes) - SHAPES_SHOWN
+    shapes = ", ".join(map(_format_shape, row.shapes[:MAX_SHAPES]))
+    more = len(row.shapes) - MAX_SHAPES
     figures = f"{len(row.tensors):>8,}{row.nbytes / MB:>12,.1f}{row.bits_per_weight:>13.2f}"
     return f"{row.kind:<22}{row.code!s:<24}{figures}  {shapes}{f' + {more}' if more > 0 else ''}"
 
@@ -284,11 +279,11 @@ def _class_line(row: ClassInfo) -> str:
 def _tensor_table(tensors: Sequence[TensorInfo]) -> list[str]:
     header = f"{'tensor':<44}{'mode':<24}{'shape':>18}{'bytes':>14}"
     lines = [
-        f"{tensor.name:<44}{tensor.code!s:<24}{_shape(tensor.shape):>18}{tensor.nbytes:>14,}"
+        f"{tensor.name:<44}{tensor.code!s:<24}{_format_shape(tensor.shape):>18}{tensor.nbytes:>14,}"
         for tensor in tensors
     ]
     return [header, *lines]
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"

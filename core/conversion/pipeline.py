@@ -1,7 +1,7 @@
-"""From slices of the source to arrays ready to be written: folded, packed, a few in flight at once.
+"""Turns slices of the source into arrays ready to write: folds and packs them, a few in flight at once.
 
-MLX runs the operations of one CPU stream one after the other, so slices take turns on several streams. What
-the source holds in the wanted code already is passed through untouched.
+MLX runs the operations of one CPU stream one after the other, so slices alternate between several streams.
+Copies codes unchanged that the source already has in the wanted form.
 """
 
 import os
@@ -16,15 +16,15 @@ from ..checkpoint.packed import Packed
 from ..machine.backend import mx, on_gpu
 from ..quant.folds import Folds
 from ..quant.rounding import quantize
-from .source import Source, dense
-from .writer import DTYPES, Unit
+from .source import Source, to_dense
+from .writer import MLX_DTYPES, Unit
 
 MAX_STREAMS = 4
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries `begin` to `end` along the first axis of a unit, its arrays by part in their final dtypes."""
+    """Entries `begin` to `end` along the first axis of a unit: its arrays by part, in their final dtypes."""
 
     unit: Unit
     begin: int
@@ -32,31 +32,31 @@ class Slice:
     arrays: dict[str, mx.array]
 
 
-def converted(source: Source, folds: Folds, units: Iterable[Unit]) -> Iterator[Slice]:
-    """Every slice of `units` in order, evaluated; none is kept once the next is asked for."""
+def convert_slices(source: Source, folds: Folds, units: Iterable[Unit]) -> Iterator[Slice]:
+    """Yield every slice of `units` in order, evaluated; keeps none once the next is asked for."""
     pending: deque[Slice] = deque()
     turns = streams()
     spans = ((unit, *span) for unit in units for span in _spans(source, unit))
     for (unit, begin, end), stream in zip(spans, cycle(turns), strict=False):
         with mx.stream(stream):
-            arrays = _arrays(source, folds, unit, begin, end)
+            arrays = _slice_arrays(source, folds, unit, begin, end)
         mx.async_eval(list(arrays.values()))
         pending.append(Slice(unit, begin, end, arrays))
         del arrays
         if len(pending) == len(turns):
-            yield _finished(pending.popleft())
+            yield _evaluate(pending.popleft())
     while pending:
-        yield _finished(pending.popleft())
+        yield _evaluate(pending.popleft())
 
 
-def _finished(piece: Slice) -> Slice:
+def _evaluate(piece: Slice) -> Slice:
     mx.eval(list(piece.arrays.values()))
     return piece
 
 
 @cache
 def streams() -> list[mx.Stream]:
-    """To take turns on; made once, because MLX never ends a stream's thread."""
+    """The streams that slices alternate between; made once, because MLX never ends a stream's thread."""
     if on_gpu():
         return [mx.default_stream(mx.default_device())] * 2  # so that reading and writing overlap
     return [mx.new_stream(mx.cpu) for _ in range(min(os.cpu_count() or 1, MAX_STREAMS))]
@@ -69,21 +69,21 @@ def _spans(source: Source, unit: Unit) -> Iterator[tuple[int, int]]:
         yield 0, unit.arrays["weight"].shape[0]
 
 
-def _arrays(source: Source, folds: Folds, unit: Unit, begin: int, end: int) -> dict[str, mx.array]:
+def _slice_arrays(source: Source, folds: Folds, unit: Unit, begin: int, end: int) -> dict[str, mx.array]:
     if unit.geometry is None:
         weight = unit.arrays["weight"]
-        values = exact(source, folds, unit, begin, end)
-        return {"weight": values.astype(DTYPES[weight.dtype]).reshape(end - begin, *weight.shape[1:])}
+        values = read_unrounded(source, folds, unit, begin, end)
+        return {"weight": values.astype(MLX_DTYPES[weight.dtype]).reshape(end - begin, *weight.shape[1:])}
     tensor = source.read(unit.name, begin, end)
-    if not (isinstance(tensor, Packed) and is_kept(source, folds, unit)):
+    if not (isinstance(tensor, Packed) and can_copy(source, folds, unit)):
         importance = folds.importance(unit.name)
         if importance is not None and importance.ndim > 1:
             importance = importance[begin:end]
-        tensor = quantize(_folded(folds, unit.name, tensor, begin, end), unit.geometry, importance)
-    return _parts(tensor)
+        tensor = quantize(_fold_slice(folds, unit.name, tensor, begin, end), unit.geometry, importance)
+    return _arrays_by_part(tensor)
 
 
-def _parts(packed: Packed) -> dict[str, mx.array]:
+def _arrays_by_part(packed: Packed) -> dict[str, mx.array]:
     arrays = {"weight": packed.weight, "scales": packed.scales}
     if packed.biases is None:
         return arrays
@@ -94,23 +94,23 @@ def _parts(packed: Packed) -> dict[str, mx.array]:
     }
 
 
-def is_kept(source: Source, folds: Folds, unit: Unit) -> bool:
-    """Whether the source's own codes are copied, which loses nothing."""
+def can_copy(source: Source, folds: Folds, unit: Unit) -> bool:
+    """Whether the codes of the source are the wanted ones, so that copying them loses nothing."""
     same = unit.geometry is not None and source.packed.get(unit.name) == unit.geometry
     return same and unit.name not in folds.columns and unit.name not in folds.rows
 
 
-def exact(source: Source, folds: Folds, unit: Unit, begin: int, end: int) -> mx.array:
-    """What entries `begin` to `end` of a unit stand for before anything is rounded."""
+def read_unrounded(source: Source, folds: Folds, unit: Unit, begin: int, end: int) -> mx.array:
+    """Read entries `begin` to `end` of a unit, folded but not rounded."""
     if unit.name not in source.specs:
         return source.read_vision(unit.name)
-    return _folded(folds, unit.name, source.read(unit.name, begin, end), begin, end)
+    return _fold_slice(folds, unit.name, source.read(unit.name, begin, end), begin, end)
 
 
-def _folded(folds: Folds, name: str, tensor: Tensor, begin: int, end: int) -> mx.array:
-    """The slice with its part of the scales; in bfloat16 where there are none and it was packed."""
+def _fold_slice(folds: Folds, name: str, tensor: Tensor, begin: int, end: int) -> mx.array:
+    """Apply the scales of this slice; without any, a packed tensor becomes bfloat16."""
     columns, rows = folds.columns.get(name), folds.rows.get(name)
-    values = dense(tensor, mx.bfloat16) if isinstance(tensor, Packed) else tensor
+    values = to_dense(tensor, mx.bfloat16) if isinstance(tensor, Packed) else tensor
     if columns is not None and columns.ndim > 1:
         columns = columns[begin:end]
     here = Folds(

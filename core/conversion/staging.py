@@ -1,7 +1,7 @@
-"""The folder a conversion grows in, `.NAME.partial` beside its destination, which appears whole by a rename.
+"""The folder that a conversion writes to: `.NAME.partial`, beside its destination until it is renamed.
 
-Owns resuming: finished shards of the same conversion are kept. Replaces and removes only what qchat wrote;
-refuses any other folder that is in its way, a second conversion to the same place, and a disk too small.
+Owns resuming: keeps finished shards of the same conversion. Replaces and removes only files that qchat wrote.
+Refuses any other folder in its way, a second conversion to the same place, and a disk that is too small.
 """
 
 import errno
@@ -25,16 +25,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Staging:
-    """A locked staging folder; made by `open_staging`. `is_ours` once it is known to hold nothing foreign."""
+    """A locked staging folder, made by `open_staging`; `is_ours` once it is known to hold only our files."""
 
     def __init__(self, target: Path, identity: str):
-        self.target, self.folder = target, _beside(target, "partial")
+        self.target, self.folder = target, _sibling(target, "partial")
         self.identity = identity
         self.is_ours = False
 
     def prepare(self) -> None:
-        """Keep what an earlier run of the same conversion finished, and remove what it did not."""
-        marker = _marker(self.folder)
+        """Keep the shards that an earlier run of the same conversion finished and remove all else."""
+        marker = _read_marker(self.folder)
         if marker is None and any(not entry.name.endswith(UNFINISHED) for entry in self.folder.iterdir()):
             raise UsageError(
                 f"{self.folder} is in the way of the conversion and was not made by one: remove it first"
@@ -51,12 +51,12 @@ class Staging:
         write_file(self.folder / REPORT_NAME, report)
 
     def is_finished(self, shard: Shard) -> bool:
-        """Only a whole file, known to be on the disk, has its final name."""
+        """Whether `shard` is complete: only a whole file that is safely on disk has its final name."""
         path = self.folder / shard.file
         return path.is_file() and path.stat().st_size == shard.nbytes
 
     def check_disk(self, needed: int) -> None:
-        """Raises DoesNotFit where the disk of the destination has less than `needed` bytes free."""
+        """Raise DoesNotFit if the disk of the destination has less than `needed` bytes free."""
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise DoesNotFit(
@@ -65,19 +65,19 @@ class Staging:
             )
 
     def publish(self, force: bool) -> None:
-        """Give the finished folder its name. Raises UsageError where something has taken it meanwhile."""
+        """Give the finished folder its name. Raises UsageError if the name has been taken meanwhile."""
         check_target(self.target, force)
-        _sync(self.folder)
-        old = _beside(self.target, "replaced")
+        _sync_folder(self.folder)
+        old = _sibling(self.target, "replaced")
         if self.target.exists() and any(self.target.iterdir()):
-            _remove_conversion(old)  # of a run that was killed
+            _remove_conversion(old)  # left by a run that was killed
             self.target.rename(old)
         self.folder.rename(self.target)
-        _sync(self.target.parent)
+        _sync_folder(self.target.parent)
         _remove_conversion(old)
 
     def clean(self, shards: Sequence[Shard]) -> None:
-        """After an interruption: finished shards wait for a rerun; where there are none, nothing is left."""
+        """Clean up after an interruption: keep finished shards for the next run, or else leave nothing."""
         if not self.is_ours or not self.folder.exists():
             return
         for path in self.folder.glob(f"*{UNFINISHED}"):
@@ -92,13 +92,13 @@ class Staging:
 
 @contextmanager
 def open_staging(target: Path, identity: str, shards: Sequence[Shard]) -> Iterator[Staging]:
-    """A prepared staging folder, to publish within the block; errors of the disk become one sentence.
+    """Prepare a staging folder, to be published within the block; turns disk errors into sentences.
 
-    Raises UsageError for a place that cannot be written, DoesNotFit where the disk is or becomes full: then
-    nothing of the conversion is left.
+    Raises UsageError for a place that cannot be written, and DoesNotFit if the disk is or becomes full, after
+    removing all of the conversion.
     """
     staging = Staging(target, identity)
-    lock = _locked(staging.folder)
+    lock = _lock_folder(staging.folder)
     try:
         staging.prepare()
         yield staging
@@ -119,17 +119,17 @@ def open_staging(target: Path, identity: str, shards: Sequence[Shard]) -> Iterat
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Refuse a destination that exists, but for an empty folder; with `force`, one that qchat did not write.
+    """Raise UsageError if the destination exists and is not an empty folder.
 
-    Raises UsageError.
+    With `force`, only if it holds files that qchat did not write.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{target} exists and is no folder: choose another destination")
+        raise UsageError(f"{target} exists and is not a folder: choose another destination")
     if not target.exists() or not any(target.iterdir()):
         return
     if not force:
         raise UsageError(f"{target} exists: choose another destination, or --force to replace a conversion")
-    marker = _marker(target) or {}
+    marker = _read_marker(target) or {}
     files = marker.get("files")
     known = set(files) if isinstance(files, list) else set()
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known)
@@ -139,12 +139,12 @@ def check_target(target: Path, force: bool) -> None:
         )
 
 
-def _beside(target: Path, ending: str) -> Path:
+def _sibling(target: Path, ending: str) -> Path:
     return target.with_name(f".{target.name}.{ending}")
 
 
-def _locked(folder: Path) -> int:
-    """Make `folder` if need be and lock it for this process. Raises UsageError."""
+def _lock_folder(folder: Path) -> int:
+    """Make `folder` if it does not exist, and lock it for this process. Raises UsageError."""
     try:
         folder.mkdir(exist_ok=True)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -161,8 +161,8 @@ def _locked(folder: Path) -> int:
     return lock
 
 
-def _marker(folder: Path) -> dict[str, Any] | None:
-    """What qchat wrote about a folder of its own."""
+def _read_marker(folder: Path) -> dict[str, Any] | None:
+    """The report that qchat wrote into a folder of its own, or None."""
     try:
         fields = read_json(folder / REPORT_NAME, UsageError)
     except UsageError:
@@ -178,8 +178,8 @@ def _remove(path: Path) -> None:
 
 
 def _remove_conversion(folder: Path) -> None:
-    """Its marker goes last, so that what a killed run leaves is still known to be qchat's."""
-    if _marker(folder) is None:
+    """Remove the marker last, so that the remains of a killed run are still recognised as qchat's."""
+    if _read_marker(folder) is None:
         return
     for path in folder.iterdir():
         if path.name != REPORT_NAME:
@@ -187,8 +187,8 @@ def _remove_conversion(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _sync(folder: Path) -> None:
-    """A rename survives a loss of power once its folder is on the disk."""
+def _sync_folder(folder: Path) -> None:
+    """Flush `folder` to disk, so that a rename in it survives a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""What was written, held against what it was made from: every header, a sample of weights, one forward pass.
+"""Compares the result of a conversion with its source: every header, a sample of weights, one forward pass.
 
-The forward pass goes layer by layer and drops each, so it takes the memory of one layer however large the
-model is. Refuses files that differ from their plan, weights unlike their source, logits that are no numbers.
+The forward pass reads one layer at a time and drops it, so it needs the memory of one layer for any model.
+Refuses files that differ from their plan, weights unlike their source, and logits that are not finite.
 """
 
 import math
@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 
 from ..checkpoint.assemble import Tensor
-from ..checkpoint.header import read_header
+from ..checkpoint.stored import Checkpoint
 from ..errors import WeightsError
 from ..machine.backend import choose_policy, mx
 from ..model.cache import Cache
@@ -24,24 +23,27 @@ from ..ops.linear import make_linear, materialize
 from ..ops.self_test import run_self_test
 from ..text.tokenizer import Tokenizer
 from .pipeline import streams
-from .source import Source, dense
+from .source import Source, to_dense
 from .writer import Shard, Unit
 
 PROBE = "The capital of Japan is Tokyo. Two and two make four, and a week has seven days.\n\ndef add(a, b):"
 PROBE_TOKENS = 8
 SAMPLES_PER_CODE = 4
 SAMPLE_NBYTES = 8 << 20  # of rows in bfloat16
-# relative error of a sample, beyond which it is another tensor: 2-bit codes reach 0.6, unrelated weights 1.4
+# the relative error above which a sample is another tensor: 2-bit codes reach 0.6, unrelated weights 1.4
 MAX_ERROR = 0.9
-TOO_MANY_PARAMETERS = 1 << 60  # for dense weights on any machine
-Exact = Callable[[Unit, int, int], mx.array]
+TOO_MANY_PARAMETERS = 1 << 60  # too many for any machine to unpack the weights
+Reference = Callable[[Unit, int, int], mx.array]
 Tick = Callable[[str, int], None]  # a tensor's name, its bytes in bfloat16
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far the result is from its source: of the weights by code (relative RMS of a sample), of the logits
-    after `tokens` tokens (relative RMS, mean KL divergence in nats, share of equal most likely tokens)."""
+    """How far the result is from its source.
+
+    `weights` are relative RMS errors of a sample by code. The logits after `tokens` tokens are compared by
+    relative RMS, mean KL divergence in nats, and the share of positions with the same most likely token.
+    """
 
     weights: dict[str, float]
     tokens: int
@@ -49,40 +51,48 @@ class Check:
     kl_divergence: float
     same_top: float
 
+    def as_text(self) -> str:
+        """A sentence without its full stop."""
+        return (
+            f"Logits against the source over {self.tokens} tokens: relative RMS {self.logits_error:.2e}, KL "
+            f"divergence {self.kl_divergence:.2e} nats, {self.same_top:.0%} of the most likely tokens equal"
+        )
 
-def check_headers(folder: Path, shards: Sequence[Shard]) -> None:
-    """Read every header back. Raises WeightsError where it is not what was planned."""
+
+def check_headers(checkpoint: Checkpoint, shards: Sequence[Shard]) -> None:
+    """Raise WeightsError unless the files hold the tensors that `shards`, their plan, says."""
+    headers = {header.path.name: header.entries.values() for header in checkpoint.headers}
     for shard in shards:
-        entries = read_header(folder / shard.file).entries
-        written = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+        written = {entry.name: (entry.dtype, entry.shape) for entry in headers.get(shard.file, ())}
         if written != {array.name: (array.dtype, array.shape) for array in shard.arrays}:
-            raise WeightsError(f"{folder / shard.file} does not hold the tensors that were written to it")
+            path = checkpoint.folder / shard.file
+            raise WeightsError(f"{path} does not hold the tensors that were written to it")
 
 
-def compare_weights(result: Source, units: Sequence[Unit], exact: Exact) -> dict[str, float]:
-    """Relative RMS of the first rows of some modules of each code against what `exact` says they encode.
+def compare_weights(result: Source, units: Sequence[Unit], reference: Reference) -> dict[str, float]:
+    """The relative RMS error by code, of the first rows of some modules against what `reference` reads.
 
-    Raises WeightsError for a module that is nothing like it.
+    Raises WeightsError for a module unlike its reference.
     """
     errors: dict[str, float] = {}
-    for code, members in _by_code(units).items():
+    for code, members in _group_by_code(units).items():
         stride = math.ceil(len(members) / SAMPLES_PER_CODE)
-        errors[code] = max(_sample_error(result, unit, exact) for unit in members[::stride])
+        errors[code] = max(_sample_error(result, unit, reference) for unit in members[::stride])
     return errors
 
 
-def _by_code(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+def _group_by_code(units: Sequence[Unit]) -> dict[str, list[Unit]]:
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(str(unit.geometry) if unit.geometry else "dense", []).append(unit)
     return groups
 
 
-def _sample_error(result: Source, unit: Unit, exact: Exact) -> float:
+def _sample_error(result: Source, unit: Unit, reference: Reference) -> float:
     rows, *rest = result.specs[unit.name].shape
     end = min(rows, max(1, SAMPLE_NBYTES // (2 * math.prod(rest))))
-    wanted = exact(unit, 0, end)
-    error = relative_error(dense(result.read(unit.name, 0, end), mx.float32), wanted)
+    wanted = reference(unit, 0, end)
+    error = relative_error(to_dense(result.read(unit.name, 0, end), mx.float32), wanted)
     if not error <= MAX_ERROR:
         raise WeightsError(
             f"{result.folder}: {unit.path} was written with a relative error of {error:.2f}, wanted at most "
@@ -98,15 +108,15 @@ def relative_error(actual: mx.array, wanted: mx.array) -> float:
 
 
 def compare_logits(source: Source, result: Source, weights: dict[str, float], tick: Tick) -> Check:
-    """One forward pass over the same short text through both; `tick` hears of each tensor read.
+    """Compare the logits of source and result after one short text; calls `tick` for each tensor read.
 
-    Raises WeightsError where the result's logits are no numbers and the source's are.
+    Raises WeightsError if the logits of the result are not finite and those of the source are.
     """
     run_self_test()  # before any layer decides whether to use kernels
     ids = probe_ids(source)
-    wanted, actual = streamed_logits((source, result), ids, tick)
+    wanted, actual = stream_logits((source, result), ids, tick)
     if mx.isfinite(wanted).all() and not mx.isfinite(actual).all():
-        raise WeightsError(f"{result.folder}: its logits are no numbers, and those of its source are")
+        raise WeightsError(f"{result.folder}: its logits are not finite, and those of its source are")
     ours, theirs = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (actual, wanted))
     divergence = (mx.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()
     same = (actual.argmax(axis=-1) == wanted.argmax(axis=-1)).mean()
@@ -117,10 +127,10 @@ def probe_ids(source: Source) -> list[int]:
     return Tokenizer.load(source.folder).encode(PROBE)[:PROBE_TOKENS]
 
 
-def streamed_logits(sources: Sequence[Source], ids: Sequence[int], tick: Tick) -> list[mx.array]:
-    """Logits [T, V] float32 of each model after each of `ids` [T], side by side, a layer at a time.
+def stream_logits(sources: Sequence[Source], ids: Sequence[int], tick: Tick) -> list[mx.array]:
+    """Logits [T, V] float32 of each model after each of `ids` [T], computed side by side, layer by layer.
 
-    The models have one shape. `tick` hears of each tensor that was used.
+    The models have the same shape. Calls `tick` for each tensor that was used.
     """
     config = sources[0].config
     passes = [_Pass(source, ids, stream) for source, stream in zip(sources, cycle(streams()), strict=False)]
@@ -140,7 +150,7 @@ def streamed_logits(sources: Sequence[Source], ids: Sequence[int], tick: Tick) -
 
 
 class _Pass:
-    """One model's way through its layers, on a stream of its own."""
+    """A forward pass of one model, layer by layer, on its own stream."""
 
     def __init__(self, source: Source, ids: Sequence[int], stream: mx.Stream):
         self._source, self._stream = source, stream
@@ -150,8 +160,8 @@ class _Pass:
         self._memories = deque(Cache.empty(self._config, self._policy.activations).layers)
 
     def enter(self, index: int) -> None:
-        """Ask for layer `index`; its weights stay until `leave`."""
-        self._read = _OnDemand(self._source)
+        """Compute layer `index`, lazily; its weights stay until `leave`."""
+        self._read = _LazyTensors(self._source)
         with mx.stream(self._stream):
             weights, kind = WeightScope(self._read).within(f"layers.{index}"), self._config.layer_types[index]
             self._plain = make_layer(self._config, weights, kind, self._policy)
@@ -166,16 +176,16 @@ class _Pass:
             tick(name, self._source.weights_nbytes(name))
 
     def logits(self, name: str, span: tuple[int, int]) -> mx.array:
-        """The last hidden states [1, T, hidden] times some rows of a matrix, [T, rows] float32, lazy."""
+        """Logits [T, rows] float32, lazy: the last hidden states times some rows of the head."""
         with mx.stream(self._stream):
-            norm = dense(self._source.read("norm"), mx.float32)
+            norm = to_dense(self._source.read("norm"), mx.float32)
             hidden = rms_norm(self.x, norm, self._config.rms_norm_eps)
             head = make_linear(materialize(self._source.read(name, *span), self._policy))
             return head(hidden)[0].astype(mx.float32)
 
 
-class _OnDemand(Mapping[str, Tensor]):
-    """Tensors that are read when a layer asks for them and belong to it alone; `names` were asked for."""
+class _LazyTensors(Mapping[str, Tensor]):
+    """Tensors read when a layer asks for them, which alone keeps them; `names` are those asked for."""
 
     def __init__(self, source: Source):
         self._source = source

@@ -1,7 +1,8 @@
-"""Safetensors shards written as a stream: sizes are known from the start, so no shard is ever in memory.
+"""Writes safetensors shards as streams: sizes are known in advance, so no shard is ever in memory.
 
-Owns names, dtypes and places of what is written. A file gets its name when all of it is on the disk. Format:
-8 bytes of header length, JSON, then the tensors; at most 5 GiB a shard, in name order, an index always.
+Owns the names, dtypes and places of the written tensors. A file gets its name once it is safely on disk.
+Format: 8 bytes of header length, JSON, then the tensors; shards of at most 5 GiB in name order, always with
+an index.
 """
 
 import json
@@ -24,13 +25,13 @@ SHARD_NBYTES = 5 << 30
 MTP_FILE = MTP_NAMES[0]
 UNFINISHED = ".part"
 METADATA = {"format": "mlx"}
-DTYPES = {"BF16": mx.bfloat16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+MLX_DTYPES = {"BF16": mx.bfloat16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Array:
-    """One tensor of a file: the name it is stored under, safetensors' word for its dtype, its shape."""
+    """One tensor to write: its stored name, its dtype as safetensors names it, its shape."""
 
     name: str
     dtype: str
@@ -43,7 +44,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one module becomes; its arrays by part (`weight`, `scales`, `biases`) stay in one shard."""
+    """One module to write; its arrays by part (`weight`, `scales`, `biases`) are in the same shard."""
 
     name: str
     path: str
@@ -57,7 +58,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to write, its units in name order."""
+    """A file to write, with its units in name order."""
 
     file: str
     units: tuple[Unit, ...]
@@ -68,28 +69,28 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole file."""
+        """The size of the whole file."""
         return len(_header(self.arrays)) + sum(unit.nbytes for unit in self.units)
 
 
 def make_unit(name: str, spec: Spec, geometry: Geometry | None, *, bare_mtp: bool) -> Unit:
     """The canonical tensor `name` in the converted layout; `bare_mtp` leaves `mtp.` without a prefix."""
-    path = _path(name, bare_mtp)
+    path = _stored_path(name, bare_mtp)
     if geometry is not None:
-        return Unit(name, path, geometry, _packed(path, spec.shape, geometry))
+        return Unit(name, path, geometry, _packed_arrays(path, spec.shape, geometry))
     if spec.kind == "vector":  # A_log and dt_bias, whose names end there
         return Unit(name, path, None, {"weight": Array(path, "F32", spec.shape)})
     shape = (*spec.shape, 1) if spec.kind == "conv" else spec.shape
     return Unit(name, path, None, {"weight": Array(f"{path}.weight", "BF16", shape)})
 
 
-def _path(name: str, bare_mtp: bool) -> str:
+def _stored_path(name: str, bare_mtp: bool) -> str:
     if name.startswith(MTP_PREFIX):
         return name if bare_mtp else f"language_model.{name}"
     return f"language_model.{name}" if name == "lm_head" else f"language_model.model.{name}"
 
 
-def _packed(path: str, shape: Sequence[int], geometry: Geometry) -> dict[str, Array]:
+def _packed_arrays(path: str, shape: Sequence[int], geometry: Geometry) -> dict[str, Array]:
     *rows, width = shape
     groups = (*rows, width // geometry.group_size)
     words = Array(f"{path}.weight", "U32", (*rows, width * geometry.bits // 32))
@@ -100,7 +101,7 @@ def _packed(path: str, shape: Sequence[int], geometry: Geometry) -> dict[str, Ar
 
 
 def split_shards(units: Iterable[Unit], limit: int) -> list[Shard]:
-    """Units in name order, as many to a shard as `limit` bytes of tensors hold, but at least one."""
+    """Fill shards with units in name order up to `limit` bytes of tensors, at least one unit each."""
     parts: list[list[Unit]] = [[]]
     filled = 0
     for unit in sorted(units, key=lambda unit: unit.path):
@@ -114,9 +115,9 @@ def split_shards(units: Iterable[Unit], limit: int) -> list[Shard]:
 
 
 class ShardWriter:
-    """An open shard; rows are put where they belong, and leaving the block gives the file its name.
+    """An open shard that takes rows in any order; leaving the block gives the file its name.
 
-    Raises OSError. After an error nothing of the file is left.
+    Raises OSError. After an error, nothing of the file is left.
     """
 
     def __init__(self, folder: Path, shard: Shard):
@@ -146,13 +147,13 @@ class ShardWriter:
             self._discard()
 
     def write(self, array: Array, values: mx.array, row: int = 0) -> None:
-        """Put `values`, in the dtype of `array`, at its `row`-th entry along the first axis."""
+        """Write `values`, in the dtype of `array`, from its `row`-th entry along the first axis on."""
         data = memoryview(mx.contiguous(values).view(mx.uint8))  # pyright: ignore[reportArgumentType]
         self._file.seek(self._places[array.name] + row * (array.nbytes // array.shape[0]))
         self._file.write(data)
 
     def _discard(self) -> None:
-        """Closing a file flushes it, which fails again on a full disk."""
+        """Remove the unfinished file; closing flushes it, which fails again on a full disk."""
         try:
             self._file.close()
         finally:
@@ -160,7 +161,7 @@ class ShardWriter:
 
 
 def _header(arrays: Sequence[Array]) -> bytes:
-    """The header with its length, padded so that the tensors begin at a multiple of 8."""
+    """The header behind its length, padded so that the tensors begin at a multiple of 8."""
     fields: dict[str, Any] = {"__metadata__": METADATA}
     at = 0
     for array in arrays:
@@ -173,7 +174,7 @@ def _header(arrays: Sequence[Array]) -> bytes:
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """The index of all shards; an MTP head in a file of its own is in none."""
+    """Write the index of all shards, without a separate file of the MTP head."""
     listed = [shard for shard in shards if shard.file != MTP_FILE]
     total = sum(unit.nbytes for shard in listed for unit in shard.units)
     places = {array.name: shard.file for shard in listed for array in shard.arrays}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.shards import find_shards
+from ..checkpoint.shards import find_shards, stamp_files
 from ..errors import ModelError
 from ..storage.records import ModelIdentity
 
@@ -19,20 +19,17 @@ def read_identity(folder: Path, config: Mapping[str, Any], template: str) -> Mod
 
     Weight files count by name, size and modification time. Raises ModelError where files are gone by now.
     """
-    weights = hashlib.sha256()
     try:
         with (folder / "tokenizer.json").open("rb") as file:
             tokenizer = hashlib.file_digest(file, "sha256").hexdigest()
-        for shard in find_shards(folder).paths:
-            status = shard.stat()
-            weights.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        stamps = stamp_files(folder, find_shards(folder).paths)
     except OSError as error:
         raise ModelError(f"{folder} can no longer be read: {error}") from error
     return ModelIdentity(
         name=folder.resolve().name,
         folder=str(folder.resolve()),
         config_hash=_hash(json.dumps(config, sort_keys=True)),
-        weights=weights.hexdigest(),
+        weights=_hash(stamps),
         template_hash=_hash(template),
         tokenizer_hash=tokenizer,
     )

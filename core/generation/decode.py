@@ -1,6 +1,6 @@
-"""From ids to ids: prefill in chunks, decode one step ahead, and what ends a reply early.
+"""From ids to ids: prefill in chunks, decode one step ahead.
 
-Logits never leave this module. Nothing here knows of messages, templates or text, except for stop strings.
+Logits never leave this module. Nothing here knows of messages, templates or text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +13,6 @@ from .speculate import MOST_DRAFTS, DraftingDecoder, read_ahead
 
 # small enough that a stop during prefill is answered soon, large enough for full-speed products
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
-# a thought within its last tenth of budget is closed where the model itself nearly would
-SOFT_SHARE, SOFT_RANK = 0.9, 3
 
 
 def prefill(
@@ -98,51 +96,3 @@ def drafts_for(model: Model, wanted: int | None) -> int:
 def make_decoder(model: Model, cache: Cache, settings: Sampling, drafts: int) -> AnyDecoder:
     """What draws a reply's ids, with so many drafts at once."""
     return DraftingDecoder(model, cache, settings, drafts) if drafts else Decoder(model, cache, settings)
-
-
-class ThinkingBudget:
-    """Ends a thought at `budget` tokens, or a little before where its end is among the likeliest ids."""
-
-    def __init__(self, budget: int | None, close_id: int | None):
-        self.budget, self.close_id = budget, close_id
-
-    def close(self, spent: int, decoder: AnyDecoder) -> bool:
-        """Force the end of the thought if `spent` reasoning tokens call for it."""
-        if self.budget is None or self.close_id is None or spent < SOFT_SHARE * self.budget:
-            return False
-        if spent < self.budget and decoder.rank(self.close_id) >= SOFT_RANK:
-            return False
-        decoder.force(self.close_id)
-        return True
-
-
-class StopStrings:
-    """Passes text on until one of `stops` appears in it; what may be the beginning of one is held back."""
-
-    def __init__(self, stops: Sequence[str]):
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
-
-    def add(self, text: str) -> str:
-        """The part of the text so far that is safe to show, ending before a stop string."""
-        if self.found or not self._stops:
-            return "" if self.found else text
-        text = self._held + text
-        starts = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if starts:
-            self.found, self._held = True, ""
-            return text[: min(starts)]
-        keep = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        """What was held back, when nothing more will come."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..checkpoint.header import shown
+from ..checkpoint.header import printable
 from ..errors import UsageError
 from ..machine.files import unused_name, write_whole
 
@@ -65,7 +65,7 @@ def parse_id(text: str) -> tuple[str, str]:
     """Id and revision of owner/name or owner/name@revision. Raises UsageError."""
     id, _, revision = text.partition("@")
     if not is_id(text):
-        raise UsageError(f"{shown(text)} is no id of the hub, wanted owner/name or owner/name@revision")
+        raise UsageError(f"{printable(text)} is no id of the hub, wanted owner/name or owner/name@revision")
     return id, revision or constants.DEFAULT_REVISION
 
 

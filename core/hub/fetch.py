@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging as library_log
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import parse_table, shown
+from ..checkpoint.header import parse_table, printable
 from ..checkpoint.shards import INDEX_NAME, MAX_INDEX_NBYTES, MAX_SHARDS, MTP_NAMES, PLAIN_NAME
 from ..errors import ConfigError, DoesNotFit, ModelError, QchatError
 from ..machine.eta import Pace
@@ -342,7 +342,7 @@ def _weights(id: str, listed: Mapping[str, RemoteFile], index: bytes | None) -> 
     for name in names:
         if not PLAIN_NAME.fullmatch(name) or DEVICE.fullmatch(name):
             raise ModelError(
-                f"{id} keeps weights in {shown(name)}, which is no plain name of a .safetensors file"
+                f"{id} keeps weights in {printable(name)}, which is no plain name of a .safetensors file"
             )
         if name not in listed:
             raise ModelError(
@@ -422,7 +422,7 @@ def _sentence(error: Exception, id: str, revision: str, kept: str = "") -> Qchat
     if isinstance(error, httpx2.TimeoutException):
         return ModelError(f"{_host()} does not answer{kept}")
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL):
-        return ModelError(f"no connection to {_host()} ({shown(str(error))}){kept}")
+        return ModelError(f"no connection to {_host()} ({printable(str(error))}){kept}")
     if isinstance(error, OSError) and error.errno in FULL:
         return DoesNotFit(f"the disk of {cache_folder()} is full: free some and fetch {id} again to go on")
     return ModelError(f"{id} cannot be kept in {cache_folder()}: {getattr(error, 'strerror', None) or error}")
@@ -435,7 +435,7 @@ def _refusal(error: HfHubHTTPError, id: str, revision: str) -> str:
         login = "ask for access with the account of your token" if known else "accept them, then set HF_TOKEN"
         return f"{id} is given only to those who accept its terms at {page}: {login}"
     if isinstance(error, RevisionNotFoundError):
-        return f"{id} has no revision {shown(revision)}"
+        return f"{id} has no revision {printable(revision)}"
     if isinstance(error, RemoteEntryNotFoundError):
         return f"{id} lists a file that {_host()} does not have: {urlsplit(str(error.request.url)).path}"
     if isinstance(error, RepositoryNotFoundError) or status == 404:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import read_header, shown
+from ..checkpoint.header import printable
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
-from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards
+from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards, read_headers
 from ..errors import ModelError, UsageError
 from ..machine.files import read_json, write_whole
 from .cache import (
@@ -136,14 +136,14 @@ def _find_name(name: str, places: Places) -> Path:
     here = {found.name: found for found in reversed(_candidates(places)) if found.problem is None}
     for known in (_meant(name, here), _meant(name, [variant.id for variant in PUBLISHED])):
         if len(known) > 1:
-            raise ModelError(f"{shown(name)} could mean {', '.join(sorted(known)[:5])}: write more of it")
+            raise ModelError(f"{printable(name)} could mean {', '.join(sorted(known)[:5])}: write more of it")
         if known and known[0] in here:
             return _whole(here[known[0]])
         if known:
             raise NotHere(f"{known[0]} is not on this machine: `qchat pull {known[0]}` fetches it", known[0])
     near = nearest(name, [*here, *(variant.id for variant in PUBLISHED)])
     hint = f"; did you mean {' or '.join(near)}?" if near else ": `qchat models` lists those that are"
-    raise ModelError(f"there is no model {shown(name)} on this machine{hint}")
+    raise ModelError(f"there is no model {printable(name)} on this machine{hint}")
 
 
 def _whole(model: LocalModel) -> Path:
@@ -168,7 +168,7 @@ def known_id(name: str) -> str:
         return meant[0]
     near = meant[:5] or nearest(name, [variant.id for variant in PUBLISHED])
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ModelError(f"{shown(name)} is no id of the hub, wanted owner/name{hint}")
+    raise ModelError(f"{printable(name)} is no id of the hub, wanted owner/name{hint}")
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
@@ -190,11 +190,11 @@ def named(name: str, listed: Sequence[LocalModel]) -> LocalModel:
     meant = _meant(name, [model.name for model in listed])
     found = at or [model for model in listed if model.name in meant]
     if len(found) > 1:
-        raise ModelError(f"{shown(name)} could mean {', '.join(meant[:5])}: write more of it")
+        raise ModelError(f"{printable(name)} could mean {', '.join(meant[:5])}: write more of it")
     if not found:
         near = nearest(name, [model.name for model in listed])
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"{shown(name)} is not among the models that `qchat models` lists{hint}")
+        raise ModelError(f"{printable(name)} is not among the models that `qchat models` lists{hint}")
     return found[0]
 
 
@@ -269,11 +269,7 @@ def _weigh(model: LocalModel) -> LocalModel:
     """Raises ModelError for a folder that is damaged or of another kind."""
     config = ModelConfig.load(model.path)
     shards = find_shards(model.path)
-    headers = [read_header(path) for path in (*shards.paths, *([shards.mtp] if shards.mtp else []))]
-    names = {name for header in headers for name in header.entries}
-    lost = next((name for name in shards.index if name not in names), None)
-    if lost is not None:
-        raise ModelError(f"{model.path / shards.index[lost]} does not hold {shown(lost)}, which it should")
+    headers = read_headers(shards)
     if not shards.index:
         _check_numbers(shards.paths)
     if not (model.path / "tokenizer.json").exists():
@@ -446,9 +442,9 @@ def _expanded(name: str) -> Path:
         path = Path(name).expanduser()
         path.exists()
     except RuntimeError as error:
-        raise ModelError(f"there is no home folder for {shown(name)}") from error
+        raise ModelError(f"there is no home folder for {printable(name)}") from error
     except OSError as error:
-        raise ModelError(f"{shown(name)} cannot be looked for: {error.strerror}") from error
+        raise ModelError(f"{printable(name)} cannot be looked for: {error.strerror}") from error
     return path
 
 

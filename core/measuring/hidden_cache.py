@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.header import read_header
-from ..checkpoint.shards import find_shards
+from ..checkpoint.shards import find_shards, read_headers, stamp_files
 from ..errors import DoesNotFit, QchatError, WeightsError
 from ..machine.backend import cache_path, choose_policy, mx
 from ..machine.files import MAX_JSON_NBYTES, read_bytes, whole_file
@@ -111,10 +111,10 @@ def _identity(model: Path) -> str:
     """A name that changes with the config, with any weight file, with MLX and with the activations' dtype."""
     digest = hashlib.sha256(f"{FORMAT} {version('mlx')} {choose_policy(0).activations}".encode())
     digest.update(read_bytes(model / "config.json", WeightsError, MAX_JSON_NBYTES))
-    for path in find_shards(model).paths:
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(repr(read_header(path).entries).encode())
+    shards = find_shards(model)
+    digest.update(stamp_files(model, shards.files).encode())
+    for header in read_headers(shards):
+        digest.update(repr(header.entries).encode())
     return digest.hexdigest()[:32]
 
 

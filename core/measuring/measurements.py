@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.shards import find_shards
+from ..checkpoint.shards import find_shards, stamp_files
 from ..errors import StoreError
 from ..machine.files import write_whole
 
@@ -59,8 +59,5 @@ class Measurements:
 
 def _mark(folder: Path) -> str:
     """Changes with any weight file's name, size or time."""
-    digest = hashlib.sha256(str(folder.resolve()).encode("utf-8", "replace"))
-    for shard in find_shards(folder).paths:
-        status = shard.stat()
-        digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    text = str(folder.resolve()) + stamp_files(folder, find_shards(folder).paths)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

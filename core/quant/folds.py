@@ -1,6 +1,6 @@
-"""Scales moved between tensors without changing the model: columns times s, what feeds them divided by s.
+"""Scales moved between tensors without changing the model: columns times s, the tensor before them over s.
 
-Owns how the scales reach each tensor, and the report of what was changed. Which scales: `awq`.
+Owns how the scales apply to each tensor, and the report of the changes. `awq` finds the scales.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from .imatrix import Imatrix
 
 @dataclass(frozen=True)
 class GroupReport:
-    """What became of one group: `letter` A to F, `layer` such as "layers.3", and the tensor that feeds it.
+    """The result for one group: `letter` A to F, `layer` such as "layers.3", and the tensor that feeds it.
 
-    `before` and `after` are sum importance (w - Q(w))^2 over its matrices; a `reason` says why the group was
-    left as it is, and then `after` is `before`, or both are 0 where nothing was measured.
+    `before` and `after` are the sum of importance (w - Q(w))^2 over its matrices. A `reason` says why the
+    group is unchanged; then both are equal, or 0 if nothing was measured.
     """
 
     letter: str
@@ -41,7 +41,7 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class Folds:
-    """The scales of one model by canonical tensor name; empty, every tensor stays what it is.
+    """The scales of one model by canonical tensor name; without any, every tensor stays unchanged.
 
     `columns` are [K] or [E, K] and multiply inputs; `rows` are [N] or [E, N] and divide outputs, or the
     elements of a norm. All float32.
@@ -53,9 +53,9 @@ class Folds:
     report: tuple[GroupReport, ...] = ()
 
     def apply(self, name: str, weight: mx.array) -> mx.array:
-        """The tensor `name` with its scales, float32; `weight` itself where there are none.
+        """Apply the scales of the tensor `name`: a float32 array, or `weight` itself if there are none.
 
-        `weight` is [K] (norms as multiplied with x: 1 + w), [N, K] or [E, N, K], of any float dtype.
+        `weight` is [K] (norms as factors of x: 1 + w), [N, K] or [E, N, K], of any float dtype.
         """
         columns, rows = self.columns.get(name), self.rows.get(name)
         if columns is None and rows is None:

@@ -1,7 +1,7 @@
-"""GGUF version 3 as a container of small metadata and float32 tensors: its directory read, a file written.
+"""Reads the directory of a GGUF version 3 file and writes such files, with metadata and float32 tensors only.
 
-Of metadata only numbers, texts and lists of texts are kept. Refuses, before it allocates anything, whatever
-does not fit in the file, and all that is ambiguous. Format: ggml's docs/gguf.md.
+Keeps only numbers, texts and lists of texts of the metadata. Refuses, before allocating anything, sizes that
+exceed the file and ambiguous entries. Format: ggml's docs/gguf.md.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from ..checkpoint.header import shown
+from ..checkpoint.header import printable
 from ..errors import ModelError, UsageError
 from ..machine.backend import mx
 from ..machine.files import whole_file
@@ -32,7 +32,7 @@ Value = int | float | str | list[str]
 
 @dataclass(frozen=True)
 class TensorSpan:
-    """A float32 tensor of a file at byte `offset`; `shape` has the fastest axis last."""
+    """A float32 tensor at byte `offset` of a file; `shape` has the fastest axis last."""
 
     offset: int
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class TensorSpan:
 
 @dataclass(frozen=True)
 class Directory:
-    """What a GGUF file holds; other tensors than float32 ones are in `others` by name."""
+    """The contents of a GGUF file; `others` names the tensors that are not float32."""
 
     metadata: Mapping[str, Value]
     tensors: Mapping[str, TensorSpan]
@@ -52,7 +52,7 @@ class Directory:
 
 
 class Cursor:
-    """Numbers and texts from an open binary file of known size, little-endian. Raises ModelError."""
+    """Reads little-endian numbers and texts from an open binary file of known size. Raises ModelError."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self.file = file
@@ -102,20 +102,20 @@ def read_directory(path: Path, kind: str) -> Directory:
     """The metadata and tensors of a file whose `general.type` must be `kind`. Raises ModelError."""
     try:
         with path.open("rb") as file:
-            return _directory(Cursor(file, path), kind)
+            return _read_entries(Cursor(file, path), kind)
     except OSError as problem:
         raise ModelError(f"cannot read {path}: {problem.strerror}") from problem
 
 
-def _directory(cursor: Cursor, kind: str) -> Directory:
+def _read_entries(cursor: Cursor, kind: str) -> Directory:
     if cursor.take(4) != MAGIC:
-        cursor.refuse("it is no GGUF file")
+        cursor.refuse("it is not a GGUF file")
     version = int(cursor.number("I"))
     if version != VERSION:
-        cursor.refuse(f"it is GGUF version {version}, and version {VERSION} is read")
+        cursor.refuse(f"it is GGUF version {version}, only version {VERSION} is supported")
     tensors, entries = cursor.count("Q", "tensors"), cursor.count("Q", "metadata entries")
-    metadata = _metadata(cursor, entries, kind)
-    infos = [_info(cursor) for _ in range(tensors)]
+    metadata = _read_metadata(cursor, entries, kind)
+    infos = [_read_tensor_info(cursor) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment.bit_count() != 1 or not 8 <= alignment <= 1 << 16:
         cursor.refuse(f"its general.alignment is {alignment!r:.40}, wanted a power of two from 8 to 65536")
@@ -124,37 +124,37 @@ def _directory(cursor: Cursor, kind: str) -> Directory:
     others = []
     for name, shape, number, offset in infos:
         if name in spans or name in others:
-            cursor.refuse(f"it holds the tensor {shown(name)} twice")
+            cursor.refuse(f"it holds the tensor {printable(name)} twice")
         span = TensorSpan(start + offset, shape)
         if number != FLOAT32:
             others.append(name)
         elif span.offset + span.nbytes > cursor.size:
             cursor.refuse(
-                f"it is truncated: the tensor {shown(name)} ends at byte {span.offset + span.nbytes:,}"
+                f"it is truncated: the tensor {printable(name)} ends at byte {span.offset + span.nbytes:,}"
             )
         else:
             spans[name] = span
     return Directory(metadata, spans, tuple(others))
 
 
-def _metadata(cursor: Cursor, entries: int, kind: str) -> dict[str, Value]:
+def _read_metadata(cursor: Cursor, entries: int, kind: str) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
     for _ in range(entries):
         key = cursor.text()
         if key in metadata:
-            cursor.refuse(f"it holds the key {shown(key)} twice")
-        value = _value(cursor, int(cursor.number("I")))
+            cursor.refuse(f"it holds the key {printable(key)} twice")
+        value = _read_value(cursor, int(cursor.number("I")))
         # a model's own GGUF stops here, before its vocabulary
         if key == "general.type" and value != kind:
-            cursor.refuse(f"its general.type is {shown(str(value))}, wanted {kind}")
+            cursor.refuse(f"its general.type is {printable(str(value))}, wanted {kind}")
         metadata[key] = value
     if "general.type" not in metadata:
         cursor.refuse(f"it has no general.type, wanted {kind}")
     return metadata
 
 
-def _value(cursor: Cursor, kind: int) -> Value:
-    """Lists of numbers are passed over as an empty list."""
+def _read_value(cursor: Cursor, kind: int) -> Value:
+    """Read one value; a list of numbers is skipped and read as an empty list."""
     if kind in SCALARS:
         return cursor.number(SCALARS[kind])
     if kind == TEXT:
@@ -170,18 +170,18 @@ def _value(cursor: Cursor, kind: int) -> Value:
     return []
 
 
-def _info(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, shape with the fastest axis last, type and offset of one tensor."""
+def _read_tensor_info(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    """Read name, shape with the fastest axis last, type and offset of one tensor."""
     name = cursor.text()
-    rank = cursor.count("I", f"axes of {shown(name)}", MAX_RANK)
+    rank = cursor.count("I", f"axes of {printable(name)}", MAX_RANK)
     sizes = tuple(
-        cursor.count("Q", f"values along an axis of {shown(name)}", cursor.size) for _ in range(rank)
+        cursor.count("Q", f"values along an axis of {printable(name)}", cursor.size) for _ in range(rank)
     )
     return name, sizes[::-1], int(cursor.number("I")), int(cursor.number("Q"))
 
 
 def read_tensor(path: Path, span: TensorSpan) -> mx.array:
-    """The float32 tensor at `span`, in memory. Raises ModelError where the file has changed meanwhile."""
+    """Read the float32 tensor at `span`. Raises ModelError if the file has changed meanwhile."""
     try:
         with path.open("rb") as file:
             file.seek(span.offset)
@@ -189,7 +189,7 @@ def read_tensor(path: Path, span: TensorSpan) -> mx.array:
     except OSError as problem:
         raise ModelError(f"cannot read {path}: {problem.strerror}") from problem
     if len(data) != span.nbytes:
-        raise ModelError(f"cannot read {path}: it was cut while it was read")
+        raise ModelError(f"cannot read {path}: it was truncated while it was being read")
     values = memoryview(data).cast("f")  # MLX takes buffers, which its type stubs do not say
     return mx.array(values).reshape(span.shape)  # pyright: ignore[reportArgumentType]
 
@@ -199,51 +199,51 @@ def write_gguf(
 ) -> None:
     """Write texts, 32-bit counts, lists of texts, and float32 tensors; `path` appears whole or not at all.
 
-    Raises UsageError where it cannot be written.
+    Raises UsageError if it cannot be written.
     """
     try:
         with whole_file(path, sync=True) as temporary, temporary.open("wb") as file:
-            file.writelines(_encoded(metadata, tensors))
+            file.writelines(_encode_file(metadata, tensors))
     except OSError as problem:
         raise UsageError(f"cannot write {path}: {problem.strerror}") from problem
 
 
-def _encoded(
+def _encode_file(
     metadata: Mapping[str, str | int | list[str]], tensors: Mapping[str, mx.array]
 ) -> Iterable[bytes]:
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
-        head += [_text(key), *_encoded_value(value)]
+        head += [_encode_text(key), *_encode_value(value)]
     offset = 0
     for name, tensor in tensors.items():
         head += [
-            _text(name),
+            _encode_text(name),
             struct.pack("<I", tensor.ndim),
             struct.pack(f"<{tensor.ndim}Q", *tensor.shape[::-1]),
         ]
         head += [struct.pack("<IQ", FLOAT32, offset)]
-        offset += _padded(tensor.nbytes)
+        offset += _padded_nbytes(tensor.nbytes)
     yield _pad(b"".join(head))
     for tensor in tensors.values():
         yield _pad(bytes(memoryview(mx.contiguous(tensor))))  # pyright: ignore[reportArgumentType]
 
 
-def _encoded_value(value: str | int | list[str]) -> list[bytes]:
+def _encode_value(value: str | int | list[str]) -> list[bytes]:
     if isinstance(value, str):
-        return [struct.pack("<I", TEXT), _text(value)]
+        return [struct.pack("<I", TEXT), _encode_text(value)]
     if isinstance(value, int):
         return [struct.pack("<II", UINT32, value)]
-    return [struct.pack("<IIQ", LIST, TEXT, len(value)), *map(_text, value)]
+    return [struct.pack("<IIQ", LIST, TEXT, len(value)), *map(_encode_text, value)]
 
 
-def _text(text: str) -> bytes:
+def _encode_text(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def _padded(nbytes: int) -> int:
+def _padded_nbytes(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _pad(data: bytes) -> bytes:
-    return data.ljust(_padded(len(data)), b"\0")
+    return data.ljust(_padded_nbytes(len(data)), b"\0")

@@ -1,7 +1,7 @@
 """The importance matrix: the mean square of every input channel of every projection, measured on a text.
 
-Reads llama.cpp's GGUF files and its older `.dat`, under our names and in our order of value heads; writes
-the GGUF form. Refuses files of another model, and values that are no sums of squares.
+Reads llama.cpp's GGUF files and its older `.dat`, translating names and the order of value heads to ours;
+writes GGUF. Refuses files of another model, and values that cannot be sums of squares.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import shown
+from ..checkpoint.header import printable
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, mtp_specs
 from ..errors import ModelError
 from ..machine.backend import mx
@@ -52,7 +52,7 @@ MAX_CALLS = 1 << 40
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured at the input of one module: sums of squares [K] or [E, K], and how many vectors.
+    """Measurements at the input of one module: sums of squares [K] or [E, K], and the number of vectors.
 
     `counts` is [1], or [E] for experts; both are float32.
     """
@@ -62,8 +62,8 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where one module's values stand; in a `.dat`, which has no counts, all are divided by `calls`."""
+class _Values:
+    """The place of one module's values in the file; `calls` replaces the counts that a `.dat` lacks."""
 
     name: str
     sums: TensorSpan
@@ -73,10 +73,10 @@ class _Source:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """One file, held against one model; values are read when they are asked for.
+    """An imatrix file checked against a model; values are read when they are asked for.
 
-    `unmatched` are the file's names that mean no module of the model, `missing` the model's matrices, outside
-    the MTP head, that the file says nothing about. `chunk_size` is 0 in a `.dat`, which does not know it.
+    `unmatched` are names in the file without a module in the model, `missing` the matrices of the model,
+    without the MTP head, that the file lacks. `chunk_size` is 0 in a `.dat`, which does not record it.
     """
 
     path: Path
@@ -86,42 +86,44 @@ class Imatrix:
     unmatched: tuple[str, ...]
     missing: tuple[str, ...]
     _config: ModelConfig = field(repr=False)
-    _sources: Mapping[str, _Source] = field(repr=False)
+    _values: Mapping[str, _Values] = field(repr=False)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._sources
+        return name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
+        return iter(self._values)
 
     def importance(self, name: str) -> mx.array | None:
         """E[x^2] per input channel of the canonical module `name`, float32 [K] or [E, K]; None if unknown.
 
-        An expert that no token reached gets the mean over all experts; where nothing was measured at all,
-        every channel counts alike. A channel that was always 0 has importance 0. Raises ModelError for values
-        that are no sums of squares.
+        An expert that no token reached gets the mean over all experts; if nothing was measured at all, every
+        channel counts alike. A channel that was always 0 has importance 0. Raises ModelError for values that
+        cannot be sums of squares.
         """
         measured = self.statistics(name)
         return None if measured is None else _mean_squares(measured.sums, measured.counts)
 
     def statistics(self, name: str) -> Statistics | None:
-        """The sums and counts behind `importance`, to be added to or written again. Raises ModelError."""
-        source = self._sources.get(name)
+        """The sums and counts behind `importance`, for adding to or writing again. Raises ModelError."""
+        source = self._values.get(name)
         if source is None:
             return None
         sums = self._read(source, source.sums)
         counts = mx.array([source.calls]) if source.counts is None else self._read(source, source.counts)
-        return Statistics(_consecutive(sums, self._config) if name.endswith(VALUE_HEADS) else sums, counts)
+        return Statistics(_untile_heads(sums, self._config) if name.endswith(VALUE_HEADS) else sums, counts)
 
-    def _read(self, source: _Source, span: TensorSpan) -> mx.array:
+    def _read(self, source: _Values, span: TensorSpan) -> mx.array:
         values = read_tensor(self.path, span)
         if not mx.all(mx.isfinite(values) & (values >= 0)):
-            raise ModelError(f"{self.path}: {shown(source.name)} holds values that are no sums of squares")
+            raise ModelError(
+                f"{self.path}: {printable(source.name)} holds values that are no sums of squares"
+            )
         return values
 
 
 def read_imatrix(path: Path, config: ModelConfig) -> Imatrix:
-    """Read and check all of a GGUF or `.dat` imatrix of a model with this config. Raises ModelError."""
+    """Read and check a whole GGUF or `.dat` imatrix for a model with this config. Raises ModelError."""
     if not path.is_file():
         raise ModelError(f"there is no imatrix file at {path}")
     try:
@@ -129,7 +131,7 @@ def read_imatrix(path: Path, config: ModelConfig) -> Imatrix:
             magic = file.read(len(MAGIC))
     except OSError as problem:
         raise ModelError(f"cannot read the imatrix {path}: {problem.strerror}") from problem
-    names = _Names(path, config)
+    names = _Collector(path, config)
     imatrix = _read_gguf(names) if magic == MAGIC else _read_dat(names)
     if not names.sources:
         raise ModelError(f"the imatrix {path} names no module of this model: it was made from another one")
@@ -138,15 +140,15 @@ def read_imatrix(path: Path, config: ModelConfig) -> Imatrix:
     return imatrix
 
 
-class _Names:
-    """Collects what a file holds under the model's own names, shapes checked.
+class _Collector:
+    """Collects the values of a file under the names of the model, with shapes checked.
 
-    With `mtp` the block after the last layer is the MTP head; else it is a layer of some deeper model.
+    With `mtp` the block after the last layer is the MTP head; otherwise it is a layer of a deeper model.
     """
 
     def __init__(self, path: Path, config: ModelConfig):
         self.path, self.config, self.mtp = path, config, False
-        self.sources: dict[str, _Source] = {}
+        self.sources: dict[str, _Values] = {}
         self.unmatched: list[str] = []
         self.wanted: dict[str, tuple[int, ...]] = {}
         for name, spec in (body_specs(config) | mtp_specs(config)).items():
@@ -154,7 +156,7 @@ class _Names:
                 self.wanted[name] = (*spec.shape[:-2], spec.shape[-1])
 
     def add(self, name: str, sums: TensorSpan, counts: TensorSpan | None, calls: float = 1.0) -> None:
-        """The values of llama.cpp's weight `name`. Raises ModelError where they are not as many as wanted."""
+        """Add the values of llama.cpp's weight `name`. Raises ModelError if their number is wrong."""
         modules = [module for module in self._modules(name) if module in self.wanted]
         if not modules:
             self.unmatched.append(name)
@@ -163,14 +165,14 @@ class _Names:
             matrices = math.prod(wanted[:-1])
             if sums.nbytes != 4 * math.prod(wanted) or (counts and counts.nbytes not in (4, 4 * matrices)):
                 raise ModelError(
-                    f"the imatrix {self.path} has {sums.nbytes // 4:,} values for {shown(name)}, and "
+                    f"the imatrix {self.path} has {sums.nbytes // 4:,} values for {printable(name)}, and "
                     f"{module} wants {math.prod(wanted):,}: it was made from another model"
                 )
             per_matrix = counts and TensorSpan(counts.offset, (counts.nbytes // 4,))
-            self.sources[module] = _Source(name, TensorSpan(sums.offset, wanted), per_matrix, calls)
+            self.sources[module] = _Values(name, TensorSpan(sums.offset, wanted), per_matrix, calls)
 
     def _modules(self, name: str) -> tuple[str, ...]:
-        """The canonical modules that `name` may mean; they need not exist."""
+        """The canonical modules that `name` may mean; they may not exist."""
         stem = name.removesuffix(".weight")
         if stem in ("token_embd", "output"):
             tied = self.config.tie_word_embeddings
@@ -198,11 +200,11 @@ class _Names:
                 name for name in self.wanted if name in missing and not name.startswith(MTP_PREFIX)
             ),
             _config=self.config,
-            _sources=self.sources,
+            _values=self.sources,
         )
 
 
-def _name(module: str, config: ModelConfig) -> str:
+def _llama_name(module: str, config: ModelConfig) -> str:
     """llama.cpp's name of the weight of a canonical module."""
     if module in ("embed_tokens", "lm_head"):
         return "token_embd.weight" if module == "embed_tokens" else "output.weight"
@@ -213,15 +215,15 @@ def _name(module: str, config: ModelConfig) -> str:
     return f"blk.{block}.{BLOCK_STEMS[inner]}.weight"
 
 
-def _read_gguf(names: _Names) -> Imatrix:
+def _read_gguf(names: _Collector) -> Imatrix:
     directory = read_directory(names.path, "imatrix")
     tensors = dict(directory.tensors)
-    names.mtp = _name("mtp.fc", names.config) + SUM in tensors
+    names.mtp = _llama_name("mtp.fc", names.config) + SUM in tensors
     for stored in [name for name in tensors if name.endswith(SUM)]:
         name = stored.removesuffix(SUM)
         sums, counts = tensors.pop(stored), tensors.pop(name + COUNT, None)
         if counts is None:
-            raise ModelError(f"the imatrix {names.path} has {shown(stored)} without its {COUNT}")
+            raise ModelError(f"the imatrix {names.path} has {printable(stored)} without its {COUNT}")
         names.add(name, sums, counts)
     names.unmatched += [*tensors, *directory.others]
     datasets, chunks, size = (directory.metadata.get(f"imatrix.{key}") for key in KEYS)
@@ -232,8 +234,8 @@ def _read_gguf(names: _Names) -> Imatrix:
     )
 
 
-def _read_dat(names: _Names) -> Imatrix:
-    """Entries of name, calls, and mean squares times calls; then the number of chunks and the data's name."""
+def _read_dat(names: _Collector) -> Imatrix:
+    """Read entries of name, calls, and mean squares times calls; then the chunk count and the dataset."""
     with names.path.open("rb") as file:
         cursor = Cursor(file, names.path)
         entries = cursor.number("i")
@@ -251,21 +253,23 @@ def _read_dat(names: _Names) -> Imatrix:
 
 
 def _mean_squares(sums: mx.array, counts: mx.array) -> mx.array:
-    """sums [K] or [E, K] over counts [1] or [E]; where a count is 0, the mean of all, or else 1."""
+    """sums [K] or [E, K] divided by counts [1] or [E]; for a count of 0 the mean of all, or else 1."""
     rows, counts = sums.reshape(-1, sums.shape[-1]), counts[:, None]  # [E, K], [E, 1] or [1, 1]
     overall = rows.sum(axis=0) / mx.maximum(counts.sum(), 1) if counts.sum() > 0 else mx.ones(rows.shape[-1])
     return mx.where(counts > 0, rows / mx.maximum(counts, 1), overall).reshape(sums.shape)
 
 
-def _consecutive(values: mx.array, config: ModelConfig) -> mx.array:
-    """Channels [Hv * Dv] whose heads llama.cpp tiles (head t = j * Hk + k reads key head k) in the order of
-    the checkpoint (head k * r + j, of r = Hv / Hk)."""
+def _untile_heads(values: mx.array, config: ModelConfig) -> mx.array:
+    """Reorder channels [Hv * Dv] from llama.cpp's tiled heads to the order of the checkpoint.
+
+    Tiled, head t = j * Hk + k reads key head k; in the checkpoint that is head k * r + j, with r = Hv / Hk.
+    """
     heads = config.linear_num_key_heads
     return values.reshape(-1, heads, config.linear_value_head_dim).swapaxes(0, 1).reshape(-1)
 
 
-def _tiled(values: mx.array, config: ModelConfig) -> mx.array:
-    """The inverse of `_consecutive`."""
+def _tile_heads(values: mx.array, config: ModelConfig) -> mx.array:
+    """The inverse of `_untile_heads`."""
     heads = config.linear_num_key_heads
     return values.reshape(heads, -1, config.linear_value_head_dim).swapaxes(0, 1).reshape(-1)
 
@@ -281,12 +285,12 @@ def write_imatrix(
 ) -> None:
     """Write measurements by canonical module name as llama.cpp's GGUF, whole or not at all.
 
-    Raises UsageError where `path` cannot be written.
+    Raises UsageError if `path` cannot be written.
     """
     tensors: dict[str, mx.array] = {}
-    for name, module in sorted((_name(module, config), module) for module in statistics):
+    for name, module in sorted((_llama_name(module, config), module) for module in statistics):
         measured = statistics[module]
-        sums = _tiled(measured.sums, config) if module.endswith(VALUE_HEADS) else measured.sums
+        sums = _tile_heads(measured.sums, config) if module.endswith(VALUE_HEADS) else measured.sums
         tensors[name + SUM] = sums.astype(mx.float32)
         counts = measured.counts.astype(mx.float32)
         tensors[name + COUNT] = counts.reshape(-1, 1) if sums.ndim > 1 else counts.reshape(1)

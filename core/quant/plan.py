@@ -1,6 +1,6 @@
-"""What a conversion will weigh and how fast it can be read, from `config.json` alone: no weights are opened.
+"""Predicts the size and decoding speed of a conversion from `config.json` alone, without opening weights.
 
-Per class of tensors: count, code, bytes, bits per weight, bytes that one token reads at an empty context.
+For each class of tensors: count, code, bytes, bits per weight, bytes read per token at an empty context.
 `python -m qchat.core.quant.plan FOLDER...` prints the table of every published variant, as published.
 """
 
@@ -22,9 +22,9 @@ GB = 10**9
 GIB = 1 << 30
 DENSE_NBYTES = 2  # bfloat16
 FLOAT32_NAMES = ("A_log", "dt_bias")  # a converter keeps these two in float32
-HEADER_NBYTES = 200  # of one array in a safetensors header and in the index, with room to spare
+HEADER_NBYTES = 200  # for one array in a safetensors header and in the index, rounded up generously
 SMALL_FILES_NBYTES = 48 << 20  # tokenizer, template, configs, card
-# of a module's last name component
+# by the last component of a module's name
 CLASSES = {
     "embed_tokens": "embed",
     "lm_head": "lm_head",
@@ -43,7 +43,7 @@ FEED_FORWARDS = {"mlp": "mlp", "switch_mlp": "experts", "shared_expert": "shared
 
 @dataclass(frozen=True)
 class Row:
-    """The tensors of one class with one code; `nbytes` as stored, `read_nbytes` of them per decoded token."""
+    """The tensors of one class and code; `nbytes` are stored, `read_nbytes` read for each decoded token."""
 
     name: str
     mode: str
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every row of one model under one recipe. MTP head and vision tower take no part in plain decoding."""
+    """Every row of one model under one recipe. Plain decoding reads neither MTP head nor vision tower."""
 
     source: str
     options: Options
@@ -79,24 +79,24 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """Of all tensors; the shards add their headers."""
+        """The size of all tensors, without the headers of the shards."""
         return self.total.nbytes
 
     @property
     def disk_nbytes(self) -> int:
-        """What the destination's disk must have free before the first byte is written."""
+        """The disk space that must be free at the destination before writing starts."""
         arrays = 3 * self.total.tensors
         return self.total_bytes + arrays * HEADER_NBYTES + SMALL_FILES_NBYTES
 
     def tokens_per_s(self, bandwidth_gb_s: float) -> float:
-        """Decoding as fast as memory gives `bandwidth_gb_s` * 10^9 bytes a second. Raises UsageError."""
+        """Decoding speed if memory delivers `bandwidth_gb_s` * 10^9 bytes a second. Raises UsageError."""
         if not math.isfinite(bandwidth_gb_s) or bandwidth_gb_s <= 0:
             raise UsageError(f"--bandwidth is {bandwidth_gb_s:g}, wanted gigabytes per second above 0")
         return bandwidth_gb_s * GB / self.total.read_nbytes
 
 
 def make_plan(config: ModelConfig, options: Options) -> Plan:
-    """What converting a model of this config would give. Raises UsageError and ConfigError."""
+    """The plan for a model of this config. Raises UsageError and ConfigError."""
     recipe = Recipe.build(options, config)
     vision = vision_weights(config)
     check_parts(options, mtp=config.mtp_num_hidden_layers > 0, vision=vision is not None)
@@ -116,7 +116,7 @@ def make_plan(config: ModelConfig, options: Options) -> Plan:
 
 
 def tensor_nbytes(name: str, shape: Sequence[int], geometry: Geometry | None) -> int:
-    """Bytes of the canonical tensor `name` as a converter writes it, scales and biases included."""
+    """The size of the canonical tensor `name` as a converter writes it, scales and biases included."""
     weights = math.prod(shape)
     if geometry is None:
         return weights * (4 if name.endswith(FLOAT32_NAMES) else DENSE_NBYTES)
@@ -125,10 +125,10 @@ def tensor_nbytes(name: str, shape: Sequence[int], geometry: Geometry | None) ->
 
 
 def vision_weights(config: ModelConfig) -> tuple[int, int] | None:
-    """Tensors and weights of the vision tower that `config` describes, None without one.
+    """The numbers of tensors and weights of the vision tower that `config` describes; None without one.
 
-    A patch embedding, learned positions, blocks of attention and MLP with biases and layer norms, and mergers
-    that join spatial_merge_size^2 patches: counted from Hugging Face's Qwen3_5VisionModel.
+    Counted from Hugging Face's Qwen3_5VisionModel: a patch embedding, learned positions, blocks of attention
+    and MLP with biases and layer norms, and mergers that join spatial_merge_size^2 patches.
     """
     fields = config.raw.get("vision_config")
     if not isinstance(fields, Mapping) or config.raw.get("language_model_only") is True:
@@ -168,7 +168,7 @@ def _row(name: str, spec: Spec, geometry: Geometry | None, config: ModelConfig) 
 
 
 def tensor_class(name: str) -> str:
-    """What kind of tensor the canonical `name` is, in the words of every table."""
+    """The class of the canonical tensor `name`, as all tables call it."""
     if name.startswith(MTP_PREFIX):
         return "mtp"
     *_, parent, last = f".{name}".split(".")
@@ -177,7 +177,7 @@ def tensor_class(name: str) -> str:
 
 
 def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
-    """Of the experts those that a token chooses, of the embedding one row unless it is the head as well."""
+    """Bytes read per token: only the routed experts, and one row of an embedding unless it is the head."""
     if name.startswith(MTP_PREFIX):
         return 0
     if ".switch_mlp." in name:
@@ -188,7 +188,7 @@ def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
 
 
 def as_table(plan: Plan, bandwidth_gb_s: float | None = None) -> str:
-    """The plan as lines of text, for a terminal of 100 columns. Raises UsageError for a bad bandwidth."""
+    """The plan as a table for a terminal of 100 columns. Raises UsageError for a bad bandwidth."""
     header = f"{'class':<22}{'mode':<24}{'tensors':>8}{'MB':>12}{'bits/weight':>13}{'MB/token':>12}"
     lines = [plan.source, header, *(_line(row) for row in (*plan.rows, plan.total))]
     total = plan.total_bytes
@@ -226,7 +226,7 @@ def as_json(plan: Plan, bandwidth_gb_s: float | None = None) -> dict[str, Any]:
 
 
 def plan_variants(config: ModelConfig, *, as_published: bool) -> dict[str, Plan]:
-    """A plan per published variant name: with our defaults, or `as_published` (`keep_bf16`, no MTP head)."""
+    """A plan for each published variant, with our defaults or `as_published` (`keep_bf16`, no MTP head)."""
     published: dict[str, Any] = {"keep_bf16": True}
     if config.mtp_num_hidden_layers:
         published["mtp"] = "drop"
@@ -235,7 +235,7 @@ def plan_variants(config: ModelConfig, *, as_published: bool) -> dict[str, Plan]
 
 
 def as_variants_table(plans: Mapping[str, Mapping[str, Plan]]) -> str:
-    """The variants of several models, by model and variant name, as lines of text."""
+    """The variants of several models as a table, by model and variant name."""
     lines = [f"{'model':<24}{'variant':<14}{'GB':>9}{'GiB':>9}{'bits/weight':>13}{'GB/token':>10}"]
     for model, variants in plans.items():
         for name, plan in variants.items():
@@ -248,14 +248,14 @@ def as_variants_table(plans: Mapping[str, Mapping[str, Plan]]) -> str:
 
 
 def load_config(path: Path) -> ModelConfig:
-    """The config of a model folder, or of a config file by itself. Raises ModelError."""
+    """The config in a model folder, or in a single config file. Raises ModelError."""
     if path.is_dir() or not path.exists():
         return ModelConfig.load(path)
     return ModelConfig.parse(read_json(path, ConfigError), str(path))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print every variant of the models at these paths, as published; returns the exit code."""
+    """Print every variant of the models at these paths, as published, and return the exit code."""
     try:
         if not arguments:
             raise UsageError("wanted model folders or config.json files")

@@ -1,7 +1,7 @@
-"""The recipe format, one TOML file each: ordered rules from patterns of module names to bits, group and mode.
+"""The recipe format: a TOML file of ordered rules from patterns of module names to bits, group size and mode.
 
 `default_bits`, `group_size` and `routers` come first, then `[[rule]]` tables, of which the last matches `*`:
-  match = "*.down_proj" or a list; patterns that begin with `mtp.`, and only they, are about the MTP head
+  match = "*.down_proj" or a list; patterns that begin with `mtp.`, and only they, match the MTP head
   bits = 4, "N", "N+1"; or mode = "mxfp4", "mxfp8", "nvfp4", "float" (mxfp, or the flags'); or dense = true
   group_size = 32; layers = "first 4", "last 1/8", "every 3 after 1/8" or a list
 """
@@ -35,22 +35,22 @@ RuleMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4", "float"]
 
 @dataclass(frozen=True)
 class Bits:
-    """A number of bits, or one relative to the base N of the command line."""
+    """A number of bits, absolute or relative to the base N of the command line."""
 
     number: int
     relative: bool
 
     def at(self, base: int) -> int:
-        """The bits for this base, of those that MLX packs the next that is enough (7 and above 8 are 8)."""
+        """The smallest number of bits that MLX packs and that suffices for this base; at most 8."""
         wanted = base + self.number if self.relative else self.number
         return next((bits for bits in AFFINE_BITS if bits >= wanted), AFFINE_BITS[-1])
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Some layers of n: the `first` or `last` share of them, or `every` step-th after that first share.
+    """A selection of layers: the `first` or `last` share, or `every` step-th layer after a first share.
 
-    A share is (1, 8) for an eighth, rounded down, and (4, 0) for four layers.
+    A share is (1, 8) for an eighth of all layers, rounded down, or (4, 0) for four layers.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Rule:
-    """What the modules that match a pattern become; no `bits` keeps them dense."""
+    """A decision for the modules that match a pattern; without `bits` they stay dense."""
 
     patterns: tuple[str, ...]
     layers: tuple[Layers, ...]
@@ -78,7 +78,7 @@ class Rule:
     mode: RuleMode
 
     def matches(self, name: str, layer: int | None, layers: int) -> bool:
-        """`layer` is the index in `name`, None outside the layers of the model's body."""
+        """Whether the rule is for module `name` in `layer`, which is None outside the body's layers."""
         if self.layers and (layer is None or not any(some.holds(layer, layers) for some in self.layers)):
             return False
         mtp = name.startswith("mtp.")
@@ -92,7 +92,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A whole recipe; `routers_dense` keeps routers as they are, which else get 8 bits whatever the rules."""
+    """A whole recipe. Routers get 8 bits regardless of the rules, or stay dense if `routers_dense`."""
 
     name: str
     default_bits: int
@@ -101,12 +101,12 @@ class RecipeFile:
     rules: tuple[Rule, ...]
 
     @property
-    def builtin(self) -> bool:
+    def is_builtin(self) -> bool:
         return self.name in (*BUILTIN, FLOAT_MAP)
 
 
 def read_recipe(name: str) -> RecipeFile:
-    """A built-in recipe by its name, or a TOML file by its path. Raises UsageError with one sentence."""
+    """Read a built-in recipe by its name, or a TOML file by its path. Raises UsageError."""
     if name in (*BUILTIN, FLOAT_MAP):
         path = BUILTIN_FOLDER / f"{name}.toml"
     elif name.endswith(".toml") or "/" in name:
@@ -146,7 +146,7 @@ def _parse(text: str, name: str) -> RecipeFile:
 
 
 class _Table:
-    """One table of a recipe file; keys that nobody reads are refused."""
+    """One table of a recipe file; refuses unknown keys."""
 
     def __init__(self, fields: Mapping[str, Any], where: str, known: tuple[str, ...]):
         self.fields = fields
@@ -184,7 +184,7 @@ def _rule(table: _Table) -> Rule:
 
 
 def _bits(table: _Table, mode: RuleMode) -> Bits | None:
-    """The bits of a rule, None of a dense one."""
+    """The bits of a rule, or None for a dense rule."""
     given, dense = table.fields.get("bits"), table.fields.get("dense", False)
     if not isinstance(dense, bool):
         table.refuse("dense", "true or false")

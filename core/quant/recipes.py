@@ -1,7 +1,8 @@
-"""What each matrix of a model becomes: a recipe, the flags on top of it, and the rules that no recipe breaks.
+"""Decides what each matrix of a model becomes, by a recipe, the flags that modify it, and fixed rules.
 
-Routers and shared-expert gates are affine 8/64, as is the MTP head unless a rule names it; rows that are no
-multiple of their group stay dense. Refuses flags that contradict each other or would change nothing.
+Routers and shared-expert gates are affine 8-bit group 64, as is the MTP head unless a rule names it. Rows
+that are not a multiple of their group stay dense. Refuses flags that contradict each other or would change
+nothing.
 """
 
 import re
@@ -20,10 +21,10 @@ MTPChoice = Literal["keep", "drop", "split"]
 VisionChoice = Literal["keep", "drop"]
 PINNED = Geometry(8, 64, "affine")
 FLOATS = {mode: Geometry(bits, group, mode) for (bits, group), mode in FLOAT_MODES.items()}
-PROMOTED = {4: FLOATS["mxfp4"], 8: FLOATS["mxfp8"]}
+FLOAT_BY_BITS = {4: FLOATS["mxfp4"], 8: FLOATS["mxfp8"]}
 ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")
 TABLES = ("embed_tokens", "lm_head")
-KEPT = ("o_proj", "out_proj", "in_proj_a", "in_proj_b")
+KEEP_BF16_NAMES = ("o_proj", "out_proj", "in_proj_a", "in_proj_b")
 LAYER = re.compile(r"layers\.(\d+)\.")
 FLAGS = {
     "bits": "--q-bits",
@@ -33,24 +34,24 @@ FLAGS = {
     "keep_bf16": "--keep-bf16",
 }
 # why a flag has no effect
-IDLE = {
+WHY_IDLE = {
     "bits": "gives no matrix of this model bits relative to N",
     "group_size": "gives no matrix of this model a group that is not its own",
     "mode": "gives no matrix of this model so many bits",
     "mxfp": "gives 4 or 8 bits to no matrix but embedding, head, routers and MTP head",
-    "keep_bf16": f"keeps {', '.join(KEPT)} already",
+    "keep_bf16": f"keeps {', '.join(KEEP_BF16_NAMES)} already",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked of a conversion, as the command line has it.
+    """The options of a conversion, as on the command line.
 
-    recipe: a built-in name or the path of a TOML file. bits: the base N; None is the recipe's own, or that of
-    the mode. group_size: of affine decisions without a group of their own; None is the recipe's. mode: the
-    code of whatever the recipe gives that code's bits. mxfp: 4- and 8-bit decisions become mxfp4 and mxfp8,
-    but for embedding and head. float_map: unsloth's fixed map, with mxfp or mode nvfp4. keep_bf16: o_proj,
-    out_proj, in_proj_a and in_proj_b of the body stay dense.
+    recipe: a built-in name or the path of a TOML file. bits: the base N; None means the default of the recipe
+    or the mode. group_size: for affine rules without their own; None means the recipe's. mode: the code for
+    all decisions with that code's number of bits. mxfp: use mxfp4 and mxfp8 for 4- and 8-bit decisions,
+    except for embedding and head. float_map: unsloth's fixed map, with mxfp or mode nvfp4. keep_bf16: keep
+    o_proj, out_proj, in_proj_a and in_proj_b of the body dense.
     """
 
     recipe: str = "none"
@@ -68,7 +69,7 @@ def _unsloth(bits: int | None = None, *, mxfp: bool = False, mode: Mode = "affin
     return Options(recipe="unsloth", bits=bits, mxfp=mxfp, mode=mode)
 
 
-# the published names; their first generation also had `keep_bf16` and dropped the MTP head
+# the published names; their first generation also used `keep_bf16` and dropped the MTP head
 VARIANTS: Mapping[str, Options] = {
     "UD-Q2_K_XL": _unsloth(2),
     "UD-Q3_K_XL": _unsloth(3),
@@ -84,7 +85,7 @@ VARIANTS: Mapping[str, Options] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The decisions for one model; `base` is N, `shapes` are those of every matrix, MTP head included."""
+    """The decisions for one model; `base` is N, `shapes` has every matrix, MTP head included."""
 
     options: Options
     table: RecipeFile
@@ -118,44 +119,44 @@ class Recipe:
 
     @property
     def default(self) -> Geometry:
-        """What the recipe calls the base, for the top level of `config.json`'s quantization object."""
-        return self._promoted("", Geometry(self.base, self.group_size, "affine"))
+        """The triple of the base N, for the top level of the quantization object in `config.json`."""
+        return self._apply_flags("", Geometry(self.base, self.group_size, "affine"))
 
     @cached_property
     def decisions(self) -> Mapping[str, Geometry | None]:
-        """Every matrix of the model by canonical name."""
+        """The decision for every matrix of the model, by canonical name."""
         return {name: self.decide(name, shape) for name, shape in self.shapes.items()}
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about matrices that could not be what the recipe says, and rules that decide nothing."""
+        """Sentences about matrices that cannot be packed as the recipe says, and rules without effect."""
         return (*self._misfits(), *self._idle_rules())
 
     def decide(self, name: str, shape: tuple[int, ...]) -> Geometry | None:
-        """The triple of the canonical module `name`, a matrix of `shape` [..., N, K]; None keeps it dense.
+        """The triple of the canonical module `name`, a matrix of `shape` [..., N, K]; None if it stays dense.
 
-        None too for what is no matrix of this model (norms, convolutions, the vision tower) and for a K that
-        is no multiple of the group. A tied embedding is decided by its own name.
+        Also None for anything but a matrix of this model (norms, convolutions, the vision tower), and if K is
+        not a multiple of the group. A tied embedding is decided by its own name.
         """
-        wanted = self._wanted(name) if name in self.shapes else None
+        wanted = self._decide_by_rules(name) if name in self.shapes else None
         return wanted if wanted is not None and _fits(wanted, shape) else None
 
-    def _wanted(self, name: str) -> Geometry | None:
-        """The decision whatever the shape."""
+    def _decide_by_rules(self, name: str) -> Geometry | None:
+        """The decision regardless of the shape."""
         mtp = name.startswith(MTP_PREFIX)
         if name.endswith(ROUTERS):
             return None if self.table.routers_dense else PINNED
-        if self.options.keep_bf16 and not mtp and name.endswith(KEPT):
+        if self.options.keep_bf16 and not mtp and name.endswith(KEEP_BF16_NAMES):
             return None
         rule = self._rule(name)
         if rule is None:
             return PINNED
         if rule.bits is None:
             return None
-        return self._promoted(name, self._geometry(rule, rule.bits.at(self.base)))
+        return self._apply_flags(name, self._geometry(rule, rule.bits.at(self.base)))
 
     def _rule(self, name: str) -> Rule | None:
-        """The first rule that matches; of the MTP head there may be none."""
+        """The first rule that matches; for the MTP head there may be none."""
         match = LAYER.match(name)
         layer = int(match[1]) if match else None
         return next((rule for rule in self.table.rules if rule.matches(name, layer, self.layers)), None)
@@ -164,35 +165,35 @@ class Recipe:
         if rule.mode == "affine":
             return Geometry(bits, rule.group_size or self.group_size, "affine")
         if rule.mode == "float":
-            return FLOATS["nvfp4"] if bits == 4 and self.options.mode == "nvfp4" else PROMOTED[bits]
+            return FLOATS["nvfp4"] if bits == 4 and self.options.mode == "nvfp4" else FLOAT_BY_BITS[bits]
         return FLOATS[rule.mode]
 
-    def _promoted(self, name: str, geometry: Geometry) -> Geometry:
-        """What the flags make of a decision; floating-point codes stay what the rule said."""
+    def _apply_flags(self, name: str, geometry: Geometry) -> Geometry:
+        """Apply the flags to a decision; floating-point codes stay as the rule has them."""
         options = self.options
         if geometry.mode != "affine":
             return geometry
         if options.mode != "affine" and FLOATS[options.mode].bits == geometry.bits:
             return FLOATS[options.mode]
-        promoted = PROMOTED.get(geometry.bits, geometry)
+        promoted = FLOAT_BY_BITS.get(geometry.bits, geometry)
         return promoted if options.mxfp and name not in TABLES else geometry
 
     def _misfits(self) -> list[str]:
-        """One sentence per row length and triple, however many matrices share them."""
+        """One sentence for each row length and triple, however many matrices share them."""
         names: dict[tuple[int, Geometry], list[str]] = {}
         for name, shape in self.shapes.items():
-            wanted = self._wanted(name)
+            wanted = self._decide_by_rules(name)
             if wanted is not None and not _fits(wanted, shape):
                 names.setdefault((shape[-1], wanted), []).append(name)
         return [
             f"{shared[0]}{f' and {len(shared) - 1} more' if len(shared) > 1 else ''} kept dense: "
-            f"rows of {width} are no multiple of the group of {wanted}"
+            f"rows of {width} are not a multiple of the group of {wanted}"
             for (width, wanted), shared in names.items()
         ]
 
     def _idle_rules(self) -> list[str]:
-        """Of a user's own file; built-in recipes are written for every model of the family."""
-        if self.table.builtin:
+        """Sentences about rules without effect, but not for built-in recipes, which serve many models."""
+        if self.table.is_builtin:
             return []
         used = {id(self._rule(name)) for name in self.shapes if not name.endswith(ROUTERS)}
         return [
@@ -203,7 +204,7 @@ class Recipe:
 
 
 def check_parts(options: Options, *, mtp: bool, vision: bool) -> None:
-    """Refuse a choice about a part that the model does not have. Raises UsageError."""
+    """Raise UsageError for an option about a part that the model does not have."""
     if options.mtp != "keep" and not mtp:
         raise UsageError(f"--mtp {options.mtp} would change nothing: the model has no MTP head")
     if options.vision != "keep" and not vision:
@@ -230,7 +231,7 @@ def _check_values(options: Options) -> None:
 
 
 def _check_together(options: Options) -> None:
-    """Flags that contradict each other."""
+    """Raise UsageError for flags that contradict each other."""
     if options.mode != "affine":
         own = FLOATS[options.mode].bits
         if options.mxfp:
@@ -251,9 +252,9 @@ def _check_together(options: Options) -> None:
 
 
 def _refuse_idle(recipe: Recipe, config: ModelConfig) -> None:
-    """Each flag that was given must be able to change a decision."""
+    """Raise UsageError for a flag that changes no decision."""
     options = recipe.options
-    # with the float map these two choose its 4-bit code, whether or not a rule has 4 bits
+    # with the float map these two choose its 4-bit code, even if no rule has 4 bits
     chosen = () if options.float_map else ("mode", "mxfp")
     for name in ("bits", "group_size", *chosen, "keep_bf16"):
         if getattr(options, name) in (None, False, "affine"):
@@ -263,11 +264,11 @@ def _refuse_idle(recipe: Recipe, config: ModelConfig) -> None:
             value = getattr(options, name)
             flag = FLAGS[name] if value is True else f"{FLAGS[name]} {value}"
             what = "--float-map" if options.float_map else f"the recipe {options.recipe}"
-            raise UsageError(f"{flag} would change nothing: {what} {IDLE[name]}")
+            raise UsageError(f"{flag} would change nothing: {what} {WHY_IDLE[name]}")
 
 
 def _alternatives(options: Options, name: str) -> list[Options]:
-    """The same options without one flag, or with each other value of one that always has some value."""
+    """The same options without the flag, or with every other value of a flag that always has one."""
     if name == "bits":
         plain = options if options.float_map else replace(options, mode="affine")
         return [replace(plain, bits=bits) for bits in AFFINE_BITS]

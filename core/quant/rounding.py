@@ -1,8 +1,8 @@
-"""From a float matrix to a packed one; where importances are known, affine groups are rounded to suit them.
+"""Packs float matrices; affine groups with known importances are rounded to suit them.
 
-Of several scales and biases a group gets those with the least sum_j importance_j (w_j - scale q_j - bias)^2:
-MLX's own, and what alternating between codes and scales finds from there. Scales keep the group's variance:
-least squares, which shrinks it, has the smaller error and gives the worse model.
+A group gets the scale and bias with the least sum_j importance_j (w_j - scale q_j - bias)^2, of MLX's own and
+those found from there by alternating between codes and scales. Scales keep the variance of the group: least
+squares would shrink it, which has a smaller error but gives a worse model.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..machine.backend import mx, on_gpu
 
 CHUNK_WEIGHTS = 1 << 20  # a chunk's float32 intermediates together take about 50 MB
-# by bits: parts of MLX's range to start from, and rounds from each; fine codes are good at once
+# by bits: the shares of MLX's range to start from, and the rounds from each; fine codes need few
 SEARCH = {2: ((1.0, 0.8), 3), 3: ((1.0, 0.8), 3), 4: ((1.0, 0.8), 3), 5: ((1.0,), 3)}
 SEARCH_FINE = ((1.0,), 2)
 WORD_BITS = 32
@@ -23,17 +23,17 @@ def quantize(
 ) -> Packed:
     """Pack `weight` [N, K] or [E, N, K] of any float dtype, in chunks of rows.
 
-    `importance` is E[x^2] by input channel, [K] or [E, K]; without it, and for float codes, MLX rounds.
-    Affine scales and biases are in `dtype`. Raises UsageError where the shapes do not go together.
+    `importance` is E[x^2] by input channel, [K] or [E, K]; MLX rounds without it, and to float codes. Affine
+    scales and biases are in `dtype`. Raises UsageError if the shapes do not match.
     """
     _check(weight, geometry, importance)
     if importance is None or geometry.mode != "affine":
-        return _by_mlx(weight, geometry, dtype)
+        return _quantize_with_mlx(weight, geometry, dtype)
     rows = importance.astype(mx.float32).reshape(-1, weight.shape[-1])
     matrices = weight[None] if weight.ndim == 2 else weight
     parts = [
         part
-        for matrix, row in zip(matrices, _per_matrix(rows, len(matrices)), strict=True)
+        for matrix, row in zip(matrices, _rows_per_matrix(rows, len(matrices)), strict=True)
         for part in _chunks(matrix, row[None], geometry, dtype)
     ]
     shape = (*weight.shape[:-1], -1)
@@ -44,15 +44,15 @@ def quantize(
 
 
 def rounding_error(weight: mx.array, importance: mx.array, geometry: Geometry) -> mx.array:
-    """Sum over `weight` [R, K] of importance (w - Q(w))^2, [] float32, rounded as `quantize` does.
+    """The sum over `weight` [R, K] of importance (w - Q(w))^2, [] float32, with Q as in `quantize`.
 
-    `importance` is [R, K] or [1, K]. All at once: the caller bounds R.
+    `importance` is [R, K] or [1, K]. Works on all rows at once; the caller bounds R.
     """
     weight = weight.astype(mx.float32)
     if geometry.mode == "affine":
         groups = _Groups(weight, importance, geometry)
         return groups.error(*groups.search(*groups.start(mx.bfloat16), mx.bfloat16)).sum()
-    back = _by_mlx(weight, geometry, mx.bfloat16).dequantize(mx.float32)
+    back = _quantize_with_mlx(weight, geometry, mx.bfloat16).dequantize(mx.float32)
     return (importance * mx.square(weight - back)).sum()
 
 
@@ -66,7 +66,7 @@ def _check(weight: mx.array, geometry: Geometry, importance: mx.array | None) ->
         )
 
 
-def _by_mlx(weight: mx.array, geometry: Geometry, dtype: mx.Dtype) -> Packed:
+def _quantize_with_mlx(weight: mx.array, geometry: Geometry, dtype: mx.Dtype) -> Packed:
     # rounded to `dtype` first, the ends of each group's range are numbers that its scale and bias can reach
     words, scales, *biases = mx.quantize(
         weight.astype(dtype), geometry.group_size, geometry.bits, mode=geometry.mode
@@ -76,14 +76,14 @@ def _by_mlx(weight: mx.array, geometry: Geometry, dtype: mx.Dtype) -> Packed:
     )
 
 
-def _per_matrix(rows: mx.array, matrices: int) -> list[mx.array]:
+def _rows_per_matrix(rows: mx.array, matrices: int) -> list[mx.array]:
     return list(mx.broadcast_to(rows, (matrices, rows.shape[-1])))
 
 
 def _chunks(
     matrix: mx.array, importance: mx.array, geometry: Geometry, dtype: mx.Dtype
 ) -> Iterator[tuple[mx.array, mx.array, mx.array]]:
-    """Words, scales and biases of runs of rows, evaluated; on a CPU two runs at a time, on a thread each."""
+    """Yield words, scales and biases of runs of rows, evaluated; on a CPU two runs in parallel."""
     step = max(1, CHUNK_WEIGHTS // matrix.shape[-1])
     starts = range(0, len(matrix), step)
     streams = [mx.default_stream(mx.default_device())] if on_gpu() else _cpu_streams()
@@ -91,7 +91,7 @@ def _chunks(
         batch = []
         for start, stream in zip(starts[first:], streams, strict=False):
             with mx.stream(stream):
-                batch.append(_packed_rows(matrix[start : start + step], importance, geometry, dtype))
+                batch.append(_pack_rows(matrix[start : start + step], importance, geometry, dtype))
         mx.eval(batch)
         yield from batch
 
@@ -100,13 +100,13 @@ _STREAMS: list[mx.Stream] = []
 
 
 def _cpu_streams() -> list[mx.Stream]:
-    """MLX runs the operations of one CPU stream one after the other, and never closes a stream's thread."""
+    """Two streams, made once: MLX never ends a stream's thread, and runs its operations one by one."""
     if not _STREAMS:
         _STREAMS.extend(mx.new_stream(mx.cpu) for _ in range(2))
     return _STREAMS
 
 
-def _packed_rows(
+def _pack_rows(
     rows: mx.array, importance: mx.array, geometry: Geometry, dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array, mx.array]:
     groups = _Groups(rows.astype(mx.float32), importance, geometry)
@@ -137,26 +137,28 @@ class _Groups:
         shape = (-1, rows.shape[-1] // geometry.group_size, geometry.group_size)
         self.weights, self.importance = rows.reshape(shape), importance.reshape(shape)
         total = self.importance.sum(axis=-1, keepdims=True)
-        self.total = mx.maximum(total, mx.finfo(mx.float32).smallest_normal)  # of a group nobody reads
+        self.total = mx.maximum(
+            total, mx.finfo(mx.float32).smallest_normal
+        )  # for a group that no token reads
         self.mean = (self.importance * self.weights).sum(axis=-1, keepdims=True) / self.total
         squares = (self.importance * mx.square(self.weights - self.mean)).sum(axis=-1, keepdims=True)
         self.variance = squares / self.total
 
     def start(self, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
         """MLX's own scales and biases."""
-        packed = _by_mlx(self.rows, self.geometry, dtype)
+        packed = _quantize_with_mlx(self.rows, self.geometry, dtype)
         biases = packed.scales if packed.biases is None else packed.biases
         return packed.scales.astype(mx.float32)[..., None], biases.astype(mx.float32)[..., None]
 
     def search(self, scales: mx.array, biases: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-        """The best scales and biases found from these; never worse than them."""
+        """The best scales and biases found when starting from these, never worse than these."""
         parts, rounds = SEARCH.get(self.geometry.bits, SEARCH_FINE)
         best, error = (scales, biases), self.error(scales, biases)
         middle = biases + scales * self.top / 2
         for part in parts:
             found = scales * part, middle - scales * part * self.top / 2
             for _ in range(rounds):
-                found = self._matched(*found, dtype)
+                found = self._match_moments(*found, dtype)
             reached = self.error(*found)
             better = reached < error
             error = mx.where(better, reached, error)
@@ -168,17 +170,19 @@ class _Groups:
         return mx.clip(mx.round((self.weights - biases) * inverse), 0, self.top)
 
     def error(self, scales: mx.array, biases: mx.array) -> mx.array:
-        """The measure that is minimised, [R, K/G, 1]."""
+        """The weighted error that is minimised, [R, K/G, 1]."""
         rest = self.weights - (scales * self.codes(scales, biases) + biases)
         return (self.importance * mx.square(rest)).sum(axis=-1, keepdims=True)
 
-    def _matched(self, scales: mx.array, biases: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-        """Such that the weights' codes have their mean and variance, in numbers that `dtype` has."""
+    def _match_moments(
+        self, scales: mx.array, biases: mx.array, dtype: mx.Dtype
+    ) -> tuple[mx.array, mx.array]:
+        """Scales and biases, exact in `dtype`, that give the codes the weights' mean and variance."""
         codes = self.codes(scales, biases)
         weighted = self.importance * codes
         mean = weighted.sum(axis=-1, keepdims=True) / self.total
         variance = (weighted * codes).sum(axis=-1, keepdims=True) / self.total - mean * mean
-        spread = variance > 1e-6  # else all that counts has one code
+        spread = variance > 1e-6  # else all weights that count have the same code
         ratio = mx.sqrt(self.variance / mx.where(spread, variance, 1.0))
         scales = mx.where(spread, mx.sign(scales) * ratio, scales).astype(dtype).astype(mx.float32)
         return scales, (self.mean - scales * mean).astype(dtype).astype(mx.float32)

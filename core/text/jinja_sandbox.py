@@ -1,8 +1,8 @@
-"""Jinja for templates nobody vetted: Jinja's own sandbox, with a fixed amount of work instead of a clock.
+"""Renders untrusted templates in Jinja's own sandbox, limited by a budget of work instead of a clock.
 
-Every loop body and macro pays for its nodes, every computed value for its size, before Python does the work.
-The compiler never computes constants. So a template ends, in any thread and on any system, within a few
-seconds and some hundred MB. Refuses include, import, autoescape, and filters that could not be priced.
+Every loop body and macro pays for its nodes and every computed value for its size, before Python does the
+work. The compiler never computes constants. So a template ends within a few seconds and some hundred MB, in
+any thread and on any system. Refuses include, import, autoescape, and filters whose cost is unknown.
 """
 
 import functools
@@ -25,8 +25,8 @@ from jinja2.visitor import NodeTransformer
 
 from ..errors import TemplateError
 
-BASE_WORK = 4 << 20  # units: one is about a character kept, or 50 ns of Python
-WORK_PER_INPUT = 32  # more of them for each unit that the conversation itself weighs
+BASE_WORK = 4 << 20  # in units of about one stored character or 50 ns of Python
+WORK_PER_INPUT = 32  # added for each unit of the conversation's own weight
 VALUE_WORK = 64
 NODE_WORK = 4
 MAX_NESTING = 64
@@ -62,10 +62,10 @@ FAILURES = (*FAILURES, AssertionError, SyntaxError, TypeError, ValueError)
 
 
 class Program:
-    """A compiled template; `origin` names it in errors. May be shared between threads, which take turns."""
+    """A compiled template; `origin` names it in errors. Threads may share it and take turns."""
 
     def __init__(self, source: str, origin: str):
-        """Raises TemplateError with the line for bad syntax, and for what the sandbox does not offer."""
+        """Compile `source`. Raises TemplateError, with the line for bad syntax or a refused feature."""
         self.origin = origin
         self._lock = Lock()
         self._meter = Meter()
@@ -73,22 +73,22 @@ class Program:
         try:
             self._template = _compile(_Environment(self._meter), source)
         except jinja2.TemplateSyntaxError as problem:
-            raise TemplateError(f"{origin}, line {problem.lineno}: {_sentence(problem)}") from problem
+            raise TemplateError(f"{origin}, line {problem.lineno}: {_one_line(problem)}") from problem
         except FAILURES as problem:
-            raise TemplateError(f"{origin} cannot be compiled: {_sentence(problem)}") from problem
+            raise TemplateError(f"{origin} cannot be compiled: {_one_line(problem)}") from problem
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text for `variables`: plain JSON values. Raises TemplateError with the template's own words."""
+        """Render with `variables`, plain JSON values. Raises TemplateError with the template's own words."""
         with self._lock:
             try:
                 self._meter.allow(dict(variables))
                 return self._template.render(variables)
             except FAILURES as problem:
-                raise TemplateError(f"{self.origin}: {_sentence(problem)}") from problem
+                raise TemplateError(f"{self.origin}: {_one_line(problem)}") from problem
 
 
 class Meter:
-    """How much work is left. A value weighs its shared parts each time they are met, as printing does."""
+    """The work that is left. A value's shared parts count each time they occur, as they would in print."""
 
     left = 0
 
@@ -103,7 +103,7 @@ class Meter:
             raise SecurityError("stopped, it does far more work than a conversation of this size needs")
 
     def weigh(self, value: Any, depth: int = 0) -> Any:
-        """Pay for all of `value`, as an operation that walks through it must. Gives it back."""
+        """Pay for all of `value`, for an operation that walks through it. Returns it."""
         self.spend(VALUE_WORK)
         if depth > MAX_NESTING:
             raise SecurityError(f"stopped, it works on values nested more than {MAX_NESTING} deep")
@@ -121,7 +121,7 @@ class Meter:
         return value
 
     def weigh_outside(self, value: Any) -> Any:
-        """Pay for a new value whose parts existed before: its length. Gives it back."""
+        """Pay for the length of a new value whose parts existed before. Returns it."""
         if isinstance(value, str):
             self.spend(VALUE_WORK + len(value))
         elif isinstance(value, list | tuple | dict | Set | ValuesView):
@@ -142,14 +142,14 @@ class Meter:
 
 
 class _Values(list[Any]):
-    """What a lazy filter gave, computed at once; true when empty, as the generator it stands for would be."""
+    """The evaluated result of a lazy filter; true even if empty, as the generator would be."""
 
     def __bool__(self) -> bool:
         return True
 
 
 class _Namespace(Namespace):
-    """Prints as a word: its contents may include itself. Underscored names would reach into Jinja."""
+    """A namespace that prints as a word, as it may contain itself; refuses names that reach into Jinja."""
 
     def __init__(*args: Any, **kwargs: Any):
         Namespace.__init__(args[0])
@@ -166,7 +166,7 @@ class _Namespace(Namespace):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what a trainer may learn from; here its body is simply rendered."""
+    """`{% generation %}`, which marks text for training; only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own attribute
 
@@ -176,7 +176,7 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Hugging Face's settings and helpers; every operation with a price asks the meter first."""
+    """Hugging Face's settings and helpers; every costly operation asks the meter first."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
@@ -185,28 +185,30 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
         )
         self.meter = meter
-        # Wanting the context keeps the compiler from computing constant output itself.
+        # A function of the context keeps the compiler from computing constant output itself.
         self.finalize = jinja2.pass_context(lambda _, value: meter.weigh(value))
         self._price_functions()
         del self.globals["lipsum"]
         self.globals |= {
             "namespace": _Namespace,
-            "raise_exception": _raise,
+            "raise_exception": _raise_exception,
             "strftime_now": self._strftime_now,
         }
 
     def _price_functions(self) -> None:
         given = {**self.filters, "tojson": self._tojson, "join": self._join, "replace": self._replace}
-        given |= {"format": self._format, "items": _items, "trim": self._trim}
+        given |= {"format": self._format, "items": _item_pairs, "trim": self._trim}
         deep, outside = self.meter.weigh, self.meter.weigh_outside
         self.filters = {name: given[name] for name in FREE_FILTERS.split()}
-        self.filters |= {name: self._priced(given[name], outside) for name in SHALLOW_FILTERS.split()}
-        self.filters |= {name: self._priced(given[name], deep) for name in DEEP_FILTERS.split()}
+        self.filters |= {name: self._with_price(given[name], outside) for name in SHALLOW_FILTERS.split()}
+        self.filters |= {name: self._with_price(given[name], deep) for name in DEEP_FILTERS.split()}
         self.filters |= {_DEEP: deep, _OUTSIDE: outside, _PAY: self.meter.pay}
-        self.tests |= {name: self._priced(self.tests[name], deep) for name in DEEP_TESTS.split()}
-        self.tests |= {name: self._priced(self.tests[name], _number) for name in NUMBER_TESTS.split()}
+        self.tests |= {name: self._with_price(self.tests[name], deep) for name in DEEP_TESTS.split()}
+        self.tests |= {
+            name: self._with_price(self.tests[name], _require_number) for name in NUMBER_TESTS.split()
+        }
 
-    def _priced(self, function: Callable[..., Any], price: Callable[[Any], Any]) -> Callable[..., Any]:
+    def _with_price(self, function: Callable[..., Any], price: Callable[[Any], Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             for value in (*args, *kwargs.values()):
@@ -241,7 +243,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return __self.meter.weigh_outside(super().call(__context, __obj, *args, **kwargs))
 
     def _pay_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Pay for a call before it runs. Gives the arguments, iterators made lists."""
+        """Pay for a call before it runs. Returns the arguments, with iterators as lists."""
         args = tuple(_Values(value) if isinstance(value, Iterator) else value for value in args)
         self.meter.weigh((args, kwargs))
         owner = getattr(function, "__self__", None)
@@ -254,7 +256,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return args
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """A key is hashed, and printed where there is no such item."""
+        """Pay for the key, which is hashed, and printed if there is no such item."""
         if not isinstance(argument, str | int):
             self.meter.weigh(argument)
         return super().getitem(obj, argument)
@@ -284,7 +286,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """As Hugging Face's: JSON as it stands, nothing escaped for HTML."""
+        """JSON as in Hugging Face's filter, without escapes for HTML."""
         if indent is not None and (not isinstance(indent, int) or indent > 8):
             raise SecurityError("tojson: indent must be a number up to 8")
         return json.dumps(
@@ -325,28 +327,28 @@ _DEEP, _OUTSIDE, _PAY = "<deep>", "<outside>", "<pay>"
 
 
 class _Pricing(NodeTransformer):
-    """Puts a price on what Jinja compiles to bare Python: loops, macros, `~`, comparisons, slices, tuples."""
+    """Adds a price to what Jinja compiles to bare Python: loops, macros, `~`, comparisons, slices, tuples."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        node.nodes = [_filtered(child, _DEEP) for child in node.nodes]
+        node.nodes = [_apply_filter(child, _DEEP) for child in node.nodes]
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = _filtered(node.expr, _DEEP)
+        node.expr = _apply_filter(node.expr, _DEEP)
         for operand in node.ops:
-            operand.expr = _filtered(operand.expr, _DEEP)
+            operand.expr = _apply_filter(operand.expr, _DEEP)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, _OUTSIDE) if isinstance(node.arg, nodes.Slice) else node
+        return _apply_filter(node, _OUTSIDE) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        """Hashing walks through a tuple, so every tuple is paid for when it is made."""
+        """Pay for every tuple when it is made, because hashing walks through it."""
         self.generic_visit(node)
-        return _filtered(node, _DEEP) if node.ctx == "load" else node
+        return _apply_filter(node, _DEEP) if node.ctx == "load" else node
 
     def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> NoReturn:
         raise jinja2.TemplateSyntaxError("autoescape is not offered to chat templates", node.lineno)
@@ -357,28 +359,28 @@ class _Pricing(NodeTransformer):
     visit_Extends = visit_Import = visit_FromImport = visit_Include
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
-        """A key is hashed."""
+        """Pay for the key, which is hashed."""
         self.generic_visit(node)
-        node.key = _filtered(node.key, _DEEP)
+        node.key = _apply_filter(node.key, _DEEP)
         return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self._pay_for_body(node)
         if isinstance(node.test, nodes.Expr):
-            node.test = _filtered(node.test, _PAY, VALUE_WORK + _static_size(node.test))
+            node.test = _apply_filter(node.test, _PAY, VALUE_WORK + _static_size(node.test))
         return node
 
     def _pay_for_body(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         start = nodes.Const(None, lineno=node.lineno, environment=node.environment)
-        tick = _filtered(start, _PAY, VALUE_WORK + _static_size(node))
+        tick = _apply_filter(start, _PAY, VALUE_WORK + _static_size(node))
         node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno, environment=node.environment))
         return node
 
     visit_Macro = visit_CallBlock = visit_Block = _pay_for_body
 
 
-def _filtered(node: nodes.Expr, name: str, *constants: int) -> nodes.Filter:
+def _apply_filter(node: nodes.Expr, name: str, *constants: int) -> nodes.Filter:
     place = {"lineno": node.lineno, "environment": node.environment}
     return nodes.Filter(node, name, [nodes.Const(n, **place) for n in constants], [], None, None, **place)
 
@@ -397,8 +399,8 @@ def _compile(environment: _Environment, source: str) -> jinja2.Template:
     return jinja2.Template.from_code(environment, environment.compile(tree), environment.globals)
 
 
-def _items(value: Any) -> Any:
-    """The pairs of a mapping; none of a variable that is not defined."""
+def _item_pairs(value: Any) -> Any:
+    """The pairs of a mapping; empty for an undefined variable."""
     if isinstance(value, jinja2.Undefined):
         return []
     if not isinstance(value, Mapping):
@@ -407,7 +409,7 @@ def _items(value: Any) -> Any:
 
 
 def _method_work(text: str, name: str, *args: Any) -> int:
-    """What a method of `text` costs beyond its length and its arguments."""
+    """The cost of a method of `text` beyond its length and its arguments."""
     if name == "replace":
         return _replaced_size(text, *args[:2])
     if name == "join":
@@ -424,21 +426,21 @@ def _replaced_size(text: str, old: str, new: str) -> int:
 
 
 def _strip_work(text: str, chars: str | None) -> int:
-    """Each character at the ends is looked for among `chars`."""
+    """The cost of looking for each character at the ends among `chars`."""
     return len(text) * len(chars or "") // 8
 
 
-def _number(value: Any) -> None:
+def _require_number(value: Any) -> None:
     if not isinstance(value, int | float):
         raise jinja2.TemplateError(f"expected a number, found {type(value).__name__}")
 
 
-def _raise(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _sentence(problem: BaseException) -> str:
-    """The problem's own words on one line."""
+def _one_line(problem: BaseException) -> str:
+    """The words of the problem on one line."""
     words = problem.message if isinstance(problem, jinja2.TemplateError) else str(problem)
     line = " ".join(str(words)[:2000].split())
     return line if len(line) <= 300 else line[:297] + "..."

@@ -1,33 +1,30 @@
-"""Messages, the model's chat template, and the streaming split of a reply into thought and answer.
+"""Messages and the model's chat template, which renders them as one prompt.
 
-Owns what messages may look like before a template sees them, the template for folders without one, and the
-trimming of newlines around thoughts. Refuses images, unknown roles, tool arguments that are no object.
-The split goes by token id, never by text: an answer may talk about `</think>`.
+Owns what messages may look like before a template sees them, and the template for folders without one.
+Refuses images, unknown roles, and tool arguments that are not an object.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import TemplateError
 from ..machine.files import parse_json, read_json, read_text
 from .jinja_sandbox import Program
-from .tokenizer import Tokenizer
 
 MAX_TEMPLATE_NBYTES = 1 << 20
 ROLES = ("system", "user", "assistant", "tool")
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-Kind = Literal["thought", "text"]
 
 BUILT_IN = (Path(__file__).parents[1] / "embedded" / "chat_template.jinja").read_text(encoding="utf-8")
 BUILT_IN_NOTICE = "this model has no chat template: using qchat's own, ChatML with think blocks"
 
 
 class Template:
-    """A chat template. `origin` is its file or "built-in"; `notice` one line for the user when it is ours."""
+    """A chat template. `origin` is its file or "built-in"; `notice` tells the user that it is our own."""
 
     def __init__(self, source: str, origin: str, *, named_tokens: Mapping[str, str] | None = None):
-        """`named_tokens` (eos_token and such) become variables. Raises TemplateError for bad syntax."""
+        """Compile `source`; `named_tokens` (eos_token and such) become variables. Raises TemplateError."""
         self.source = source
         self.origin = origin
         self.notice = BUILT_IN_NOTICE if origin == "built-in" else None
@@ -37,7 +34,7 @@ class Template:
 
     @classmethod
     def load(cls, folder: Path) -> "Template":
-        """The first of chat_template.jinja, chat_template.json, tokenizer_config.json; else our own ChatML.
+        """Load the first of chat_template.jinja, chat_template.json, tokenizer_config.json; else our ChatML.
 
         Raises TemplateError for a file that cannot be read or a template that cannot be compiled.
         """
@@ -56,10 +53,10 @@ class Template:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> str:
-        """The prompt's text. What is None, of `enable_thinking` and `extra`, stays undefined in the template.
+        """Render the prompt. `enable_thinking` and values of `extra` stay undefined if they are None.
 
-        `extra` holds the template's own switches: preserve_thinking, reasoning_effort. Raises TemplateError
-        for messages that `check_messages` refuses, and with the template's own words when it raises.
+        `extra` holds switches of the template: preserve_thinking, reasoning_effort. Raises TemplateError for
+        messages that `check_messages` refuses, and with the template's own words if it raises.
         """
         switches = {"enable_thinking": enable_thinking, **extra}
         variables = {
@@ -73,7 +70,7 @@ class Template:
         return self._program.render(variables)
 
     def _keeps_thinking(self) -> bool:
-        """Whether the reasoning of a turn before the last question reaches the prompt when asked to."""
+        """Whether the template can keep the reasoning of turns before the last question; renders a probe."""
         probe = [
             {"role": "user", "content": "first question"},
             {"role": "assistant", "content": "an answer", "reasoning_content": "a kept thought"},
@@ -86,30 +83,30 @@ class Template:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as templates want them: content one string, tool arguments an object.
+    """Normalise messages for templates: content becomes one string, tool arguments an object.
 
     Raises TemplateError naming the message, counted from 1, and what is wrong with it.
     """
-    return [_checked(message, f"message {number}") for number, message in enumerate(messages, 1)]
+    return [_check_message(message, f"message {number}") for number, message in enumerate(messages, 1)]
 
 
-def _checked(message: Any, where: str) -> dict[str, Any]:
+def _check_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise TemplateError(
             f"{where} must be an object with role and content, found {type(message).__name__}"
         )
     if message.get("role") not in ROLES:
         raise TemplateError(f"{where}: role is {message.get('role')!r:.40}, wanted one of {', '.join(ROLES)}")
-    checked = {**message, "content": _content(message.get("content"), where)}
+    checked = {**message, "content": _content_text(message.get("content"), where)}
     reasoning = checked.get("reasoning_content")
     if reasoning is not None and not isinstance(reasoning, str):
         raise TemplateError(f"{where}: reasoning_content must be text, found {type(reasoning).__name__}")
     if checked.get("tool_calls") is not None:
-        checked["tool_calls"] = _tool_calls(checked["tool_calls"], where)
+        checked["tool_calls"] = _check_tool_calls(checked["tool_calls"], where)
     return checked
 
 
-def _content(content: Any, where: str) -> str:
+def _content_text(content: Any, where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
@@ -118,23 +115,23 @@ def _content(content: Any, where: str) -> str:
         raise TemplateError(
             f"{where}: content must be text or a list of parts, found {type(content).__name__}"
         )
-    return "".join(_part(part, where) for part in content)
+    return "".join(_part_text(part, where) for part in content)
 
 
-def _part(part: Any, where: str) -> str:
+def _part_text(part: Any, where: str) -> str:
     text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
     if not isinstance(text, str):
         raise TemplateError(f"{where}: only text parts can be read, found {part!r:.60}")
     return text
 
 
-def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def _check_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
         raise TemplateError(f"{where}: tool_calls must be a list, found {type(calls).__name__}")
-    return [_tool_call(call, f"{where}, tool call {number}") for number, call in enumerate(calls, 1)]
+    return [_check_tool_call(call, f"{where}, tool call {number}") for number, call in enumerate(calls, 1)]
 
 
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
+def _check_tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise TemplateError(f"{where} must be an object that names its function")
@@ -161,7 +158,7 @@ def _find_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _named_source(value: Any, origin: str) -> str:
-    """`value` is the text itself, or a list of named ones of which "default" is wanted."""
+    """The template text of `value`, which is that text or a list of named ones with a "default"."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
@@ -175,82 +172,3 @@ def _named_source(value: Any, origin: str) -> str:
 def _token_text(token: Any) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-class ThinkSplitter:
-    """Tells thought from answer, one id at a time. `inside` is where the next id falls.
-
-    The template may open the first block in the prompt. A later opener starts another block; an opener inside
-    a thought and a closer outside are ordinary text.
-    """
-
-    def __init__(self, open_id: int | None, close_id: int | None, inside: bool):
-        self._open_id = open_id
-        self._close_id = close_id
-        self.inside = inside
-
-    def add(self, id: int) -> Kind | None:
-        """Where `id` belongs; None when it is a delimiter."""
-        if id == (self._close_id if self.inside else self._open_id):
-            self.inside = not self.inside
-            return None
-        return "thought" if self.inside else "text"
-
-
-def leaves_thought_open(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether the last mark of a thought in a prompt opens one: some templates leave that to the model."""
-    opens = {tokenizer.think_open_id: True, tokenizer.think_close_id: False}
-    return next((opens[id] for id in reversed(ids) if id in opens), False)
-
-
-class ReplyParser:
-    """Ids of one reply in, pieces of text with their kind out, without the delimiters.
-
-    Newlines before the answer and at both ends of each thought are dropped; two thoughts are a blank line
-    apart. `reasoning_tokens` counts the ids inside thoughts without the delimiters.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, inside: bool):
-        self._splitter = ThinkSplitter(tokenizer.think_open_id, tokenizer.think_close_id, inside)
-        self._detokenizer = tokenizer.detokenizer()
-        self._begun: set[Kind] = set()  # kinds that have given text
-        self._at_start = True
-        self._held = ""  # newlines of a thought that may turn out to be its last
-        self.reasoning_tokens = 0
-
-    @property
-    def inside(self) -> bool:
-        """Whether the next id belongs to a thought."""
-        return self._splitter.inside
-
-    def add(self, id: int) -> list[tuple[Kind, str]]:
-        """The text that `id` completes, as at most one non-empty piece."""
-        before: Kind = "thought" if self.inside else "text"
-        kind = self._splitter.add(id)
-        if kind is None:
-            pieces = self._piece(before, self._detokenizer.flush())
-            self._open_block()
-            return pieces
-        self.reasoning_tokens += kind == "thought"
-        return self._piece(kind, self._detokenizer.add(id))
-
-    def flush(self) -> list[tuple[Kind, str]]:
-        """What an unfinished character leaves at the end of the reply."""
-        return self._piece("thought" if self.inside else "text", self._detokenizer.flush())
-
-    def _open_block(self) -> None:
-        self._at_start = self.inside or "text" not in self._begun
-        self._held = "\n\n" if self.inside and "thought" in self._begun else ""
-
-    def _piece(self, kind: Kind, text: str) -> list[tuple[Kind, str]]:
-        if self._at_start:
-            text = text.lstrip("\n")
-        if not text:
-            return []
-        self._at_start = False
-        if kind == "thought":
-            text = self._held + text
-            kept = text.rstrip("\n")
-            text, self._held = kept, text[len(kept) :]
-        self._begun |= {kind} if text else set()
-        return [(kind, text)] if text else []

@@ -1,8 +1,8 @@
-"""Text to token ids and back, on the `tokenizers` library; text that must not become a special token.
+"""Converts text to token ids and back with the `tokenizers` library, and shields text from special tokens.
 
-Owns the streaming detokenizer: it never splits a character, and its pieces joined are `decode` of the whole.
+Owns the streaming detokenizer, which never splits a character; its pieces joined equal `decode` of the whole.
 Special tokens (`<|im_end|>`) have no text; other added tokens (`<think>`, `<tool_call>`) keep theirs.
-Refuses a damaged tokenizer.json in one sentence, also where the library would panic. Never truncates or pads.
+Refuses a damaged tokenizer.json in one sentence, even where the library would panic. Never truncates or pads.
 """
 
 import codecs
@@ -29,19 +29,19 @@ WINDOW = 8  # tokens of context for decoders that look at their neighbours
 
 
 class Detokenizer(Protocol):
-    """Turns ids into text one by one."""
+    """Converts ids to text, one by one."""
 
     def add(self, id: int) -> str:
-        """The text that `id` completes; empty while a character is unfinished."""
+        """The text that `id` completes; empty while a character is incomplete."""
         ...
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that never got its last byte."""
+        """The rest of the text; an incomplete character becomes U+FFFD."""
         ...
 
 
 class Tokenizer:
-    """One loaded tokenizer. `stop_ids` are the ids that end a reply; the think ids are None where unknown."""
+    """A loaded tokenizer. `stop_ids` end a reply; the ids of `<think>` and `</think>` are None if unknown."""
 
     def __init__(self, library: Library, source: str, eos: Iterable[int] = ()):
         self._library = library
@@ -51,7 +51,7 @@ class Tokenizer:
         self._texts = {id: "" if token.special else token.content for id, token in added.items()}
         self._ids = {token.content: id for id, token in added.items() if token.content}
         self._pieces: dict[int, bytes] = {}
-        # Named special, an added token obeys `encode_special_tokens`; which are hidden is kept in _texts.
+        # As special tokens they all obey `encode_special_tokens`; _texts knows which are really special.
         for token in added.values():
             token.special = True
         library.add_special_tokens(list(added.values()))
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read tokenizer.json, and what tokenizer_config.json and generation_config.json add to it.
+        """Read tokenizer.json and the additions in tokenizer_config.json and generation_config.json.
 
         Raises TokenizerError, or ConfigError for generation_config.json.
         """
@@ -76,12 +76,12 @@ class Tokenizer:
         config = read_json(config_path, TokenizerError) if config_path.exists() else {}
         _declare_missing(library, config.get("added_tokens_decoder", {}), str(config_path))
         tokenizer = cls(library, str(path), _eos_ids(folder))
-        tokenizer._stop_at(config.get("eos_token"))
+        tokenizer._add_stop_token(config.get("eos_token"))
         return tokenizer
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id; the first use takes a quarter of a second for 248,077 entries."""
+        """One more than the largest id; the first call takes a quarter of a second for 248,077 entries."""
         return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def token_id(self, text: str) -> int | None:
@@ -89,10 +89,10 @@ class Tokenizer:
         return self._ids.get(text, self._library.token_to_id(text))
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of `text`, with no token put before or after it. Raises TokenizerError.
+        """The ids of `text`, with no tokens added before or after. Raises TokenizerError.
 
-        Without `special` no added token comes out, `<think>` included: the text is only text. With it, added
-        tokens are recognised except inside what went through `shield`. Lone surrogates become U+FFFD.
+        With `special`, added tokens such as `<think>` are recognised, except in text that went through
+        `shield`. Without it, none is. Lone surrogates become U+FFFD.
         """
         text = re.sub("[\ud800-\udfff]", "\ufffd", text)
         if special and SHIELD in text:
@@ -102,9 +102,9 @@ class Tokenizer:
             return self._library.encode(text, add_special_tokens=False).ids
 
     def shield(self, text: str) -> str:
-        """`text` marked so that `encode` reads it as text even inside a rendered prompt.
+        """Mark `text` so that `encode` recognises no special token in it, even inside a rendered prompt.
 
-        A pasted `<|im_end|>` would end the turn. The mark is one U+FDD0 in each such place, and
+        A pasted `<|im_end|>` would otherwise end the turn. The mark is one U+FDD0 in each such place;
         `encode` removes it.
         """
         if not self._ids:
@@ -114,12 +114,12 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids of no token nothing."""
+        """The text of `ids`. Invalid UTF-8 becomes U+FFFD; ids without a token are skipped."""
         detokenizer = self.detokenizer()
         return "".join([*map(detokenizer.add, ids), detokenizer.flush()])
 
-    def spelled(self, ids: Iterable[int]) -> str:
-        """The text of `ids` with the special tokens that `decode` leaves out, as a template has them."""
+    def decode_with_special(self, ids: Iterable[int]) -> str:
+        """The text of `ids` with the special tokens that `decode` leaves out, as a template writes them."""
         names = {id: text for text, id in self._ids.items()}
         parts: list[str] = []
         run: list[int] = []
@@ -138,11 +138,11 @@ class Tokenizer:
 
     @cached_property
     def _pattern(self) -> str:
-        """Matches any added token, the longest first as the library does."""
+        """A pattern that matches any added token, the longest first as in the library."""
         return "|".join(re.escape(text) for text in sorted(self._ids, key=len, reverse=True))
 
     def _encode_shielded(self, text: str) -> list[int]:
-        """Added tokens cut the text before anything else is done to it, so the parts can be encoded alone."""
+        """Encode the parts between added tokens separately, as the library splits the text there first."""
         ids: list[int] = []
         for part in re.split(f"({self._pattern})", text):
             known = self._ids.get(part)
@@ -150,7 +150,7 @@ class Tokenizer:
         return ids
 
     def _piece(self, id: int) -> bytes:
-        """The bytes that `id` stands for in a byte-level vocabulary."""
+        """The bytes of `id` in a byte-level vocabulary."""
         if id not in self._pieces:
             text = self._texts.get(id)
             token = self._token(id) if text is None else None
@@ -170,8 +170,8 @@ class Tokenizer:
         with _library_errors(f"{self._source} cannot decode token ids"):
             return self._library.decode(seen, skip_special_tokens=False)
 
-    def _stop_at(self, eos_token: Any) -> None:
-        """Add tokenizer_config.json's end token, written as a string or as an object with its content."""
+    def _add_stop_token(self, eos_token: Any) -> None:
+        """Add the end token of tokenizer_config.json, a string or an object with its content."""
         text = eos_token.get("content") if isinstance(eos_token, dict) else eos_token
         id = self.token_id(text) if isinstance(text, str) else None
         if id is not None:
@@ -179,7 +179,7 @@ class Tokenizer:
 
 
 class ByteDetokenizer:
-    """For byte-level vocabularies: every id is a run of bytes, so an incremental UTF-8 decoder is exact."""
+    """Detokenizer of byte-level vocabularies: ids are runs of bytes, so incremental UTF-8 is exact."""
 
     def __init__(self, piece: Callable[[int], bytes]):
         self._piece = piece
@@ -193,9 +193,9 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For any other decoder: decodes the last few ids again and gives what was not yet there.
+    """Detokenizer for any other decoder: decodes the last few ids again and returns the new text.
 
-    Exact where a token's text depends on fewer than `WINDOW` tokens before it and on none after it.
+    Exact if a token's text depends on fewer than `WINDOW` tokens before it and on none after it.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]):
@@ -226,7 +226,7 @@ class WindowDetokenizer:
         return fresh
 
     def _forget(self) -> None:
-        """Keep the last ids, from WINDOW on as many as begin with no part of a character."""
+        """Keep only the last ids: WINDOW of them, or more to begin at a whole character."""
         for count in range(WINDOW, 2 * WINDOW):
             kept = self._ids[-count:]
             text = self._decode(kept)
@@ -239,9 +239,9 @@ class WindowDetokenizer:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary.
+    """The byte for each character of a byte-level vocabulary, by GPT-2's table.
 
-    GPT-2's table: visible Latin-1 characters stand for their own byte, the other bytes for U+0100 onwards.
+    Visible Latin-1 characters stand for their own byte; U+0100 onwards stand for the other bytes.
     """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -253,7 +253,10 @@ BYTE_OF = _byte_alphabet()
 
 @contextmanager
 def _library_errors(doing: str) -> Iterator[None]:
-    """The library raises bare Exception; its panics are BaseException of a class that cannot be imported."""
+    """Turn errors of the library into TokenizerError.
+
+    It raises bare Exception; its panics are BaseException of a class that cannot be imported.
+    """
     try:
         yield
     except BaseException as problem:
@@ -263,12 +266,12 @@ def _library_errors(doing: str) -> Iterator[None]:
 
 
 def _declare_missing(library: Library, declared: Any, source: str) -> None:
-    """Add the tokens that only tokenizer_config.json names, under exactly the ids it gives them."""
+    """Add the tokens that only tokenizer_config.json names, with exactly the ids given there."""
     if not isinstance(declared, dict):
         raise TokenizerError(f"{source}: added_tokens_decoder must be an object")
     known = library.get_added_tokens_decoder()
     missing = sorted(
-        item for item in (_declared(*pair, source) for pair in declared.items()) if item[0] not in known
+        item for item in (_parse_declared(*pair, source) for pair in declared.items()) if item[0] not in known
     )
     for id, text, special in missing:
         with _library_errors(f"{source}: cannot add the token {text!r}"):
@@ -281,7 +284,7 @@ def _declare_missing(library: Library, declared: Any, source: str) -> None:
             )
 
 
-def _declared(key: str, entry: Any, source: str) -> tuple[int, str, bool]:
+def _parse_declared(key: str, entry: Any, source: str) -> tuple[int, str, bool]:
     text = entry.get("content") if isinstance(entry, Mapping) else None
     if not (key.isascii() and key.isdigit() and len(key) <= 10) or not isinstance(text, str) or not text:
         raise TokenizerError(

@@ -1,8 +1,8 @@
-"""Tool calls in a reply's text, while it streams: `<tool_call><function=NAME><parameter=NAME>...`, or JSON.
+"""Finds tool calls in streaming text: `<tool_call><function=NAME><parameter=NAME>...`, or JSON.
 
-Owns the format and what is forgiven: closers that are missing, a missing `<tool_call>` before a known
-function, values over many lines, Python's True and None. Text that is no call passes through. Refuses nothing
-and checks no argument against its schema, but by it a value's type is chosen.
+Owns the format and its tolerance: missing closing tags, a missing `<tool_call>` before a known function,
+values over several lines, Python's True and None. Passes all other text through. Refuses nothing; a schema
+decides only the type of a value.
 """
 
 import json
@@ -21,14 +21,14 @@ NAME = r"([^<>\n]{1,200})"
 FUNCTION = re.compile(rf"\s*<function={NAME}>")
 END_OF_FUNCTION = re.compile("</function>")
 PARAMETER = re.compile(rf"\s*<parameter={NAME}>\n?")
-# a closer ends a value only where a call can go on; without one the next parameter or the function's end does
+# a closing tag ends a value only where a call can continue; else the next parameter or function's end does
 END_OF_VALUE = re.compile(
     r"\n?</parameter>(?=\s*(?:<parameter=|</?function|\Z))"
     rf"|\n(?=<parameter={NAME}>)"
     r"|\n?(?=</function>\s*(?:<function=|\Z))"
     r"|\n?\Z"
 )
-LOOKAHEAD = 64  # characters after an opener in which a call must begin
+LOOKAHEAD = 64  # characters after an opening tag within which a call must begin
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
 PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int,
@@ -41,21 +41,21 @@ PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class ToolCallParser:
-    """Text of one answer in, text and tool calls out; all texts and `raw`s joined are the text that came in.
+    """Splits the text of an answer into text and tool calls; all texts and `raw`s joined equal the input.
 
-    Text is held back only as long as it may be the beginning of a call.
+    Holds text back only while it may be the beginning of a call.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()):
-        """`tools` as the chat template takes them. Raises UsageError for one that names no function."""
+        """`tools` are as the chat template takes them. Raises UsageError for one without a function name."""
         self._types = dict(map(_signature, tools))
         self._openers = (OPEN, *(f"<function={name}>" for name in self._types))
         self._opener = re.compile("|".join(map(re.escape, self._openers)))
         self._held = ""  # a possible beginning of an opener, or the open call so far
-        self._searched = 0  # characters of the open call that need no second look; 0 outside a call
+        self._searched = 0  # characters of the open call that were searched already; 0 outside a call
 
     def add(self, text: str) -> list[Piece]:
-        """What `text` completes, in order."""
+        """The pieces that `text` completes, in order."""
         self._held += text
         pieces: list[Piece] = []
         while self._close(pieces) if self._searched else self._open(pieces):
@@ -68,8 +68,11 @@ class ToolCallParser:
         return self._held
 
     def flush(self, *, cut: bool = False) -> list[Piece]:
-        """What is left at the end of the reply. An open call is read as far as it goes, but stays text when
-        the reply was `cut`: half a call must not be run."""
+        """The remaining pieces at the end of the reply.
+
+        Reads an unfinished call as far as it goes. If the reply was `cut` it stays text: half a call must not
+        run.
+        """
         pieces: list[Piece] = []
         if self._searched and not cut:
             pieces = self._read(self._held)
@@ -79,7 +82,7 @@ class ToolCallParser:
         return pieces
 
     def _open(self, pieces: list[Piece]) -> bool:
-        """Let text pass up to where a call begins; whether one does."""
+        """Pass text on up to the beginning of a call; return whether there is one."""
         opener = self._opener.search(self._held)
         end = opener.start() if opener else len(self._held) - self._possible_opener()
         self._pass(end, pieces)
@@ -87,13 +90,13 @@ class ToolCallParser:
         return opener is not None
 
     def _possible_opener(self) -> int:
-        """How many of the last characters may begin an opener."""
+        """The number of characters at the end that may begin an opening tag."""
         start = self._held.rfind("<")
         tail = self._held[start:] if start >= 0 else ""
         return len(tail) if any(opener.startswith(tail) for opener in self._openers) else 0
 
     def _close(self, pieces: list[Piece]) -> bool:
-        """Read the open call where it ends, or let its opener pass where no call follows; whether either."""
+        """Read the open call if it has ended, or pass on its tag if no call follows; return if either."""
         if self._held.startswith(OPEN) and not _may_be_call(self._held[len(OPEN) : len(OPEN) + LOOKAHEAD]):
             self._pass(len(OPEN), pieces)
             self._searched = 0
@@ -114,7 +117,7 @@ class ToolCallParser:
             self._held = self._held[end:]
 
     def _read(self, block: str) -> list[Piece]:
-        """The calls in `block`, from its opener to its closer where it has one; the text itself for none."""
+        """The calls in `block`, which includes its opening and closing tags, or its text if none."""
         inner = (len(OPEN) if block.startswith(OPEN) else 0, len(block.removesuffix(CLOSE)))
         head = FUNCTION.match(block, *inner)
         if head is None:
@@ -122,7 +125,7 @@ class ToolCallParser:
         pieces: list[Piece] = []
         start = 0
         while head:
-            name = _unquoted(head[1])
+            name = _strip_quotes(head[1])
             arguments, end = self._arguments(name, block, head.end(), inner[1])
             head = FUNCTION.match(block, end, inner[1])
             if not head and (len(block) > inner[1] or not block[end:].strip()):
@@ -132,14 +135,14 @@ class ToolCallParser:
         return [*pieces, block[start:]] if block[start:] else pieces
 
     def _arguments(self, name: str, block: str, start: int, end: int) -> tuple[dict[str, Any], int]:
-        """The arguments of the function whose head ends at `start`, and where the function ends."""
+        """The arguments of the function whose tag ends at `start`, and the place where the function ends."""
         types = self._types.get(name, {})
         arguments: dict[str, Any] = {}
         while head := PARAMETER.match(block, start, end):
             close = END_OF_VALUE.search(block, head.end(), end)
             stop, start = close.span() if close else (end, end)
-            parameter = _unquoted(head[1])
-            arguments[parameter] = _typed(block[head.end() : stop], types.get(parameter, frozenset()))
+            parameter = _strip_quotes(head[1])
+            arguments[parameter] = _parse_value(block[head.end() : stop], types.get(parameter, frozenset()))
         if FUNCTION.match(block, start, end):
             return arguments, start
         close = END_OF_FUNCTION.search(block, start, end)
@@ -147,13 +150,13 @@ class ToolCallParser:
 
 
 def _may_be_call(text: str) -> bool:
-    """Whether `text`, what came right after an opener so far, can be a call's beginning."""
+    """Whether `text`, which follows an opening tag, can be the beginning of a call."""
     text = text.lstrip()
     return text.startswith(("<function=", "{")) or "<function=".startswith(text)
 
 
 def _json_call(block: str, text: str) -> Piece:
-    """The call in the older form, `{"name": ..., "arguments": {...}}`; the block itself where it is none."""
+    """The call in the older form `{"name": ..., "arguments": {...}}`, or the block itself if none."""
     try:
         call = parse_json(text, "a tool call", ValueError)
         arguments = call.get("arguments", call.get("parameters")) or {}
@@ -165,12 +168,12 @@ def _json_call(block: str, text: str) -> Piece:
     return ToolUse(name, arguments, block) if isinstance(name, str) and isinstance(arguments, dict) else block
 
 
-def _unquoted(name: str) -> str:
+def _strip_quotes(name: str) -> str:
     return name.strip().strip("\"'")
 
 
-def _typed(text: str, types: frozenset[str]) -> Any:
-    """The value that `text` is for a parameter of these JSON types; the text itself when it is none."""
+def _parse_value(text: str, types: frozenset[str]) -> Any:
+    """`text` as a value of one of these JSON types, or the text itself if it is none."""
     if not types or "string" in types:
         return text
     try:
@@ -181,10 +184,10 @@ def _typed(text: str, types: frozenset[str]) -> Any:
         return text
     if "integer" in types and isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if any(_is_of(value, name) for name in types) else text
+    return value if any(_has_type(value, name) for name in types) else text
 
 
-def _is_of(value: Any, name: str) -> bool:
+def _has_type(value: Any, name: str) -> bool:
     if isinstance(value, bool):
         return name == "boolean"
     return isinstance(value, PYTHON_TYPES.get(name, ()))
@@ -203,7 +206,7 @@ def _signature(tool: Mapping[str, Any]) -> tuple[str, dict[str, frozenset[str]]]
 
 
 def _types(schema: Any) -> frozenset[str]:
-    """The JSON types that `schema` allows; none where it does not say."""
+    """The JSON types that `schema` allows; empty if it does not say."""
     if not isinstance(schema, Mapping):
         return frozenset()
     own = schema.get("type", ())

@@ -235,7 +235,7 @@ class Desk:
 
     def _prompt(self, params: Params) -> Result:
         ids = self._here.prompt_ids(params["text"], **_settings(params))
-        return {"text": self._here.engine.tokenizer.spelled(ids), "tokens": len(ids)}
+        return {"text": self._here.engine.tokenizer.decode_with_special(ids), "tokens": len(ids)}
 
     def _count(self, params: Params) -> Result:
         return {"tokens": len(self._here.engine.tokenizer.encode(params["text"], special=False))}

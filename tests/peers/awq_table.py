@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qchat.core.checkpoint.weights import Weights
-from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, Mode, groups, search
-from qchat.core.conversion.source import Source, dense
+from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, ScalingMode, groups, search_scales
+from qchat.core.conversion.source import Source, to_dense
 from qchat.core.machine.backend import Policy, mx
 from qchat.core.measuring.evaluate import KINDS, TEXTS
 from qchat.core.model.network import Model
@@ -72,7 +72,7 @@ def build(source: Source, folds: Folds, recipe: Recipe | None, *, weighted: bool
     """The model in memory as a conversion would have left it; without a recipe nothing is rounded."""
     tensors = {}
     for name, spec in source.specs.items():
-        tensor = folds.apply(name, dense(source.read(name), mx.float32))
+        tensor = folds.apply(name, to_dense(source.read(name), mx.float32))
         geometry = recipe and recipe.decide(name, spec.shape)
         if geometry:
             importance = folds.importance(name) if weighted else None
@@ -104,8 +104,8 @@ def only(folds: Folds, source: Source, letters: str) -> Folds:
 def variants(source: Source, recipe: Recipe, imatrix: Imatrix) -> Iterator[tuple[str, Model]]:
     """Names and models, each made when its turn comes."""
 
-    def found(mode: Mode) -> Folds:
-        return search(source, source.config, recipe, imatrix, mode, GROUPS)
+    def found(mode: ScalingMode) -> Folds:
+        return search_scales(source, source.config, recipe, imatrix, mode, GROUPS)
 
     yield "MLX's rounding", build(source, Folds(), recipe)
     yield "weighted rounding", build(source, Folds(imatrix), recipe)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qchat.core.checkpoint.weights import Weights
-from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, groups, search
-from qchat.core.conversion.source import Source, dense
+from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, groups, search_scales
+from qchat.core.conversion.source import Source, to_dense
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import Policy, mx
 from qchat.core.model.cache import KVCache
@@ -35,7 +35,7 @@ class Case:
     imatrix: Imatrix
 
     def search(self, *args, **options) -> Folds:
-        return search(self.source, self.source.config, self.recipe, self.imatrix, *args, **options)
+        return search_scales(self.source, self.source.config, self.recipe, self.imatrix, *args, **options)
 
 
 def case(folder: Path, *, options: Options = THREE, known: str = "", **shape) -> Case:
@@ -60,7 +60,7 @@ def opened(model: Path, file: Path, options: Options, known: str = "") -> Case:
 def outputs(case: Case, folds: Folds) -> tuple[mx.array, mx.array]:
     """Logits of the model and of its MTP head with folded float32 weights, nothing rounded."""
     source = case.source
-    tensors = {name: folds.apply(name, dense(source.read(name), mx.float32)) for name in source.specs}
+    tensors = {name: folds.apply(name, to_dense(source.read(name), mx.float32)) for name in source.specs}
     model = Model(source.config, Weights(tensors, (), True), FLOAT32)
     hidden = model.hidden(IDS, model.new_cache())
     assert model.mtp is not None
@@ -136,7 +136,7 @@ def test_the_reported_errors_are_those_of_the_whole_matrices(tmp_path: Path, let
 def rounding(made: Case, folds: Folds, name: str) -> float:
     """Importance times squared error of one folded matrix, packed as a converter packs it."""
     # of B and E the feeders' own rows are scaled as well, but no matrix here is both
-    weight = Folds(columns=folds.columns).apply(name, dense(made.source.read(name), mx.float32))
+    weight = Folds(columns=folds.columns).apply(name, to_dense(made.source.read(name), mx.float32))
     geometry, importance = made.recipe.decide(name, weight.shape), folds.importance(name)
     assert geometry is not None
     assert importance is not None
@@ -160,7 +160,7 @@ def test_norms_divided_by_their_scales_are_bfloat16_numbers(tmp_path: Path):
     made = case(tmp_path)
     folds = made.search("fixed", letters="ACDF")
     for name in folds.rows:
-        folded = folds.apply(name, dense(made.source.read(name), mx.float32))
+        folded = folds.apply(name, to_dense(made.source.read(name), mx.float32))
         assert np.allclose(np.array(folded.astype(mx.bfloat16).astype(mx.float32)), folded, rtol=1e-6)
 
 
@@ -168,7 +168,7 @@ def test_groups_whose_matrices_stay_dense_are_skipped_and_say_so(tmp_path: Path)
     folds = case(tmp_path, options=replace(THREE, keep_bf16=True)).search(letters=GROUPS)
     skipped = [group for group in folds.report if group.letter in "EF" and "mtp" not in group.layer]
     assert skipped
-    assert all("stays dense" in group.reason for group in skipped)
+    assert all("stay dense" in group.reason for group in skipped)
     assert all("skipped" in str(group) for group in skipped)
 
 
@@ -180,21 +180,21 @@ def test_groups_that_the_imatrix_does_not_know_are_skipped_and_say_so(tmp_path: 
 
 def test_a_search_that_changes_nothing_is_an_error(tmp_path: Path):
     made = case(tmp_path, options=replace(THREE, keep_bf16=True, mtp="drop"))
-    with pytest.raises(UsageError, match=r"changed nothing with .*imatrix\.gguf: what it would help stays"):
+    with pytest.raises(UsageError, match=r"changed nothing with .*imatrix\.gguf: its matrices stay dense"):
         made.search(letters="EF")
 
 
 def test_scaling_without_an_imatrix_is_an_error(tmp_path: Path):
     made = case(tmp_path)
     with pytest.raises(UsageError, match="--awq fixed needs an imatrix"):
-        search(made.source, made.source.config, made.recipe, None, "fixed")
+        search_scales(made.source, made.source.config, made.recipe, None, "fixed")
 
 
 def test_off_folds_nothing_and_still_knows_the_importances(tmp_path: Path):
     made = case(tmp_path)
     folds = made.search("off")
     name = "layers.0.mlp.up_proj"
-    weight = dense(made.source.read(name), mx.float32)
+    weight = to_dense(made.source.read(name), mx.float32)
     known, now = made.imatrix.importance(name), folds.importance(name)
     assert folds.apply(name, weight) is weight
     assert known is not None

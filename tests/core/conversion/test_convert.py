@@ -2,21 +2,26 @@
 
 import json
 import os
+import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import deserialize
 
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.header import read_header
 from qchat.core.checkpoint.packed import Packed
+from qchat.core.checkpoint.shards import find_shards
 from qchat.core.checkpoint.weights import load_weights
 from qchat.core.conversion import convert as converting
 from qchat.core.conversion import pipeline, source
-from qchat.core.conversion.card import Report
 from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
-from qchat.core.conversion.source import Source, dense
-from qchat.core.conversion.verify import probe_ids, streamed_logits
+from qchat.core.conversion.report import Report
+from qchat.core.conversion.source import Source, to_dense
+from qchat.core.conversion.verify import probe_ids, stream_logits
 from qchat.core.conversion.writer import ShardWriter, make_unit, split_shards
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import QchatError, UsageError, WeightsError
@@ -127,6 +132,18 @@ def test_the_folder_is_laid_out_as_mlx_checkpoints_are(raw: Path, tmp_path: Path
     assert index["weight_map"].keys() == stored.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored.values())
     assert read_header(tmp_path / "new/model-00001-of-00001.safetensors").metadata == {"format": "mlx"}
+
+
+def test_the_reference_implementation_of_safetensors_reads_what_was_written(raw: Path, tmp_path: Path):
+    run(raw, tmp_path / "new", Options(recipe="unsloth", bits=2))
+    wanted = load_tensors(tmp_path / "new")
+    for file in (tmp_path / "new").glob("*.safetensors"):
+        for name, tensor in deserialize(file.read_bytes()):
+            array = wanted.pop(name)
+            data = memoryview(mx.contiguous(array).view(mx.uint8))  # pyright: ignore[reportArgumentType]
+            assert tensor["shape"] == list(array.shape)
+            assert bytes(tensor["data"]) == bytes(data), name
+    assert not wanted
 
 
 def test_the_config_names_what_differs_from_its_top_level(raw: Path, tmp_path: Path):
@@ -286,8 +303,8 @@ def test_slices_of_a_source_put_together_are_what_the_loader_gives(
     for name, tensor in weights_of(folder).items():
         assert equal(opened.read(name), tensor), name
         if opened.specs[name].kind == "matrix":
-            parts = [dense(opened.read(name, *span), mx.float32) for span in opened.slices(name)]
-            assert mx.array_equal(mx.concatenate(parts), dense(tensor, mx.float32)), name
+            parts = [to_dense(opened.read(name, *span), mx.float32) for span in opened.slices(name)]
+            assert mx.array_equal(mx.concatenate(parts), to_dense(tensor, mx.float32)), name
     assert any(len(list(opened.slices(n))) > 1 for n in opened.specs if opened.specs[n].kind == "matrix")
 
 
@@ -298,7 +315,7 @@ def test_the_layer_by_layer_forward_pass_is_the_engines(moe: bool, tmp_path: Pat
     folders = (tmp_path / "raw", tmp_path / "new")
     opened = [Source.open(folder) for folder in folders]
     ids = probe_ids(opened[0])
-    for folder, logits in zip(folders, streamed_logits(opened, ids, lambda *_: None), strict=True):
+    for folder, logits in zip(folders, stream_logits(opened, ids, lambda *_: None), strict=True):
         assert relative_rms(logits, Engine.load(folder).logits(ids)) < 1e-5
 
 
@@ -313,7 +330,7 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path, monkeypatch: pyte
     base = mx.get_active_memory()
     mx.reset_peak_memory()
     with ShardWriter(tmp_path, split_shards(units, 1 << 30)[0]) as file:
-        for piece in pipeline.converted(opened, Folds(), units):
+        for piece in pipeline.convert_slices(opened, Folds(), units):
             for part, array in piece.arrays.items():
                 file.write(piece.unit.arrays[part], array, piece.begin)
     assert mx.get_peak_memory() - base < 2 << 20
@@ -353,6 +370,48 @@ def test_an_imatrix_scales_and_rounds_slices_as_it_does_whole_tensors(
     assert not equal(whole[up], off[up])
     assert not equal(off[up], none[up])
     assert "## Activation-aware scaling" in (tmp_path / "whole/README.md").read_text()
+
+
+# --- how often the source is read ---
+
+
+def count_calls(function: Callable[..., Any], counts: Counter[str], patch: pytest.MonkeyPatch) -> None:
+    """Count the calls of `function` by name and path, whichever module of ours makes them."""
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        counts[f"{function.__name__} {path}"] += 1
+        return function(path, *arguments, **options)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("qchat.") and vars(module).get(function.__name__) is function:
+            patch.setattr(module, function.__name__, counted)
+
+
+@pytest.mark.parametrize("with_imatrix", [False, True], ids=["plain", "imatrix"])
+def test_a_conversion_opens_its_source_once(
+    with_imatrix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each header was read three times, the shards were listed five times, and each slice opened its file."""
+    raw, counts = tmp_path / "raw", Counter[str]()
+    write_checkpoint(raw, moe=True, shards=3, hidden_size=128)
+    imatrix = made_up_imatrix(raw, tmp_path / "i.gguf") if with_imatrix else None
+    count_calls(find_shards, counts, monkeypatch)
+    count_calls(read_header, counts, monkeypatch)
+    opens = Path.open
+
+    def count_opens(path: Path, *arguments: Any, **options: Any) -> Any:
+        counts[f"open {path}"] += 1
+        return opens(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", count_opens)
+    run(raw, tmp_path / "new", Options(recipe="unsloth", bits=3), imatrix=imatrix)
+    files = sorted(raw.glob("*.safetensors"))
+    assert len(files) == 3
+    assert counts[f"find_shards {raw}"] == 1
+    for file in files:
+        assert counts[f"read_header {file}"] == 1
+        assert counts[f"open {file}"] == 2  # for its header, and for all of its slices
+    assert counts[f"open {raw / 'config.json'}"] == 1
 
 
 # --- what is refused ---

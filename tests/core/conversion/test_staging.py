@@ -13,8 +13,8 @@ import pytest
 
 from qchat.core.conversion import convert as converting
 from qchat.core.conversion import staging
-from qchat.core.conversion.card import Report
 from qchat.core.conversion.convert import Conversion, Progress, convert
+from qchat.core.conversion.report import Report
 from qchat.core.conversion.writer import ShardWriter
 from qchat.core.errors import DoesNotFit, UsageError
 from qchat.core.quant.recipes import Options
@@ -147,7 +147,7 @@ def test_force_never_removes_what_no_conversion_wrote(kind: str, raw: Path, tmp_
         run(raw, new)
         (new / "notes.txt").write_text("mine")
     before = sorted(path for path in tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match=r"exists and is no folder|which no conversion wrote"):
+    with pytest.raises(UsageError, match=r"exists and is not a folder|which no conversion wrote"):
         run(raw, new, TWO_BITS, force=True)
     assert sorted(path for path in tmp_path.rglob("*")) == before
 

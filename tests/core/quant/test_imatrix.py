@@ -323,7 +323,7 @@ Q_SUMS, Q_COUNTS = b"blk.3.attn_q.weight.in_sum2", b"blk.3.attn_q.weight.counts"
         (b"GG", "truncated"),
         (b"GGUF", "truncated"),
         (b"#!/bin/sh\necho hello", "neither a GGUF file nor an imatrix.dat"),
-        (container([KIND], version=2), "it is GGUF version 2, and version 3 is read"),
+        (container([KIND], version=2), "it is GGUF version 2, only version 3 is supported"),
         (container([]), "it has no general.type, wanted imatrix"),
         (container([KIND.replace(b"imatrix", b"adapter")]), "its general.type is adapter, wanted imatrix"),
         (container([KIND, KIND]), "the key general.type twice"),

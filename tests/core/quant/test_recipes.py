@@ -220,9 +220,9 @@ def test_rows_that_are_no_multiple_of_the_group_stay_dense_and_it_is_said():
     assert recipe.decisions["layers.0.mlp.down_proj"] is DENSE
     assert recipe.decide("layers.0.mlp.down_proj", (96,)) is DENSE
     assert recipe.notes == (
-        "layers.0.mlp.down_proj and 15 more kept dense: rows of 96 are no multiple of the group of "
+        "layers.0.mlp.down_proj and 15 more kept dense: rows of 96 are not a multiple of the group of "
         "affine 5-bit group 64",
-        "mtp.layers.0.mlp.down_proj kept dense: rows of 96 are no multiple of the group of "
+        "mtp.layers.0.mlp.down_proj kept dense: rows of 96 are not a multiple of the group of "
         "affine 8-bit group 64",
     )
     assert Recipe.build(unsloth(4), config()).notes == ()

@@ -111,7 +111,7 @@ def test_special_tokens_have_no_text_and_other_added_tokens_keep_theirs(folder: 
 def test_a_prompt_spelled_out_is_the_text_that_was_encoded(folder: Path, text: str):
     tokenizer = loaded(folder)
     ids = tokenizer.encode(text)
-    assert tokenizer.spelled(ids) == library(folder).decode(ids, skip_special_tokens=False)
+    assert tokenizer.decode_with_special(ids) == library(folder).decode(ids, skip_special_tokens=False)
 
 
 def test_a_number_that_can_be_no_id_is_refused(built: Path):

@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write or print it; returns the exit code. Raises QchatError."""
-    from ....core.conversion import model_card as modelcard
+    from ....core.conversion import card
 
     folder = model_folder(args.model)
     if args.print:
-        write(sys.stdout, modelcard.make_card(folder))
+        write(sys.stdout, card.render_folder_card(folder))
     else:
-        write(sys.stdout, f"{modelcard.write_card(folder)}\n")
+        write(sys.stdout, f"{card.write_folder_card(folder)}\n")
     return 0

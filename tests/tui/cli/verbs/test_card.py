@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qchat.core import EMBEDDED_MODEL
-from qchat.core.conversion import model_card as modelcard
+from qchat.core.conversion.card import render_folder_card, write_folder_card
 from qchat.core.errors import UsageError
 from qchat.tui.cli.main import main
 from qchat.tui.user.paths import config_file
@@ -38,9 +38,9 @@ def test_a_name_is_looked_for_in_the_folders_of_the_settings(verb: str, model: P
 
 
 def test_a_second_time_nothing_changes(model: Path):
-    modelcard.write_card(model)
+    write_folder_card(model)
     card = (model / "README.md").read_text()
-    modelcard.write_card(model)
+    write_folder_card(model)
     assert (model / "README.md").read_text() == card
 
 
@@ -49,14 +49,14 @@ def test_what_others_wrote_stays(model: Path):
         "---\nlicense: mit\n---\n# My model\n\nold: 9.99 GB, 4.00 bits per weight. Fine.\n\nHello.\n\n"
         "## Tensors\n\nold table\n\n## Thanks\n\nto all\n"
     )
-    card = modelcard.make_card(model)
+    card = render_folder_card(model)
     assert card.startswith("---\nlicense: mit\n---\n\n# My model\n\nqwen3_5 with 4 layers: 0.00 GB, ")
     assert card.endswith("## Thanks\n\nto all\n")
     assert "Hello." in card and "9.99" not in card and "old table" not in card
 
 
 def test_the_card_of_a_conversion_keeps_its_sections():
-    old, new = (EMBEDDED_MODEL / "README.md").read_text(), modelcard.make_card(EMBEDDED_MODEL)
+    old, new = (EMBEDDED_MODEL / "README.md").read_text(), render_folder_card(EMBEDDED_MODEL)
     sections = [line for line in old.splitlines() if line.startswith("## ")]
     assert [line for line in new.splitlines() if line.startswith("## ")] == sections
     assert old.split("---\n")[1] == new.split("---\n")[1]
@@ -64,7 +64,7 @@ def test_the_card_of_a_conversion_keeps_its_sections():
 
 def test_a_printed_card_is_not_written(model: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["card", str(model), "--print"]) == 0
-    assert capsys.readouterr().out == modelcard.make_card(model)
+    assert capsys.readouterr().out == render_folder_card(model)
     assert not (model / "README.md").exists()
 
 
@@ -73,4 +73,4 @@ def test_the_shared_cache_is_never_written_to(model: Path, tmp_path: Path):
     shared.parent.mkdir(parents=True)
     model.rename(shared)
     with pytest.raises(UsageError, match="that other tools share"):
-        modelcard.write_card(shared)
+        write_folder_card(shared)
