@@ -12,7 +12,8 @@ from typing import Any
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Prefill
-from ..generation.decode import AnyDecoder, ThinkingBudget, drafts_for, make_decoder
+from ..generation.decode import AnyDecoder, draft_limit, make_decoder
+from ..generation.endings import ThinkingBudget
 from ..generation.loops import LoopDetector
 from ..generation.reply_settings import ReplySettings
 from ..text.template import leaves_thought_open
@@ -78,9 +79,7 @@ class PendingReply:
             raise TemplateError(f"{engine.template.origin} makes an empty prompt of this conversation")
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
-        self._drafts = drafts_for(
-            engine.model, settings.draft_tokens
-        )  # tokens that the MTP head drafts at once
+        self._draft_limit = draft_limit(engine.model, settings.draft_tokens)
         self._room = min(settings.max_new_tokens, limit - len(self.prompt))
         thinking = leaves_thought_open(output.opener, engine.tokenizer)
         self._sampling = settings.resolve_sampling(engine.generation_config, thinking=thinking)
@@ -127,7 +126,7 @@ class PendingReply:
 
     def _read_prompt(self) -> Iterator[Event]:
         live, signals, total = self._context.live, self._context.signals, len(self.prompt)
-        live.drafts = self._drafts > 0
+        live.drafts = self._draft_limit > 0
         sync = live.sync(self.prompt)
         self._cached = self._read = sync.cached
         self.synced = True
@@ -144,7 +143,7 @@ class PendingReply:
     def _decode(self) -> Iterator[Event]:
         engine = self._context.engine
         budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
-        decoder = make_decoder(engine.model, self._context.live.cache, self._sampling, self._drafts)
+        decoder = make_decoder(engine.model, self._context.live.cache, self._sampling, self._draft_limit)
         try:
             yield from self._draw(decoder, budget)
         finally:
@@ -162,7 +161,7 @@ class PendingReply:
                 context.signals.close_thought = False
                 self._close_thought(decoder, CLOSED_ON_REQUEST)
             elif text.thinking:
-                budget.close(text.reasoning_tokens, decoder)
+                budget.enforce(text.reasoning_tokens, decoder)
             token = decoder.next()
             self._clock.count_token(thinking=text.thinking)
             context.live.ids.append(token)

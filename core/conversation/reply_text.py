@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..events import Text, Thought, ToolUse
-from ..generation.decode import StopStrings
+from ..generation.endings import StopStrings
 from ..text.template import Kind, ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..text.toolcalls import Piece, ToolCallParser

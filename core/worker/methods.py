@@ -18,7 +18,7 @@ from ..engine.followers import tell_dropped
 from ..errors import DoesNotFit, UsageError
 from ..events import Event, Notice, to_json
 from ..generation.reply_settings import ReplySettings
-from ..generation.sampling import resolve
+from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_memory_nbytes
 from ..storage.store import Store
@@ -310,7 +310,7 @@ def _model_info(engine: Engine, session: Session) -> Result:
         "can_preserve_thinking": engine.template.can_preserve_thinking,
         "thinks_by_default": thinks,
         "notices": [*engine.notices, *model.repairs],
-        "parameters": asdict(resolve({}, engine.generation_config, thinks)),
+        "parameters": asdict(resolve_sampling({}, engine.generation_config, thinks)),
         "template": engine.template.source,
         "bytes_per_token": model.step_nbytes,
     }

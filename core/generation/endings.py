@@ -1,0 +1,57 @@
+"""Early ends: of a thought that reaches its token budget, and of an answer at a stop string."""
+
+from collections.abc import Sequence
+
+from .decode import AnyDecoder
+
+# in the last tenth of its budget a thought is closed where its end is among the 3 likeliest ids
+SOFT_SHARE, SOFT_RANK = 0.9, 3
+
+
+class ThinkingBudget:
+    """Ends a thought at `budget` tokens, or slightly earlier where the model itself is likely to end it."""
+
+    def __init__(self, budget: int | None, close_id: int | None):
+        """`close_id` ends a thought; None for either means no limit."""
+        self.budget, self.close_id = budget, close_id
+
+    def enforce(self, spent: int, decoder: AnyDecoder) -> bool:
+        """Force the end of the thought if it is due after `spent` reasoning tokens; returns whether it is."""
+        if self.budget is None or self.close_id is None or spent < SOFT_SHARE * self.budget:
+            return False
+        if spent < self.budget and decoder.rank(self.close_id) >= SOFT_RANK:
+            return False
+        decoder.force(self.close_id)
+        return True
+
+
+class StopStrings:
+    """Passes text through until it contains one of `stops`; holds back what may be the start of one."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def add(self, text: str) -> str:
+        """Return the text, held-back text first, that is certain to come before any stop string."""
+        if self.found or not self._stops:
+            return "" if self.found else text
+        text = self._held + text
+        starts = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return the held-back text at the end of the answer."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
