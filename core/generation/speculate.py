@@ -157,7 +157,7 @@ class SpeculativeDecoder:
         self.accepted += accepted
 
     def _draft(self, token: int, number: int) -> list[mx.array]:
-        """Return `number` drafts, each [1], of the ids after `token`; only `token` stays in the draft cache."""
+        """Return `number` drafts [1] of the ids after `token`; the draft head's cache keeps none of them."""
         cache, model = self._cache, self._model
         new = mx.array([*self._ids[1 : self._returned], token], mx.uint32)
         if cache.ahead_end != cache.length - new.size + 1:

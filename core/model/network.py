@@ -7,7 +7,7 @@ from typing import Self
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Progress, Watched, Weights, load_weights
-from ..engine.ranks import joined, share, shares_head
+from ..engine.ranks import join_ranks, slice_for_rank, splits_head
 from ..machine.backend import Policy, choose_policy, mx
 from ..machine.device import step_nbytes
 from ..ops.fused_matvec import MAX_ROWS
@@ -69,12 +69,12 @@ class Model:
         Raises ModelError and its children, DoesNotFit, UsageError where ranks cannot share the model, and
         what `progress` raises.
         """
-        ranks = joined()
+        ranks = join_ranks()
         weights = load_weights(folder, config)
         policy, gather = choose_policy(weights.parameters), None
         if ranks is not None:
-            gather = ranks.gather if shares_head(config, ranks) else None
-            config, weights = share(config, weights, ranks)
+            gather = ranks.gather if splits_head(config, ranks) else None
+            config, weights = slice_for_rank(config, weights, ranks)
             policy = replace(policy, sum=ranks.sum)
         sharers = 1 if ranks is None else ranks.sharers()
         plan = plan_memory(config, weights, policy, name=folder.resolve().name, sharers=sharers)

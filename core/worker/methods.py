@@ -14,7 +14,7 @@ from ..conversation.session import Session
 from ..conversation.summary import describe_cache, describe_session
 from ..conversation.transcript import History
 from ..engine.engine import Engine
-from ..engine.followers import tell_dropped
+from ..engine.followers import drop_collected
 from ..errors import DoesNotFit, UsageError
 from ..events import Event, Notice, to_json
 from ..generation.reply_settings import ReplySettings
@@ -150,7 +150,7 @@ class Desk:
         self._engine = self._session = None
         gc.collect()  # its layers and their fused functions hold each other
         mx.clear_cache()
-        tell_dropped()
+        drop_collected()
         self._tell({"event": "unloaded"})
 
     def _unload(self, _: Params) -> Result:

@@ -22,8 +22,8 @@ import numpy as np
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import Weights
-from qchat.core.engine.followers import LedModel, follow
-from qchat.core.engine.ranks import follows, joined, share, shares_head
+from qchat.core.engine.followers import LeaderModel, follow
+from qchat.core.engine.ranks import follows, join_ranks, slice_for_rank, splits_head
 from qchat.core.errors import UsageError
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
@@ -93,24 +93,24 @@ def grown_cache(model: Model, length: int) -> Cache:
 
 
 def open_model(path: Path, options: Options) -> Model:
-    """The random model; under `mlx.launch` this rank's share of it, which the others' shares follow."""
-    ranks = joined()
+    """Return the random model; under `mlx.launch` rank 0's part of it, which the other ranks follow."""
+    ranks = join_ranks()
     if ranks is None:
         return random_model(load_config(path), options)
-    return LedModel.begin(
-        ranks, json.dumps([str(path), asdict(options)]), lambda _: part(LedModel, path, options)
+    return LeaderModel.load_on_ranks(
+        ranks, json.dumps([str(path), asdict(options)]), lambda _: part(LeaderModel, path, options)
     )
 
 
 def part(kind: type[M], path: Path, options: Options) -> M:
-    """This rank's share of a random model."""
-    ranks, config = joined(), load_config(path)
+    """Return this rank's part of a random model."""
+    ranks, config = join_ranks(), load_config(path)
     if ranks is None:
-        raise UsageError("there is one rank")
+        raise UsageError("this process is the only rank: start several with mlx.launch")
     weights = random_weights(config, options)
-    gather = ranks.gather if shares_head(config, ranks) else None
+    gather = ranks.gather if splits_head(config, ranks) else None
     policy = replace(choose_policy(weights.parameters), sum=ranks.sum)
-    config, weights = share(config, weights, ranks)
+    config, weights = slice_for_rank(config, weights, ranks)
     return kind(config, weights, policy, gather=gather)
 
 
@@ -256,7 +256,7 @@ def main() -> None:
     if follows():
         follow(part_for_follower)
         return
-    if joined() and args.contexts:
+    if join_ranks() and args.contexts:
         parser.error("--contexts are for one process: caches are grown in this one alone")
     bandwidth = copy_bandwidth()
     print(f"{mx.device_info().get('device_name')}: a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)
