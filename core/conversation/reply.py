@@ -1,7 +1,7 @@
 """One reply from prompt to `Done`: sync, prefill, decode, and what ends it.
 
-Owns nothing that outlives the reply: it writes into its `Output` and advances the live state it is given.
-Computes nothing before `run`. Knows neither the tree of the conversation nor where it is stored.
+Owns nothing that outlives the reply: it writes into its `Output` and advances the live state of its context.
+Computes nothing before `run`. Knows neither the conversation's tree nor its store.
 """
 
 import time
@@ -20,7 +20,7 @@ from ..text.template import leaves_thought_open
 from .live_state import LiveState
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText
-from .snapshots import Kind as SnapshotKind
+from .snapshots import SnapshotKind
 from .transcript import Output, assistant_message
 
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
@@ -38,7 +38,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class ReplyContext:
-    """What one reply needs of its conversation.
+    """The parts of a conversation that one reply needs.
 
     `update` receives the answer, the thought and the ids so far, after every id.
     """
@@ -52,7 +52,7 @@ class ReplyContext:
 
 
 class PendingReply:
-    """A reply that was asked for and has not begun."""
+    """A requested reply, which `run` computes."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class PendingReply:
     ):
         """Check that the prompt fits: `history_ids` up to the question, then the opener of `output`.
 
-        `begun` is the time of the request on `time.perf_counter`, `after` the reply that the conversation was
-        at then. Raises TemplateError for an empty prompt,
-        ContextLengthExceeded, ConfigError for the model's sampling defaults.
+        `begun` is the time of the request on `time.perf_counter`, `after` the leaf of the conversation then.
+        Raises TemplateError for an empty prompt, ContextLengthExceeded, ConfigError for invalid sampling
+        defaults of the model.
         """
         engine, limit = context.engine, context.context_limit
         self._context, self.output, self._turn, self.after = context, output, turn, after
         self.settings = settings
         self._history_ids, self.prompt = history_ids, [*history_ids, *output.opener]
         if not self.prompt:
-            raise TemplateError(f"{engine.template.origin} makes an empty prompt of this conversation")
+            raise TemplateError(f"{engine.template.origin} renders an empty prompt for this conversation")
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
         self._draft_limit = draft_limit(engine.model, settings.draft_tokens)
@@ -100,11 +100,11 @@ class PendingReply:
 
     @property
     def prefilled_tokens(self) -> int:
-        """How many prompt tokens were read, so far."""
+        """How many prompt tokens have been read so far."""
         return self._read - self._cached
 
     def run(self) -> Iterator[Event]:
-        """Yield the reply's events. A failed computation ends it with a `Done` that explains."""
+        """Yield the reply's events. A failed computation ends it with a `Done` that gives the error."""
         self._clock = ReplyClock(self._encoding_seconds)
         live = self._context.live
         try:
@@ -181,7 +181,7 @@ class PendingReply:
                 loops = LoopDetector()
 
     def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
-        """Force the end of an open thought; says whether there was one."""
+        """Force the end of an open thought; returns whether there is one."""
         close = self._context.engine.tokenizer.think_close_id
         if not self._text.thinking or close is None:
             return False
@@ -210,7 +210,7 @@ class PendingReply:
         return replace(done, performance=self._clock.performance(self.prefilled_tokens))
 
     def settle(self) -> None:
-        """Write the message into the output, also when the reply was abandoned half way."""
+        """Write the message into the output, even if the reply was abandoned."""
         if self._settled:
             return
         self._settled = True
