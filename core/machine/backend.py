@@ -50,7 +50,7 @@ DENSE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Policy:
-    """How a model runs: the dtype of its activations, and whether weights are dense or stay packed.
+    """The way a model runs: the dtype of its activations, and whether weights are dense or stay packed.
 
     `sum` adds the partial products of several ranks; None for a model that runs in one process.
     """

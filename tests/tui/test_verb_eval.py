@@ -10,7 +10,8 @@ import pytest
 
 import qchat.core as core
 from qchat.core.errors import UsageError
-from qchat.core.measuring.evaluate import Evaluation, Score, evaluate_model
+from qchat.core.measuring.evaluate import Evaluation, evaluate_model
+from qchat.core.measuring.scores import Score
 from qchat.tui import verbs
 from qchat.tui.cli import main
 from tests.checkpoints import write_checkpoint
