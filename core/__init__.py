@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .engine.ranks import follows as follows
     from .errors import QchatError as QchatError
     from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
-    from .measuring.bench import Steps as Steps
+    from .measuring.bench import BenchRun as BenchRun
     from .measuring.bench import measure as measure
     from .measuring.bench import measure_random as measure_random
     from .measuring.calibrate import calibrate_model as calibrate_model
@@ -40,7 +40,7 @@ _HOMES = {
     "QchatError": "errors",
     "Reply": "conversation.session",
     "Session": "conversation.session",
-    "Steps": "measuring.bench",
+    "BenchRun": "measuring.bench",
     "Store": "storage.store",
     "calibrate_model": "measuring.calibrate",
     "evaluate_model": "measuring.evaluate",

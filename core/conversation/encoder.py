@@ -14,7 +14,7 @@ from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .transcript import History, Input, Node, Output, assistant_message, messages_of
 
-# stands for an assistant's words while the template's text around them is found; private use, so never typed
+# replaces an assistant's words to find the template's text around them; private use, so never typed
 SENTINEL = "\ue000\ue001qchat\ue001\ue000"
 
 
@@ -54,8 +54,10 @@ class Encoder:
     def _suffix(
         self, before: Sequence[Node], messages: list[dict[str, Any]], switches: Mapping[str, Any]
     ) -> str:
-        """Return the text after the last reply, which a sentinel stands for, so that the form of the history,
-        with or without thoughts, does not matter."""
+        """Return the text after the last reply.
+
+        A sentinel replaces that reply, so it does not matter whether the history keeps thoughts.
+        """
         history = messages_of(before)
         if history:
             history[-1] = {"role": "assistant", "content": SENTINEL}
@@ -162,7 +164,7 @@ class Encoder:
             return [end] if end is not None else []
         return ids
 
-    # exact ids held against the template
+    # exact ids compared with the template
 
     def find_disagreement(self, nodes: Sequence[Node], switches: Mapping[str, Any]) -> str | None:
         """Find where the exact ids differ from the rendered conversation, white space and thoughts aside.

@@ -1,6 +1,6 @@
 """The live state of a session: a cache and the exact ids that it has read.
 
-Extends the cache, restores a snapshot or begins anew. Cache and ids always agree; a caller that cannot
+Extends the cache, restores a snapshot or starts over. Cache and ids always agree; a caller that cannot
 guarantee it calls `forget`.
 """
 
@@ -12,23 +12,23 @@ from ..events import Sync
 from ..generation.decode import prefill
 from ..machine.backend import mx
 from ..model.cache import Cache
-from .snapshots import Kind, Snapshots
+from .snapshots import SnapshotKind, Snapshots
 
 
 class LiveState:
-    """A cache, the exact `ids` that it has read, and snapshots to go back to."""
+    """A cache, the exact `ids` that it has read, and snapshots of earlier states."""
 
     def __init__(self, engine: Engine, snapshot_budget: int | None, *, quantized_kv: bool):
-        """`snapshot_budget` is in bytes; None takes a share of the free memory."""
+        """Start empty; `snapshot_budget` is in bytes, None takes a share of the free memory."""
         self.engine, self.quantized_kv = engine, quantized_kv
         if snapshot_budget is None and engine.model.plan is not None:
             snapshot_budget = engine.model.plan.snapshot_budget_nbytes or None
         self.snapshots = Snapshots(snapshot_budget)
-        self.drafts = False  # whether the MTP head reads along
+        self.drafts = False  # whether the MTP head reads prompts too
         self.forget()
 
     def sync(self, ids: Sequence[int]) -> Sync:
-        """Bring the live state to the longest known prefix of `ids`; says how."""
+        """Bring the live state to the longest known prefix of `ids`; returns how."""
         snapshot = self.snapshots.find(ids)
         live = len(self.ids) if self.ids and list(ids[: len(self.ids)]) == self.ids else 0
         if live and (snapshot is None or snapshot.length <= live):
@@ -51,14 +51,14 @@ class LiveState:
             yield start + done
 
     def forget(self) -> None:
-        """Begin a live state that has read nothing."""
+        """Start over with an empty cache."""
         self.replace(self.engine.model.new_cache(quantized=self.quantized_kv), [])
 
     def replace(self, cache: Cache, ids: list[int]) -> None:
-        """Go on from `cache`, which has read exactly `ids`."""
+        """Continue from `cache`, which has read exactly `ids`."""
         self.cache, self.ids = cache, ids
 
-    def keep_snapshot(self, kind: Kind, turn: int) -> None:
+    def keep_snapshot(self, kind: SnapshotKind, turn: int) -> None:
         """Snapshot the live state in `turn`, counted from 1."""
         self.snapshots.keep(self.cache, self.ids, turn, kind)
 

@@ -1,7 +1,7 @@
-"""What is kept of one session: its tree in a store, its live state in a file beside the store.
+"""Persistence of one session: its tree in a store, its live state in a file beside the store.
 
-Knows which message of the store each node is. Without a store it keeps nothing. A store that fails becomes a
-notice, once for as long as the reason lasts; the session goes on, and the next turn writes what is missing.
+Maps nodes to messages of the store. Without a store nothing is kept. An error of the store becomes a notice,
+once for as long as it lasts; the session continues, and the next turn writes what is missing.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,19 +35,19 @@ class Recorder:
     ):
         """`stored` is what the store holds of `conversation`; live states take at most `disk_budget` bytes.
 
-        `notices` is a list that grows by a sentence for what could not be kept.
+        Appends a sentence to `notices` for what could not be kept.
         """
         self._store, self._engine, self._notices = store, engine, notices
         self.conversation = conversation
         self._title = ""
         self._trouble = ""
         self._message_ids = dict(stored.message_ids) if stored else {}  # by node number
-        self._changes = dict(stored.changes) if stored else {}  # wait until the conversation goes on
+        self._changes = dict(stored.changes) if stored else {}  # written when the conversation continues
         self._saved_about: dict[str, Any] = {}
         self._writer: StreamWriter | None = None
         self._stream_broken = False
         self._states = None
-        if store and not engine.model.shared:  # of a shared model's states only a part is here
+        if store and not engine.model.shared:  # this rank has only a part of a shared model's states
             self._states = SavedStates(store.states_folder, engine, disk_budget)
 
     @property
@@ -85,7 +85,7 @@ class Recorder:
             self._write(lambda _: self._update(writer, text, thought, ids))
 
     def finish(self, output: Output, done: Done | None) -> None:
-        """Write the reply as it is now; without `done` it was abandoned half way."""
+        """Write the reply as it is now; without `done` it was abandoned."""
         self._write(lambda _: self._finish(output, done))
 
     def _write(self, action: Callable[[Store], None]) -> None:
@@ -165,7 +165,7 @@ class Recorder:
             return False
         try:
             self._store.conversation(self.conversation)
-        except StoreError:  # it is gone, and nothing would erase its state
+        except StoreError:  # it was deleted, and nothing would delete its state
             return False
         return self._states.save(str(self.conversation), cache, ids)
 
@@ -196,7 +196,7 @@ def _messages(node: Node) -> list[tuple[NodeContent, Any]]:
         state: State = "complete" if complete else "cancelled" if node.ids else "streaming"
         return [(_content(node, state), "assistant")]
     written = [(NodeContent(text=str(m["content"])), m["role"]) for m in node.messages]
-    # tools and efforts stand before the first message, so only that one must know its switches
+    # the template writes tools and effort before the first message, so only that one stores its switches
     settings = {} if node.parent else {"switches": node.switches}
     written[-1][0].update(ids=node.ids, settings=settings)
     return written

@@ -188,7 +188,7 @@ class _Builder:
 
     def _input(self, reply: Stored) -> Input:
         if reply.parent is None or self.by_id[reply.parent].role == "assistant":
-            raise StoreError(f"the stored conversation has a reply to nothing, message {reply.id}")
+            raise StoreError(f"the stored conversation has a reply without a question, message {reply.id}")
         if reply.parent in self.inputs:
             return self.inputs[reply.parent]
         messages: list[Stored] = []
@@ -201,7 +201,7 @@ class _Builder:
             messages.append(self.by_id[message_id])
             message_id = messages[-1].parent
         if message_id is not None and message_id not in self.outputs:
-            raise StoreError(f"the stored conversation goes on from nothing at message {messages[-1].id}")
+            raise StoreError(f"the stored conversation lacks the message before message {messages[-1].id}")
         parent = self.outputs[message_id] if message_id is not None else None
         given = [{"role": node.role, "content": node.text} for node in reversed(messages)]
         node = Input(parent, given, [], created=messages[0].created)

@@ -1,7 +1,7 @@
 """One reply from prompt to `Done`: sync, prefill, decode, and what ends it.
 
-Owns nothing that outlives the reply: it writes into its `Output` and advances the live state it is given.
-Computes nothing before `run`. Knows neither the tree of the conversation nor where it is stored.
+Owns nothing that outlives the reply: it writes into its `Output` and advances the live state of its context.
+Computes nothing before `run`. Knows neither the conversation's tree nor its store.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Prefill
-from ..generation.decode import AnyDecoder, drafts_for, make_decoder
+from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
 from ..generation.loops import LoopDetector
 from ..generation.reply_settings import ReplySettings
@@ -20,7 +20,7 @@ from ..text.reply_parser import leaves_thought_open
 from .live_state import LiveState
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText
-from .snapshots import Kind as SnapshotKind
+from .snapshots import SnapshotKind
 from .transcript import Output, assistant_message
 
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
@@ -38,7 +38,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class ReplyContext:
-    """What one reply needs of its conversation.
+    """The parts of a conversation that one reply needs.
 
     `update` receives the answer, the thought and the ids so far, after every id.
     """
@@ -52,7 +52,7 @@ class ReplyContext:
 
 
 class PendingReply:
-    """A reply that was asked for and has not begun."""
+    """A requested reply, which `run` computes."""
 
     def __init__(
         self,
@@ -67,21 +67,19 @@ class PendingReply:
     ):
         """Check that the prompt fits: `history_ids` up to the question, then the opener of `output`.
 
-        `begun` is the time of the request on `time.perf_counter`, `after` the reply that the conversation was
-        at then. Raises TemplateError for an empty prompt,
-        ContextLengthExceeded, ConfigError for the model's sampling defaults.
+        `begun` is the time of the request on `time.perf_counter`, `after` the leaf of the conversation then.
+        Raises TemplateError for an empty prompt, ContextLengthExceeded, ConfigError for invalid sampling
+        defaults of the model.
         """
         engine, limit = context.engine, context.context_limit
         self._context, self.output, self._turn, self.after = context, output, turn, after
         self.settings = settings
         self._history_ids, self.prompt = history_ids, [*history_ids, *output.opener]
         if not self.prompt:
-            raise TemplateError(f"{engine.template.origin} makes an empty prompt of this conversation")
+            raise TemplateError(f"{engine.template.origin} renders an empty prompt for this conversation")
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
-        self._drafts = drafts_for(
-            engine.model, settings.draft_tokens
-        )  # tokens that the MTP head drafts at once
+        self._draft_limit = draft_limit(engine.model, settings.draft_tokens)
         self._room = min(settings.max_new_tokens, limit - len(self.prompt))
         thinking = leaves_thought_open(output.opener, engine.tokenizer)
         self._sampling = settings.resolve_sampling(engine.generation_config, thinking=thinking)
@@ -102,11 +100,11 @@ class PendingReply:
 
     @property
     def prefilled_tokens(self) -> int:
-        """How many prompt tokens were read, so far."""
+        """How many prompt tokens have been read so far."""
         return self._read - self._cached
 
     def run(self) -> Iterator[Event]:
-        """Yield the reply's events. A failed computation ends it with a `Done` that explains."""
+        """Yield the reply's events. A failed computation ends it with a `Done` that gives the error."""
         self._clock = ReplyClock(self._encoding_seconds)
         live = self._context.live
         try:
@@ -128,7 +126,7 @@ class PendingReply:
 
     def _read_prompt(self) -> Iterator[Event]:
         live, signals, total = self._context.live, self._context.signals, len(self.prompt)
-        live.drafts = self._drafts > 0
+        live.drafts = self._draft_limit > 0
         sync = live.sync(self.prompt)
         self._cached = self._read = sync.cached
         self.synced = True
@@ -145,7 +143,7 @@ class PendingReply:
     def _decode(self) -> Iterator[Event]:
         engine = self._context.engine
         budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
-        decoder = make_decoder(engine.model, self._context.live.cache, self._sampling, self._drafts)
+        decoder = make_decoder(engine.model, self._context.live.cache, self._sampling, self._draft_limit)
         try:
             yield from self._draw(decoder, budget)
         finally:
@@ -163,7 +161,7 @@ class PendingReply:
                 context.signals.close_thought = False
                 self._close_thought(decoder, CLOSED_ON_REQUEST)
             elif text.thinking:
-                budget.close(text.reasoning_tokens, decoder)
+                budget.enforce(text.reasoning_tokens, decoder)
             token = decoder.next()
             self._clock.count_token(thinking=text.thinking)
             context.live.ids.append(token)
@@ -183,7 +181,7 @@ class PendingReply:
                 loops = LoopDetector()
 
     def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
-        """Force the end of an open thought; says whether there was one."""
+        """Force the end of an open thought; returns whether there is one."""
         close = self._context.engine.tokenizer.think_close_id
         if not self._text.thinking or close is None:
             return False
@@ -212,7 +210,7 @@ class PendingReply:
         return replace(done, performance=self._clock.performance(self.prefilled_tokens))
 
     def settle(self) -> None:
-        """Write the message into the output, also when the reply was abandoned half way."""
+        """Write the message into the output, even if the reply was abandoned."""
         if self._settled:
             return
         self._settled = True

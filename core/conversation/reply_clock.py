@@ -1,4 +1,4 @@
-"""Times of one reply, and the speeds and memory that follow from them."""
+"""Times of one reply, and its performance figures."""
 
 import time
 
@@ -10,15 +10,15 @@ class ReplyClock:
     """Times, in seconds on `time.perf_counter`: the request, the start of prefill, first and last token."""
 
     def __init__(self, encoding_seconds: float = 0.0):
-        """Start now; the request came `encoding_seconds` earlier."""
+        """Start now; the request was made `encoding_seconds` earlier."""
         mx.reset_peak_memory()
         self.prefill_start = self.first = self.last = time.perf_counter()
-        self.asked = self.prefill_start - encoding_seconds
+        self.requested = self.prefill_start - encoding_seconds
         self.tokens, self.seconds_thinking = 0, 0.0
         self.drafted = self.accepted = 0
 
     def count_token(self, *, thinking: bool) -> None:
-        """Count a token that was drawn just now, inside a thought or not."""
+        """Count a token drawn now; `thinking` means inside a thought."""
         now = time.perf_counter()
         if not self.tokens:
             self.first = now
@@ -31,10 +31,10 @@ class ReplyClock:
         """Return the figures of a reply that read `prefilled` prompt tokens."""
         prefill, decode = self.first - self.prefill_start, self.last - self.first
         return Performance(
-            seconds_to_first_token=self.first - self.asked if self.tokens else 0.0,
+            seconds_to_first_token=self.first - self.requested if self.tokens else 0.0,
             prefill_tokens_per_s=prefilled / prefill if prefill else 0.0,
             decode_tokens_per_s=(self.tokens - 1) / decode if decode else 0.0,
-            seconds=time.perf_counter() - self.asked,
+            seconds=time.perf_counter() - self.requested,
             seconds_thinking=self.seconds_thinking,
             active_nbytes=mx.get_active_memory(),
             peak_nbytes=mx.get_peak_memory(),

@@ -1,6 +1,6 @@
 """The text of one reply as its ids are drawn: thought, answer and tool calls, as events.
 
-Holds back what may become a stop string or a tool call. A call that the reply's end cuts off stays text.
+Holds back what may become a stop string or a tool call. A call that the end of the reply cuts off stays text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ class ReplyText:
         tools: Sequence[dict[str, Any]],
         include_reasoning: bool,
     ):
-        """`thinking` says that the prompt leaves a thought open."""
+        """`thinking` means that the prompt leaves a thought open."""
         self._parser = ReplyParser(tokenizer, inside=thinking)
         self._stops = StopStrings(stops)
         self._call_parser = ToolCallParser(tools) if tools else None
@@ -62,7 +62,7 @@ class ReplyText:
         yield from self._split(self._parser.add(token))
 
     def flush(self, *, cut: bool) -> Iterator[TextEvent]:
-        """Yield what was held back until the reply's end; `cut` says that the model did not end it."""
+        """Yield what was held back until the reply's end; `cut` means that the model did not end it."""
         yield from self._split(self._parser.flush())
         yield from self._answer(self._stops.flush())
         if self._call_parser:
@@ -80,7 +80,7 @@ class ReplyText:
 
     def _answer(self, text: str) -> Iterator[TextEvent]:
         if text:
-            # a list first: the parser's state must not wait for whoever reads the events
+            # a list first: the parser's state must not depend on when the events are consumed
             yield from [
                 self._report(p) for p in (self._call_parser.add(text) if self._call_parser else [text])
             ]

@@ -1,8 +1,8 @@
-"""Live states on disk, so that a closed conversation goes on without reading itself again.
+"""Live states on disk, so that a reopened conversation continues without a new prefill.
 
-One safetensors file a state: its exact ids, keys and values, recurrent and convolution states, checksums of
-all, and as a fingerprint what one more step predicts. Refuses what is damaged or of another model, template,
-version or form.
+Each state is one safetensors file: exact ids, keys and values, recurrent and conv states, a checksum of each,
+and as a fingerprint the top logits of one more step. Refuses damaged files, and states of another model,
+template, version or cache format.
 """
 
 import hashlib
@@ -23,76 +23,77 @@ from ..machine.files import whole_file
 from ..model.cache import Cache, DeltaState, KVBuffer, KVCache
 
 FORMAT = "2"
-# the fingerprint: so many of the likeliest ids after one more, whose logits must agree to float32 noise
-PROBE, LIKELIEST, TOLERANCE = 0, 8, 1e-3
+# the fingerprint: the likeliest ids after one more step with PROBE_ID; their logits must agree to rounding
+PROBE_ID, PROBE_COUNT, TOLERANCE = 0, 8, 1e-3
 DISK_BUDGET = 8 << 30
-STALE_SECONDS = 3600.0  # nobody writes one state for so long
+STALE_SECONDS = 3600.0  # a partial file this old was abandoned
 
 
 class SavedStates:
-    """The saved states of one engine in `folder`; together at most `budget_nbytes`, the oldest go first."""
+    """The saved states in `folder`, of `engine`; the oldest are deleted beyond `budget_nbytes` in all."""
 
     def __init__(self, folder: Path, engine: Engine, budget_nbytes: int = DISK_BUDGET):
         self.folder, self.engine, self.budget_nbytes = folder, engine, budget_nbytes
 
     def save(self, name: str, cache: Cache, ids: Sequence[int]) -> bool:
-        """Write the state of `cache`, which has read `ids`, under `name`; False where it exceeds the budget.
+        """Save the state of `cache`, which has read `ids`, as `name`; returns False if it exceeds the budget.
 
-        Raises DoesNotFit where the disk does not take it.
+        Raises DoesNotFit where the file cannot be written.
         """
         tensors = _tensors(cache, ids)
         if sum(t.nbytes for t in tensors.values()) > self.budget_nbytes:
             return False
         path = self._path(name)
         quantized = any(layer.quantized for layer in cache.layers if isinstance(layer, KVCache))
-        fingerprint = self._fingerprint(self._rebuilt(tensors, quantized))
-        marks = {
+        fingerprint = self._fingerprint(self._build_cache(tensors, quantized))
+        metadata = {
             "identity": self._identity(),
-            "form": _form(quantized),
+            "form": _cache_format(quantized),
             "fingerprint": json.dumps(fingerprint),
             **{f"crc32 {key}": _checksum(tensor) for key, tensor in tensors.items()},
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with whole_file(path, mode=0o600) as file:
-                mx.save_safetensors(str(file), tensors, marks)
+                mx.save_safetensors(str(file), tensors, metadata)
         except (OSError, RuntimeError) as error:
             raise DoesNotFit(f"the state cannot be written to {path}: {error}") from error
         self._make_room(path)
         return True
 
     def load(self, name: str, *, quantized: bool = False) -> tuple[Cache, list[int]] | None:
-        """The cache and ids that `save` was given under `name`; None where there is no such file.
+        """Load the cache and ids saved under `name`; returns None where there is no such file.
 
-        Raises StoreError, in one sentence, for a file that is not what this engine wrote.
+        Raises StoreError for a file that is damaged or does not belong to this engine.
         """
         path = self._path(name)
         if not path.exists():
             return None
         try:
-            marks = read_header(path).metadata
+            metadata = read_header(path).metadata
             loaded = mx.load(str(path))
         except (WeightsError, RuntimeError) as error:
             raise StoreError(f"the saved state {path} is damaged: {error}") from error
-        if not isinstance(loaded, dict) or marks.get("identity") != self._identity():
+        if not isinstance(loaded, dict) or metadata.get("identity") != self._identity():
             raise StoreError(f"the saved state {path} belongs to another model, template or version")
-        if marks.get("form") != _form(quantized):
-            raise StoreError(f"the saved state {path} is {marks.get('form')}, wanted {_form(quantized)}")
-        damaged = [key for key, tensor in loaded.items() if marks.get(f"crc32 {key}") != _checksum(tensor)]
+        if metadata.get("form") != _cache_format(quantized):
+            wanted = _cache_format(quantized)
+            raise StoreError(f"the saved state {path} is {metadata.get('form')}, wanted {wanted}")
+        damaged = [key for key, t in loaded.items() if metadata.get(f"crc32 {key}") != _checksum(t)]
         if damaged:
-            raise StoreError(f"the saved state {path} is damaged: {damaged[0]} is not what was written")
+            raise StoreError(f"the saved state {path} is damaged: the checksum of {damaged[0]} is wrong")
         try:
-            probe, cache = self._rebuilt(loaded, quantized), self._rebuilt(loaded, quantized)
+            probe, cache = self._build_cache(loaded, quantized), self._build_cache(loaded, quantized)
         except KeyError as error:
             raise StoreError(f"the saved state {path} is damaged: it lacks {error}") from error
-        if not self._agrees(probe, marks.get("fingerprint", "")):
-            raise StoreError(f"the saved state {path} predicts something else than when it was written")
-        with suppress(OSError):  # only decides which goes first when the budget is spent
+        if not self._matches(probe, metadata.get("fingerprint", "")):
+            raise StoreError(f"the saved state {path} predicts something else than when it was saved")
+        with suppress(OSError):  # only the order of deletion depends on it
             os.utime(path)
         return cache, loaded["ids"].tolist()  # pyright: ignore[reportReturnType]
 
-    def _rebuilt(self, tensors: Mapping[str, mx.array], quantized: bool) -> Cache:
-        """A cache of the arrays that `_tensors` gave; raises KeyError for one that is missing."""
+    def _build_cache(self, tensors: Mapping[str, mx.array], quantized: bool) -> Cache:
+        """Build a cache from the arrays of `_tensors`. Raises KeyError for a missing one."""
         length = tensors["ids"].size
         cache = self.engine.model.new_cache(quantized=quantized)
         for i, layer in enumerate(cache.layers):
@@ -105,29 +106,31 @@ class SavedStates:
         return cache
 
     def _fingerprint(self, probe: Cache) -> list[tuple[int, float]]:
-        """The likeliest ids after one more step from `probe`, which that uses up, and their logits."""
-        logits = self._step(probe)
-        best = mx.argsort(-logits)[:LIKELIEST]
+        """Return the likeliest ids after one more step of `probe`, and their logits; `probe` advances."""
+        logits = self._probe_logits(probe)
+        best = mx.argsort(-logits)[:PROBE_COUNT]
         return list(zip(best.tolist(), logits[best].tolist(), strict=True))  # pyright: ignore
 
-    def _agrees(self, probe: Cache, written: str) -> bool:
-        logits = self._step(probe)
+    def _matches(self, probe: Cache, fingerprint: str) -> bool:
+        """Whether one more step of `probe` gives the saved `fingerprint`; `probe` advances."""
+        logits = self._probe_logits(probe)
         try:
-            ids, expected = zip(*json.loads(written), strict=True)
+            ids, expected = zip(*json.loads(fingerprint), strict=True)
             if any(not 0 <= token < logits.size for token in ids):  # MLX would read beyond the end
                 return False
             return mx.allclose(logits[mx.array(ids)], mx.array(expected), TOLERANCE, TOLERANCE).item() is True
         except (ValueError, TypeError):  # a damaged header
             return False
 
-    def _step(self, probe: Cache) -> mx.array:
-        self.engine.model.hidden([PROBE], probe)
+    def _probe_logits(self, probe: Cache) -> mx.array:
+        """Read one more id into `probe`; returns the logits [V] after it."""
+        self.engine.model.hidden([PROBE_ID], probe)
         if probe.hidden is None:
-            raise ValueError("a cache that has read nothing predicts nothing")
+            raise ValueError("cannot compute logits from an empty cache")
         return self.engine.model.logits(probe.hidden)[-1]
 
     def _identity(self) -> str:
-        """Changes with the model, the template, the tokenizer, MLX and the activations' dtype."""
+        """Hash all that a state depends on: model, template, tokenizer, MLX's version, activation dtype."""
         made_by = f"{FORMAT} {version('mlx')} {self.engine.model.policy.activations}"
         model = self.engine.identity
         parts = (made_by, model.config_hash, model.weights, model.template_hash, model.tokenizer_hash)
@@ -137,8 +140,10 @@ class SavedStates:
         return self.folder / f"{name}.safetensors"
 
     def _make_room(self, newest: Path) -> None:
-        """Delete what was used longest ago beyond the budget, and what processes that were killed left half
-        written. Other processes may be deleting the same."""
+        """Delete the least recently used states beyond the budget, and partial files of killed processes.
+
+        Other processes may delete the same ones meanwhile.
+        """
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("*.safetensors"):
             with suppress(OSError):
@@ -156,12 +161,12 @@ class SavedStates:
                 path.unlink()
 
 
-def _form(quantized: bool) -> str:
+def _cache_format(quantized: bool) -> str:
     return "8-bit" if quantized else "dense"
 
 
 def _tensors(cache: Cache, ids: Sequence[int]) -> dict[str, mx.array]:
-    """Everything that a cache holds, cut to its length, by name."""
+    """Return the arrays of a cache by name, trimmed to its length."""
     tensors = {"ids": mx.array(list(ids), mx.uint32)}
     if cache.hidden is not None:
         tensors["hidden"] = mx.contiguous(cache.hidden)

@@ -1,8 +1,8 @@
-"""One conversation with one engine: a tree of turns, each of whose positions can be returned to.
+"""One conversation with one engine: a tree of turns, any of which can be continued.
 
 Callers pass messages; the session keeps the exact ids, finds the longest prefix that its live state or a
 snapshot has read, and reads only the rest. One reply at a time; a prompt that does not fit is refused before
-anything is computed. With a store the conversation is recorded there; a failing store never costs a reply.
+anything is computed. With a store the conversation is recorded there; its errors never cost a reply.
 """
 
 import time
@@ -38,7 +38,7 @@ class Reply(Done):
 
 @dataclass(frozen=True)
 class TurnCost:
-    """What one reply read: how its prompt met the cache, and the counts of `Done`."""
+    """The tokens that one reply read: the sync with the cache, and the counts of `Done`."""
 
     number: int
     sync: Sync
@@ -84,10 +84,10 @@ class Session:
         self.live = LiveState(engine, snapshot_budget, quantized_kv=quantized_kv)
         self.encoder = Encoder(engine.template, engine.tokenizer)
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
-        self._history: History = _checked_history(history or usual)
+        self._history: History = _check_history(history or usual)
         self.context_limit, refusals = engine.context_limit(context_limit, quantized=quantized_kv)
         self._notices = [*engine.notices, *refusals]
-        self.tools = self._checked_tools(tools)
+        self.tools = self._check_tools(tools)
         self._disk_budget = disk_budget
         self.recorder = Recorder(engine, store, disk_budget, self._notices)
         self.signals = Signals()
@@ -218,13 +218,13 @@ class Session:
 
     def _refuse_if_busy(self) -> None:
         if self._busy:
-            raise UsageError("this session is answering already: wait for the reply or cancel it")
+            raise UsageError("this session is already replying: wait for the reply or cancel it")
 
     def _run(self, reply: PendingReply) -> Generator[Event]:
         self._refuse_if_busy()
         output = reply.output
         if reply.after is not self.tree.leaf:
-            raise UsageError("the conversation continued after this reply was asked for: ask again")
+            raise UsageError("the conversation continued after this reply was requested: ask again")
         self._busy = True
         self._note_ignored_effort(reply)
         self.tree.add(output.parent, output)
@@ -358,7 +358,7 @@ class Session:
         self.tree.add(*nodes)
         self._go_to(leaf)
 
-    def _checked_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    def _check_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
         ToolCallParser(tools or ())
         if tools and "tools" not in self.engine.template.source:
             self._notices.append("this model's chat template ignores tools, so the model will not see them")
@@ -383,7 +383,7 @@ class Session:
     @history.setter
     def history(self, mode: History) -> None:
         self._refuse_if_busy()
-        self._history = _checked_history(mode)
+        self._history = _check_history(mode)
         self._save()
 
     def _go_to(self, leaf: Output | None) -> None:
@@ -438,11 +438,11 @@ class Session:
         node, opener = self._input(self.tree.leaf, [{"role": "user", "content": text}], parsed)
         return [*self.encoder.branch_ids(branch(node), self.history), *opener]
 
-    # what is kept
+    # the stored conversation
 
     @property
     def conversation(self) -> int | None:
-        """Its number in the store, once there is a question."""
+        """The conversation's number in the store; None before the first question."""
         return self.recorder.conversation
 
     @property
@@ -490,7 +490,7 @@ class Session:
             self.live.keep_snapshot("B", turn_number(leaf))
 
 
-def _checked_history(mode: Any) -> History:
+def _check_history(mode: Any) -> History:
     if mode not in get_args(History):
         raise UsageError(f"history is {mode!r}, wanted {' or '.join(get_args(History))}")
     return mode

@@ -1,6 +1,6 @@
-"""The nodes of one conversation and the reply that its user is at.
+"""The nodes of one conversation, and its current reply.
 
-Finds replies and questions by number. Refuses unknown numbers in a sentence that lists the known ones.
+Finds replies and questions by number. An error for an unknown number lists the known ones.
 """
 
 from ..errors import UsageError
@@ -34,7 +34,7 @@ class Tree:
             self.nodes.remove(output.parent)
 
     def last_reply(self) -> Output:
-        """Return the leaf. Raises UsageError where nothing was asked yet."""
+        """Return the leaf. Raises UsageError before the first question."""
         if self.leaf is None:
             raise UsageError("there is no question yet")
         return self.leaf
@@ -55,10 +55,10 @@ class Tree:
         return inputs[turn - 1]
 
     def first_question(self) -> str:
-        """Return what the conversation began with; empty if it has not begun."""
+        """Return the first question; empty if there is none yet."""
         return next((node.text for node in self.nodes if isinstance(node, Input)), "")
 
 
 def turn_number(node: Node) -> int:
-    """Return the place of the node's turn on its branch, from 1."""
+    """Return the position of the node's turn on its branch, from 1."""
     return sum(isinstance(n, Input) for n in branch(node))

@@ -19,7 +19,7 @@ from ..checkpoint.layouts import MTP_PREFIX
 from ..errors import TokenizerError, UsageError
 from ..events import Notice
 from ..machine.backend import mx
-from ..machine.eta import Pace
+from ..machine.eta import TimeEstimate
 from ..quant.folds import Folds
 from ..quant.imatrix import Imatrix, read_imatrix
 from ..quant.plan import Plan, as_json, as_table, load_config, make_plan
@@ -204,11 +204,11 @@ class _ProgressMeter:
     def __init__(self, stage: Stage, total: int, listener: Listener):
         self._stage: Stage = stage
         self._total, self._listener = total, listener
-        self._pace, self._done = Pace(), 0
+        self._estimate, self._done = TimeEstimate(), 0
 
     def tick(self, module: str, nbytes: int) -> None:
         self._done = min(self._done + nbytes, self._total)
-        left = self._pace.seconds_left(self._done, self._total - self._done)
+        left = self._estimate.seconds_left(self._done, self._total - self._done)
         self._listener(Progress(self._stage, module, self._done, self._total, left))
 
 

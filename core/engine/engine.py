@@ -1,4 +1,4 @@
-"""A model folder, loaded: config, tokenizer, chat template and network, none of which changes afterwards."""
+"""A loaded model folder: config, tokenizer, chat template and network. None of it changes afterwards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ PROBE = [{"role": "user", "content": "?"}]
 
 @dataclass(frozen=True)
 class Engine:
-    """What a session needs of a model; `notices` are sentences the user should see once."""
+    """Everything a session needs of a model; `notices` are sentences that the user should see once."""
 
     folder: Path
     config: ModelConfig
@@ -35,9 +35,9 @@ class Engine:
 
     @classmethod
     def load(cls, path: str | Path, progress: Progress | None = None) -> "Engine":
-        """Load the model folder `path`, telling `progress` how far its weights are, as `load_model` does.
+        """Load the model folder `path`, reporting to `progress` as `load_model` does.
 
-        Raises ModelError and its children, each naming what is wrong.
+        Raises ModelError and its subclasses, with the file that is wrong.
         """
         folder = Path(path).expanduser()
         config = ModelConfig.load(folder)
@@ -69,18 +69,18 @@ class Engine:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """The identity under which conversations and states of this model are kept. Raises ModelError."""
+        """The identity that stored conversations and states of this model carry. Raises ModelError."""
         return read_identity(self.folder, self.config.raw, self.template.source)
 
     @property
     def knows_efforts(self) -> bool:
-        """Whether the chat template has reasoning efforts of its own."""
+        """Whether the chat template has its own reasoning efforts."""
         return "reasoning_effort" in self.template.source
 
     def context_limit(self, wanted: int | None, *, quantized: bool) -> tuple[int, list[str]]:
-        """Return the longest context in tokens, `wanted` at most; a notice where model or memory allow less.
+        """Return the longest context in tokens, at most `wanted`, and a notice if model or memory allow less.
 
-        `quantized` keeps keys and values at 8 bits. Raises UsageError for a number below 1.
+        `quantized` means an 8-bit KV cache. Raises UsageError for a number below 1.
         """
         trained_for = self.config.max_position_embeddings
         try:
@@ -90,24 +90,24 @@ class Engine:
         fits = plan.context if plan else trained_for
         if wanted is None or wanted <= fits:
             return wanted or fits, []
-        memory = "more does not fit into this machine's memory"
-        why = "the model was made for no more" if fits == trained_for else memory
+        memory = "more does not fit in this machine's memory"
+        why = "the model supports no more" if fits == trained_for else memory
         return fits, [f"the context limit is {fits:,} tokens, not the {wanted:,} requested: {why}"]
 
     def logits(self, ids: Sequence[int]) -> mx.array:
-        """Logits [T, V] float32 after each of `ids` [T], computed from nothing.
+        """Compute the logits [T, V] float32 after each of `ids` [T], with an empty cache.
 
-        Raises UsageError for no ids and for one outside the vocabulary, which MLX would read beyond its end.
+        Raises UsageError for no ids, and for an id outside the vocabulary: MLX would read past the end of it.
         """
         ids, size = list(ids), self.config.vocab_size
         wrong = [id for id in ids if not 0 <= id < size]
         if wrong or not ids:
-            found = wrong[0] if wrong else "nothing"
-            raise UsageError(f"logits were asked for after {found}, wanted ids from 0 to {size - 1:,}")
+            found = f"the id {wrong[0]}" if wrong else "no ids"
+            raise UsageError(f"cannot compute logits after {found}, wanted ids from 0 to {size - 1:,}")
         return self.model.logits(self.model.hidden(ids, self.model.new_cache()))
 
 
 def _thinks_by_default(template: Template) -> bool:
-    """What the template does when it is told nothing: small models' templates leave thinking off."""
+    """Whether the template thinks by default; those of small models do not."""
     off = template.render(PROBE, add_generation_prompt=True, enable_thinking=False)
     return template.render(PROBE, add_generation_prompt=True, enable_thinking=None) != off

@@ -1,6 +1,6 @@
 """Identity of a loaded model: hashes of its config, template and tokenizer, and a digest of its weight files.
 
-Equal tokenizers and templates give ids the same meaning; a saved state needs all parts to be equal.
+Stored ids are valid for equal tokenizers and templates; a saved state needs all parts to be equal.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from ..storage.records import ModelIdentity
 def read_identity(folder: Path, config: Mapping[str, Any], template: str) -> ModelIdentity:
     """Read the identity of the model in `folder`; `config` is its config.json, `template` its source text.
 
-    Weight files count by name, size and modification time. Raises ModelError where files are gone by now.
+    Weight files count by name, size and modification time. Raises ModelError where files have disappeared.
     """
     try:
         with (folder / "tokenizer.json").open("rb") as file:

@@ -13,7 +13,7 @@ from ..machine.backend import choose_policy
 from ..model.memory_plan import plan_memory
 from ..model.network import Model
 from ..ops.linear import Linear, make_linear, materialize
-from .ranks import Ranks, joined, share, shares_head
+from .ranks import Ranks, join_ranks, slice_for_rank, splits_head
 
 M = TypeVar("M", bound=Model)
 
@@ -25,7 +25,7 @@ def load_folder(kind: type[M], folder: Path, config: ModelConfig, progress: Prog
     DoesNotFit, UsageError where ranks cannot share the model, and what `progress` raises.
     """
     weights, name = load_weights(folder, config), folder.resolve().name
-    return build_model(kind, config, weights, progress, ranks=joined(), name=name)
+    return build_model(kind, config, weights, progress, ranks=join_ranks(), name=name)
 
 
 def build_model(
@@ -43,8 +43,8 @@ def build_model(
     """
     policy, gather = choose_policy(weights.parameters), None
     if ranks is not None:
-        gather = ranks.gather if shares_head(config, ranks) else None
-        config, weights = share(config, weights, ranks)
+        gather = ranks.gather if splits_head(config, ranks) else None
+        config, weights = slice_for_rank(config, weights, ranks)
         policy = replace(policy, sum=ranks.sum)
     plan = None
     if name is not None:

@@ -1,6 +1,6 @@
-"""From ids to ids: prefill in chunks, decode one step ahead.
+"""Prefill in chunks, and decoding that computes one step ahead of the id it returns.
 
-Logits never leave this module. Nothing here knows of messages, templates or text.
+Knows nothing of messages, templates or text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
 from ..model.network import Model
-from .sampling import Sampling, count, sampler, start
-from .speculate import MOST_DRAFTS, DraftingDecoder, read_ahead
+from .sampling import Sampling, count_token, initial_state, make_sampler
+from .speculate import MAX_DRAFTS, SpeculativeDecoder, prefill_draft_head
 
-# small enough that a stop during prefill is answered soon, large enough for full-speed products
+# small enough to cancel promptly during prefill, large enough for matrix products at full speed
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
 
 
@@ -23,9 +23,9 @@ def prefill(
     *,
     drafts: bool = False,
 ) -> Iterator[int]:
-    """Read `ids` into the cache, yielding how many are read after each chunk.
+    """Read `ids` into the cache in chunks; yields how many ids have been read after each.
 
-    Stops early, between chunks, when `cancelled()`. With `drafts` the draft head reads the end as well.
+    Stops between two chunks when `cancelled()`. With `drafts` the draft head reads the last chunk too.
     """
     size = min(GPU_PREFILL_CHUNK if on_gpu() else PREFILL_CHUNK, model.plan.chunk if model.plan else 1 << 30)
     for begin in range(0, len(ids), size):
@@ -35,64 +35,64 @@ def prefill(
         before = cache.hidden
         hidden = model.hidden(chunk, cache)
         if drafts and begin + len(chunk) == len(ids):
-            read_ahead(model, cache, list(chunk), before, hidden)
+            prefill_draft_head(model, cache, list(chunk), before, hidden)
         mx.eval(cache.arrays())
         mx.clear_cache()
         yield begin + len(chunk)
 
 
 class Decoder:
-    """Draws one id after another; the step after the id in hand is already computing.
+    """Draws one id after another; the device already computes the next step when `next` returns.
 
-    After `next` returned an id the cache has read it, so cache and ids agree wherever a reply ends.
+    The cache has then read the returned id, so cache and ids agree wherever a reply ends.
     """
 
     def __init__(self, model: Model, cache: Cache, settings: Sampling):
-        """`cache` has read the whole prompt, one id at least."""
+        """Decode after the prompt that `cache` has read. Raises ValueError for an empty cache."""
         if cache.hidden is None:
-            raise ValueError("a cache that has read nothing predicts nothing")
+            raise ValueError("cannot decode from an empty cache: prefill a prompt first")
         self._model, self._cache = model, cache
         self.drafted = self.accepted = 0
-        self._sample = sampler(settings)
-        self._state = start(settings, model.config.vocab_size)
+        self._sample = make_sampler(settings)
+        self._state = initial_state(settings, model.config.vocab_size)
         self._draw(cache.hidden)
 
     def next(self) -> int:
-        """The next id; a later one is under way when this returns."""
+        """Return the next id, and start computing the one after it."""
         token = self._token
         self._draw(self._model.hidden(token[None], self._cache))
         return int(token)
 
     def force(self, token: int) -> None:
-        """Let `token` be the next id, whatever was drawn."""
+        """Make `token` the next id, in place of the one drawn."""
         self._token = mx.array(token, mx.uint32)
-        self._state = count(self._before, token)
+        self._state = count_token(self._state_before, token)
 
     def rank(self, token: int) -> int:
-        """How many ids are likelier than `token` to come next."""
+        """Return how many ids have a higher logit than `token` at the next position."""
         return int((self._logits > self._logits[token]).sum())
 
     def finish(self) -> None:
-        """The cache has read just what was handed out already."""
+        """Do nothing: the cache never reads more than the returned ids."""
 
     def _draw(self, hidden: mx.array) -> None:
         self._logits = self._model.logits(hidden)[-1]
-        self._before = self._state
+        self._state_before = self._state
         self._token, self._state = self._sample(self._logits, self._state)
         mx.async_eval(self._token)
 
 
-AnyDecoder = Decoder | DraftingDecoder
+AnyDecoder = Decoder | SpeculativeDecoder
 
 
-def drafts_for(model: Model, wanted: int | None) -> int:
-    """How many drafts at once a reply may have where so many are `wanted`, None for the usual."""
+def draft_limit(model: Model, requested: int | None) -> int:
+    """Return the most drafts of a step: `requested`, or the default for None; 0 without a draft head."""
     if model.mtp is None:
         return 0
-    usual = MOST_DRAFTS if on_gpu() else 0  # on a CPU reading a few tokens costs as much as they save
-    return usual if wanted is None else min(wanted, MOST_DRAFTS)
+    default = MAX_DRAFTS if on_gpu() else 0  # on a CPU verifying drafts costs as much as they save
+    return default if requested is None else min(requested, MAX_DRAFTS)
 
 
 def make_decoder(model: Model, cache: Cache, settings: Sampling, drafts: int) -> AnyDecoder:
-    """What draws a reply's ids, with so many drafts at once."""
-    return DraftingDecoder(model, cache, settings, drafts) if drafts else Decoder(model, cache, settings)
+    """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off."""
+    return SpeculativeDecoder(model, cache, settings, drafts) if drafts else Decoder(model, cache, settings)

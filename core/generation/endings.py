@@ -1,21 +1,22 @@
-"""What ends a reply early: a thinking budget ends the thought, a stop string the reply."""
+"""Early ends: of a thought that reaches its token budget, and of an answer at a stop string."""
 
 from collections.abc import Sequence
 
 from .decode import AnyDecoder
 
-# a thought within its last tenth of budget is closed where the model itself nearly would
+# in the last tenth of its budget a thought is closed where its end is among the 3 likeliest ids
 SOFT_SHARE, SOFT_RANK = 0.9, 3
 
 
 class ThinkingBudget:
-    """Ends a thought at `budget` tokens, or a little earlier if its end is among the likeliest ids."""
+    """Ends a thought at `budget` tokens, or slightly earlier where the model itself is likely to end it."""
 
     def __init__(self, budget: int | None, close_id: int | None):
+        """`close_id` ends a thought; None for either means no limit."""
         self.budget, self.close_id = budget, close_id
 
-    def close(self, spent: int, decoder: AnyDecoder) -> bool:
-        """Force the end of the thought if `spent` reasoning tokens call for it."""
+    def enforce(self, spent: int, decoder: AnyDecoder) -> bool:
+        """Force the end of the thought if it is due after `spent` reasoning tokens; returns whether it is."""
         if self.budget is None or self.close_id is None or spent < SOFT_SHARE * self.budget:
             return False
         if spent < self.budget and decoder.rank(self.close_id) >= SOFT_RANK:
@@ -25,7 +26,7 @@ class ThinkingBudget:
 
 
 class StopStrings:
-    """Passes text on until one of `stops` appears; holds back what may be the beginning of one."""
+    """Passes text through until it contains one of `stops`; holds back what may be the start of one."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
@@ -33,7 +34,7 @@ class StopStrings:
         self.found = False
 
     def add(self, text: str) -> str:
-        """The text that is safe to show by now; it ends before a stop string."""
+        """Return the text, held-back text first, that is certain to come before any stop string."""
         if self.found or not self._stops:
             return "" if self.found else text
         text = self._held + text
@@ -46,11 +47,11 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The text that was held back, once the reply has ended."""
+        """Return the held-back text at the end of the answer."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,6 +1,6 @@
-"""Settings of one reply: limits, thinking, stop strings, and the sampling values it was given.
+"""Settings of one reply: limits, thinking, stop strings and sampling values.
 
-Parsed once a reply. Refuses unknown names with the nearest known one, and values out of range.
+Parsed once a reply. Refuses unknown names, suggesting the nearest known one, and values out of range.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import UsageError
-from .sampling import Sampling, resolve
+from .sampling import Sampling, resolve_sampling
 
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 MAX_STOP_STRINGS = 32
@@ -18,14 +18,14 @@ SAMPLING_NAMES = tuple(f.name for f in fields(Sampling))
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """Limits on a reply's length and thinking, and what ends it.
+    """Limits on a reply's length and thinking, and how it is sampled.
 
     enable_thinking: None means the chat template's default. reasoning_effort: `none` and `low` turn thinking
-    off, the others turn it on; a template with efforts of its own receives the word itself.
+    off, the others turn it on; a template with its own efforts receives the word itself.
     thinking_token_budget: closes the thought after this many tokens. include_reasoning: reports thoughts as
-    events. stop: strings that end the answer. draft_tokens: the most tokens that the MTP head drafts at once,
-    which never changes a reply; None means 3 on a GPU where the model has such a head, otherwise 0.
-    sampling: the sampling values that were given, by name. given: all settings as they were given.
+    events. stop: strings that end the answer. draft_tokens: the most drafts in one step of speculative
+    decoding, which never changes a reply; None means 3 on a GPU for a model with an MTP head, otherwise 0.
+    sampling: the given sampling values by name. given: all settings as given.
     """
 
     max_new_tokens: int = 2048
@@ -41,7 +41,7 @@ class ReplySettings:
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "ReplySettings":
-        """Parse settings by name, None meaning not given. Raises UsageError."""
+        """Parse settings by name; None means not given. Raises UsageError."""
         _check_names(given)
         present = {name: value for name, value in given.items() if value is not None}
         sampling = {name: present.pop(name) for name in SAMPLING_NAMES if name in present}
@@ -51,18 +51,18 @@ class ReplySettings:
         return settings
 
     def resolve_sampling(self, generation_config: Mapping[str, Any], *, thinking: bool) -> Sampling:
-        """Complete the given sampling values from the model's defaults. Raises ConfigError for the file's."""
-        return resolve(self.sampling, generation_config, thinking)
+        """Fill in the model's sampling defaults. Raises ConfigError for an invalid one."""
+        return resolve_sampling(self.sampling, generation_config, thinking)
 
     def template_switches(self, *, knows_efforts: bool, thinks_by_default: bool) -> dict[str, Any]:
         """Return the chat template's variables for these settings: whether to think, and how hard."""
-        effort, asked = self.reasoning_effort, self.enable_thinking
+        effort, requested = self.reasoning_effort, self.enable_thinking
         if effort is None:
-            return {"enable_thinking": thinks_by_default if asked is None else asked}
+            return {"enable_thinking": thinks_by_default if requested is None else requested}
         if knows_efforts and effort != "none":
             word = "xhigh" if effort == "high" else effort
-            return {"enable_thinking": asked is not False, "reasoning_effort": word}
-        return {"enable_thinking": (effort not in ("none", "low")) if asked is None else asked}
+            return {"enable_thinking": requested is not False, "reasoning_effort": word}
+        return {"enable_thinking": (effort not in ("none", "low")) if requested is None else requested}
 
     def _check(self) -> None:
         for name in ("max_new_tokens", "thinking_token_budget", "draft_tokens"):

@@ -1,7 +1,7 @@
-"""From logits to a token id: `Sampling` settings, where each comes from, and pure lazy functions.
+"""Sampling: settings and their defaults, and pure lazy functions from logits to a token id.
 
-Order: penalties, temperature, top-k, top-p, min-p, draw. Penalties count generated ids only, all of them.
-Among equal logits the lower id comes first. Nothing here waits for the device: decode runs one step ahead.
+Order: penalties, top-k, temperature, top-p, min-p, draw. Penalties count all generated ids and no others.
+Among equal logits the lower id ranks first. Nothing here waits for the device: decode runs one step ahead.
 """
 
 import math
@@ -21,7 +21,7 @@ class _Range(NamedTuple):
     high: float
     whole: bool = False
 
-    def holds(self, value: object) -> bool:
+    def contains(self, value: object) -> bool:
         kinds = int if self.whole else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
 
@@ -30,7 +30,7 @@ class _Range(NamedTuple):
         return f"a {'whole ' if self.whole else ''}number from {low} to {high}"
 
 
-# the bounds of penalties only keep out values that no logit survives
+# the bounds of penalties only exclude values that would make every logit overflow or vanish
 _RANGES = {
     "temperature": _Range(0, 100),
     "top_k": _Range(0, 1 << 22, whole=True),
@@ -45,11 +45,12 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen; as constructed, plain draws from the model's own distribution.
+    """Settings for choosing the next id; the defaults sample from the model's own distribution.
 
-    temperature 0 or top_p 0 takes the most likely id; top_k 0, top_p 1 and min_p 0 cut nothing off;
-    a repetition penalty divides (multiplies, when negative) the logit of an id that was generated before,
-    presence subtracts once, frequency once for each time; equal seeds give equal ids, None draws a new seed.
+    temperature: 0 takes the likeliest id, as does top_p 0. top_k: 0 keeps all ids, as do top_p 1 and min_p 0.
+    repetition_penalty: divides the logit of an id that was generated before, or multiplies a negative one.
+    presence_penalty: subtracted once from such a logit. frequency_penalty: subtracted once for each time.
+    seed: equal seeds give equal ids; None draws a new one.
     """
 
     temperature: float = 1.0
@@ -70,10 +71,10 @@ class Sampling:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def validate(self) -> "Sampling":
-        """Itself. Raises UsageError that names the setting, its value and its range."""
+        """Return itself. Raises UsageError with the setting, its value and its range."""
         for name, allowed in _RANGES.items():
             value = getattr(self, name)
-            if not (allowed.holds(value) or (name == "seed" and value is None)):
+            if not (allowed.contains(value) or (name == "seed" and value is None)):
                 raise UsageError(f"{name} is {value!r}, wanted {allowed}")
         return self
 
@@ -82,27 +83,29 @@ THINKING = Sampling(temperature=1.0, top_p=0.95, top_k=20)
 ANSWERING = Sampling(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
 
 
-def resolve(request: Mapping[str, Any], generation_config: Mapping[str, Any], thinking: bool) -> Sampling:
-    """Each setting from the request, else the model's generation_config.json, else the preset.
+def resolve_sampling(
+    request: Mapping[str, Any], generation_config: Mapping[str, Any], thinking: bool
+) -> Sampling:
+    """Take each setting from the request, else the model's generation_config.json, else the preset.
 
-    None means not given; other keys are left to whoever owns them. A preset's penalty belongs to its
-    temperature, so a greedy request gets none that it did not ask for.
+    None means not given; other keys are ignored. The presets are tuned for their temperature, so a greedy
+    request uses none of their values.
     Raises UsageError for a value in the request, ConfigError for one in the file.
     """
-    given = _from_file(generation_config) | _given(request)
+    given = _model_defaults(generation_config) | _given_values(request)
     preset = THINKING if thinking else ANSWERING
     if 0 in (given.get("temperature"), given.get("top_p")):
         preset = Sampling()
     return replace(preset, **given).validate()
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def _given_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(Sampling) if values.get(f.name) is not None}
 
 
-def _from_file(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    given = _given(generation_config)
-    given.pop("seed", None)  # a downloaded file does not take chance away
+def _model_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    given = _given_values(generation_config)
+    given.pop("seed", None)  # a downloaded file must not make all replies the same
     if generation_config.get("do_sample") is False:
         given["temperature"] = 0
     try:
@@ -112,36 +115,36 @@ def _from_file(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-class State(NamedTuple):
-    """What one reply carries from id to id."""
+class SamplerState(NamedTuple):
+    """The sampler's state between two ids of one reply."""
 
     key: mx.array  # the next random key
-    counts: mx.array | None  # [V] int32, how often each id was generated; none when nothing is penalized
+    counts: mx.array | None  # [V] int32, how often each id was generated; None without penalties
 
 
-Sampler = Callable[[mx.array, State], tuple[mx.array, State]]
+Sampler = Callable[[mx.array, SamplerState], tuple[mx.array, SamplerState]]
 
 
-def start(settings: Sampling, vocab_size: int) -> State:
-    """The state before the first id of a reply."""
+def initial_state(settings: Sampling, vocab_size: int) -> SamplerState:
+    """Return the state before the first id of a reply."""
     seed = secrets.randbits(63) if settings.seed is None else settings.seed
-    return State(mx.random.key(seed), mx.zeros([vocab_size], mx.int32) if settings.penalizes else None)
+    return SamplerState(mx.random.key(seed), mx.zeros([vocab_size], mx.int32) if settings.penalizes else None)
 
 
-def count(state: State, token: mx.array | int) -> State:
-    """`state` after `token` (an array [] or an id) was generated; for ids that were forced, not drawn."""
+def count_token(state: SamplerState, token: mx.array | int) -> SamplerState:
+    """Return `state` after `token`, an id or an array [], was generated; a sampler does this itself."""
     if state.counts is None:
         return state
     return state._replace(counts=state.counts.at[token].add(1))
 
 
-def sampler(settings: Sampling) -> Sampler:
-    """A function from logits ([V], any float dtype) and a state to a token id ([] uint32) and the next state.
+def make_sampler(settings: Sampling) -> Sampler:
+    """Return a function from logits [V] of any float dtype and a state to an id [] uint32 and the next state.
 
-    It is pure: an unwanted draw is undone by keeping the state from before it.
+    It is pure: to undo a draw, keep the state from before it.
     """
 
-    def sample(logits: mx.array, state: State) -> tuple[mx.array, State]:
+    def sample(logits: mx.array, state: SamplerState) -> tuple[mx.array, SamplerState]:
         logits = penalize(logits.astype(mx.float32), state.counts, settings)
         if settings.greedy:
             token = mx.argmax(logits)
@@ -149,13 +152,13 @@ def sampler(settings: Sampling) -> Sampler:
             key, this = mx.random.split(state.key)
             token = draw(*candidates(logits, settings), this)
             state = state._replace(key=key)
-        return token, count(state, token)
+        return token, count_token(state, token)
 
     return sample
 
 
 def penalize(logits: mx.array, counts: mx.array | None, settings: Sampling) -> mx.array:
-    """Logits [V] less the penalties for ids in `counts` [V]: repetition, then presence, then frequency."""
+    """Penalize logits [V] for ids generated `counts` [V] times: repetition, presence, then frequency."""
     if counts is None:
         return logits
     seen = counts > 0
@@ -169,11 +172,11 @@ def penalize(logits: mx.array, counts: mx.array | None, settings: Sampling) -> m
     return logits
 
 
-def ranked(logits: mx.array, k: int = 0) -> tuple[mx.array, mx.array]:
-    """The `k` highest of logits [V], all for 0: values [k] from high to low and their ids [k] uint32.
+def sort_top_k(logits: mx.array, k: int = 0) -> tuple[mx.array, mx.array]:
+    """Return the `k` highest of logits [V], or all for 0: values [k] from high to low, and ids [k] uint32.
 
-    Sorts the members of `k` chunks only: an id outside the chunks with the k highest maxima has the k maxima
-    ahead of it. Exact, ties included: argsort is stable and ids stay in ascending order until the end.
+    Sorts only the members of the `k` chunks with the highest maxima: any other id ranks behind these `k`
+    maxima. Exact, ties included, because argsort is stable and ids stay in ascending order until the end.
     """
     size = logits.shape[0]
     chunk = _chunk_length(size, k) if 0 < k < size else 1
@@ -186,14 +189,14 @@ def ranked(logits: mx.array, k: int = 0) -> tuple[mx.array, mx.array]:
 
 
 def _chunk_length(size: int, k: int) -> int:
-    """The power of two that about equals the number of chunk maxima and of members of winning chunks."""
+    """Return the power of two that best balances the numbers of chunk maxima and of winners' members."""
     return 1 << round(math.log2(size / k) / 2)
 
 
 def _winning_chunks(logits: mx.array, k: int, chunk: int) -> tuple[mx.array, mx.array]:
-    """Members of the `k` chunks with the highest maxima and their ids, both [k * chunk], ids ascending.
+    """Return the members of the `k` chunks with the highest maxima, and their ids; both [k * chunk].
 
-    The last chunk is filled up with -inf, which ranks behind every id that is one.
+    Ids ascend. The last chunk is padded with -inf, which ranks behind every real id.
     """
     padding = -logits.shape[0] % chunk
     if padding:
@@ -204,35 +207,35 @@ def _winning_chunks(logits: mx.array, k: int, chunk: int) -> tuple[mx.array, mx.
     return rows[winners].flatten(), ids.flatten()
 
 
-def keep_top_p(probs: mx.array, top_p: float) -> mx.array:
-    """Which of `probs`, high to low and summing to 1, make the smallest set whose sum reaches `top_p`."""
+def top_p_mask(probs: mx.array, top_p: float) -> mx.array:
+    """Return the mask of the smallest set that sums to `top_p`; `probs` descend and sum to 1."""
     return mx.cumsum(probs, inclusive=False) < top_p
 
 
-def keep_min_p(probs: mx.array, min_p: float) -> mx.array:
-    """Which of `probs` are at least `min_p` times the highest."""
+def min_p_mask(probs: mx.array, min_p: float) -> mx.array:
+    """Return the mask of the `probs` that are at least `min_p` times the highest."""
     return probs >= min_p * probs.max()
 
 
 def candidates(logits: mx.array, settings: Sampling) -> tuple[mx.array, mx.array | None]:
-    """Log weights [n], -inf for what top-p and min-p cut off, and their ids [n]; no ids when all V are kept.
+    """Return log weights [n], -inf where top-p or min-p exclude an id, and ids [n]; None means 0 to V - 1.
 
-    Temperature after the top-k is temperature before it: dividing does not change who ranks higher.
+    Dividing by the temperature does not change the order, so top-k may come first.
     """
     ids = None
     if settings.top_k > 0 or settings.top_p < 1:
-        logits, ids = ranked(logits, settings.top_k)
+        logits, ids = sort_top_k(logits, settings.top_k)
     # the highest becomes 0, so that no temperature overflows
     scores = (logits - logits.max()) / settings.temperature
     probs = mx.softmax(scores)
     if settings.top_p < 1:
-        scores = mx.where(keep_top_p(probs, settings.top_p), scores, -math.inf)
+        scores = mx.where(top_p_mask(probs, settings.top_p), scores, -math.inf)
     if settings.min_p > 0:
-        scores = mx.where(keep_min_p(probs, settings.min_p), scores, -math.inf)
+        scores = mx.where(min_p_mask(probs, settings.min_p), scores, -math.inf)
     return scores, ids
 
 
 def draw(scores: mx.array, ids: mx.array | None, key: mx.array) -> mx.array:
-    """One of `ids` ([n], or 0 to n - 1) with probabilities softmax(`scores` [n])."""
+    """Draw one of `ids` [n], or of 0 to n - 1 for None, with probabilities softmax(`scores` [n])."""
     place = mx.random.categorical(scores, key=key)
     return place if ids is None else ids[place]

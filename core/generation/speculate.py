@@ -1,8 +1,8 @@
-"""Decoding with drafts: the MTP head guesses the next ids, the model reads all guesses in one step.
+"""Speculative decoding: the MTP head drafts the next ids, and the model verifies all drafts in one step.
 
-A guess stands where the model, reading it, draws the same id for its place, so that what comes out has
-exactly the distribution (and for one seed the ids) of decoding without drafts (Leviathan et al., arXiv
-2211.17192, with a draft that is certain of itself). How many are worth guessing is learned as it goes.
+A draft is accepted where the model draws the same id at its position. So the ids have exactly the
+distribution of plain decoding, and for equal seeds are the same (Leviathan et al., arXiv 2211.17192, with a
+deterministic draft). The number of drafts adapts to the acceptance rates.
 """
 
 from itertools import takewhile
@@ -11,22 +11,27 @@ from typing import cast
 from ..machine.backend import mx
 from ..model.cache import Cache, KVCache
 from ..model.network import Model
-from .sampling import Sampling, count, sampler, start
+from .sampling import Sampling, count_token, initial_state, make_sampler
 
-MOST_DRAFTS = 3
-# a draft is tried where it stands at least so often: about what reading it adds to a step's time
-WORTH = 0.35
-# each try moves the estimate by this much; every so many steps a hopeless draft is tried again
-LEARNING, RETRY = 0.1, 32
-# tokens of the prompt that the draft head reads: more cost time and made its guesses no better
+MAX_DRAFTS = 3
+INITIAL_RATE = 0.8
+# a draft is worth verifying from this chance of acceptance on: about what it adds to a step's time
+MIN_CHANCE = 0.35
+# weight of the newest outcome in an acceptance rate
+LEARNING_RATE = 0.1
+# every so many steps one draft is tried although its chance is too small
+RETRY_STEPS = 32
+# last tokens of the prompt that the draft head reads: more take time and do not improve its drafts
 WINDOW = 128
 
 
-def read_ahead(model: Model, cache: Cache, ids: list[int], before: mx.array | None, hidden: mx.array) -> None:
-    """Let the draft head read `ids`, the last that the cache has read.
+def prefill_draft_head(
+    model: Model, cache: Cache, ids: list[int], before: mx.array | None, hidden: mx.array
+) -> None:
+    """Have the draft head read `ids`, the last that the cache has read; at most WINDOW of them.
 
-    `before` is the hidden state [1, 1, hidden] before the first of them, `hidden` [1, T, hidden] those after
-    each. Only the last WINDOW are read; earlier ones that are missing are forgotten altogether.
+    `before` is the hidden state [1, 1, hidden] before the first id, `hidden` [1, T, hidden] those after each.
+    Where the draft head has missed earlier ids, its cache starts over.
     """
     if model.mtp is None:
         return
@@ -45,90 +50,95 @@ def read_ahead(model: Model, cache: Cache, ids: list[int], before: mx.array | No
     cache.draft_end = cache.length
 
 
-class Acceptance:
-    """How often the draft at each place stood, lately."""
+class AcceptanceRates:
+    """Moving averages of how often the draft at each position is accepted."""
 
     def __init__(self):
-        self.rates = [0.8] * MOST_DRAFTS
+        self.rates = [INITIAL_RATE] * MAX_DRAFTS
         self.steps = 0
 
-    def drafts(self, most: int) -> int:
-        """How many drafts the next step should read."""
+    def draft_count(self, limit: int) -> int:
+        """Return how many drafts the next step should verify, at most `limit`."""
         self.steps += 1
-        chance, places = 1.0, 0
-        for rate in self.rates[:most]:
+        chance, number = 1.0, 0
+        for rate in self.rates[:limit]:
             chance *= rate
-            if chance < WORTH:
+            if chance < MIN_CHANCE:
                 break
-            places += 1
-        return max(places, int(self.steps % RETRY == 0 and most > 0))
+            number += 1
+        return max(number, int(self.steps % RETRY_STEPS == 0 and limit > 0))
 
-    def learn(self, tried: int, stood: int) -> None:
-        for place in range(min(tried, stood + 1)):
-            self.rates[place] += LEARNING * ((place < stood) - self.rates[place])
+    def update(self, drafted: int, accepted: int) -> None:
+        """Learn from a step that accepted the first `accepted` of `drafted` drafts."""
+        for position in range(min(drafted, accepted + 1)):
+            self.rates[position] += LEARNING_RATE * ((position < accepted) - self.rates[position])
 
 
-class DraftingDecoder:
-    """Draws ids like `generate.Decoder`, several a step where drafts stand.
+class SpeculativeDecoder:
+    """Draws the same ids as `decode.Decoder`, several a step where drafts are accepted.
 
     After `finish` the cache has read exactly the prompt and the ids that `next` returned.
     """
 
-    def __init__(self, model: Model, cache: Cache, settings: Sampling, most: int = MOST_DRAFTS):
-        """`cache` has read the whole prompt, one id at least; `model` has a draft head."""
+    def __init__(self, model: Model, cache: Cache, settings: Sampling, max_drafts: int = MAX_DRAFTS):
+        """Decode after the prompt that `cache` has read, with a `model` that has a draft head.
+
+        Raises ValueError for an empty cache.
+        """
         if cache.hidden is None:
-            raise ValueError("a cache that has read nothing predicts nothing")
-        self._model, self._cache, self._most = model, cache, min(most, MOST_DRAFTS)
-        self._sample = sampler(settings)
-        self._acceptance = Acceptance()
+            raise ValueError("cannot decode from an empty cache: prefill a prompt first")
+        self._model, self._cache, self._max_drafts = model, cache, min(max_drafts, MAX_DRAFTS)
+        self._sample = make_sampler(settings)
+        self._rates = AcceptanceRates()
         self.drafted = self.accepted = 0
-        # of the last step: its ids that stand, how many were handed out, hidden states and logits after each
+        # the last step: its accepted ids, how many of them were returned, and how many ids the model read
         self._ids: list[int] = []
-        self._given = self._read = 0
+        self._returned = self._read = 0
+        # hidden states and logits after each id read
         self._hidden = cache.hidden
         self._logits = model.logits(cache.hidden)
-        # the id drawn after each place, and the sampler's states before and after drawing it
-        state = start(settings, model.config.vocab_size)
+        # the id drawn after each of them, and the sampler's states before and after each draw
+        state = initial_state(settings, model.config.vocab_size)
         token, after = self._sample(self._logits[-1], state)
         self._drawn, self._states = [int(token)], [state, after]
 
     def next(self) -> int:
-        """The next id."""
-        if self._given == len(self._ids):
+        """Return the next id."""
+        if self._returned == len(self._ids):
             self._step()
-        self._given += 1
-        return self._ids[self._given - 1]
+        self._returned += 1
+        return self._ids[self._returned - 1]
 
     def force(self, token: int) -> None:
-        """Let `token` be the next id, whatever was drawn."""
-        place = self._place
-        self._ids = self._ids[: self._given]
-        self._drawn[place] = token
-        self._states[place + 1] = count(self._states[place], token)
+        """Make `token` the next id, in place of the one drawn."""
+        position = self._position
+        self._ids = self._ids[: self._returned]
+        self._drawn[position] = token
+        self._states[position + 1] = count_token(self._states[position], token)
 
     def rank(self, token: int) -> int:
-        """How many ids are likelier than `token` to come next."""
-        logits = self._logits[self._place]
+        """Return how many ids have a higher logit than `token` at the next position."""
+        logits = self._logits[self._position]
         return int((logits > logits[token]).sum())
 
     def finish(self) -> None:
-        """Let the cache have read what was handed out and no more."""
+        """Commit the returned ids to the cache and roll back the rest of the step."""
         if self._read:
-            self._cache.commit(self._given, self._read)
-            self._cache.hidden = self._hidden[:, self._given - 1 : self._given]
+            self._cache.commit(self._returned, self._read)
+            self._cache.hidden = self._hidden[:, self._returned - 1 : self._returned]
             self._read = 0
 
     @property
-    def _place(self) -> int:
-        """Of the id handed out last, among the last step's; 0 also before any."""
-        return max(self._given - 1, 0)
+    def _position(self) -> int:
+        """The position of the last returned id within the last step; 0 before the first."""
+        return max(self._returned - 1, 0)
 
     def _step(self) -> None:
-        """Read the drawn id and drafts after it; keep those drafts that are drawn in their place."""
+        """Read the drawn id and drafts after it; accept the drafts that the model draws too."""
         self.finish()
-        place = self._place
-        first, state = self._drawn[place], self._states[place + 1]
-        drafts = self._draft(first, self._acceptance.drafts(self._most))
+        position = self._position
+        first, state = self._drawn[position], self._states[position + 1]
+        drafts = self._draft(first, self._rates.draft_count(self._max_drafts))
         ids = mx.concatenate([mx.array([first], mx.uint32), *drafts])
         self._hidden = self._model.forward_speculative(ids, self._cache)
         self._logits = self._model.logits(self._hidden)
@@ -139,26 +149,25 @@ class DraftingDecoder:
             self._states.append(state)
         both = cast(list[int], mx.concatenate([ids, mx.stack(drawn).astype(mx.uint32)]).tolist())
         read, self._drawn = both[: ids.size], both[ids.size :]
-        stood = sum(
-            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(read[1:], self._drawn, strict=False))
-        )
-        self._ids, self._given, self._read = read[: stood + 1], 0, len(read)
-        self._acceptance.learn(len(drafts), stood)
+        pairs = zip(read[1:], self._drawn, strict=False)
+        accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._ids, self._returned, self._read = read[: accepted + 1], 0, len(read)
+        self._rates.update(len(drafts), accepted)
         self.drafted += len(drafts)
-        self.accepted += stood
+        self.accepted += accepted
 
     def _draft(self, token: int, number: int) -> list[mx.array]:
-        """The draft head's guesses [1] for the ids after `token`, each read into its own cache."""
+        """Return `number` drafts [1] of the ids after `token`; the draft head's cache keeps none of them."""
         cache, model = self._cache, self._model
-        known = mx.array([*self._ids[1 : self._given], token], mx.uint32)
-        if cache.draft_end != cache.length - known.size + 1:
+        new = mx.array([*self._ids[1 : self._returned], token], mx.uint32)
+        if cache.draft_end != cache.length - new.size + 1:
             cache.draft = KVCache()
-        states = model.mtp_hidden(known, self._hidden[:, : known.size], cache.draft)
+        states = model.mtp_hidden(new, self._hidden[:, : new.size], cache.draft)
         cache.draft_end = cache.length + 1
         drafts: list[mx.array] = []
-        for place in range(number):
+        for position in range(number):
             state = states[:, -1:]
-            if place:
+            if position:
                 states = model.mtp_hidden(drafts[-1], state, cache.draft)
                 state = states
             drafts.append(mx.argmax(model.logits(state), axis=-1).astype(mx.uint32))

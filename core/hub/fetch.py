@@ -36,7 +36,7 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.header import parse_table, printable
 from ..checkpoint.shards import INDEX_NAME, MAX_INDEX_NBYTES, MAX_SHARDS, MTP_NAMES, PLAIN_NAME
 from ..errors import ConfigError, DoesNotFit, ModelError, QchatError
-from ..machine.eta import Pace
+from ..machine.eta import TimeEstimate
 from ..machine.files import MAX_JSON_NBYTES, parse_json
 from .cache import COMMIT, CONFIG_NAME, SMALL_NAMES, Repository, cache_folder, file_nbytes, parse_id
 from .catalog import PUBLISHED, Fit, fit, token_nbytes
@@ -261,7 +261,7 @@ class _Meter:
 
     def __init__(self, wanted: Fetch, watch: Watch, progress: Callable[[Progress], None] | None):
         self._total, self._watch, self._progress = wanted.nbytes, watch, progress
-        self._pace = Pace(window=SPEED_SECONDS)
+        self._estimate = TimeEstimate(window=SPEED_SECONDS)
 
     @property
     def done(self) -> int:
@@ -271,7 +271,7 @@ class _Meter:
         if self._progress is None:
             return
         received = sum(tuple(self._watch.received.values()))
-        left = self._pace.seconds_left(received, self._total - self.done)
+        left = self._estimate.seconds_left(received, self._total - self.done)
         self._progress(Progress(self.done, self._total, self._watch.trouble or "fetching", left))
 
 

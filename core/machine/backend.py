@@ -1,7 +1,7 @@
-"""The one place that imports MLX, and the one that chooses how the machine at hand is used.
+"""The only module that imports MLX; decides how a model runs on this machine.
 
 Environment: QCHAT_ACTIVATIONS (`auto`, `float32`, `bfloat16`, `float16`), QCHAT_DENSE (`auto`, `on`, `off`:
-keep weights dense), QCHAT_COMPILE (`auto`, `on`, `off`); see `linux_cpu` for what comes before MLX.
+keep weights dense), QCHAT_COMPILE (`auto`, `on`, `off`). `linux_cpu` reads its own before MLX is imported.
 """
 
 import os
@@ -14,46 +14,46 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UsageError
-from .linux_cpu import keep_pages, open_blas
+from .linux_cpu import keep_freed_pages, open_blas
 from .memory import host_available_nbytes
 
 
 def cache_path(name: str) -> Path | None:
-    """Where compiled things of this name are kept; None for a user without a home."""
+    """Return the path `name` in qchat's cache folder; None where there is no home folder."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # the specification has relative paths ignored
+        # the XDG specification says to ignore relative paths
         return (base if base.is_absolute() else Path.home() / ".cache") / "qchat" / name
     except RuntimeError:
         return None
 
 
-def _keep_compiled() -> None:
-    """Let MLX's CUDA backend keep what it compiles where it outlives a restart, not among temporary files."""
+def _keep_compiled_kernels() -> None:
+    """Have MLX's CUDA backend cache its kernels where they survive a restart, not in a temporary folder."""
     path = cache_path(f"ptx-{version('mlx')}")
     if path is not None:
         os.environ.setdefault("MLX_PTX_CACHE_DIR", str(path))
 
 
 _blas_notice = open_blas()
-keep_pages()
-_keep_compiled()
+keep_freed_pages()
+_keep_compiled_kernels()
 
-import mlx.core as mx  # noqa: E402  the BLAS must be open first
+import mlx.core as mx  # noqa: E402  the BLAS must be opened first
 
 __all__ = ["Policy", "cache_path", "choose_policy", "fuse", "mx", "on_gpu"]
 
 F = TypeVar("F", bound=Callable)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-# of the free memory, what dense float32 weights may take
+# largest share of the free memory for dense float32 weights
 DENSE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How one model runs: the dtype of its activations; dense weights (float32 on a CPU) or packed ones.
+    """The way a model runs: the dtype of its activations, and whether weights are dense or stay packed.
 
-    `sum` adds up what several processes computed, each with its part of a matrix; None for one by itself.
+    `sum` adds the partial products of several ranks; None for a model that runs in one process.
     """
 
     activations: mx.Dtype
@@ -63,29 +63,30 @@ class Policy:
 
 
 def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
     return mx.default_device().type == mx.DeviceType.gpu
 
 
 def choose_policy(parameters: int) -> Policy:
-    """The policy for a model of `parameters` weights on this machine.
+    """Choose the policy for a model of `parameters` weights on this machine.
 
     On a GPU weights stay as stored and activations are bfloat16. On a CPU activations are float32 (bfloat16
     products are ten times slower there) and weights are dense float32 where they fit. Raises UsageError for
-    a bad variable.
+    an invalid environment variable.
     """
     gpu = on_gpu()
-    activations = _choice("QCHAT_ACTIVATIONS", tuple(DTYPES))
-    dense = _choice("QCHAT_DENSE", ("on", "off"))
+    activations = _read_choice("QCHAT_ACTIVATIONS", tuple(DTYPES))
+    dense = _read_choice("QCHAT_DENSE", ("on", "off"))
     notices = [_blas_notice] if _blas_notice and not gpu else []
     if dense == "auto" and not gpu and not _dense_fits(parameters):
         notices.append(
-            "the weights do not fit in memory as float32: they stay packed, which is slower on a CPU"
+            "the weights do not fit in memory as float32, so they stay packed, which is slower on a CPU"
         )
-    if not _compiles() and _choice("QCHAT_COMPILE", ("on", "off")) == "auto":
-        notices.append("no C++ compiler was found: steps run uncompiled, which is slower on a CPU")
-    if not gpu and _compiles() and not _kernel_folder().exists():
+    if not _can_compile() and _read_choice("QCHAT_COMPILE", ("on", "off")) == "auto":
+        notices.append("no C++ compiler was found, so decoding is slower: install g++")
+    if not gpu and _can_compile() and not _cpu_kernel_folder().exists():
         notices.append(
-            "MLX compiles its kernels once for this machine: the first reply takes some 15 s longer"
+            "MLX compiles its kernels once for this machine, so the first reply takes about 15 s longer"
         )
     return Policy(
         activations=DTYPES.get(activations, mx.bfloat16 if gpu else mx.float32),
@@ -95,11 +96,12 @@ def choose_policy(parameters: int) -> Policy:
 
 
 def fuse(function: F) -> F:
-    """`function` with its elementwise chains fused by MLX's compiler; itself where that cannot run."""
-    return mx.compile(function) if _compiles() else function  # pyright: ignore[reportReturnType]
+    """Compile `function` with MLX, which fuses elementwise operations; unchanged without a compiler."""
+    return mx.compile(function) if _can_compile() else function  # pyright: ignore[reportReturnType]
 
 
-def _choice(variable: str, values: tuple[str, ...]) -> str:
+def _read_choice(variable: str, values: tuple[str, ...]) -> str:
+    """Read an environment variable, `auto` by default. Raises UsageError for another value."""
     value = os.environ.get(variable, "auto")
     if value not in ("auto", *values):
         raise UsageError(f"{variable} is {value!r}, wanted auto, {', '.join(values)}")
@@ -111,12 +113,12 @@ def _dense_fits(parameters: int) -> bool:
     return free == 0 or 4 * parameters <= DENSE_SHARE * free
 
 
-def _kernel_folder() -> Path:
-    """Where MLX keeps what it compiled for the CPU."""
+def _cpu_kernel_folder() -> Path:
+    """Return the folder where MLX caches the kernels that it compiled for the CPU."""
     return Path(tempfile.gettempdir()) / "mlx" / version("mlx") / "cpu"
 
 
-def _compiles() -> bool:
-    """On a CPU MLX fuses by calling the system's g++."""
-    choice = _choice("QCHAT_COMPILE", ("on", "off"))
+def _can_compile() -> bool:
+    """Whether MLX can compile: on a CPU it calls the system's g++."""
+    choice = _read_choice("QCHAT_COMPILE", ("on", "off"))
     return choice == "on" or (choice == "auto" and (on_gpu() or shutil.which("g++") is not None))

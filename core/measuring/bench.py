@@ -1,7 +1,7 @@
-"""Speed of one model here: the capitals conversation, sustained decoding, prefill, waiting, memory.
+"""Speed of a model on this machine: a short conversation, sustained decoding, prefill, latency, memory.
 
-Yields what is done as it goes, then a row of figures. Tokens/s, seconds and bytes; each decode speed also as
-a share of what the machine's memory could give at best. Refuses nothing but what loading refuses.
+Runs as a generator that yields each step and returns the figures, in tokens/s, seconds and bytes. The decode
+speed is also given as a share of the memory bandwidth. Refuses only what loading refuses.
 """
 
 import statistics
@@ -35,18 +35,18 @@ CAPITALS = (
 )
 RUNS = 3
 SUSTAINED_TOKENS = 256
-SPEEDS = 32  # of the sustained reply, for a sparkline
-PREFILLS = (512, 4096, 32768)
-PROMPT_TOKENS = 64  # before the sustained reply
+SPEED_SAMPLES = 32  # samples along the sustained reply, for a sparkline
+PREFILL_LENGTHS = (512, 4096, 32768)
+PROMPT_TOKENS = 64  # before the measure_decoding reply
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model's figures: None for what its context does not hold, or what a random one cannot say.
+class BenchResult:
+    """One model's figures; None for prompts longer than its context, and for a random model's conversation.
 
-    `capitals_tokens_per_s` is the best of turns 2 to 4, the median of the runs; `decode_tokens_per_s` that
-    of SUSTAINED_TOKENS in a row. `bandwidth` is what a copy on this device moves, in bytes/s, and
-    `bandwidth_share` what of it decoding reads in weights alone.
+    `capitals_tokens_per_s` is the speed of the fastest of turns 2 to 4, the median of all runs;
+    `decode_tokens_per_s` that of SUSTAINED_TOKENS in a row. `bandwidth` is that of a copy on this device, in
+    bytes/s; `bandwidth_share` is the share of it that decoding uses to read weights.
     """
 
     model: str
@@ -66,121 +66,127 @@ class Measured:
 
     @property
     def bandwidth_share(self) -> float:
+        """The bytes of weights read per second, as a share of the bandwidth."""
         return self.step_nbytes * self.decode_tokens_per_s / self.bandwidth
 
     def as_json(self) -> dict[str, Any]:
+        """Return values that `json.dumps` accepts."""
         return asdict(self) | {"bandwidth_share": self.bandwidth_share}
 
 
 @dataclass(frozen=True)
-class Progress:
-    """`done` of `total` parts of one model's measurement; `detail` says which comes next."""
+class BenchStep:
+    """Progress: `done` of `total` steps of a run; `detail` describes the next one."""
 
     done: int
     total: int
     detail: str
 
 
-Steps = Generator[Progress, None, Measured]
+# yields its steps and returns the result
+BenchRun = Generator[BenchStep, None, BenchResult]
 
 
-def measure(folder: Path, runs: int = RUNS) -> Steps:
-    """Load the model in `folder` and measure it `runs` times; returns its row. Raises as loading does."""
+def measure(folder: Path, runs: int = RUNS) -> BenchRun:
+    """Load the model in `folder` and measure it `runs` times; returns medians. Raises as loading does."""
     total = 4 + runs
-    yield Progress(0, total, "loading")
+    yield BenchStep(0, total, "loading")
     begin = time.perf_counter()
     engine = Engine.load(folder)
-    loaded = time.perf_counter() - begin
+    load_seconds = time.perf_counter() - begin
     mx.reset_peak_memory()
     conversations = []
     for run in range(runs):
-        yield Progress(1 + run, total, f"capitals, run {run + 1} of {runs}")
+        yield BenchStep(1 + run, total, f"capitals, run {run + 1} of {runs}")
         conversations.append(hold_conversation(engine))
-    yield Progress(1 + runs, total, f"decoding {SUSTAINED_TOKENS} tokens")
-    ids = text_ids(engine, max(PREFILLS))
-    speeds, decode = sustained(engine.model, ids)
-    yield Progress(2 + runs, total, "reading prompts")
-    prefills = {length: read_speed(engine.model, ids[:length], runs) for length in PREFILLS}
-    yield Progress(3 + runs, total, "measuring the memory's bandwidth")
-    return Measured(
+    ids = packaged_ids(engine, max(PREFILL_LENGTHS))
+    speeds = yield from _measure_speeds(engine.model, ids, runs, done=1 + runs, total=total)
+    return BenchResult(
         model=engine.name,
         path=str(folder),
-        nbytes=engine.model.nbytes,
-        load_seconds=loaded,
-        capitals_tokens_per_s=statistics.median(map(best_of_turns, conversations)),
-        decode_tokens_per_s=decode,
-        prefill_tokens_per_s=next((speed for speed in prefills.values() if speed is not None), 0.0),
-        prefills=prefills,
+        load_seconds=load_seconds,
+        capitals_tokens_per_s=statistics.median(map(fastest_turn, conversations)),
         first_token_seconds=conversations[0][0].performance.seconds_to_first_token,
         cached_first_token_seconds=statistics.median(
             done.performance.seconds_to_first_token for turns in conversations for done in turns[1:]
         ),
-        peak_nbytes=mx.get_peak_memory(),
-        step_nbytes=engine.model.step_nbytes,
-        bandwidth=copy_bandwidth(),
-        speeds=speeds,
+        **speeds,
     )
 
 
-def measure_random(config: ModelConfig, variant: str, runs: int = RUNS) -> Steps:
-    """Make a model of `config` with random weights, packed as the published `variant`, and measure what does
-    not depend on what it says. Raises UsageError for an unknown variant and for what cannot be packed so."""
+def measure_random(config: ModelConfig, variant: str, runs: int = RUNS) -> BenchRun:
+    """Measure a model of `config` with random weights, packed like the published `variant`.
+
+    Leaves out the conversation. Raises UsageError for an unknown variant, or a config that it does not fit.
+    """
     if variant not in VARIANTS:
         raise UsageError(f"there is no variant {variant!r:.40}; known are {', '.join(VARIANTS)}")
     options = replace(VARIANTS[variant], keep_bf16=True)
     if config.mtp_num_hidden_layers:
         options = replace(options, mtp="drop")
-    yield Progress(0, 4, "making weights")
+    yield BenchStep(0, 4, "making weights")
     begin = time.perf_counter()
     model = random_model(config, options)
-    made = time.perf_counter() - begin
+    load_seconds = time.perf_counter() - begin
     mx.reset_peak_memory()
-    yield Progress(1, 4, f"decoding {SUSTAINED_TOKENS} tokens")
-    ids = [(7919 * i) % config.vocab_size for i in range(max(PREFILLS))]
-    speeds, decode = sustained(model, ids)
-    yield Progress(2, 4, "reading prompts")
-    prefills = {length: read_speed(model, ids[:length], runs) for length in PREFILLS}
-    yield Progress(3, 4, "measuring the memory's bandwidth")
-    return Measured(
+    ids = [(7919 * i) % config.vocab_size for i in range(max(PREFILL_LENGTHS))]
+    speeds = yield from _measure_speeds(model, ids, runs, done=1, total=4)
+    return BenchResult(
         model=f"random {variant}",
         path=config.source,
-        nbytes=model.nbytes,
-        load_seconds=made,
+        load_seconds=load_seconds,
         capitals_tokens_per_s=None,
-        decode_tokens_per_s=decode,
-        prefill_tokens_per_s=next((speed for speed in prefills.values() if speed is not None), 0.0),
-        prefills=prefills,
         first_token_seconds=None,
         cached_first_token_seconds=None,
-        peak_nbytes=mx.get_peak_memory(),
-        step_nbytes=model.step_nbytes,
-        bandwidth=copy_bandwidth(),
-        speeds=speeds,
+        **speeds,
     )
 
 
+def _measure_speeds(
+    model: Model, ids: Sequence[int], runs: int, *, done: int, total: int
+) -> Generator[BenchStep, None, dict[str, Any]]:
+    """Measure decoding, prefill, memory and bandwidth; returns these fields of `BenchResult`."""
+    yield BenchStep(done, total, f"decoding {SUSTAINED_TOKENS} tokens")
+    speeds, decode = measure_decoding(model, ids)
+    yield BenchStep(done + 1, total, "reading prompts")
+    prefills = {length: measure_prefill(model, ids[:length], runs) for length in PREFILL_LENGTHS}
+    yield BenchStep(done + 2, total, "measuring the memory bandwidth")
+    return {
+        "nbytes": model.nbytes,
+        "decode_tokens_per_s": decode,
+        "prefill_tokens_per_s": next((speed for speed in prefills.values() if speed is not None), 0.0),
+        "prefills": prefills,
+        "peak_nbytes": mx.get_peak_memory(),
+        "step_nbytes": model.step_nbytes,
+        "bandwidth": copy_bandwidth(),
+        "speeds": speeds,
+    }
+
+
 def hold_conversation(engine: Engine) -> list[Done]:
-    """The four questions about capitals, one after another."""
+    """Ask the four questions about capitals in one session."""
     session = Session(engine, SYSTEM, temperature=0.6, enable_thinking=False)
     return [session.send(question) for question in CAPITALS]
 
 
-def best_of_turns(turns: Sequence[Done]) -> float:
-    """The fastest decode of turns 2 to 4; the first pays for what is new."""
+def fastest_turn(turns: Sequence[Done]) -> float:
+    """Return the fastest decode speed of turns 2 to 4; the first includes warming up."""
     return max(done.performance.decode_tokens_per_s for done in turns[1:])
 
 
-def sustained(model: Model, ids: Sequence[int]) -> tuple[list[float], float]:
-    """Greedy decoding after the first of `ids`, past any stop token: SPEEDS speeds along the way, and the
-    speed of all of it."""
+def measure_decoding(model: Model, ids: Sequence[int]) -> tuple[list[float], float]:
+    """Decode greedily after the first PROMPT_TOKENS of `ids`, past any stop token.
+
+    Returns SPEED_SAMPLES speeds along the way, and the overall speed, in tokens/s.
+    """
     cache = model.new_cache()
     for _ in prefill(model, cache, ids[:PROMPT_TOKENS]):
         pass
     decoder = Decoder(model, cache, Sampling(temperature=0))
     decoder.next()
-    piece = SUSTAINED_TOKENS // SPEEDS
+    piece = SUSTAINED_TOKENS // SPEED_SAMPLES
     times = [time.perf_counter()]
-    for _ in range(SPEEDS):
+    for _ in range(SPEED_SAMPLES):
         for _ in range(piece):
             decoder.next()
         times.append(time.perf_counter())
@@ -188,26 +194,27 @@ def sustained(model: Model, ids: Sequence[int]) -> tuple[list[float], float]:
     return speeds, SUSTAINED_TOKENS / (times[-1] - times[0])
 
 
-def read_speed(model: Model, ids: Sequence[int], runs: int) -> float | None:
-    """Tokens/s of reading `ids`, the median of the runs after a first one that warms up."""
+def measure_prefill(model: Model, ids: Sequence[int], runs: int) -> float | None:
+    """Return the tokens/s of reading `ids`, the median of `runs` after a warm-up; None if they do not fit."""
     if len(ids) >= model.context:
         return None
-    return len(ids) / statistics.median([_timed(lambda: _read(model, ids)) for _ in range(1 + runs)][1:])
+    seconds = [_measure_seconds(lambda: _prefill_all(model, ids)) for _ in range(1 + runs)]
+    return len(ids) / statistics.median(seconds[1:])
 
 
-def _read(model: Model, ids: Sequence[int]) -> None:
+def _prefill_all(model: Model, ids: Sequence[int]) -> None:
     cache = model.new_cache()
     for _ in prefill(model, cache, ids):
         pass
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _measure_seconds(work: Callable[[], None]) -> float:
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
-def text_ids(engine: Engine, length: int) -> list[int]:
-    """The first `length` ids of the packaged texts, over and over."""
+def packaged_ids(engine: Engine, length: int) -> list[int]:
+    """Return `length` ids of the packaged texts, repeated as needed."""
     ids = engine.tokenizer.encode("\n\n".join(packaged_texts().values()), special=False)
     return (ids * (length // len(ids) + 1))[:length]

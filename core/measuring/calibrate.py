@@ -1,8 +1,8 @@
-"""An importance matrix measured with our own runtime: E[x^2] at the input of every projection of a model.
+"""Calibration: an importance matrix, E[x^2] at the input of every projection of a model.
 
-Owns the recorders around a model's products, and the state that lets a stopped run go on. The text is cut in
-chunks, each read from an empty cache, as llama.cpp's `llama-imatrix` does; the output head's and the MTP
-head's inputs, which that leaves out, are measured as well. Refuses a text shorter than one chunk.
+Owns the statistics attached to a model's products, and the file from which a stopped run resumes. Reads the
+text in chunks, each with an empty cache, like llama.cpp's `llama-imatrix`; unlike that, also measures the
+inputs of the output head and of the MTP head. Refuses a text shorter than one chunk.
 """
 
 import hashlib
@@ -29,14 +29,15 @@ MAX_TEXT_NBYTES = 256 << 20
 SAVE_EVERY = 16  # chunks
 PARTIAL_SUFFIX = ".partial"
 
-Progress = Callable[[int, int], None]
+# receives chunks done and total chunks
+Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one run did: `chunks` of `chunk_size` tokens, of which `resumed` had been read by an earlier one.
+    """The result of one run: `chunks` of `chunk_size` tokens, `resumed` of them read by an earlier run.
 
-    `unreached` counts the experts, over all layers, that no token was sent to.
+    `experts` counts those of all layers, `unreached` those of them that received no token.
     """
 
     path: Path
@@ -48,10 +49,10 @@ class Calibration:
     unreached: int
 
 
-class Recorder:
-    """Stands before a product and sums the squares of what goes in; `names` are the modules it computes.
+class InputStatistics:
+    """Wraps a product and sums the squares of its inputs; `names` are the modules that it computes.
 
-    `sums` is [K], or [E, K] for a product with one weight per expert; `counts` [1] or [E]; float32.
+    In float32, `sums` are [K] and `counts` [1], or [E, K] and [E] for a product with one weight per expert.
     """
 
     def __init__(self, product: Callable[..., Any], names: tuple[str, ...], experts: int = 0):
@@ -77,37 +78,37 @@ def calibrate_model(
     data: Path | None = None,
     chunk_size: int = CHUNK_SIZE,
     chunks: int | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Report = lambda _done, _total: None,
 ) -> Calibration:
-    """Measure the model at `folder` on the text file `data`, or on the packaged text, and write `output`.
+    """Measure the model in `folder` on the text file `data`, by default the packaged text; write `output`.
 
-    At most `chunks` of `chunk_size` tokens are read, a rest that fills none is not; text that is written like
-    a special token is one. A run that was stopped goes on where it last saved its state, beside `output`.
-    Raises ModelError, and UsageError for a text or a file that cannot be used.
+    Reads at most `chunks` full chunks of `chunk_size` tokens; special tokens in the text count as such. A
+    stopped run resumes from the sums that it last saved beside `output`. Raises ModelError, and UsageError
+    for an unusable text or output file.
     """
     _check_sizes(chunk_size, chunks)
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"the imatrix cannot be written to {output}: wanted a file in an existing folder")
     text = read_text(data or BUILTIN_TEXT, UsageError, MAX_TEXT_NBYTES)
     engine = Engine.load(folder)
-    pieces = _pieces(engine.tokenizer.encode(text), chunk_size, chunks, data or BUILTIN_TEXT)
-    recorders = watch(engine.model)
-    state = _State(output, _identity(engine, pieces), recorders)
-    resumed = state.resume()
+    pieces = _split_chunks(engine.tokenizer.encode(text), chunk_size, chunks, data or BUILTIN_TEXT)
+    all_inputs = attach_statistics(engine.model)
+    saved = _SavedSums(output, _identity(engine, pieces), all_inputs)
+    resumed = saved.resume()
     progress(resumed, len(pieces))
     for done, piece in enumerate(pieces[resumed:], start=resumed + 1):
         _read(engine.model, piece)
-        mx.eval([array for recorder in recorders for array in (recorder.sums, recorder.counts)])
+        mx.eval([array for inputs in all_inputs for array in (inputs.sums, inputs.counts)])
         if done % SAVE_EVERY == 0 and done < len(pieces):
-            state.save(done)
+            saved.save(done)
         progress(done, len(pieces))
-    statistics = {module: Statistics(r.sums, r.counts) for r in recorders for module in r.names}
+    statistics = {module: Statistics(r.sums, r.counts) for r in all_inputs for module in r.names}
     datasets, count = [(data or BUILTIN_TEXT).name], len(pieces)
     write_imatrix(
         output, statistics, engine.config, datasets=datasets, chunk_count=count, chunk_size=chunk_size
     )
-    state.path.unlink(missing_ok=True)
-    routed = [recorder.counts for recorder in recorders if recorder.experts]
+    saved.path.unlink(missing_ok=True)
+    routed = [inputs.counts for inputs in all_inputs if inputs.experts]
     return Calibration(
         path=output,
         chunks=count,
@@ -126,14 +127,14 @@ def _check_sizes(chunk_size: int, chunks: int | None) -> None:
         raise UsageError(f"--chunks is {chunks}, wanted at least 1")
 
 
-def _pieces(ids: Sequence[int], size: int, limit: int | None, source: Path) -> list[list[int]]:
+def _split_chunks(ids: Sequence[int], size: int, limit: int | None, source: Path) -> list[list[int]]:
     if len(ids) < size:
         raise UsageError(f"{source} has {len(ids):,} tokens, and one chunk alone takes {size:,}")
     return [list(ids[i : i + size]) for i in range(0, len(ids) - size + 1, size)][:limit]
 
 
 def _read(model: Model, ids: list[int]) -> None:
-    """Send one chunk past every recorder; nothing is computed until the sums are."""
+    """Read one chunk with every product of the model; lazy until the sums are evaluated."""
     hidden = model.hidden(ids, model.new_cache())
     model.logits(hidden)
     if model.mtp is not None:
@@ -141,35 +142,35 @@ def _read(model: Model, ids: list[int]) -> None:
 
 
 def _identity(engine: Engine, pieces: list[list[int]]) -> str:
-    """Of the model and the text: sums of one run go on in another only where these are the same."""
+    """Hash the model and the text: a run resumes only from sums of the same two."""
     model = engine.model
     what = [str(engine.folder.resolve()), str(engine.config), model.nbytes, pieces]
     return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
-class _State:
-    """The sums so far, in a file beside the output."""
+class _SavedSums:
+    """The sums of an unfinished run, in a file beside the output."""
 
-    def __init__(self, output: Path, identity: str, recorders: list[Recorder]):
+    def __init__(self, output: Path, identity: str, all_inputs: list[InputStatistics]):
         self.path = output.with_name(output.name + PARTIAL_SUFFIX)
-        self.identity, self.recorders = identity, recorders
+        self.identity, self.all_inputs = identity, all_inputs
 
     def save(self, done: int) -> None:
-        """The sums after `done` chunks, whole or not at all. Raises UsageError."""
+        """Write the sums after `done` chunks atomically. Raises UsageError where that fails."""
         arrays = {}
-        for recorder in self.recorders:
-            arrays[f"{recorder.names[0]}.sums"] = recorder.sums
-            arrays[f"{recorder.names[0]}.counts"] = recorder.counts
+        for inputs in self.all_inputs:
+            arrays[f"{inputs.names[0]}.sums"] = inputs.sums
+            arrays[f"{inputs.names[0]}.counts"] = inputs.counts
         try:
             with whole_file(self.path, suffix=".safetensors") as file:  # MLX appends it to any other name
                 mx.save_safetensors(str(file), arrays, {"identity": self.identity, "done": str(done)})
         except (OSError, RuntimeError) as problem:
             raise UsageError(
-                f"cannot save the state of the calibration to {self.path}: {problem}"
+                f"cannot save the sums of the calibration to {self.path}: {problem}"
             ) from problem
 
     def resume(self) -> int:
-        """Take up the sums of an earlier run; returns after how many chunks, 0 if they are not of use."""
+        """Load the sums of an earlier run; returns the number of its chunks, 0 without usable sums."""
         if not self.path.is_file():
             return 0
         try:
@@ -180,55 +181,57 @@ class _State:
             return 0
         if metadata.get("identity") != self.identity:
             return 0
-        for recorder in self.recorders:
-            recorder.sums = arrays[f"{recorder.names[0]}.sums"]
-            recorder.counts = arrays[f"{recorder.names[0]}.counts"]
+        for inputs in self.all_inputs:
+            inputs.sums = arrays[f"{inputs.names[0]}.sums"]
+            inputs.counts = arrays[f"{inputs.names[0]}.counts"]
         return int(metadata["done"])
 
 
-def watch(model: Model) -> list[Recorder]:
-    """Put a recorder before every product of `model`, which is changed and serves for nothing else then.
+def attach_statistics(model: Model) -> list[InputStatistics]:
+    """Attach statistics to every product of `model`, which is of no other use afterwards.
 
-    Reading one token at a time would bypass them on a CPU: those steps were fused when the model was made.
+    Turns off fused decoding, which bypasses the products.
     """
-    recorders: list[Recorder] = []
+    all_inputs: list[InputStatistics] = []
     experts = model.config.num_experts
     for index, layer in enumerate(model.use_plain_layers()):
-        recorders += _watch_layer(layer, f"layers.{index}", experts)
+        all_inputs += _attach_to_layer(layer, f"layers.{index}", experts)
     table = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
-    recorders.append(_record(model, "head", table))
+    all_inputs.append(_attach(model, "head", table))
     if model.mtp is not None:
-        recorders.append(_record(model.mtp, "fc", "mtp.fc"))
-        recorders += _watch_layer(plain_form(model.mtp.layer), "mtp.layers.0", experts)
-    return recorders
+        all_inputs.append(_attach(model.mtp, "fc", "mtp.fc"))
+        all_inputs += _attach_to_layer(plain_form(model.mtp.layer), "mtp.layers.0", experts)
+    return all_inputs
 
 
-def _watch_layer(layer: AttentionLayer | DeltaLayer, name: str, experts: int) -> Iterator[Recorder]:
+def _attach_to_layer(
+    layer: AttentionLayer | DeltaLayer, name: str, experts: int
+) -> Iterator[InputStatistics]:
     mixer = layer.mixer
     if isinstance(layer, AttentionLayer):
-        yield _record(mixer, "qkv", *(f"{name}.self_attn.{part}_proj" for part in "qkv"))
-        yield _record(mixer, "out", f"{name}.self_attn.o_proj")
+        yield _attach(mixer, "qkv", *(f"{name}.self_attn.{part}_proj" for part in "qkv"))
+        yield _attach(mixer, "out", f"{name}.self_attn.o_proj")
     else:
-        yield _record(
+        yield _attach(
             mixer, "inputs", *(f"{name}.linear_attn.in_proj_{part}" for part in ("qkv", "z", "a", "b"))
         )
-        yield _record(mixer, "out", f"{name}.linear_attn.out_proj")
-    yield from _watch_feed_forward(layer.feed_forward, f"{name}.mlp", experts)
+        yield _attach(mixer, "out", f"{name}.linear_attn.out_proj")
+    yield from _attach_to_feed_forward(layer.feed_forward, f"{name}.mlp", experts)
 
 
-def _watch_feed_forward(block: FeedForward, name: str, experts: int) -> Iterator[Recorder]:
+def _attach_to_feed_forward(block: FeedForward, name: str, experts: int) -> Iterator[InputStatistics]:
     if isinstance(block, DenseMLP):
-        yield _record(block, "gate_up", f"{name}.gate_proj", f"{name}.up_proj")
-        yield _record(block, "down", f"{name}.down_proj")
+        yield _attach(block, "gate_up", f"{name}.gate_proj", f"{name}.up_proj")
+        yield _attach(block, "down", f"{name}.down_proj")
     elif isinstance(block, MixtureOfExperts):
-        yield _record(block, "router", f"{name}.gate")
-        yield _record(block, "shared_gate", f"{name}.shared_expert_gate")
-        yield from _watch_feed_forward(block.shared, f"{name}.shared_expert", 0)
+        yield _attach(block, "router", f"{name}.gate")
+        yield _attach(block, "shared_gate", f"{name}.shared_expert_gate")
+        yield from _attach_to_feed_forward(block.shared, f"{name}.shared_expert", 0)
         for part in ("gate", "up", "down"):
-            yield _record(block, part, f"{name}.switch_mlp.{part}_proj", experts=experts)
+            yield _attach(block, part, f"{name}.switch_mlp.{part}_proj", experts=experts)
 
 
-def _record(owner: object, attribute: str, *names: str, experts: int = 0) -> Recorder:
-    recorder = Recorder(getattr(owner, attribute), names, experts)
-    setattr(owner, attribute, recorder)
-    return recorder
+def _attach(owner: object, attribute: str, *names: str, experts: int = 0) -> InputStatistics:
+    inputs = InputStatistics(getattr(owner, attribute), names, experts)
+    setattr(owner, attribute, inputs)
+    return inputs

@@ -1,7 +1,7 @@
-"""Two models answer one prompt, and how far the second one's predictions are from the first one's.
+"""Two models' replies to the same prompt, and the divergence of their predictions.
 
-One after the other, so that only one of them is in memory at a time. The divergence is taken over the first
-model's answer, which both then read; where their tokens differ there is none.
+They run one after the other, so that only one is in memory at a time. The divergence is measured over the
+first model's reply, which both then read; models with different tokens have none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,10 @@ from ..errors import GenerationError
 from ..events import Done, to_json
 from ..generation.reply_settings import ReplySettings
 from ..machine.backend import mx
-from .evaluate import LOGITS_NBYTES, Outputs, Tally, Window, hidden_states
+from .evaluate import LOGITS_NBYTES, hidden_states
+from .scores import ScoreCollector, Window, WindowOutputs
 
-Reporter = Callable[[dict[str, Any]], None]
+EmitEvent = Callable[[dict[str, Any]], None]
 FIGURES = ("kl_mean", "kl_p99", "top1_agreement")
 
 
@@ -26,52 +27,53 @@ def compare_models(
     text: str,
     system: str | None,
     settings: Mapping[str, Any],
-    report: Reporter,
+    emit: EmitEvent,
 ) -> dict[str, Any]:
-    """Ask both; tells the events of the replies with their `side`, 0 or 1, and a `row` at the end of each.
+    """Ask both models; emits the events of each reply with its `side`, 0 or 1, and a `row` at its end.
 
-    The result has the `rows` and the FIGURES of `evaluate.Score`, None where the models' tokens differ.
+    Returns the `rows`, and the FIGURES of `scores.Score`, None where the models' tokens differ.
     Raises ModelError for a folder, UsageError for a setting, ContextLengthExceeded, GenerationError.
     """
     ReplySettings.parse(settings)
-    engine = _load(first, report)
-    row, ids, start = _answer(engine, 0, text, system, settings, report)
-    wanted, decoded, entries = _outputs(engine, ids, start), _decoded(engine, ids), engine.config.vocab_size
+    engine = _load(first, emit)
+    row, ids, start = _reply(engine, 0, text, system, settings, emit)
+    reference, texts = _predict_reply(engine, ids, start), _token_texts(engine, ids)
+    vocab_size = engine.config.vocab_size
     del engine
-    mx.clear_cache()  # what the first model's weights took, but for its head
-    engine = _load(second, report)
-    other, _, _ = _answer(engine, 1, text, system, settings, report)
+    mx.clear_cache()  # frees the memory of the first model's weights except its head
+    engine = _load(second, emit)
+    other, _, _ = _reply(engine, 1, text, system, settings, emit)
     figures: dict[str, Any] = dict.fromkeys(FIGURES)
-    if entries == engine.config.vocab_size and _decoded(engine, ids) == decoded:
-        figures = _divergence(engine, ids, start, wanted)
+    if vocab_size == engine.config.vocab_size and _token_texts(engine, ids) == texts:
+        figures = _compare_reply(engine, ids, start, reference)
     else:
-        report({"event": "notice", "text": "the models have different tokens: nothing to compare them by"})
+        emit({"event": "notice", "text": "the models have different tokens: nothing can be compared"})
     return {"rows": [row, other], **figures}
 
 
-def _load(folder: Path, report: Reporter) -> Engine:
+def _load(folder: Path, emit: EmitEvent) -> Engine:
     def progress(done: int, total: int, name: str) -> None:
         detail = f"loading {folder.name}: {name}"
-        report({"event": "progress", "unit": "bytes", "done": done, "total": total, "detail": detail})
+        emit({"event": "progress", "unit": "bytes", "done": done, "total": total, "detail": detail})
 
     return Engine.load(folder, progress)
 
 
-def _answer(
+def _reply(
     engine: Engine,
     side: int,
     text: str,
     system: str | None,
     settings: Mapping[str, Any],
-    report: Reporter,
+    emit: EmitEvent,
 ) -> tuple[dict[str, Any], list[int], int]:
-    """The reply's row, the ids of prompt and reply, and the place of the last id of the prompt."""
+    """Return the reply's row, the ids of prompt and reply, and the position of the prompt's last id."""
     session, done = Session(engine, system), None
     for event in session.stream(text, **settings):
-        report(to_json(event) | {"side": side})
+        emit(to_json(event) | {"side": side})
         done = event if isinstance(event, Done) else done
     if done is None or done.finish_reason == "error":
-        raise GenerationError(f"{engine.name} could not answer: {done.detail if done else 'it said nothing'}")
+        raise GenerationError(f"{engine.name} failed to reply: {done.detail if done else 'no output'}")
     row = {
         "event": "row",
         "side": side,
@@ -85,26 +87,30 @@ def _answer(
         "reasoning_tokens": done.reasoning_tokens,
         **to_json(done)["performance"],
     }
-    report(row)
+    emit(row)
     return row, session.ids, done.prompt_tokens - 1
 
 
-def _outputs(engine: Engine, ids: Sequence[int], start: int) -> Outputs:
-    """What the model predicts from place `start` on."""
+def _predict_reply(engine: Engine, ids: Sequence[int], start: int) -> WindowOutputs:
+    """Compute the model's predictions from position `start` on."""
     hidden = mx.contiguous(hidden_states(engine.model, ids)[start:])
     mx.eval(hidden)
-    return Outputs(engine.model.head, hidden)
+    return WindowOutputs(engine.model.head, hidden)
 
 
-def _decoded(engine: Engine, ids: Sequence[int]) -> list[str]:
+def _token_texts(engine: Engine, ids: Sequence[int]) -> list[str]:
     return [engine.tokenizer.decode([id]) for id in ids]
 
 
-def _divergence(engine: Engine, ids: Sequence[int], start: int, wanted: Outputs) -> dict[str, Any]:
-    """How far `engine` is from the `wanted` predictions over the answer, whose first id `start` predicts."""
+def _compare_reply(
+    engine: Engine, ids: Sequence[int], start: int, reference: WindowOutputs
+) -> dict[str, Any]:
+    """Compute the FIGURES of the reply, whose first id is predicted at `start`."""
     rows = max(1, LOGITS_NBYTES // (4 * engine.config.vocab_size))
-    tally = Tally()
-    if not tally.add(Window("answer", tuple(ids[start:])), _outputs(engine, ids, start), wanted, rows):
-        raise GenerationError(f"{engine.folder} gives logits that are not finite numbers")
-    score = tally.score("answer")
+    collector = ScoreCollector()
+    if not collector.add(
+        Window("answer", tuple(ids[start:])), _predict_reply(engine, ids, start), reference, rows
+    ):
+        raise GenerationError(f"{engine.folder} computes logits that are not finite numbers")
+    score = collector.score("answer")
     return {name: getattr(score, name) for name in FIGURES}

@@ -1,14 +1,12 @@
-"""How well a model predicts text, and how far its predictions are from a reference's, by kind of text.
+"""Quality of a model by kind of text: perplexity, and divergence from a reference model.
 
-Owns the packaged evaluation texts. The reference reads them first and leaves its hidden states in a cache on
-disk, so that of two models only one, and the other's head, are in memory at a time. Refuses pairs with
-different vocabularies, and texts too short to say anything.
+Owns the packaged evaluation texts. The reference reads them first and its hidden states go to a cache on
+disk, so that only one model and the head of the other are in memory at a time. Refuses pairs with different
+vocabularies, and texts that are too short to be meaningful.
 """
 
-import math
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
@@ -20,46 +18,27 @@ from ..errors import GenerationError, QchatError, TokenizerError, UsageError
 from ..machine.backend import mx
 from ..machine.files import read_text
 from ..model.network import Model
-from ..ops.linear import Linear
 from ..text.tokenizer import Tokenizer
 from .hidden_cache import HiddenCache
+from .scores import Score, ScoreCollector, Window, WindowOutputs
 
-# what each kind of text is made of stands in the file of its name
+# each kind has a text file of its name
 KINDS = ("prose", "chat", "code", "lists", "reasoning", "tools", "languages")
-TEXTS = Path(__file__).parent / "texts"
+TEXTS_FOLDER = Path(__file__).parent / "texts"
 OVERALL = "all"
 MAX_TEXT_NBYTES = 16 << 20
 MIN_TOKENS = 16
 MIN_CONTEXT = 8
-CHUNK = 512  # tokens that the model reads at once
-LOGITS_NBYTES = 64 << 20  # of one model's logits in memory at a time
-PART = 256  # of a row of the vocabulary, summed by itself
-TOP_SHARE = 0.99
+CHUNK = 512  # prefill chunk
+LOGITS_NBYTES = 64 << 20  # most memory for one model's logits
 
-# what is being done, tokens done, tokens in all
+# receives the current stage, tokens done and total tokens
 Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Score:
-    """Of one kind of text, over `tokens` predictions; divergences in nats; None without a reference.
-
-    perplexity: exp of the mean negative log-likelihood. kl_mean, kl_p99: of sum p log(p / q) over the whole
-    vocabulary, p the reference's. top1_agreement: the share of tokens where both have the same favourite.
-    """
-
-    kind: str
-    tokens: int
-    perplexity: float
-    reference_perplexity: float | None = None
-    kl_mean: float | None = None
-    kl_p99: float | None = None
-    top1_agreement: float | None = None
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """`scores` by kind of text; `overall` is over all their tokens."""
+    """The `scores` of each kind of text, and the `overall` score of all their tokens."""
 
     model: str
     reference: str | None
@@ -68,15 +47,15 @@ class Evaluation:
     overall: Score
 
     def as_json(self) -> dict[str, Any]:
-        """Values that `json.dumps` takes."""
+        """Return values that `json.dumps` accepts."""
         return asdict(self)
 
     def as_table(self) -> str:
-        """Lines of text for a terminal of 80 columns."""
+        """Format a table for a terminal of 80 columns."""
         width = max(len(score.kind) for score in (*self.scores, self.overall)) + 1
         compared = self.reference is not None
-        more = f"{'reference':>12}{'mean KL':>11}{'99 % KL':>11}{'top-1':>10}" if compared else ""
-        lines = [f"{'text':<{width}}{'tokens':>9}{'perplexity':>12}{more}"]
+        extra = f"{'reference':>12}{'mean KL':>11}{'99 % KL':>11}{'top-1':>10}" if compared else ""
+        lines = [f"{'text':<{width}}{'tokens':>9}{'perplexity':>12}{extra}"]
         rows = self.scores if len(self.scores) == 1 else (*self.scores, self.overall)
         lines += [f"{row.kind:<{width}}{_cells(row)}" for row in rows]
         return "\n".join(lines)
@@ -92,40 +71,32 @@ def _cells(score: Score) -> str:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Consecutive ids of one text; every id but the first is predicted from those before it here."""
-
-    kind: str
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model folder of which no weights have been read."""
+class ModelFolder:
+    """A model's config and tokenizer, without its weights."""
 
     folder: Path
     config: ModelConfig
     tokenizer: Tokenizer
 
     @classmethod
-    def open(cls, folder: Path) -> "Source":
-        """Raises ConfigError and TokenizerError."""
+    def open(cls, folder: Path) -> "ModelFolder":
+        """Read the config and tokenizer in `folder`. Raises ConfigError and TokenizerError."""
         return cls(folder, ModelConfig.load(folder), Tokenizer.load(folder))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, special tokens recognised. Raises TokenizerError for one the model lacks."""
+        """Encode `text`, special tokens included. Raises TokenizerError for an id that the model lacks."""
         ids = self.tokenizer.encode(text)
         if max(ids, default=0) >= self.config.vocab_size:
             raise TokenizerError(
-                f"{self.folder}: the tokenizer gives the id {max(ids):,}, and the model's vocabulary has "
+                f"{self.folder}: the tokenizer has the id {max(ids):,}, and the model's vocabulary has "
                 f"{self.config.vocab_size:,}: they do not belong together"
             )
         return ids
 
 
 def packaged_texts() -> dict[str, str]:
-    """The package's own evaluation texts by kind; no calibration reads them."""
-    return {kind: (TEXTS / f"{kind}.txt").read_text(encoding="utf-8") for kind in KINDS}
+    """Return the packaged evaluation texts by kind; calibration must not use them."""
+    return {kind: (TEXTS_FOLDER / f"{kind}.txt").read_text(encoding="utf-8") for kind in KINDS}
 
 
 def evaluate_model(
@@ -136,17 +107,17 @@ def evaluate_model(
     context: int = 512,
     report: Report = lambda *_: None,
 ) -> Evaluation:
-    """Read the texts with `model`, in windows of `context` tokens that each begin from nothing.
+    """Score the predictions of `model` in windows of `context` tokens, each read with an empty cache.
 
-    With `reference`, its predictions are compared; they come from the cache where it has them. Without
-    `data`, a text file, the packaged texts are read. Both models run as this machine runs them in a chat.
-    Raises UsageError for a bad context and a text that is too short, TokenizerError for vocabularies that
-    differ, DoesNotFit for a full disk, GenerationError for logits that are no numbers, and ModelError.
+    Compares them with those of `reference`, if given, whose hidden states may come from the cache on disk.
+    Reads the text file `data`, by default the packaged texts. Both models run as in a chat on this machine.
+    Raises UsageError for an invalid context or a text that is too short, TokenizerError for different
+    vocabularies, DoesNotFit for a full disk, GenerationError for logits that are not finite, and ModelError.
     """
-    student = Source.open(model)
-    teacher = Source.open(reference) if reference is not None else None
-    for source in (student, teacher):
-        _check_context(context, source)
+    student = ModelFolder.open(model)
+    teacher = ModelFolder.open(reference) if reference is not None else None
+    for side in (student, teacher):
+        _check_context(context, side)
     texts = packaged_texts() if data is None else {data.stem: read_text(data, UsageError, MAX_TEXT_NBYTES)}
     ids = {kind: student.encode(text) for kind, text in texts.items()}
     for kind, tokens in ids.items():
@@ -157,18 +128,18 @@ def evaluate_model(
     if teacher is not None:
         _check_vocabularies(student, teacher, texts, ids)
     windows = [window for kind, tokens in ids.items() for window in _windows(kind, tokens, context)]
-    tallies = _measure(student, teacher, windows, report)
+    collectors = _measure(student, teacher, windows, report)
     return Evaluation(
         model=str(model),
         reference=None if reference is None else str(reference),
         context=context,
-        scores=tuple(tally.score(kind) for kind, tally in tallies.items()),
-        overall=sum(tallies.values(), Tally()).score(OVERALL),
+        scores=tuple(collector.score(kind) for kind, collector in collectors.items()),
+        overall=sum(collectors.values(), ScoreCollector()).score(OVERALL),
     )
 
 
-def _check_context(context: int, source: Source | None) -> None:
-    limit = source.config.max_position_embeddings if source is not None else context
+def _check_context(context: int, model: ModelFolder | None) -> None:
+    limit = model.config.max_position_embeddings if model is not None else context
     if not MIN_CONTEXT <= context <= limit:
         raise UsageError(f"--context is {context}, wanted {MIN_CONTEXT} to {limit:,} tokens")
 
@@ -181,196 +152,78 @@ def _windows(kind: str, ids: Sequence[int], context: int) -> Iterator[Window]:
 
 
 def _check_vocabularies(
-    student: Source, teacher: Source, texts: Mapping[str, str], ids: Mapping[str, list[int]]
+    student: ModelFolder, teacher: ModelFolder, texts: Mapping[str, str], ids: Mapping[str, list[int]]
 ) -> None:
-    """Raises TokenizerError unless every id means the same to both."""
+    """Raise TokenizerError unless every id means the same to both models."""
     pair = f"{student.folder} and {teacher.folder} cannot be compared"
     sizes = student.config.vocab_size, teacher.config.vocab_size
     if sizes[0] != sizes[1]:
         raise TokenizerError(f"{pair}: their vocabularies have {sizes[0]:,} and {sizes[1]:,} entries")
     if not cmp(student.folder / "tokenizer.json", teacher.folder / "tokenizer.json", shallow=False):
         for id in range(max(student.tokenizer.vocab_size, teacher.tokenizer.vocab_size)):
-            mine, theirs = (source.tokenizer.decode([id]) for source in (student, teacher))
+            mine, theirs = (side.tokenizer.decode([id]) for side in (student, teacher))
             if mine != theirs:
                 raise TokenizerError(
-                    f"{pair}: token {id:,} is {mine!r:.40} to one and {theirs!r:.40} to the other"
+                    f"{pair}: token {id:,} is {mine!r:.40} in one and {theirs!r:.40} in the other"
                 )
     for kind, text in texts.items():
         if teacher.encode(text) != ids[kind]:
-            raise TokenizerError(f"{pair}: their tokenizers cut the text {kind} into different tokens")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a model made of one window: hidden states [T, hidden]; the head makes logits [T, V] of them."""
-
-    head: Linear
-    hidden: mx.array
-
-    def predict(self, begin: int, end: int) -> "Predictions":
-        return Predictions(self.head(self.hidden[None, begin:end])[0])
-
-
-class Predictions:
-    """The distributions that logits [T, V] of any float dtype stand for, in float32.
-
-    Kept as x - max x, its exponential, and the sum of that [T, 1]. Losses and divergences have an absolute
-    error of about 1e-6 nats at 250,000 entries.
-    """
-
-    def __init__(self, logits: mx.array):
-        logits = logits.astype(mx.float32)
-        self._shifted = logits - logits.max(axis=-1, keepdims=True)
-        self._exps = mx.exp(self._shifted)
-        self._total = _row_sums(self._exps)
-
-    def losses(self, targets: mx.array) -> mx.array:
-        """The negative log-likelihood [T] of the ids `targets` [T], in nats."""
-        chosen = mx.take_along_axis(self._shifted, targets[:, None], axis=-1)
-        return (mx.log(self._total) - chosen)[:, 0]
-
-    def divergence(self, other: "Predictions") -> mx.array:
-        """KL(self || other) = sum p (log p - log q) [T], in nats; never negative."""
-        differences = _row_sums(self._exps * (self._shifted - other._shifted)) / self._total
-        return mx.maximum(differences - mx.log(self._total / other._total), 0.0)[:, 0]
-
-    def favourites(self) -> mx.array:
-        """The likeliest id of each row [T]."""
-        return self._shifted.argmax(axis=-1)
-
-
-def _row_sums(values: mx.array) -> mx.array:
-    """Sums [T, 1] over rows [T, V], of sums of parts: adding V numbers one by one loses four digits."""
-    rows, width = values.shape
-    if width % PART:
-        values = mx.pad(values, [(0, 0), (0, -width % PART)])
-    return values.reshape(rows, -1, PART).sum(axis=-1).sum(axis=-1, keepdims=True)
-
-
-@dataclass
-class Tally:
-    """What was measured of each token so far: float64 values in nats, and whether the favourites agree."""
-
-    losses: array = field(default_factory=lambda: array("d"))
-    reference_losses: array = field(default_factory=lambda: array("d"))
-    divergences: array = field(default_factory=lambda: array("d"))
-    agreed: int = 0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.losses + other.losses,
-            self.reference_losses + other.reference_losses,
-            self.divergences + other.divergences,
-            self.agreed + other.agreed,
-        )
-
-    def add(self, window: Window, outputs: Outputs, wanted: Outputs | None, rows: int) -> bool:
-        """Measure one window, `rows` rows of logits at a time; False if a figure is no finite number."""
-        last = len(window.ids) - 1
-        for begin in range(0, last, rows):
-            end = min(begin + rows, last)
-            targets = mx.array(window.ids[begin + 1 : end + 1])
-            predicted = outputs.predict(begin, end)
-            measured = _values(predicted.losses(targets))
-            self.losses.extend(measured)
-            if wanted is not None:
-                measured += self._compare(wanted.predict(begin, end), predicted, targets)
-            if not all(map(math.isfinite, measured)):
-                return False
-        return True
-
-    def _compare(self, wanted: Predictions, predicted: Predictions, targets: mx.array) -> list[float]:
-        """Returns the divergences."""
-        divergences = _values(wanted.divergence(predicted))
-        self.reference_losses.extend(_values(wanted.losses(targets)))
-        self.divergences.extend(divergences)
-        self.agreed += int((wanted.favourites() == predicted.favourites()).sum())
-        return divergences
-
-    def score(self, kind: str) -> Score:
-        score = Score(kind, len(self.losses), _perplexity(self.losses))
-        if not self.divergences:
-            return score
-        return replace(
-            score,
-            reference_perplexity=_perplexity(self.reference_losses),
-            kl_mean=math.fsum(self.divergences) / len(self.divergences),
-            kl_p99=percentile(self.divergences, TOP_SHARE),
-            top1_agreement=self.agreed / len(self.divergences),
-        )
-
-
-def _perplexity(losses: array) -> float:
-    # the largest exponent that a float has room for: a broken model gets an absurd figure, not an error
-    return math.exp(min(math.fsum(losses) / len(losses), 709.0))
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie, interpolated linearly between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def _values(row: mx.array) -> list[float]:
-    return row.tolist()  # pyright: ignore[reportReturnType]
+            raise TokenizerError(f"{pair}: their tokenizers split the text {kind} into different tokens")
 
 
 def _measure(
-    student: Source, teacher: Source | None, windows: Sequence[Window], report: Report
-) -> dict[str, Tally]:
-    """Tallies by kind. The reference reads first, if it has to, and is gone before the model comes."""
+    student: ModelFolder, teacher: ModelFolder | None, windows: Sequence[Window], report: Report
+) -> dict[str, ScoreCollector]:
+    """Collect the scores of each kind of text. The reference is unloaded before the model is loaded."""
     cache = _fill_cache(teacher, windows, report) if teacher is not None else None
     mx.clear_cache()  # what the reference's weights took
     head = load_head(teacher.folder, teacher.config) if teacher is not None else None
     model = load_model(student.folder, student.config)
     rows = max(1, LOGITS_NBYTES // (4 * student.config.vocab_size))
-    tallies = {window.kind: Tally() for window in windows}
-    for window in _reported(windows, f"reading with {student.folder.name}", report):
-        outputs = Outputs(model.head, hidden_states(model, window.ids))
-        wanted = None if cache is None or head is None else Outputs(head, _recalled(cache, window))
-        if not tallies[window.kind].add(window, outputs, wanted, rows):
-            folders = " or ".join(str(source.folder) for source in (student, teacher) if source is not None)
-            raise GenerationError(f"{folders} gives logits that are not finite numbers")
-    return tallies
+    collectors = {window.kind: ScoreCollector() for window in windows}
+    for window in _report_progress(windows, f"reading with {student.folder.name}", report):
+        outputs = WindowOutputs(model.head, hidden_states(model, window.ids))
+        reference = None
+        if cache is not None and head is not None:
+            reference = WindowOutputs(head, _read_cached(cache, window))
+        if not collectors[window.kind].add(window, outputs, reference, rows):
+            folders = " or ".join(str(side.folder) for side in (student, teacher) if side is not None)
+            raise GenerationError(f"{folders} computes logits that are not finite numbers")
+    return collectors
 
 
-def _fill_cache(teacher: Source, windows: Sequence[Window], report: Report) -> HiddenCache:
-    """Have the reference read every window that is not in its cache. Raises DoesNotFit and ModelError."""
+def _fill_cache(teacher: ModelFolder, windows: Sequence[Window], report: Report) -> HiddenCache:
+    """Compute the reference's hidden states that are not cached yet. Raises DoesNotFit and ModelError."""
     cache = HiddenCache.open(teacher.folder, teacher.config)
     missing = [window for window in windows if cache.read(window.ids) is None]
     if missing:
         cache.check_room(sum(len(window.ids) for window in missing))
         model = load_model(teacher.folder, teacher.config)
-        for window in _reported(missing, f"reading with the reference {teacher.folder.name}", report):
+        for window in _report_progress(missing, f"reading with the reference {teacher.folder.name}", report):
             cache.write(window.ids, hidden_states(model, window.ids))
-        cache.forget_others()
+        cache.delete_oldest()
     return cache
 
 
-def _recalled(cache: HiddenCache, window: Window) -> mx.array:
+def _read_cached(cache: HiddenCache, window: Window) -> mx.array:
     hidden = cache.read(window.ids)
     if hidden is None:
-        raise QchatError(
-            f"the cache {cache.folder} was changed while it was in use: run the evaluation again"
-        )
+        raise QchatError(f"the cache {cache.folder} changed during the evaluation: run it again")
     return hidden
 
 
-def _reported(windows: Sequence[Window], doing: str, report: Report) -> Iterator[Window]:
-    """`windows`, with a report before each and at the end."""
+def _report_progress(windows: Sequence[Window], stage: str, report: Report) -> Iterator[Window]:
+    """Yield `windows`, reporting the progress before each and at the end."""
     total, done = sum(len(window.ids) for window in windows), 0
     for window in windows:
-        report(doing, done, total)
+        report(stage, done, total)
         yield window
         done += len(window.ids)
-    report(doing, total, total)
+    report(stage, total, total)
 
 
 def hidden_states(model: Model, ids: Sequence[int]) -> mx.array:
-    """The states [T, hidden] after the final norm for ids [T] read from nothing, evaluated."""
+    """Compute the states [T, hidden] after the final norm for ids [T], with an empty cache."""
     cache, parts = model.new_cache(), []
     for begin in range(0, len(ids), CHUNK):
         part = model.hidden(ids[begin : begin + CHUNK], cache)[0]

@@ -1,7 +1,7 @@
-"""The final hidden states of a checkpoint, on disk: from them its head makes the exact logits again.
+"""A cache of a checkpoint's final hidden states on disk, from which its head computes the exact logits.
 
-They take a twentieth of the room of float16 logits, or less. One file per run of ids, named by them, with a
-checksum; a file that is not what was written counts as missing. What was used longest ago is deleted.
+They take at most a twentieth of the space of float16 logits. Each sequence of ids has one file, named after
+the ids, with a checksum; a damaged file counts as missing. The least recently used caches are deleted.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ LIMIT_NBYTES = 8 << 30
 
 @dataclass(frozen=True)
 class HiddenCache:
-    """Hidden states [T, width] of one checkpoint by the ids [T] they belong to."""
+    """Hidden states [T, width] of one checkpoint by their ids [T]."""
 
     folder: Path
     width: int
 
     @classmethod
     def open(cls, model: Path, config: ModelConfig) -> "HiddenCache":
-        """The cache of what the checkpoint in `model` computes on this machine.
+        """Open the cache of the checkpoint in `model`, as this machine computes it.
 
-        Raises QchatError where there can be no cache folder, and WeightsError.
+        Raises QchatError where the cache folder cannot be made, WeightsError for the checkpoint.
         """
         folder = cache_folder() / _identity(model)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.utime(folder)  # the mark of its last use
+            os.utime(folder)  # records the last use
         except OSError as error:
             raise QchatError(f"the cache folder {folder} cannot be made: {error.strerror}") from error
         return cls(folder, config.hidden_size)
 
     def read(self, ids: Sequence[int]) -> mx.array | None:
-        """What `write` was given with these ids; None for a file that is missing or damaged."""
+        """Return the hidden states that `write` saved for `ids`; None if the file is missing or damaged."""
         path = self._path(ids)
         try:
             checksum = read_header(path).metadata.get("crc32")
@@ -61,7 +61,7 @@ class HiddenCache:
         return hidden
 
     def write(self, ids: Sequence[int], hidden: mx.array) -> None:
-        """Keep `hidden` [T, width]. Raises DoesNotFit where the file cannot be written."""
+        """Save `hidden` [T, width] for `ids` [T]. Raises DoesNotFit where the file cannot be written."""
         path = self._path(ids)
         try:
             with whole_file(path) as file:
@@ -70,19 +70,19 @@ class HiddenCache:
             raise DoesNotFit(f"{path} cannot be written: {error}") from error
 
     def check_room(self, tokens: int) -> None:
-        """Raises DoesNotFit unless the disk has room for the states of so many tokens in float32."""
+        """Raise DoesNotFit unless the disk has space for the states of `tokens` tokens in float32."""
         needed, free = 4 * tokens * self.width, shutil.disk_usage(self.folder).free
         if needed > free:
             raise DoesNotFit(
-                f"what the reference computes for {tokens:,} tokens takes {needed / 1e9:.1f} GB in "
-                f"{self.folder}, where {free / 1e9:.1f} GB are free: take a shorter text, or another place "
-                "with XDG_CACHE_HOME"
+                f"the reference's hidden states for {tokens:,} tokens take {needed / 1e9:.1f} GB in "
+                f"{self.folder}, where {free / 1e9:.1f} GB are free: choose a shorter text, or another "
+                "folder with XDG_CACHE_HOME"
             )
 
-    def forget_others(self, limit_nbytes: int = LIMIT_NBYTES) -> None:
-        """Delete what was used longest ago of other checkpoints, until all together is within the limit.
+    def delete_oldest(self, limit_nbytes: int = LIMIT_NBYTES) -> None:
+        """Delete the least recently used caches of other checkpoints until all together fit in the limit.
 
-        Other processes may be deleting the same.
+        Other processes may delete the same ones meanwhile.
         """
         others: list[tuple[float, int, Path]] = []
         for path in set(self.folder.parent.iterdir()) - {self.folder}:
@@ -100,7 +100,7 @@ class HiddenCache:
 
 
 def cache_folder() -> Path:
-    """Where reference states are kept; it may not exist. Raises QchatError where there is no home folder."""
+    """Return the folder of all caches, which may not exist. Raises QchatError without a home folder."""
     folder = cache_path("eval")
     if folder is None:
         raise QchatError("there is no home folder for the cache: set XDG_CACHE_HOME")
@@ -108,7 +108,7 @@ def cache_folder() -> Path:
 
 
 def _identity(model: Path) -> str:
-    """A name that changes with the config, with any weight file, with MLX and with the activations' dtype."""
+    """Hash all that hidden states depend on: config, weight files, MLX's version, the activations' dtype."""
     digest = hashlib.sha256(f"{FORMAT} {version('mlx')} {choose_policy(0).activations}".encode())
     digest.update(read_bytes(model / "config.json", WeightsError, MAX_JSON_NBYTES))
     shards = find_shards(model)
@@ -125,6 +125,6 @@ def _checksum(hidden: mx.array) -> str:
 def _nbytes(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        with suppress(OSError):  # it may be gone by now
+        with suppress(OSError):  # another process may have deleted it
             total += file.stat().st_size
     return total

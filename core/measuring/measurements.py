@@ -1,7 +1,7 @@
-"""What was measured of models on this machine, kept between runs: a file of JSON lines, the newest counts.
+"""Measurements of models on this machine, kept between runs in a file of JSON lines; the newest counts.
 
-A measurement belongs to the weight files as they were; after a change of theirs it is not found any more.
-A damaged line is passed over, since every line can be measured again. Imports no MLX.
+A measurement belongs to the weight files as they were: once they change it is no longer found. Damaged lines
+are skipped, because everything can be measured again. Imports no MLX.
 """
 
 import hashlib
@@ -20,32 +20,34 @@ MAX_NBYTES = 16 << 20
 
 
 class Measurements:
-    """The measurements in `path`, which need not exist."""
+    """The measurements in the file `path`, which need not exist."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def add(self, folder: Path, figures: Mapping[str, Any]) -> None:
-        """Keep `figures` of the model in `folder`. Raises StoreError where the disk refuses, ModelError for
-        the folder."""
-        line = json.dumps({"weights": _mark(folder), **figures}, allow_nan=False)
+        """Store `figures` of the model in `folder`.
+
+        Raises StoreError where the file cannot be written, ModelError for the folder.
+        """
+        line = json.dumps({"weights": _weights_digest(folder), **figures}, allow_nan=False)
         lines = [*self._lines()[1 - MAX_LINES :], line]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_whole(self.path, "\n".join(lines) + "\n")
         except OSError as error:
-            raise StoreError(f"the measurement cannot be kept in {self.path}: {error.strerror}") from error
+            raise StoreError(f"the measurement cannot be stored in {self.path}: {error.strerror}") from error
 
-    def of(self, folder: Path) -> dict[str, Any]:
-        """All that is known of the model in `folder`, newer figures over older; empty where nothing is.
+    def find(self, folder: Path) -> dict[str, Any]:
+        """Return the newest value of each figure of the model in `folder`; empty where there are none.
 
         Raises ModelError for the folder.
         """
-        mark, found = _mark(folder), {}
+        digest, found = _weights_digest(folder), {}
         for line in self._lines():
             with suppress(ValueError):
                 figures = json.loads(line)
-                if isinstance(figures, dict) and figures.pop("weights", None) == mark:
+                if isinstance(figures, dict) and figures.pop("weights", None) == digest:
                     found |= figures
         return found
 
@@ -57,7 +59,7 @@ class Measurements:
             return []
 
 
-def _mark(folder: Path) -> str:
-    """Changes with any weight file's name, size or time."""
+def _weights_digest(folder: Path) -> str:
+    """Hash the folder's path and the name, size and time of every weight file."""
     text = str(folder.resolve()) + stamp_files(folder, find_shards(folder).paths)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

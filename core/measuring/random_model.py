@@ -1,7 +1,7 @@
-"""A model of any config with random weights, packed as a recipe would, made on the device: for timing alone.
+"""Models of any config with random weights, packed like a recipe's and made on the device; for timing only.
 
-Nothing is quantized: the codes are random bits under scales that give each row about unit gain, so that
-activations stay finite. Every tensor is made when it is asked for and belongs to whoever asked.
+Nothing is quantized: codes are random bits, under scales that give each row about unit gain so that
+activations stay finite. Each access to a tensor makes it anew; nothing is kept.
 """
 
 import math
@@ -17,9 +17,9 @@ from ..machine.backend import mx
 from ..model.network import Model
 from ..quant.recipes import Options, Recipe
 
-# root mean square of uniformly drawn codes: of e2m1, and of e4m3 without its lowest mantissa bit
+# root mean square of uniform random codes: e2m1, and e4m3 without its lowest mantissa bit
 E2M1_RMS, E4M3_RMS = 2.93, 93.0
-E4M3_MASK = 0xFEFEFEFE  # that bit is set in every code that is no number
+E4M3_MASK = 0xFEFEFEFE  # that bit is set in every NaN
 E8M0_BIAS = 127
 
 
@@ -29,14 +29,14 @@ def random_model(config: ModelConfig, options: Options) -> Model:
 
 
 def random_weights(config: ModelConfig, options: Options) -> Weights:
-    """Every tensor of `config` by canonical name, lazy. Raises UsageError for options that do not fit it."""
+    """Return every tensor of `config` by canonical name, lazy. Raises UsageError as `random_model` does."""
     keeps_mtp = config.mtp_num_hidden_layers > 0 and options.mtp != "drop"
     specs = body_specs(config) | (mtp_specs(config) if keeps_mtp else {})
     return Weights(_RandomTensors(specs, Recipe.build(options, config)), (), keeps_mtp)
 
 
 class _RandomTensors(Mapping[str, Tensor]):
-    """The same name gives the same numbers."""
+    """Random tensors by canonical name; the same name always gives the same numbers."""
 
     def __init__(self, specs: Mapping[str, Spec], recipe: Recipe):
         self._specs, self._recipe = specs, recipe
@@ -67,12 +67,12 @@ def _dense(name: str, spec: Spec, key: mx.array) -> mx.array:
 
 
 def _packed(shape: tuple[int, ...], geometry: Geometry, key: mx.array) -> Packed:
-    """Codes drawn uniformly; scales so that a weight's root mean square is 1 / sqrt(K)."""
+    """Draw uniform codes, and scale them so that the root mean square of weights is 1 / sqrt(K)."""
     columns, bits, group = shape[-1], geometry.bits, geometry.group_size
-    of_words = (*shape[:-1], columns * bits // 32)
-    # keys are nothing but random bits, two words each
-    count = math.prod(of_words)
-    words = mx.random.split(key, -(-count // 2)).flatten()[:count].reshape(of_words)
+    word_shape = (*shape[:-1], columns * bits // 32)
+    # a random key is two words of random bits
+    count = math.prod(word_shape)
+    words = mx.random.split(key, -(-count // 2)).flatten()[:count].reshape(word_shape)
     groups = (*shape[:-1], columns // group)
     rms = columns**-0.5
     if geometry.mode == "affine":
@@ -82,7 +82,7 @@ def _packed(shape: tuple[int, ...], geometry: Geometry, key: mx.array) -> Packed
     if geometry.mode == "nvfp4":
         scales = mx.to_fp8(mx.full(groups, rms / E2M1_RMS))
         return Packed(words, scales, None, group, bits, "nvfp4")
-    of_codes = E2M1_RMS if bits == 4 else E4M3_RMS
-    exponent = round(math.log2(rms / of_codes)) + E8M0_BIAS
+    code_rms = E2M1_RMS if bits == 4 else E4M3_RMS
+    exponent = round(math.log2(rms / code_rms)) + E8M0_BIAS
     words = words if bits == 4 else words & E4M3_MASK
     return Packed(words, mx.full(groups, exponent, mx.uint8), None, group, bits, geometry.mode)

@@ -14,7 +14,7 @@ from ..conversion.inspection import inspect_model
 from ..errors import UsageError
 from ..events import Notice
 from ..machine.backend import mx
-from ..machine.eta import Pace
+from ..machine.eta import TimeEstimate
 from ..measuring.bench import RUNS, measure
 from ..measuring.calibrate import CHUNK_SIZE, calibrate_model
 from ..measuring.comparison import compare_models
@@ -32,11 +32,11 @@ class Clock:
 
     def __init__(self, report: Reporter, unit: str):
         self._report, self._unit = report, unit
-        self._pace: Pace | None = None
+        self._estimate: TimeEstimate | None = None
 
     def tell(self, done: int, total: int, detail: str) -> None:
-        self._pace = self._pace or Pace(done)  # what is done at the first word says nothing of the pace
-        left = self._pace.seconds_left(done, total - done)
+        self._estimate = self._estimate or TimeEstimate(done)  # earlier work says nothing about speed
+        left = self._estimate.seconds_left(done, total - done)
         self._report(
             {
                 "event": "progress",

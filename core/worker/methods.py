@@ -14,11 +14,11 @@ from ..conversation.session import Session
 from ..conversation.summary import describe_cache, describe_session
 from ..conversation.transcript import History
 from ..engine.engine import Engine
-from ..engine.followers import tell_dropped
+from ..engine.followers import drop_collected
 from ..errors import DoesNotFit, UsageError
 from ..events import Event, Notice, to_json
 from ..generation.reply_settings import ReplySettings
-from ..generation.sampling import resolve
+from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..storage.store import Store
@@ -150,7 +150,7 @@ class Desk:
         self._engine = self._session = None
         gc.collect()  # its layers and their fused functions hold each other
         mx.clear_cache()
-        tell_dropped()
+        drop_collected()
         self._tell({"event": "unloaded"})
 
     def _unload(self, _: Params) -> Result:
@@ -310,7 +310,7 @@ def _model_info(engine: Engine, session: Session) -> Result:
         "can_preserve_thinking": engine.template.can_preserve_thinking,
         "thinks_by_default": thinks,
         "notices": [*engine.notices, *model.repairs],
-        "parameters": asdict(resolve({}, engine.generation_config, thinks)),
+        "parameters": asdict(resolve_sampling({}, engine.generation_config, thinks)),
         "template": engine.template.source,
         "bytes_per_token": model.step_nbytes,
     }

@@ -38,11 +38,11 @@ class Worker:
         GenerationError where other ranks do not come."""
         self._outbox.say({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
         inbox = Inbox(self._source, self._urgent, self._refused, self._leave)
-        from ..engine.followers import let_go
-        from ..engine.ranks import joined
+        from ..engine.followers import stop_followers
+        from ..engine.ranks import join_ranks
         from .methods import Desk
 
-        joined()  # others that were started with this process are waiting
+        join_ranks()  # the other ranks wait for it
         self._desk = desk = Desk(self._outbox.event, self._cancelled)
         method = ""
         while method != "shutdown":
@@ -54,7 +54,7 @@ class Worker:
             self._outbox.end(request.id, self._answer(desk, request))
             method = request.method
         desk.close()
-        let_go()
+        stop_followers()
         self._outbox.close()
 
     # on the reader's thread

@@ -22,9 +22,9 @@ import numpy as np
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import Weights
-from qchat.core.engine.followers import LedModel, follow
+from qchat.core.engine.followers import LeaderModel, follow
 from qchat.core.engine.loading import build_model
-from qchat.core.engine.ranks import follows, joined
+from qchat.core.engine.ranks import follows, join_ranks
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
 from qchat.core.machine.backend import choose_policy, mx
@@ -94,17 +94,17 @@ def grown_cache(model: Model, length: int) -> Cache:
 
 def open_model(path: Path, options: Options) -> Model:
     """Return the random model; under `mlx.launch` rank 0's share of it, which the other ranks follow."""
-    ranks = joined()
+    ranks = join_ranks()
     if ranks is None:
         return random_model(load_config(path), options)
     what = json.dumps([str(path), asdict(options)])
-    return LedModel.begin(ranks, what, lambda _: make_share(LedModel, path, options))
+    return LeaderModel.load_on_ranks(ranks, what, lambda _: make_share(LeaderModel, path, options))
 
 
 def make_share(kind: type[M], path: Path, options: Options) -> M:
     """Return this rank's share of a random model."""
     config = load_config(path)
-    return build_model(kind, config, random_weights(config, options), ranks=joined())
+    return build_model(kind, config, random_weights(config, options), ranks=join_ranks())
 
 
 def make_follower_share(what: str) -> Model:
@@ -250,7 +250,7 @@ def main() -> None:
     if follows():
         follow(make_follower_share)
         return
-    if joined() and args.contexts:
+    if join_ranks() and args.contexts:
         parser.error("--contexts are for one process: caches are grown in this one alone")
     bandwidth = copy_bandwidth()
     print(f"{mx.device_info().get('device_name')}: a copy moves {bandwidth / 1e12:.2f} TB/s", flush=True)

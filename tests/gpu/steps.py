@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qchat.core.generation.decode import prefill
-from qchat.core.generation.sampling import Sampling, sampler, start
+from qchat.core.generation.sampling import Sampling, initial_state, make_sampler
 from qchat.core.machine.backend import mx
 from qchat.core.measuring.random_model import random_model
 from qchat.core.quant.plan import load_config
@@ -28,10 +28,10 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config)
     model = random_model(config, replace(VARIANTS[args.variant], keep_bf16=True, mtp="drop"))
-    cache, sample = model.new_cache(), sampler(GREEDY)
+    cache, sample = model.new_cache(), make_sampler(GREEDY)
     for _ in prefill(model, cache, [(7 * i * i + 3 * i) % 5000 for i in range(PROMPT)]):
         pass
-    state = start(GREEDY, config.vocab_size)
+    state = initial_state(GREEDY, config.vocab_size)
     token = mx.array(1, mx.uint32)
     times: list[list[float]] = []
     for _ in range(WARM_UP + STEPS):

@@ -15,7 +15,7 @@ from qchat.core.checkpoint.weights import Weights
 from qchat.core.conversion.awq import DEFAULT_GROUPS, GROUPS, ScalingMode, groups, search_scales
 from qchat.core.conversion.source import Source, to_dense
 from qchat.core.machine.backend import Policy, mx
-from qchat.core.measuring.evaluate import KINDS, TEXTS
+from qchat.core.measuring.evaluate import KINDS, TEXTS_FOLDER
 from qchat.core.model.network import Model
 from qchat.core.quant.folds import Folds, GroupReport
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
@@ -33,7 +33,7 @@ def read_texts(arguments: argparse.Namespace) -> list[Chunks]:
     """The two measures' ids, evenly spread chunks of each."""
     tokenizer = Tokenizer.load(arguments.model)
     unseen = tokenizer.encode(arguments.text.read_text())[arguments.skip :]
-    packaged = [i for kind in KINDS for i in tokenizer.encode((TEXTS / f"{kind}.txt").read_text())]
+    packaged = [i for kind in KINDS for i in tokenizer.encode((TEXTS_FOLDER / f"{kind}.txt").read_text())]
     return [spread(cut(ids), arguments.chunks) for ids in (unseen, packaged)]
 
 

@@ -79,7 +79,7 @@ def measured(models: "Sequence[LocalModel]") -> dict[str, dict[str, Any]]:
     from ...core import Measurements
 
     kept = Measurements(measurements_file())
-    return {str(model.path): kept.of(model.path) for model in models if model.problem is None}
+    return {str(model.path): kept.find(model.path) for model in models if model.problem is None}
 
 
 def models_report(

@@ -287,7 +287,7 @@ def test_keys_and_values_at_8_bits_make_room_for_a_longer_context(cramped: Engin
 
 def test_a_context_limit_that_cannot_be_is_said_with_both_numbers(engine: Engine, cramped: Engine):
     for found, given, limit, why in (
-        (engine, 5000, "4,096", "made for no more"),
+        (engine, 5000, "4,096", "the model supports no more"),
         (cramped, 2000, "1,000", "does not fit into this machine's memory"),
     ):
         session = Session(found, context_limit=given, **SETTINGS)

@@ -320,7 +320,7 @@ def test_an_imported_conversation_keeps_ids_that_say_what_its_messages_do(
 def test_trees_that_no_conversation_makes_are_refused(engine, store):
     conversation = store.create(title="odd")
     store.add_node(conversation, None, "assistant", text="hello?")
-    with pytest.raises(StoreError, match="a reply to nothing"):
+    with pytest.raises(StoreError, match="a reply without a question"):
         Session.reopen(engine, store, conversation)
     with pytest.raises(StoreError, match="no conversation 99"):
         Session.reopen(engine, store, 99)

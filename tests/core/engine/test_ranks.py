@@ -1,4 +1,4 @@
-"""A model shared by two processes computes what one computes alone; what cannot be shared is refused."""
+"""A model split over two ranks computes what one process computes; one that cannot be split is refused."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import load_weights
 from qchat.core.engine.engine import Engine
-from qchat.core.engine.ranks import Ranks, share
+from qchat.core.engine.ranks import Ranks, slice_for_rank
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.tui.chat.client import EngineClient, behind_launcher, shared_command
@@ -37,7 +37,7 @@ if follows():
 for number, folder in enumerate(folders):
     np.save(f"{target}{number}.npy", np.array(Engine.load(folder).logits(eval(open(target + ".ids").read()))))
 """
-# what rank 0 says of a conversation, and of a model that another rank refuses
+# prints rank 0's conversation, and its error for a model that another rank refuses
 TALK = """
 import json, sys
 from qchat.core import Session, follow, follows
@@ -57,32 +57,32 @@ try:
 except QchatError as error:
     print(error)
 session = Session(Engine.load(folder), temperature=0, enable_thinking=False, max_new_tokens=6)
-said = [session.send("hello").raw_text, session.send("and more").raw_text]
+replies = [session.send("hello").raw_text, session.send("and more").raw_text]
 *_, again = session.retry()
 events = session.edit(1, "something else")
 next(events)
 session.cancel()
 *_, cancelled = events
 session.switch(session.tree.nodes[3].number)
-said += [again.raw_text, cancelled.finish_reason, session.send("at last").raw_text]
-print(json.dumps(said), session.live.cache.length, again.prefilled_tokens)
+replies += [again.raw_text, cancelled.finish_reason, session.send("at last").raw_text]
+print(json.dumps(replies), session.live.cache.length, again.prefilled_tokens)
 """
 ALONE = TALK.replace("if follows():", "if False:")
 
 
-# how many models and caches another rank holds after each of two loads and an unload
+# prints how many models and caches another rank holds after each of two loads and an unload
 HOLD = """
 import gc, sys
 from qchat.core import follow, follows
 from qchat.core.engine import followers
 from qchat.core.worker.methods import Desk
 held = []
-def do(self, told, do=followers._Follower.do):
-    answer = do(self, told)
-    if told[0] in ("load", "drop"):
-        held.append((told[0], len(self._models), len(self._caches)))
+def execute(self, line, execute=followers._Follower.execute):
+    answer = execute(self, line)
+    if line[0] in ("load", "drop"):
+        held.append((line[0], len(self._models), len(self._caches)))
     return answer
-followers._Follower.do = do
+followers._Follower.execute = execute
 if follows():
     follow()
     print(held)
@@ -107,7 +107,7 @@ def folders(tmp_path_factory) -> list[Path]:
 
 
 def launch(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `script` in two processes that know each other over loopback."""
+    """Run `script` in two ranks connected over loopback."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev"), "OPENBLAS_NUM_THREADS": "1"}
     launcher, *rest = shared_command(ranks=2)
     places = rest[: rest.index("--")]
@@ -129,7 +129,7 @@ def test_two_ranks_compute_the_logits_of_one(folders: list[Path], tmp_path: Path
         assert relative_rms(np.load(found), np.array(alone)) <= 2e-5
 
 
-def test_a_conversation_on_rank_0_is_the_one_that_it_would_be_alone(folders: list[Path], tmp_path: Path):
+def test_a_conversation_on_rank_0_equals_the_one_of_a_single_process(folders: list[Path], tmp_path: Path):
     shutil.copytree(folders[0], tmp_path / "refused")
     together, alone = tmp_path / "together.py", tmp_path / "alone.py"
     together.write_text(TALK)
@@ -142,9 +142,9 @@ def test_a_conversation_on_rank_0_is_the_one_that_it_would_be_alone(folders: lis
         text=True,
         timeout=120,
     )
-    refusal, *said = run.stdout.splitlines()
+    refusal, *replies = run.stdout.splitlines()
     assert refusal == "rank 1: no such model here", run.stderr
-    assert said == wanted.stdout.splitlines() != [], run.stderr + wanted.stderr
+    assert replies == wanted.stdout.splitlines() != [], run.stderr + wanted.stderr
 
 
 def test_another_rank_holds_one_model_at_a_time(folders: list[Path], tmp_path: Path):
@@ -212,7 +212,7 @@ asyncio.run(chat())
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` started and that run."""
+    """Return the running children of `pid`."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
     return [int(word) for word in found.stdout.split()]
 
@@ -232,7 +232,7 @@ def runs(pid: int) -> bool:
     return True
 
 
-def test_the_command_answers_once_and_as_it_would_alone(folders: list[Path], tmp_path: Path):
+def test_the_command_answers_once_and_like_a_single_process(folders: list[Path], tmp_path: Path):
     script = tmp_path / "command.py"
     script.write_text("import sys; from qchat.tui.cli.main import main; sys.exit(main())")
     words = (folders[0], "-p", "hello", "--no-think", "--max-tokens", "5", "--temperature", "0", "--quiet")
@@ -249,11 +249,11 @@ def test_the_command_answers_once_and_as_it_would_alone(folders: list[Path], tmp
     assert together.stdout.strip() == alone.stdout.strip() != "", together.stderr
 
 
-def test_the_ranks_hold_equal_parts_that_make_the_whole(folders: list[Path]):
+def test_the_ranks_hold_equal_parts_that_add_up_to_the_model(folders: list[Path]):
     for folder in folders:
         config = ModelConfig.load(folder)
         whole = load_weights(folder, config)
-        parts = [share(config, whole, Ranks(rank, 2))[1] for rank in range(2)]
+        parts = [slice_for_rank(config, whole, Ranks(rank, 2))[1] for rank in range(2)]
         held = [sum(count(t) for t in part.tensors.values()) for part in parts]
         assert held[0] == held[1] < 0.75 * whole.parameters
         for name in ("layers.0.mlp.down_proj", "layers.0.mlp.switch_mlp.down_proj"):
@@ -266,19 +266,19 @@ def count(tensor: mx.array | Packed) -> int:
     return tensor.scales.size * tensor.group_size if isinstance(tensor, Packed) else tensor.size
 
 
-def test_what_does_not_divide_is_refused_by_name(folders: list[Path]):
+def test_heads_that_do_not_divide_evenly_are_refused_by_name(folders: list[Path]):
     config = ModelConfig.load(folders[0])
     weights = load_weights(folders[0], config)
     with pytest.raises(
         UsageError, match="5 ranks cannot share this model evenly: its num_attention_heads is"
     ):
-        share(config, weights, Ranks(0, 5))
+        slice_for_rank(config, weights, Ranks(0, 5))
 
 
-def test_groups_of_weights_are_never_cut(tmp_path: Path):
+def test_groups_of_weights_are_never_split(tmp_path: Path):
     (tmp_path / "dense").mkdir()
     write_checkpoint(tmp_path / "dense")
     quantize_checkpoint(tmp_path / "dense", tmp_path / "packed", (4, 128, "affine"))
     config = ModelConfig.load(tmp_path / "packed")
-    with pytest.raises(UsageError, match="groups of 128 weights would be cut"):
-        share(config, load_weights(tmp_path / "packed", config), Ranks(0, 2))
+    with pytest.raises(UsageError, match="groups of 128 weights would be split"):
+        slice_for_rank(config, load_weights(tmp_path / "packed", config), Ranks(0, 2))

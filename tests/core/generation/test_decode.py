@@ -1,4 +1,4 @@
-"""Prefill and decode against one token at a time."""
+"""Prefill and decoding against one token at a time."""
 
 from collections.abc import Iterator
 
@@ -46,9 +46,11 @@ def test_logits_without_a_cache_equal_those_with_one(engine):
     assert relative_rms(engine.logits(IDS)[-1], last_logits(engine, pieces(1))) <= 2e-5
 
 
-@pytest.mark.parametrize(("ids", "found"), [([], "nothing"), ([1, -1], "-1"), ([1 << 40], "1099511627776")])
+@pytest.mark.parametrize(
+    ("ids", "found"), [([], "no ids"), ([1, -1], "the id -1"), ([1 << 40], "the id 1099511627776")]
+)
 def test_logits_after_ids_of_no_token_are_refused(engine, ids, found):
-    """An id beyond the embedding's end crashed the process."""
+    """An id beyond the end of the embedding crashed the process."""
     with pytest.raises(UsageError, match=f"after {found}, wanted ids from 0 to"):
         engine.logits(ids)
 

@@ -1,4 +1,4 @@
-"""What ends a thought or a reply early."""
+"""Thoughts close at their token budget, and answers end at the first stop string."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ class ScriptedDecoder:
 )
 def test_a_thought_is_closed_at_its_budget_or_a_little_before_where_it_is_likely(budget, spent, rank, closes):
     decoder = ScriptedDecoder(rank)
-    assert ThinkingBudget(budget, 9).close(spent, decoder) is closes  # pyright: ignore[reportArgumentType]
+    assert ThinkingBudget(budget, 9).enforce(spent, decoder) is closes  # pyright: ignore[reportArgumentType]
     assert decoder.forced == ([9] if closes else [])
 
 

@@ -11,15 +11,15 @@ from qchat.core.errors import ConfigError, UsageError
 from qchat.core.generation.sampling import (
     ANSWERING,
     THINKING,
+    SamplerState,
     Sampling,
-    State,
     candidates,
-    count,
+    count_token,
+    initial_state,
+    make_sampler,
     penalize,
-    ranked,
-    resolve,
-    sampler,
-    start,
+    resolve_sampling,
+    sort_top_k,
 )
 from qchat.core.machine.backend import mx
 
@@ -72,7 +72,7 @@ def probs_of(logits: np.ndarray, s: Sampling) -> np.ndarray:
 def test_the_shortlist_equals_the_head_of_a_full_sort(values: list[float], k: int):
     logits = np.array(values, np.float32)
     k = min(k, len(values))
-    top, ids = ranked(mx.array(logits), k)
+    top, ids = sort_top_k(mx.array(logits), k)
     wanted = reference_order(logits)[:k]
     assert np.array(ids).tolist() == wanted.tolist()
     assert np.array_equal(np.array(top), logits[wanted])
@@ -83,17 +83,17 @@ def test_the_shortlist_equals_the_head_of_a_full_sort(values: list[float], k: in
 def test_the_shortlist_is_exact_for_sizes_that_chunks_do_not_divide(size: int, k: int):
     logits = np.random.default_rng(size).normal(size=size).astype(np.float32).round(2)
     k = min(k, size)
-    assert np.array(ranked(mx.array(logits), k)[1]).tolist() == reference_order(logits)[:k].tolist()
+    assert np.array(sort_top_k(mx.array(logits), k)[1]).tolist() == reference_order(logits)[:k].tolist()
 
 
 def test_ids_past_the_vocabulary_are_never_offered():
     logits = np.full(130, -math.inf, np.float32)
     logits[[3, 129]] = [1.0, 2.0]
-    assert np.array(ranked(mx.array(logits), 4)[1]).tolist() == [129, 3, 0, 1]
+    assert np.array(sort_top_k(mx.array(logits), 4)[1]).tolist() == [129, 3, 0, 1]
 
 
 def test_a_top_k_above_the_vocabulary_keeps_all_of_it():
-    assert np.array(ranked(mx.array([1.0, 3.0, 2.0]), 20)[1]).tolist() == [1, 2, 0]
+    assert np.array(sort_top_k(mx.array([1.0, 3.0, 2.0]), 20)[1]).tolist() == [1, 2, 0]
 
 
 @settings(max_examples=150, deadline=None)
@@ -133,7 +133,7 @@ def test_penalties_equal_the_reference(
 
 
 def generate(s: Sampling, logits: np.ndarray, steps: int) -> list[int]:
-    sample, state = sampler(s), start(s, len(logits))
+    sample, state = make_sampler(s), initial_state(s, len(logits))
     tokens = []
     for _ in range(steps):
         token, state = sample(mx.array(logits.astype(np.float32)), state)
@@ -149,15 +149,15 @@ def test_penalties_count_every_generated_id_however_long_ago():
 
 def test_a_forced_id_is_penalized_like_a_drawn_one():
     s = Sampling(temperature=0, presence_penalty=1.0)
-    state = count(start(s, 3), 0)
-    token, _ = sampler(s)(mx.zeros([3]), state)
+    state = count_token(initial_state(s, 3), 0)
+    token, _ = make_sampler(s)(mx.zeros([3]), state)
     assert token.item() == 1
 
 
 def test_counting_nothing_costs_no_array():
-    state = start(THINKING, 1000)
+    state = initial_state(THINKING, 1000)
     assert state.counts is None
-    assert count(state, 5) is state
+    assert count_token(state, 5) is state
 
 
 @pytest.mark.parametrize("s", [Sampling(temperature=0), Sampling(top_p=0), Sampling(temperature=0, top_k=5)])
@@ -182,7 +182,7 @@ def test_a_seed_may_use_all_its_bits():
 
 def test_an_unwanted_draw_is_undone_by_keeping_the_old_state():
     s = Sampling(seed=3, frequency_penalty=1.0)
-    sample, state = sampler(s), start(s, 100)
+    sample, state = make_sampler(s), initial_state(s, 100)
     logits = mx.random.normal([100], key=mx.random.key(0))
     first, _ = sample(logits, state)
     again, _ = sample(logits, state)
@@ -196,7 +196,7 @@ def test_draws_follow_the_distribution():
     n = 4000
     frequencies = np.bincount(generate(s, logits, n), minlength=len(logits)) / n
     assert (frequencies[wanted == 0] == 0).all()
-    # five standard deviations of a count
+    # five standard deviations of a count_token
     assert (np.abs(frequencies - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / n) + 1e-12).all()
 
 
@@ -204,10 +204,10 @@ def test_draws_follow_the_distribution():
 def test_sampling_never_waits_for_the_device(s: Sampling):
     """Tracing refuses to evaluate anything, so a sampler that can be traced is lazy."""
     s = Sampling(**{**vars(s), "repetition_penalty": 1.1})
-    state = start(s, 300)
+    state = initial_state(s, 300)
 
     def step(logits: mx.array, key: mx.array, counts: mx.array | None) -> mx.array:
-        return sampler(s)(logits, State(key, counts))[0]
+        return make_sampler(s)(logits, SamplerState(key, counts))[0]
 
     traced = mx.compile(step)(mx.zeros([300]), *state)
     assert traced.shape == ()
@@ -215,8 +215,8 @@ def test_sampling_never_waits_for_the_device(s: Sampling):
 
 def test_half_precision_logits_are_penalized_in_float32():
     s = Sampling(temperature=0, presence_penalty=0.01)
-    state = count(start(s, 2), 0)
-    token, _ = sampler(s)(mx.array([64.0, 64.0], mx.bfloat16), state)
+    state = count_token(initial_state(s, 2), 0)
+    token, _ = make_sampler(s)(mx.array([64.0, 64.0], mx.bfloat16), state)
     assert token.item() == 1
 
 
@@ -249,10 +249,10 @@ def test_extreme_temperatures_stay_finite(temperature: float):
 )
 def test_a_bad_value_is_refused_with_its_name_and_range(name: str, value: object):
     with pytest.raises(UsageError, match=rf"^{name} is .*, wanted a .*number from .* to .*$"):
-        resolve({name: value}, {}, thinking=True)
+        resolve_sampling({name: value}, {}, thinking=True)
     if name != "seed":
         with pytest.raises(ConfigError, match=rf"^generation_config.json: {name} is "):
-            resolve({}, {name: value}, thinking=True)
+            resolve_sampling({}, {name: value}, thinking=True)
 
 
 @pytest.mark.parametrize(
@@ -278,4 +278,4 @@ def test_a_bad_value_is_refused_with_its_name_and_range(name: str, value: object
 def test_a_setting_comes_from_the_request_else_the_file_else_the_preset(
     request_: dict, file: dict, thinking: bool, wanted: Sampling
 ):
-    assert resolve(request_, file, thinking) == wanted
+    assert resolve_sampling(request_, file, thinking) == wanted

@@ -1,4 +1,4 @@
-"""Decoding with drafts against decoding without: the same ids, and a cache that has read just them."""
+"""Speculative against plain decoding: the same ids, and a cache that has read exactly these."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from qchat.core.engine.engine import Engine
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
-from qchat.core.generation.speculate import MOST_DRAFTS, WINDOW, Acceptance, DraftingDecoder, read_ahead
+from qchat.core.generation.speculate import (
+    MAX_DRAFTS,
+    WINDOW,
+    AcceptanceRates,
+    SpeculativeDecoder,
+    prefill_draft_head,
+)
 from qchat.core.machine.backend import mx
 from qchat.core.model.cache import Cache
 from qchat.core.ops.gated_delta import delta_speculative, state_after
@@ -48,14 +54,14 @@ def last_logits(engine: Engine, cache: Cache) -> mx.array:
     return engine.model.logits(cache.hidden)[-1]
 
 
-def drafting(engine: Engine, cache: Cache, sampling: Sampling) -> DraftingDecoder:
-    return DraftingDecoder(engine.model, cache, sampling)
+def drafting(engine: Engine, cache: Cache, sampling: Sampling) -> SpeculativeDecoder:
+    return SpeculativeDecoder(engine.model, cache, sampling)
 
 
 @pytest.mark.parametrize("length", range(1, 9))
 @pytest.mark.parametrize("kept", [1, 2, 8])
 @pytest.mark.parametrize("arguments", [lambda n: draw(5, n), equal_keys_without_decay])
-def test_a_few_tokens_read_at_once_are_the_recurrence_up_to_any_of_them(length: int, kept: int, arguments):
+def test_a_few_tokens_read_at_once_equal_the_recurrence_up_to_any_of_them(length: int, kept: int, arguments):
     q, k, v, g, beta, state = arguments(length)
     kept = min(kept, length)
     output, updates = delta_speculative(q, k, v, g, beta, state)
@@ -88,7 +94,7 @@ def test_the_trained_draft_head_is_mostly_right():
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 25), st.integers(0, 250), st.integers(1, 12))
-def test_wherever_a_reply_ends_the_cache_has_read_its_ids_and_no_more(
+def test_wherever_a_reply_ends_the_cache_has_read_exactly_its_ids(
     engine, before: int, forced: int, after: int
 ):
     cache = prefilled(engine)
@@ -113,7 +119,7 @@ def test_a_forced_id_counts_for_the_penalties_like_a_drawn_one(engine: Engine):
     assert found[0] == found[1]
 
 
-def test_ranks_are_those_of_the_place_in_hand(engine: Engine):
+def test_ranks_belong_to_the_next_position(engine: Engine):
     plain = Decoder(engine.model, prefilled(engine), SETTINGS["greedy"])
     drafted = drafting(engine, prefilled(engine), SETTINGS["greedy"])
     for _ in range(12):
@@ -144,23 +150,23 @@ def test_the_draft_head_reads_the_last_tokens_of_a_prompt(engine: Engine, length
     assert [decoder.next() for _ in range(10)] == [plain.next() for _ in range(10)]
 
 
-def test_what_the_draft_head_missed_is_forgotten_rather_than_misplaced(engine: Engine):
+def test_a_draft_head_that_missed_ids_starts_over(engine: Engine):
     cache = prefilled(engine)
     before = cache.hidden
-    engine.model.hidden([1, 2, 3], cache)  # nobody told the draft head
+    engine.model.hidden([1, 2, 3], cache)  # the draft head does not read these
     hidden = engine.model.hidden([4, 5], cache)
-    read_ahead(engine.model, cache, [4, 5], before, hidden)
+    prefill_draft_head(engine.model, cache, [4, 5], before, hidden)
     assert (cache.draft.length, cache.draft_end) == (2, cache.length)
 
 
-def test_hopeless_drafts_are_given_up_and_tried_again_now_and_then():
-    acceptance = Acceptance()
+def test_drafts_with_little_chance_are_only_retried_now_and_then():
+    rates = AcceptanceRates()
     for _ in range(200):
-        tried = acceptance.drafts(MOST_DRAFTS)
-        acceptance.learn(tried, 0)
-    tries = [acceptance.drafts(MOST_DRAFTS) for _ in range(96)]
+        tried = rates.draft_count(MAX_DRAFTS)
+        rates.update(tried, 0)
+    tries = [rates.draft_count(MAX_DRAFTS) for _ in range(96)]
     assert sum(tries) == 3
     for _ in range(2000):
-        tried = acceptance.drafts(MOST_DRAFTS)
-        acceptance.learn(tried, tried)
-    assert acceptance.drafts(MOST_DRAFTS) == MOST_DRAFTS
+        tried = rates.draft_count(MAX_DRAFTS)
+        rates.update(tried, tried)
+    assert rates.draft_count(MAX_DRAFTS) == MAX_DRAFTS

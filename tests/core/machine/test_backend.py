@@ -1,4 +1,4 @@
-"""How the machine at hand is used: policies, what the environment forces, and the BLAS under MLX."""
+"""Policies for this machine, the variables that override them, and the BLAS under MLX."""
 
 import os
 import subprocess
@@ -100,21 +100,21 @@ def test_a_blas_that_cannot_be_opened_is_one_line_of_notice_and_no_failure(tmp_p
 
 
 @linux_only
-def test_kernels_that_the_blas_does_not_know_are_told_of():
+def test_kernels_unknown_to_the_blas_are_reported():
     script = "from qchat.core.machine.backend import choose_policy; print(choose_policy(1).notices)"
     path = os.pathsep.join([str(ROOT / ".dev"), *sys.path])
     environment = os.environ | {"QCHAT_BLAS_CORE": "Abacus", "PYTHONPATH": path}
     run = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert "QCHAT_BLAS_CORE is Abacus, and" in run.stdout
+    assert "QCHAT_BLAS_CORE is Abacus, and OpenBLAS uses" in run.stdout
 
 
 @linux_only
 def test_opening_the_blas_leaves_the_environment_as_it_was(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    with linux_cpu._environment():
+    with linux_cpu._openblas_environment():
         assert os.environ["OPENBLAS_NUM_THREADS"].isdigit()
     assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
     assert "OPENBLAS_NUM_THREADS" not in os.environ
@@ -147,14 +147,14 @@ def test_a_user_without_a_home_is_a_notice(monkeypatch):
 def test_an_unknown_word_for_malloc_is_refused(monkeypatch):
     monkeypatch.setenv("QCHAT_MALLOC", "perhaps")
     with pytest.raises(UsageError, match="QCHAT_MALLOC is 'perhaps', wanted auto, off"):
-        linux_cpu.keep_pages()
+        linux_cpu.keep_freed_pages()
 
 
-def test_compiled_cuda_kernels_are_kept_with_the_users_caches_unless_told_otherwise(monkeypatch, tmp_path):
+def test_compiled_cuda_kernels_are_kept_in_the_users_cache_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MLX_PTX_CACHE_DIR", "/elsewhere")
-    backend._keep_compiled()
+    backend._keep_compiled_kernels()
     assert os.environ["MLX_PTX_CACHE_DIR"] == "/elsewhere"
     monkeypatch.delenv("MLX_PTX_CACHE_DIR")
-    backend._keep_compiled()
+    backend._keep_compiled_kernels()
     assert Path(os.environ["MLX_PTX_CACHE_DIR"]).parent == tmp_path / "qchat"

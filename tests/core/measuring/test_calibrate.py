@@ -1,4 +1,4 @@
-"""Importances measured with our own runtime: what is summed, how often, and how a stopped run goes on."""
+"""Importances measured with our own runtime: what is summed, how often, and how a stopped run resumes."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def importance(imatrix: Imatrix, name: str) -> np.ndarray:
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    """As the `gguf` package reads them."""
+    """Return the tensors as the `gguf` package reads them."""
     reader = pytest.importorskip("gguf").GGUFReader(path)
     return {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
 
@@ -62,8 +62,8 @@ def test_every_matrix_that_multiplies_is_measured(model: Path, text: Path):
     assert (imatrix.chunk_size, imatrix.datasets) == (SIZE, ("text.txt",))
 
 
-def test_the_first_layers_and_the_heads_inputs_are_what_they_should_be(model: Path, text: Path):
-    """Chunk by chunk, with the plain runtime: what the embedding's norm and the final norm give out."""
+def test_the_inputs_of_the_first_layer_and_the_head_equal_the_norms_outputs(model: Path, text: Path):
+    """The outputs of the first and the final norm, chunk by chunk, with the plain runtime."""
     engine = Engine.load(model)
     ids = engine.tokenizer.encode(text.read_text())
     network, first, last, chunks = engine.model, [], [], len(ids) // SIZE
@@ -105,7 +105,7 @@ def test_text_written_like_a_special_token_is_one(model: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("moe", [False, True])
-def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(
+def test_a_stopped_run_resumes_and_equals_an_unbroken_one(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, moe: bool
 ):
     monkeypatch.setattr(calibrate, "SAVE_EVERY", 2)
@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(
     )
 
 
-def test_the_state_of_another_text_or_a_damaged_one_is_not_taken_up(
+def test_sums_of_another_text_or_damaged_ones_are_not_resumed(
     model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(calibrate, "SAVE_EVERY", 2)

@@ -1,4 +1,4 @@
-"""Figures against float64 and the models' own logits, and a cache that may change none of them."""
+"""Figures against float64 and the models' own logits, and a cache that must not change them."""
 
 import json
 import math
@@ -19,8 +19,9 @@ from qchat.core.engine.engine import Engine
 from qchat.core.errors import DoesNotFit, GenerationError, QchatError, TokenizerError, UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.measuring import evaluate, hidden_cache
-from qchat.core.measuring.evaluate import KINDS, Predictions, evaluate_model, packaged_texts, percentile
+from qchat.core.measuring.evaluate import KINDS, evaluate_model, packaged_texts
 from qchat.core.measuring.hidden_cache import HiddenCache
+from qchat.core.measuring.scores import Predictions, percentile
 from tests.checkpoints import load_tensors, quantize_checkpoint, save_shards, write_checkpoint
 from tests.compare import TEXT, needs_qtiny
 from tests.paths import QTINY
@@ -51,7 +52,7 @@ def passage(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the cache of this test is, empty."""
+    """Return the folder of this test's cache, which is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "qchat" / "eval"
 
@@ -131,7 +132,7 @@ def test_a_model_compared_with_itself_differs_in_nothing(
     raw: Path, passage: Path, monkeypatch: pytest.MonkeyPatch, activations: str
 ):
     monkeypatch.setenv("QCHAT_ACTIVATIONS", activations)
-    for _ in range(2):  # the second time out of the cache
+    for _ in range(2):  # the second time from the cache
         overall = evaluate_model(raw, raw, data=passage, context=64).overall
         assert (overall.kl_mean, overall.kl_p99, overall.top1_agreement) == (0, 0, 1)
         assert overall.perplexity == overall.reference_perplexity
@@ -198,7 +199,7 @@ def files(cache: Path) -> list[Path]:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders whose whole models were loaded."""
+    """Return a list of the folders whose whole models are loaded."""
     seen: list[str] = []
     load = evaluate.load_model
 
@@ -258,7 +259,7 @@ def test_another_checkpoint_in_the_same_folder_is_read_afresh(
     assert len(loads) == 4
 
 
-def test_what_was_used_longest_ago_is_forgotten_first(raw: Path, cache: Path):
+def test_the_least_recently_used_cache_is_deleted_first(raw: Path, cache: Path):
     config = ModelConfig.load(raw)
     kept = HiddenCache.open(raw, config)
     kept.write([1, 2], mx.ones((2, config.hidden_size)))
@@ -268,17 +269,17 @@ def test_what_was_used_longest_ago_is_forgotten_first(raw: Path, cache: Path):
         stamp = kept.folder.stat().st_mtime - age
         os.utime(cache / name, (stamp, stamp))
     size = sum(path.stat().st_size for path in kept.folder.iterdir())
-    kept.forget_others(limit_nbytes=size + 1500)
+    kept.delete_oldest(limit_nbytes=size + 1500)
     assert {path.name for path in cache.iterdir()} == {"newer", kept.folder.name}
-    kept.forget_others(limit_nbytes=0)
+    kept.delete_oldest(limit_nbytes=0)
     assert [path.name for path in cache.iterdir()] == [kept.folder.name]
 
 
-def test_forgetting_bears_what_another_process_deletes_meanwhile(raw: Path, cache: Path):
+def test_deletion_ignores_what_another_process_deletes_meanwhile(raw: Path, cache: Path):
     kept = HiddenCache.open(raw, ModelConfig.load(raw))
     for folder in (cache, kept.folder):
         (folder / "gone").symlink_to("nowhere")  # as if it were deleted once it was listed
-    kept.forget_others(limit_nbytes=0)
+    kept.delete_oldest(limit_nbytes=0)
     assert kept.folder.exists()
 
 
@@ -287,7 +288,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_read(
 ):
     full = type("Usage", (), {"free": 1000})()
     monkeypatch.setattr(hidden_cache.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(DoesNotFit, match="take a shorter text"):
+    with pytest.raises(DoesNotFit, match="choose a shorter text"):
         evaluate_model(packed, raw, data=passage)
     assert loads == []
 
@@ -328,7 +329,7 @@ def test_models_with_different_tokens_are_refused(raw: Path, tmp_path: Path, pas
     text = path.read_text()
     assert '"A"' in text and '"B"' in text
     path.write_text(text.replace('"A"', '"?A"').replace('"B"', '"A"').replace('"?A"', '"B"'))
-    with pytest.raises(TokenizerError, match=r"cannot be compared: token \d+ is '[AB]' to one"):
+    with pytest.raises(TokenizerError, match=r"cannot be compared: token \d+ is '[AB]' in one"):
         evaluate_model(raw, other, data=passage)
 
 
@@ -345,7 +346,7 @@ def test_a_tokenizer_with_ids_beyond_the_model_is_refused(tmp_path: Path, passag
 
 
 @pytest.mark.parametrize("broken", ["model", "reference"])
-def test_a_model_whose_logits_are_no_numbers_is_refused(
+def test_a_model_whose_logits_are_not_finite_is_refused(
     raw: Path, tmp_path: Path, passage: Path, broken: str
 ):
     folder = tmp_path / "broken"
@@ -369,17 +370,17 @@ def test_the_package_has_forty_to_sixty_kilobytes_of_every_kind_of_text():
     sizes = [len(text.encode()) for text in texts.values()]
     assert 40_000 < sum(sizes) < 60_000
     assert min(sizes) > 4_000
-    assert {path.stem for path in evaluate.TEXTS.iterdir()} == set(KINDS)
+    assert {path.stem for path in evaluate.TEXTS_FOLDER.iterdir()} == set(KINDS)
 
 
 def sentences(text: str) -> set[str]:
-    """Its lines without the marks that open and close a message."""
+    """Return the lines of `text` without the special tokens around messages."""
     return {re.sub(r"<\|\w+\|>", "", line).strip() for line in text.splitlines()}
 
 
 def test_no_line_of_the_evaluation_is_in_another_text_of_the_package():
-    """A model calibrated on the text that measures it would be flattered."""
-    others = [path for path in CORE.rglob("*.txt") if path.parent != evaluate.TEXTS]
+    """Evaluating a model on its calibration text would make it look better than it is."""
+    others = [path for path in CORE.rglob("*.txt") if path.parent != evaluate.TEXTS_FOLDER]
     known = {line for path in others for line in sentences(path.read_text(encoding="utf-8"))}
     for kind, text in packaged_texts().items():
         assert not {line for line in sentences(text) if len(line) > 30} & known, kind

@@ -1,4 +1,4 @@
-"""Random models weigh what a conversion would, and compute finite numbers."""
+"""Random models are as large as converted ones, and compute finite numbers."""
 
 from dataclasses import replace
 from typing import Any

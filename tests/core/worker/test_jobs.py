@@ -93,7 +93,7 @@ def test_an_evaluation_gives_scores_and_keeps_what_it_measured(model: Path, text
     assert result["overall"]["kl_mean"] > 0
     assert {event["unit"] for event in report.kind("progress")} == {"tokens"}
     assert len({event["detail"] for event in report.kind("progress")}) == 2
-    kept = Measurements(measurements).of(tmp_path / "tiny-4bit")
+    kept = Measurements(measurements).find(tmp_path / "tiny-4bit")
     assert kept["kl_mean"] == result["overall"]["kl_mean"]
 
 
@@ -137,14 +137,14 @@ def test_models_with_different_tokens_are_compared_by_their_answers_alone(model:
 
 
 def test_a_bench_gives_a_row_for_each_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qchat.core.measuring.bench.PREFILLS", (64,))
+    monkeypatch.setattr("qchat.core.measuring.bench.PREFILL_LENGTHS", (64,))
     monkeypatch.setattr("qchat.core.measuring.bench.SUSTAINED_TOKENS", 32)
     measurements, report = tmp_path / "all.jsonl", Told()
     result = run("bench", report, models=[str(model)], runs=1, measurements=str(measurements))
     assert result["rows"] == report.kind("row")
     assert result["rows"][0]["decode_tokens_per_s"] > 0
     assert report.kind("progress")[0]["detail"] == "tiny: loading"
-    assert Measurements(measurements).of(model)["decode_tokens_per_s"] > 0
+    assert Measurements(measurements).find(model)["decode_tokens_per_s"] > 0
 
 
 def test_a_folder_is_inspected_and_planned_for(model: Path):

@@ -9,7 +9,8 @@ import pytest
 
 from qchat.core import EMBEDDED_MODEL, UNQUANTIZED, Measurements
 from qchat.core.hub import library
-from qchat.core.measuring.evaluate import Evaluation, Score
+from qchat.core.measuring.evaluate import Evaluation
+from qchat.core.measuring.scores import Score
 from qchat.tui.chat.jobs import Job
 from qchat.tui.commands import completions, job_reports, jobs, models
 from qchat.tui.text.report import Bars, Gauge, Plot, Report, Spark, report_lines, report_text

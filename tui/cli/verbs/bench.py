@@ -18,7 +18,7 @@ from ...text.statusline import StatusLine
 from . import model_folder
 
 if TYPE_CHECKING:
-    from ....core import Steps
+    from ....core import BenchRun
 
 GIB = 1 << 30
 RUNS = 3
@@ -63,11 +63,11 @@ def measured_random(config: Path, variant: str, runs: int) -> dict[str, Any]:
     return _followed(measure_random(load_config(config), variant, runs), variant)
 
 
-def _followed(steps: "Steps", name: str) -> dict[str, Any]:
+def _followed(run: "BenchRun", name: str) -> dict[str, Any]:
     status = StatusLine()
     try:
         while True:
-            step = next(steps)
+            step = next(run)
             status.show(f"{name}: {step.detail} ({step.done} of {step.total})")
     except StopIteration as end:
         return end.value.as_json()
