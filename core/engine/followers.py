@@ -31,7 +31,7 @@ from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
 from ..model.network import Model
 from ..ops.fused_matvec import MAX_ROWS
-from .ranks import Ranks, joined
+from .ranks import Ranks, addresses, joined
 
 # ranks of one cluster reach each other at once, or not at all
 CONNECT_SECONDS, GREETING_SECONDS = 30.0, 3.0
@@ -76,7 +76,7 @@ class Followers:
         by_rank: dict[int, socket.socket] = {}
         secret = [secrets.randbits(31) for _ in range(SECRET_WORDS)]
         try:
-            with socket.create_server((_address(), 0)) as server:
+            with socket.create_server((_leader_address(), 0)) as server:
                 server.settimeout(CONNECT_SECONDS)
                 ranks.agree([server.getsockname()[1], *secret])
                 while len(by_rank) < ranks.size - 1:
@@ -296,7 +296,7 @@ def follow(load: Load | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what ctrl+c ends
     port, *secret = ranks.agree([0] * (1 + SECRET_WORDS))
     try:
-        leader = socket.create_connection((_address(), port), CONNECT_SECONDS)
+        leader = socket.create_connection((_leader_address(), port), CONNECT_SECONDS)
     except OSError as error:
         raise GenerationError(f"rank 0 cannot be reached: {error.strerror or error}") from error
     leader.settimeout(None)
@@ -403,10 +403,10 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
-def _address() -> str:
-    """Where rank 0 is, as `mlx.launch` tells every rank. Raises UsageError for a backend that does not."""
-    if hosts := os.environ.get("MLX_HOSTFILE"):
-        return json.loads(Path(hosts).read_text())[0][0].rpartition(":")[0]
+def _leader_address() -> str:
+    """The address of rank 0, which `mlx.launch` tells every rank. Raises UsageError for other backends."""
+    if hosts := addresses():
+        return hosts[0]
     if host := os.environ.get("NCCL_HOST_IP"):
         return host
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):

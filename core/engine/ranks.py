@@ -19,6 +19,7 @@ from ..checkpoint.packed import Packed
 from ..checkpoint.weights import Tensor, Weights
 from ..errors import GenerationError, UsageError
 from ..machine.backend import mx
+from .launcher import is_rank
 
 # machines of a cluster read their programs from disks of different speed
 JOIN_SECONDS = 60.0
@@ -47,11 +48,8 @@ class Ranks:
 
     def sharers(self) -> int:
         """How many of the ranks share this one's memory: those at its address, but each has its own GPU."""
-        file = os.environ.get("MLX_HOSTFILE")
-        if not file:
-            return 1
-        hosts = [places[0].rpartition(":")[0] for places in json.loads(Path(file).read_text())]
-        return hosts.count(hosts[self.rank])
+        hosts = addresses()
+        return hosts.count(hosts[self.rank]) if hosts else 1
 
     def broadcast(self, x: mx.array) -> mx.array:
         """The `x` of rank 0, for all; of others only shape and dtype count."""
@@ -64,7 +62,7 @@ def joined() -> Ranks | None:
 
     Waits for those that start later. Raises GenerationError where they do not come.
     """
-    if "MLX_RANK" not in os.environ:
+    if not is_rank():
         return None
     end = time.monotonic() + JOIN_SECONDS
     while True:
@@ -78,9 +76,11 @@ def joined() -> Ranks | None:
     return Ranks(group.rank(), group.size()) if group.size() > 1 else None
 
 
-def follows() -> bool:
-    """Whether this process computes for another one, rank 0, which alone is asked and answers."""
-    return os.environ.get("MLX_RANK", "0") != "0"
+def addresses() -> list[str]:
+    """The network address of each rank's machine, in the order of ranks; empty unless `mlx.launch` gives a
+    file of them, as its ring backend does."""
+    file = os.environ.get("MLX_HOSTFILE")
+    return [places[0].rpartition(":")[0] for places in json.loads(Path(file).read_text())] if file else []
 
 
 def share(config: ModelConfig, weights: Weights, ranks: Ranks) -> tuple[ModelConfig, Weights]:

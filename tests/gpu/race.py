@@ -23,7 +23,8 @@ from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import Weights
 from qchat.core.engine.followers import LedModel, follow
-from qchat.core.engine.ranks import follows, joined, share, shares_head
+from qchat.core.engine.launcher import follows
+from qchat.core.engine.ranks import joined, share, shares_head
 from qchat.core.errors import UsageError
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
