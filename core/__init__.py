@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .conversion.inspection import inspect_model as inspect_model
     from .engine.engine import Engine as Engine
     from .engine.followers import follow as follow
-    from .engine.ranks import follows as follows
+    from .engine.launcher import follows as follows
+    from .engine.launcher import is_rank as is_rank
     from .errors import QchatError as QchatError
     from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
     from .measuring.bench import BenchRun as BenchRun
@@ -46,9 +47,10 @@ _HOMES = {
     "evaluate_model": "measuring.evaluate",
     "export_conversation": "storage.export",
     "follow": "engine.followers",
-    "follows": "engine.ranks",
+    "follows": "engine.launcher",
     "import_conversation": "storage.export",
     "inspect_model": "conversion.inspection",
+    "is_rank": "engine.launcher",
     "load_config": "quant.plan",
     "load_session": "conversation.session",
     "measure": "measuring.bench",

@@ -32,7 +32,7 @@ from ..model.cache import Cache
 from ..model.network import Model
 from ..ops.fused_matvec import MAX_FUSED_ROWS
 from .loading import load_folder
-from .ranks import Ranks, join_ranks
+from .ranks import Ranks, addresses, join_ranks
 
 # ranks of one cluster connect at once or not at all
 CONNECT_SECONDS, GREETING_SECONDS = 30.0, 3.0
@@ -79,7 +79,7 @@ class Followers:
         by_rank: dict[int, socket.socket] = {}
         secret = [secrets.randbits(31) for _ in range(SECRET_WORDS)]
         try:
-            with socket.create_server((_address(), 0)) as server:
+            with socket.create_server((_leader_address(), 0)) as server:
                 server.settimeout(CONNECT_SECONDS)
                 ranks.broadcast_ints([server.getsockname()[1], *secret])
                 while len(by_rank) < ranks.size - 1:
@@ -303,7 +303,7 @@ def follow(load: Load | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what ctrl+c does
     port, *secret = ranks.broadcast_ints([0] * (1 + SECRET_WORDS))
     try:
-        leader = socket.create_connection((_address(), port), CONNECT_SECONDS)
+        leader = socket.create_connection((_leader_address(), port), CONNECT_SECONDS)
     except OSError as error:
         raise GenerationError(f"cannot reach rank 0: {error.strerror or error}") from error
     leader.settimeout(None)
@@ -413,10 +413,10 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
-def _address() -> str:
+def _leader_address() -> str:
     """Return the address of rank 0, which `mlx.launch` sets. Raises UsageError for an unknown backend."""
-    if hosts := os.environ.get("MLX_HOSTFILE"):
-        return json.loads(Path(hosts).read_text())[0][0].rpartition(":")[0]
+    if hosts := addresses():
+        return hosts[0]
     if host := os.environ.get("NCCL_HOST_IP"):
         return host
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):

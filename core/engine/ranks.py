@@ -19,6 +19,7 @@ from ..checkpoint.packed import Packed
 from ..checkpoint.weights import Tensor, Weights
 from ..errors import GenerationError, UsageError
 from ..machine.backend import mx
+from .launcher import is_rank
 
 # machines of a cluster start at different speeds
 JOIN_SECONDS = 60.0
@@ -47,11 +48,8 @@ class Ranks:
 
     def sharers(self) -> int:
         """Return how many ranks share this one's memory: those at its address, but each has its own GPU."""
-        file = os.environ.get("MLX_HOSTFILE")
-        if not file:
-            return 1
-        hosts = [places[0].rpartition(":")[0] for places in json.loads(Path(file).read_text())]
-        return hosts.count(hosts[self.rank])
+        hosts = addresses()
+        return hosts.count(hosts[self.rank]) if hosts else 1
 
     def broadcast(self, x: mx.array) -> mx.array:
         """Return rank 0's `x`; on other ranks only its shape and dtype count."""
@@ -64,7 +62,7 @@ def join_ranks() -> Ranks | None:
 
     Waits for ranks that start later. Raises GenerationError where they do not.
     """
-    if "MLX_RANK" not in os.environ:
+    if not is_rank():
         return None
     end = time.monotonic() + JOIN_SECONDS
     while True:
@@ -78,9 +76,13 @@ def join_ranks() -> Ranks | None:
     return Ranks(group.rank(), group.size()) if group.size() > 1 else None
 
 
-def follows() -> bool:
-    """Whether this process is a follower: any rank but 0, which serves all requests."""
-    return os.environ.get("MLX_RANK", "0") != "0"
+def addresses() -> list[str]:
+    """Return the network address of each rank's machine, in the order of ranks.
+
+    Empty unless `mlx.launch` passes a file of them, as its ring backend does.
+    """
+    file = os.environ.get("MLX_HOSTFILE")
+    return [places[0].rpartition(":")[0] for places in json.loads(Path(file).read_text())] if file else []
 
 
 def slice_for_rank(config: ModelConfig, weights: Weights, ranks: Ranks) -> tuple[ModelConfig, Weights]:

@@ -12,6 +12,7 @@ import traceback
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from ..engine.launcher import follows
 from ..errors import DoesNotFit, GenerationError, QchatError, UsageError
 from .channel import Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
@@ -123,10 +124,10 @@ def main() -> None:
     """Serve this process's stdin and stdout; what libraries print there goes to stderr instead."""
     output = os.dup(1)
     os.dup2(2, 1)
-    if os.environ.get("MLX_RANK", "0") == "0":
-        serve = Worker(0, output).serve
-    else:
+    if follows():
         from ..engine.followers import follow as serve
+    else:
+        serve = Worker(0, output).serve
     try:
         serve()
     except QchatError as error:  # the front end will find it in the log

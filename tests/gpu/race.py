@@ -23,8 +23,9 @@ from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import Weights
 from qchat.core.engine.followers import LeaderModel, follow
+from qchat.core.engine.launcher import follows
 from qchat.core.engine.loading import build_model
-from qchat.core.engine.ranks import follows, join_ranks
+from qchat.core.engine.ranks import join_ranks
 from qchat.core.generation.decode import Decoder, prefill
 from qchat.core.generation.sampling import Sampling
 from qchat.core.machine.backend import choose_policy, mx

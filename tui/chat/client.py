@@ -166,6 +166,8 @@ class EngineClient:
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.ready: dict[str, Any] = {}
         self._command, self._env = command, env or {}
+        # a launcher stands between this process and the engine
+        self._is_launched = FRONT_VARIABLE in self._env
         self._process: Process | None = None
         self._input: asyncio.WriteTransport | None = None
         self._reading: list[asyncio.Task[None]] = []
@@ -238,7 +240,7 @@ class EngineClient:
             await asyncio.to_thread(self._process.wait)
             return
         if self._input is not None:
-            if FRONT_VARIABLE in self._env:  # a launcher passes lines on, and not their end
+            if self._is_launched:  # a launcher passes lines on, and not their end
                 self._ask_to_end()
             self._input.close()
         _, late = await asyncio.wait(self._reading, timeout=STOP_SECONDS)
@@ -261,7 +263,7 @@ class EngineClient:
         problem = ""
         try:
             while line := await lines.readline():
-                if FRONT_VARIABLE in self._env and not line.startswith(b"{"):
+                if self._is_launched and not line.startswith(b"{"):
                     self._note(line.decode(errors="replace"))  # what a shell between says
                 else:
                     self._take(decode(line))

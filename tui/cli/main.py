@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ...core import follows, is_rank
 from ...core.errors import DoesNotFit, QchatError, UsageError
 from ..text.output import OutputError, note, write
 from .verbs import VERBS
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if os.environ.get("MLX_RANK", "0") != "0":  # of those that mlx.launch started, rank 0 alone is asked
+    if follows():
         from ...core import follow
 
         if not {"--help", "-h", "--version"} & set(argv):
@@ -136,7 +137,7 @@ def _model(args: argparse.Namespace, settings: "Settings", last: str | None = No
 def _prompt(given: str | None, files: Sequence[str]) -> str:
     """What was piped in, the files, then what was given. Raises UsageError where all are missing."""
     # mlx.launch gives its processes a stdin that never ends
-    waiting = sys.stdin.isatty() or "MLX_RANK" in os.environ
+    waiting = sys.stdin.isatty() or is_rank()
     if waiting and given is None and not files:
         raise UsageError("-p TEXT is needed where the output is no terminal")
     parts = ["" if waiting else _piped(), *_attached(files), given or ""]

@@ -16,7 +16,8 @@ from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Packed
 from qchat.core.checkpoint.weights import load_weights
 from qchat.core.engine.engine import Engine
-from qchat.core.engine.ranks import Ranks, slice_for_rank
+from qchat.core.engine.launcher import follows, is_rank
+from qchat.core.engine.ranks import Ranks, addresses, slice_for_rank
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.tui.chat.client import EngineClient, behind_launcher, shared_command
@@ -160,8 +161,20 @@ def test_ranks_of_one_machine_share_its_memory(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "hosts").write_text('[["10.0.0.1:1"], ["10.0.0.2:1"], ["10.0.0.1:2"]]')
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
     assert [Ranks(rank, 3).sharers() for rank in range(3)] == [2, 1, 2]
+    assert addresses() == ["10.0.0.1", "10.0.0.2", "10.0.0.1"]
     monkeypatch.delenv("MLX_HOSTFILE")
+    assert addresses() == []
     assert Ranks(0, 3).sharers() == 1
+
+
+@pytest.mark.parametrize(("rank", "one", "led"), [("", False, False), ("0", True, False), ("1", True, True)])
+def test_a_process_knows_whether_it_is_a_rank_and_follows(
+    monkeypatch: pytest.MonkeyPatch, rank: str, one: bool, led: bool
+):
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("MLX_RANK", rank)
+    assert (is_rank(), follows()) == (one, led)
 
 
 def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):

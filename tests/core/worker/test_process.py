@@ -169,6 +169,7 @@ def test_a_reader_that_is_slow_does_not_hold_up_the_model():
         box.event({"event": "text", "text": "x" * 1000, "tokens": 1})
     assert time.monotonic() - begin < 2
     os.close(source)
+    box.close()  # its thread would write to whichever pipe gets the number of `output` next
     os.close(output)
 
 
