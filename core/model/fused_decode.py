@@ -1,8 +1,7 @@
-"""One decode step of a whole model on kernels: all between two attentions is one compiled function.
+"""A decode step of the whole model on kernels, with one compiled function between each two attentions.
 
-On a fast GPU a token's time is the host's, which builds and hands out what the device then does at once, so
-as little of it as possible is done layer by layer. Attention itself stays outside the compiled functions:
-KV caches grow in place.
+On a fast GPU a step takes as long as the host needs to build and launch it, so as little as possible is done
+layer by layer. Attention stays outside the compiled functions, because KV caches grow in place.
 """
 
 from collections.abc import Callable, Sequence

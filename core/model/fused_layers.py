@@ -1,8 +1,8 @@
-"""Decoder layers on our GPU kernels: `kernel_form` gives a plain layer's, where device and shapes allow one.
+"""Decoder layers on GPU kernels: `kernel_form` wraps a plain layer where the device and its shapes allow it.
 
-Up to MAX_FUSED_ROWS tokens a layer takes a handful of kernels, because norms, gates and residuals ride along
-with the products; a delta net's mixer runs on kernels for prompts, too. All weights are the plain layer's.
-Needs bfloat16, and without ranks: a sum over them would have to come in between.
+Up to MAX_FUSED_ROWS tokens pass a layer in a handful of launches, because norms, gates and residuals are part
+of the products. A delta net's mixer runs on kernels for prompts, too. All weights are the plain layer's.
+Activations must be bfloat16. Under ranks, whose sums come between the products, only the mixer is fused.
 """
 
 from functools import partial
@@ -22,9 +22,9 @@ from .moe import MixtureOfExperts
 
 
 def kernel_form(layer: AttentionLayer | DeltaLayer, policy: Policy) -> Layer:
-    """Return `layer` on kernels, as far as they can take it; itself where they cannot.
+    """Return a layer that runs as much of `layer` on kernels as they support; `layer` itself if none.
 
-    Call after `run_self_test`, which decides whether this device's kernels are to be trusted.
+    Call `run_self_test` first: it decides whether this device's kernels are trusted.
     """
     if backend() is None or policy.activations != mx.bfloat16:
         return layer

@@ -1,7 +1,7 @@
-"""What a model needs of this machine's memory, and what fits: context, prefill chunk, or nothing at all.
+"""The memory that a model needs, and the context and prefill chunk that fit in this machine's.
 
-Counts from `config.json` and the weight files' headers; nothing is loaded. Refuses with numbers what cannot
-fit, and says what would.
+Counts from `config.json` and the weight files' headers; loads nothing. Refuses a model that cannot fit, with
+numbers, and says what would fit.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -16,19 +16,19 @@ from ..machine.device import device_free_nbytes
 from .cache import QUANTIZED_BITS, QUANTIZED_GROUP
 
 GB = 10**9
-# prompt tokens read at once, the largest first; the smallest answers a stop soonest but reads slower
+# prompt tokens read at once, largest first; small chunks cancel sooner, large ones read faster
 CHUNKS = (2048, 1024, 512, 256, 128)
-# of what the weights leave, what snapshots of earlier turns may take
+# the share of the memory beside the weights that snapshots of earlier turns may take
 SNAPSHOT_SHARE = 0.25
 # the process itself, the tokenizer, compiled kernels
 OVERHEAD_NBYTES = 300 << 20
-# a model is refused where not even one short question fits
+# a model must fit with enough context for one short question
 LEAST_CONTEXT = 512
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a model takes in memory: for good, per token of context, and while reading a prompt."""
+    """Bytes that a model needs: always, per token of context, and while reading a prompt."""
 
     weights_nbytes: int
     state_nbytes: int
@@ -37,20 +37,20 @@ class Need:
     score_nbytes: int
 
     def transient_nbytes(self, chunk: int, context: int) -> int:
-        """While `chunk` tokens are read: a layer's activations, and scores that attention writes out."""
+        """Bytes needed to read `chunk` tokens: a layer's activations, and attention scores in memory."""
         return chunk * (self.row_nbytes + self.score_nbytes * context)
 
     def total_nbytes(self, chunk: int, context: int) -> int:
-        """Everything but snapshots, for a conversation of `context` tokens."""
+        """Bytes of everything but snapshots, for a conversation of `context` tokens."""
         kept = self.weights_nbytes + self.state_nbytes + context * self.kv_nbytes_per_token
         return OVERHEAD_NBYTES + kept + self.transient_nbytes(chunk, context)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a model is given: `context` tokens at most, prompts read by `chunk`; all else in bytes.
+    """Limits of a running model: the longest `context` and the prefill `chunk` in tokens, the rest in bytes.
 
-    `free_nbytes` is what the machine has to give, 0 where it does not tell: then nothing is limited.
+    `free_nbytes` is the free memory it was planned for; 0 means unknown, and nothing is limited.
     """
 
     context: int
@@ -65,14 +65,17 @@ class MemoryPlan:
 
     @property
     def total_nbytes(self) -> int:
-        """At the longest context, snapshots included."""
+        """Bytes at the longest context, snapshots included."""
         kept = self.weights_nbytes + self.state_nbytes + self.kv_nbytes + self.snapshot_nbytes
         return OVERHEAD_NBYTES + kept + self.transient_nbytes
 
     @property
     def snapshot_budget_nbytes(self) -> int:
-        """A share of what the weights leave; 0 where that is not known. `snapshot_nbytes` of it are there at
-        the longest context, too: kept states count the keys and values that they share with the live one."""
+        """Bytes that snapshots may take, a share of the memory beside the weights; 0 if that is unknown.
+
+        At the longest context `snapshot_nbytes` of it remain. Snapshots count the keys and values that they
+        share with the live cache.
+        """
         return int(SNAPSHOT_SHARE * max(0, self.free_nbytes - self.weights_nbytes))
 
     def as_json(self) -> dict[str, Any]:
@@ -89,10 +92,10 @@ def plan_memory(
     kv_bits: int | None = None,
     sharers: int = 1,
 ) -> MemoryPlan:
-    """What running this model takes here, for `context` tokens or as many as fit; `sharers` processes have an
-    equal part of the free memory each.
+    """Plan this model's memory on this machine, for `context` tokens or as many as fit.
 
-    Raises UsageError for a bad number, DoesNotFit where the weights or the context asked for do not fit.
+    `sharers` processes share the free memory equally. Raises UsageError for a bad number, DoesNotFit where
+    the weights or the requested context do not fit.
     """
     resident = weights.parameters * policy.activations.size if policy.dense else weights.nbytes
     return fit(
@@ -105,7 +108,7 @@ def plan_memory(
 
 
 def plan_folder(folder: Path, *, context: int | None = None, kv_bits: int | None = None) -> MemoryPlan:
-    """`plan_memory` for a model folder that is not loaded. Raises ModelError and its children, too."""
+    """Plan the memory of a model folder without loading it. Raises ModelError, too, and its children."""
     config = ModelConfig.load(folder)
     weights = load_weights(folder, config)
     policy = choose_policy(weights.parameters)
@@ -127,7 +130,7 @@ def need_of(config: ModelConfig, weights: int, policy: Policy, *, kv_bits: int |
     inner = config.intermediate_size or (
         config.num_experts_per_tok * config.moe_intermediate_size + config.shared_expert_intermediate_size
     )
-    # the widest of a layer's moments: queries with gates, keys, values; or the delta net's; or gate and up
+    # the widest point of a layer: queries with gates, keys, values; or the delta net's; or gate and up
     delta = 2 * config.conv_dim + 2 * config.value_dim
     attention = (2 * heads[0] + 2 * heads[1]) * config.head_dim
     row = size * (3 * config.hidden_size + max(attention, 2 * delta, 3 * inner))
@@ -141,12 +144,12 @@ def need_of(config: ModelConfig, weights: int, policy: Policy, *, kv_bits: int |
 
 
 def _scores_are_fused(config: ModelConfig) -> bool:
-    """MLX's fused prefill attention serves head dims up to 128; wider ones write out their scores."""
+    """Whether attention keeps no scores in memory: MLX's fused prefill takes head dims up to 128."""
     return on_gpu() and config.head_dim <= 128
 
 
 def fit(need: Need, *, longest: int, free_nbytes: int, context: int | None, name: str) -> MemoryPlan:
-    """The plan within `free_nbytes` (0: not known). Raises DoesNotFit, UsageError for a bad `context`."""
+    """Plan within `free_nbytes` (0: unknown). Raises DoesNotFit, and UsageError for a bad `context`."""
     if context is not None and context < 1:
         raise UsageError(f"the context is {context:,} tokens, wanted 1 or more")
     wanted = min(context or longest, longest)
@@ -157,7 +160,7 @@ def fit(need: Need, *, longest: int, free_nbytes: int, context: int | None, name
         raise DoesNotFit(
             f"{name} needs {need.total_nbytes(CHUNKS[-1], least) / GB:.1f} GB for {least:,} tokens of "
             f"context, {need.weights_nbytes / GB:.1f} GB of it for weights, and this machine has "
-            f"{free_nbytes / GB:.1f} GB: {_what_would(need, least, free_nbytes)}"
+            f"{free_nbytes / GB:.1f} GB: {_suggest(need, least, free_nbytes)}"
         )
     if context is not None and need.total_nbytes(CHUNKS[-1], wanted) > free_nbytes:
         most = _longest(need, CHUNKS[-1], longest, free_nbytes)
@@ -173,7 +176,7 @@ def fit(need: Need, *, longest: int, free_nbytes: int, context: int | None, name
 
 
 def _plan(need: Need, chunk: int, context: int, free: int) -> MemoryPlan:
-    """Without snapshots."""
+    """Return the plan without snapshots."""
     return MemoryPlan(
         context=context,
         chunk=chunk,
@@ -188,21 +191,22 @@ def _plan(need: Need, chunk: int, context: int, free: int) -> MemoryPlan:
 
 
 def _longest(need: Need, chunk: int, wanted: int, free_nbytes: int) -> int:
-    """The longest context up to `wanted` within `free_nbytes`."""
+    """Return the longest context within `free_nbytes`, at most `wanted`."""
     empty = need.total_nbytes(chunk, 0)
     per_token = need.total_nbytes(chunk, 1) - empty
     return max(0, min(wanted, (free_nbytes - empty) // per_token if per_token else wanted))
 
 
-def _what_would(need: Need, context: int, free_nbytes: int) -> str:
+def _suggest(need: Need, context: int, free_nbytes: int) -> str:
+    """Return a clause about the variant of the model that would fit."""
     room = free_nbytes - (need.total_nbytes(CHUNKS[-1], context) - need.weights_nbytes)
     if room <= 0:
-        return "nothing of this shape would"
+        return "no variant of it would fit"
     return f"a variant with weights of {room / GB:.1f} GB would fit"
 
 
 def plan_table(plan: MemoryPlan) -> str:
-    """The plan as lines of text."""
+    """Return the plan as a table of text."""
     rows = (
         ("weights", plan.weights_nbytes),
         ("recurrent and convolution states", plan.state_nbytes),
@@ -213,5 +217,5 @@ def plan_table(plan: MemoryPlan) -> str:
         ("in all", plan.total_nbytes),
     )
     lines = [f"{name:<44}{nbytes / GB:>9.2f} GB" for name, nbytes in rows]
-    free = f"{plan.free_nbytes / GB:>9.2f} GB" if plan.free_nbytes else "not told"
+    free = f"{plan.free_nbytes / GB:>9.2f} GB" if plan.free_nbytes else "unknown"
     return "\n".join((*lines, f"{'this machine can give':<44}{free}"))

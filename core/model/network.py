@@ -1,6 +1,6 @@
 """The whole network: token ids to hidden states to logits, over a `Cache` that the caller owns.
 
-Knows neither folders nor ranks: whoever builds a `Model` brings its weights, its policy and its memory plan.
+Knows neither folders nor ranks: weights, policy and memory plan come from the builders in `engine.loading`.
 """
 
 from collections.abc import Callable, Sequence

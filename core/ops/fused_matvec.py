@@ -89,7 +89,7 @@ def experts_gate_up(
 
     gate and up are [E, N, K]; ids [R * top] uint32 are the experts of each row.
     """
-    return _run(x, [gate, up], norm=norm, experts="each", top=top, chosen=[ids])
+    return _run(x, [gate, up], norm=norm, experts="each", top=top, routing=[ids])
 
 
 def experts_sum(
@@ -99,12 +99,12 @@ def experts_sum(
 
     x is [R * top, K], weight [E, N, K], add [R, N]; ids (uint32) and shares (float32) are [R * top].
     """
-    return _run(x, [weight], add=add, experts="summed", top=top, chosen=[ids, shares])
+    return _run(x, [weight], add=add, experts="summed", top=top, routing=[ids, shares])
 
 
 def shared_sum(x: mx.array, weight: Weight, shares: mx.array, *, add: mx.array) -> mx.array:
     """Return add + shares * (x @ weight^T) for the one expert [N, K] of all rows; shares are [R] float32."""
-    return _run(x, [weight], add=add, experts="shared", chosen=[shares])
+    return _run(x, [weight], add=add, experts="shared", routing=[shares])
 
 
 def mlx_product(x: mx.array, weight: Weight) -> mx.array:
@@ -123,10 +123,10 @@ def _run(
     add: mx.array | None = None,
     experts: Experts = "none",
     top: int = 1,
-    chosen: Sequence[mx.array] = (),
+    routing: Sequence[mx.array] = (),
     wide: bool = False,
 ) -> mx.array:
-    """Launch our kernel; `chosen` are ids and shares of experts, `wide` results are float32."""
+    """Launch our kernel; `routing` are ids and shares of experts, `wide` results are float32."""
     first = weights[0]
     rows = 1 if experts != "none" else 1 << (x.shape[0] - 1).bit_length()
     shape = Shape(
@@ -140,7 +140,7 @@ def _run(
         top=top,
     )
     arrays = [w.arrays if isinstance(w, Packed) else (w,) for w in weights]
-    extras = [*([norm.weight] if norm else []), *([add] if add is not None else []), *chosen]
+    extras = [*([norm.weight] if norm else []), *([add] if add is not None else []), *routing]
     return run_matvec(shape, x, arrays, extras, wide=wide)
 
 

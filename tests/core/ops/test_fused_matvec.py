@@ -75,6 +75,17 @@ def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monk
     assert len(ran) == 4 * (3 * (3 + after_mixer) + 5 + after_mixer + 1)
 
 
+def test_a_model_on_its_plain_layers_runs_no_kernels_between_products(tmp_path, monkeypatch):
+    """Calibration replaces parts of the plain layers, so nothing may bypass them."""
+    write_checkpoint(tmp_path, **SIZES)
+    plain = logits(load(tmp_path, monkeypatch, kernels=False)[0], [8])
+    model, ran = load(tmp_path, monkeypatch, kernels=True)
+    assert model.use_plain_layers() == model.layers
+    ran.clear()
+    assert relative_rms(logits(model, [3, 1, 1, 3]), plain) <= 0.06
+    assert {name.partition("_")[0] for name in ran} == {"matvec"}
+
+
 def test_a_cache_that_takes_no_files_keeps_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
