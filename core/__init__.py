@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .engine.ranks import follows as follows
     from .errors import QchatError as QchatError
     from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
+    from .machine.subnormals import flushing as flushing
     from .measuring.bench import Steps as Steps
     from .measuring.bench import measure as measure
     from .measuring.bench import measure_random as measure_random
@@ -45,6 +46,7 @@ _HOMES = {
     "calibrate_model": "measuring.calibrate",
     "evaluate_model": "measuring.evaluate",
     "export_conversation": "storage.export",
+    "flushing": "machine.subnormals",
     "follow": "engine.followers",
     "follows": "engine.ranks",
     "import_conversation": "storage.export",

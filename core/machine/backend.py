@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from ..errors import UsageError
 from .linux_cpu import keep_pages, open_blas
+from .subnormals import flush_on_request
 
 
 def cache_path(name: str) -> Path | None:
@@ -34,6 +35,7 @@ def _keep_compiled() -> None:
         os.environ.setdefault("MLX_PTX_CACHE_DIR", str(path))
 
 
+flush_on_request()
 _blas_notice = open_blas()
 keep_pages()
 _keep_compiled()

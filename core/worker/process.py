@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DoesNotFit, GenerationError, QchatError, UsageError
+from ..machine.subnormals import flush_process
 from .channel import Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
 
@@ -128,6 +129,7 @@ def main() -> None:
     else:
         from ..engine.followers import follow as serve
     try:
+        flush_process()  # before MLX's threads exist: they inherit it
         serve()
     except QchatError as error:  # the front end will find it in the log
         print(error, file=sys.stderr, flush=True)
