@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .conversion.inspection import inspect_model as inspect_model
     from .engine.engine import Engine as Engine
     from .engine.followers import follow as follow
+    from .engine.precompile import compile_for_later as compile_for_later
     from .engine.ranks import follows as follows
     from .errors import QchatError as QchatError
     from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
@@ -43,6 +44,7 @@ _HOMES = {
     "Session": "conversation.session",
     "Steps": "measuring.bench",
     "Store": "storage.store",
+    "compile_for_later": "engine.precompile",
     "calibrate_model": "measuring.calibrate",
     "evaluate_model": "measuring.evaluate",
     "export_conversation": "storage.export",

@@ -5,8 +5,6 @@ keep weights dense), QCHAT_COMPILE (`auto`, `on`, `off`); see `linux_cpu` for wh
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UsageError
+from .fusion import Fused, choice
 from .linux_cpu import keep_pages, open_blas
 from .subnormals import flush_on_request
 
@@ -91,12 +90,6 @@ def choose_policy(parameters: int) -> Policy:
         notices.append(
             "the weights do not fit in memory as float32: they stay packed, which is slower on a CPU"
         )
-    if not _compiles() and _choice("QCHAT_COMPILE", ("on", "off")) == "auto":
-        notices.append("no C++ compiler was found: steps run uncompiled, which is slower on a CPU")
-    if not gpu and _compiles() and not _kernel_folder().exists():
-        notices.append(
-            "MLX compiles its kernels once for this machine: the first reply takes some 15 s longer"
-        )
     return Policy(
         activations=DTYPES.get(activations, mx.bfloat16 if gpu else mx.float32),
         dense=dense == "on" or (dense == "auto" and not gpu and _dense_fits(parameters)),
@@ -105,8 +98,13 @@ def choose_policy(parameters: int) -> Policy:
 
 
 def fuse(function: F) -> F:
-    """`function` with its elementwise chains fused by MLX's compiler; itself where that cannot run."""
-    return mx.compile(function) if _compiles() else function  # pyright: ignore[reportReturnType]
+    """`function` with its elementwise chains fused by MLX's compiler; on a CPU once its kernels are loaded.
+
+    Raises UsageError for a bad QCHAT_COMPILE.
+    """
+    if choice() == "off":
+        return function
+    return mx.compile(function) if on_gpu() else Fused(function, mx.compile)  # pyright: ignore[reportReturnType]
 
 
 def _choice(variable: str, values: tuple[str, ...]) -> str:
@@ -119,14 +117,3 @@ def _choice(variable: str, values: tuple[str, ...]) -> str:
 def _dense_fits(parameters: int) -> bool:
     free = free_memory_nbytes()
     return free == 0 or 4 * parameters <= DENSE_SHARE * free
-
-
-def _kernel_folder() -> Path:
-    """Where MLX keeps what it compiled for the CPU."""
-    return Path(tempfile.gettempdir()) / "mlx" / version("mlx") / "cpu"
-
-
-def _compiles() -> bool:
-    """On a CPU MLX fuses by calling the system's g++."""
-    choice = _choice("QCHAT_COMPILE", ("on", "off"))
-    return choice == "on" or (choice == "auto" and (on_gpu() or shutil.which("g++") is not None))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DoesNotFit, GenerationError, QchatError, UsageError
 from ..machine.subnormals import flush_process
-from .channel import Inbox, Outbox
+from .channel import WAKE, Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Worker:
         self._current: int | None = None
         self._to_cancel: set[int] = set()
         self._left = False
+        self._background = ""
         self._outbox = Outbox(output, lambda: self._desk.figures() if self._desk else None)
 
     def serve(self) -> None:
@@ -44,13 +45,17 @@ class Worker:
         from .methods import Desk
 
         joined()  # others that were started with this process are waiting
-        self._desk = desk = Desk(self._outbox.event, self._cancelled)
+        self._desk = desk = Desk(
+            self._outbox.event, self._cancelled, background=self._tell_background, wake=inbox.wake
+        )
         method = ""
         while method != "shutdown":
             self._use_spare_time(desk, inbox)
             request = inbox.waiting.get()
             if request is None:
                 break
+            if request is WAKE:
+                continue
             self._outbox.begin(request.id)
             self._outbox.end(request.id, self._answer(desk, request))
             method = request.method
@@ -82,6 +87,11 @@ class Worker:
             self._desk.cancel()
 
     # the loop
+
+    def _tell_background(self, text: str) -> None:
+        if text != self._background:
+            self._background = text
+            self._outbox.say({"event": "background", "text": text})
 
     def _cancelled(self) -> bool:
         return self._left or self._current in self._to_cancel
