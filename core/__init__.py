@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .engine.followers import follow as follow
     from .engine.launcher import follows as follows
     from .engine.launcher import is_rank as is_rank
+    from .engine.precompile import compile_for_later as compile_for_later
     from .errors import QchatError as QchatError
     from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
+    from .machine.subnormals import flushing as flushing
     from .measuring.bench import BenchRun as BenchRun
     from .measuring.bench import measure as measure
     from .measuring.bench import measure_random as measure_random
@@ -43,9 +45,11 @@ _HOMES = {
     "Session": "conversation.session",
     "BenchRun": "measuring.bench",
     "Store": "storage.store",
+    "compile_for_later": "engine.precompile",
     "calibrate_model": "measuring.calibrate",
     "evaluate_model": "measuring.evaluate",
     "export_conversation": "storage.export",
+    "flushing": "machine.subnormals",
     "follow": "engine.followers",
     "follows": "engine.launcher",
     "import_conversation": "storage.export",

@@ -30,6 +30,7 @@ def pytest_configure() -> None:
         "COLUMNS": "100",
         "LINES": "30",
         "HF_HUB_OFFLINE": "1",
+        "QCHAT_COMPILE": "off",  # no test waits for a compiler, but those about it
         "HOME": str(_session_folder),
         # shared by all tests: the renamed BLAS in it takes a second to make
         "XDG_CACHE_HOME": str(_session_folder / "cache"),

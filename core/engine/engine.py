@@ -9,6 +9,7 @@ from typing import Any
 from ..checkpoint.config import ModelConfig, load_generation_config
 from ..checkpoint.weights import Progress
 from ..errors import DoesNotFit, TokenizerError, UsageError
+from ..machine import fusion
 from ..machine.backend import mx
 from ..model.network import Model
 from ..storage.records import ModelIdentity
@@ -16,6 +17,7 @@ from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .followers import load_model
 from .identity import read_identity
+from .precompile import Precompiler
 
 PROBE = [{"role": "user", "content": "?"}]
 
@@ -32,6 +34,7 @@ class Engine:
     generation_config: Mapping[str, Any]
     notices: tuple[str, ...]
     thinks_by_default: bool
+    precompiler: Precompiler | None = None
 
     @classmethod
     def load(cls, path: str | Path, progress: Progress | None = None) -> "Engine":
@@ -51,6 +54,8 @@ class Engine:
         template = Template.load(folder)
         thinks = _thinks_by_default(template)
         model = load_model(folder, config, progress)
+        precompiler = Precompiler(model, folder)
+        precompiler.wait() if fusion.choice() == "on" else precompiler.load()
         notices = [template.notice] if template.notice else []
         return cls(
             folder=folder,
@@ -61,6 +66,7 @@ class Engine:
             generation_config=load_generation_config(folder),
             notices=(*notices, *model.policy.notices),
             thinks_by_default=thinks,
+            precompiler=precompiler,
         )
 
     @property

@@ -5,8 +5,6 @@ keep weights dense), QCHAT_COMPILE (`auto`, `on`, `off`). `linux_cpu` reads its 
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,8 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UsageError
+from .fusion import Fused, choice
 from .linux_cpu import keep_freed_pages, open_blas
 from .memory import host_available_nbytes
+from .subnormals import flush_on_request
 
 
 def cache_path(name: str) -> Path | None:
@@ -35,6 +35,7 @@ def _keep_compiled_kernels() -> None:
         os.environ.setdefault("MLX_PTX_CACHE_DIR", str(path))
 
 
+flush_on_request()
 _blas_notice = open_blas()
 keep_freed_pages()
 _keep_compiled_kernels()
@@ -82,12 +83,6 @@ def choose_policy(parameters: int) -> Policy:
         notices.append(
             "the weights do not fit in memory as float32, so they stay packed, which is slower on a CPU"
         )
-    if not _can_compile() and _read_choice("QCHAT_COMPILE", ("on", "off")) == "auto":
-        notices.append("no C++ compiler was found, so decoding is slower: install g++")
-    if not gpu and _can_compile() and not _cpu_kernel_folder().exists():
-        notices.append(
-            "MLX compiles its kernels once for this machine, so the first reply takes about 15 s longer"
-        )
     return Policy(
         activations=DTYPES.get(activations, mx.bfloat16 if gpu else mx.float32),
         dense=dense == "on" or (dense == "auto" and not gpu and _dense_fits(parameters)),
@@ -96,8 +91,13 @@ def choose_policy(parameters: int) -> Policy:
 
 
 def fuse(function: F) -> F:
-    """Compile `function` with MLX, which fuses elementwise operations; unchanged without a compiler."""
-    return mx.compile(function) if _can_compile() else function  # pyright: ignore[reportReturnType]
+    """Fuse the elementwise operations of `function` by MLX's compiler; on a CPU once its kernels exist.
+
+    Raises UsageError for a bad QCHAT_COMPILE.
+    """
+    if choice() == "off":
+        return function
+    return mx.compile(function) if on_gpu() else Fused(function, mx.compile)  # pyright: ignore[reportReturnType]
 
 
 def _read_choice(variable: str, values: tuple[str, ...]) -> str:
@@ -111,14 +111,3 @@ def _read_choice(variable: str, values: tuple[str, ...]) -> str:
 def _dense_fits(parameters: int) -> bool:
     free = host_available_nbytes()
     return free == 0 or 4 * parameters <= DENSE_SHARE * free
-
-
-def _cpu_kernel_folder() -> Path:
-    """Return the folder where MLX caches the kernels that it compiled for the CPU."""
-    return Path(tempfile.gettempdir()) / "mlx" / version("mlx") / "cpu"
-
-
-def _can_compile() -> bool:
-    """Whether MLX can compile: on a CPU it calls the system's g++."""
-    choice = _read_choice("QCHAT_COMPILE", ("on", "off"))
-    return choice == "on" or (choice == "auto" and (on_gpu() or shutil.which("g++") is not None))

@@ -94,6 +94,8 @@ def measure(folder: Path, runs: int = RUNS) -> BenchRun:
     begin = time.perf_counter()
     engine = Engine.load(folder)
     load_seconds = time.perf_counter() - begin
+    if engine.precompiler is not None:
+        engine.precompiler.wait()
     mx.reset_peak_memory()
     conversations = []
     for run in range(runs):

@@ -11,12 +11,16 @@ LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
 POLYNOMIAL_FROM = 512
+# below this e**x is taken as 0: against a sum of 1 it is far below float32's precision, and products with it
+# would be subnormal numbers, for which Intel CPUs need a hundred times as long
+SMALLEST_EXPONENT = -60.0
 COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 
 
 def _polynomial_exp(x: mx.array) -> mx.array:
-    """Return e**x in float32 for x clipped to [-87, 88]; below that the true value is under 1e-37."""
-    x = mx.clip(x.astype(mx.float32), -87.0, 88.0)
+    """Return e**x in float32: 0 for x below SMALLEST_EXPONENT, where it is under 1e-26; caps x at 88."""
+    x = x.astype(mx.float32)
+    x = mx.where(x < SMALLEST_EXPONENT, -88.0, mx.minimum(x, 88.0))  # of 2**-127 the bits below are 0
     shifted = x * LOG2E + ROUNDER
     n = shifted - ROUNDER
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -32,7 +36,7 @@ _fused_exp = fuse(_polynomial_exp)
 
 
 def exp(x: mx.array) -> mx.array:
-    """Return e**x in float32; the polynomial clips x to [-87, 88]."""
+    """Return e**x in float32, on a CPU by polynomial for many values: 0 for x below SMALLEST_EXPONENT."""
     return _fused_exp(x) if _polynomial_pays(x) else mx.exp(x.astype(mx.float32))
 
 

@@ -23,6 +23,8 @@ MEMORY_SECONDS = 0.25
 GRACE_SECONDS = 2.0
 PARENT_SECONDS = 1.0
 READ_NBYTES = 1 << 16
+# stands among requests for: look whether there is work to do besides
+WAKE = Request(0, "", {})
 # of these only the last one tells anything
 REPLACED = ("load", "prefill", "progress", "memory")
 JOINED = ("thought", "text")
@@ -137,7 +139,7 @@ def _merge(events: list[dict[str, Any]], event: dict[str, Any]) -> None:
 
 
 class Inbox:
-    """Requests from the file descriptor `source`, in `waiting`; None there means the end.
+    """Requests from the file descriptor `source`, in `waiting`; None there means the end, WAKE no request.
 
     `urgent` is called, on this thread, with requests that are served at once; `refused` with a line's error
     and the number of its call, if it has one; `left` when the other side has gone or SIGTERM came. The
@@ -162,6 +164,10 @@ class Inbox:
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl+c is for the front end
         threading.Thread(target=self._run, name="reader", daemon=True).start()
+
+    def wake(self) -> None:
+        """Put WAKE into `waiting`; from any thread."""
+        self.waiting.put(WAKE)
 
     def _run(self) -> None:
         line, skipping = bytearray(), False

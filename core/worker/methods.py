@@ -5,6 +5,8 @@ Raises QchatError for whatever cannot be done, and what MLX raises.
 """
 
 import gc
+import subprocess
+import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -25,6 +27,7 @@ from ..storage.store import Store
 from .jobs import run_job
 from .protocol import JOB_METHODS, Cancelled
 
+COMPILING = "compiling faster kernels for this model"
 # what a session is made with; the rest of a load's parameters says where from
 SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapshot_budget")
 # of these, what a stored conversation brings along
@@ -37,14 +40,27 @@ Params = Mapping[str, Any]
 class Desk:
     """One engine with one session at a time, both absent before `load`."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None], cancelled: Callable[[], bool]):
-        """`tell` takes events of the request at hand; `cancelled` says whether it is to stop."""
+    def __init__(
+        self,
+        tell: Callable[[dict[str, Any]], None],
+        cancelled: Callable[[], bool],
+        *,
+        background: Callable[[str], None] | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ):
+        """`tell` takes events of the request at hand; `cancelled` says whether it is to stop.
+
+        `background` takes one line about work that no request waits for, and an empty one when that is done;
+        `wake` asks, from any thread, for a call of `spare_work`.
+        """
         self._tell, self._cancelled = tell, cancelled
+        self._background, self._wake = background or (lambda _: None), wake
         self._engine: Engine | None = None
         self._session: Session | None = None
         self._store: Store | None = None
         self._options: dict[str, Any] = {}
         self._bandwidth: float | None = None
+        self._replied = False
 
     def do(self, method: str, params: Params) -> Result:
         """The result of one of `protocol.METHODS`, whose parameters are checked."""
@@ -75,9 +91,12 @@ class Desk:
         }
 
     def spare_work(self) -> Generator[None]:
-        """Piece by piece what can be done while nothing is asked: measure the machine, read ahead."""
+        """Piece by piece what can be done while nothing is asked: compile kernels, measure the machine, read
+        ahead."""
         if self._session is None:
             return
+        self._fuse(self._session.engine)
+        yield
         if self._bandwidth is None:
             self._bandwidth = copy_bandwidth()
             yield
@@ -87,6 +106,23 @@ class Desk:
         except Exception:
             self._session.live.forget()  # the next question reads it, and says what is wrong
             raise
+
+    def _fuse(self, engine: Engine) -> None:
+        """Let the model run fused, or have what it needs for that compiled meanwhile."""
+        precompiler = engine.precompiler
+        if precompiler is None or precompiler.compiling:
+            return
+        # the first reply has the machine to itself
+        child = None if precompiler.load() or not self._replied else precompiler.begin()
+        self._background("" if child is None else COMPILING)
+        if child is not None:
+            threading.Thread(target=self._wake_after, args=(child,), daemon=True).start()
+
+    def _wake_after(self, child: subprocess.Popen[bytes]) -> None:
+        if child.wait() == 0:
+            self._wake()
+        else:
+            self._background("")
 
     def close(self) -> None:
         """Close the store; nothing is saved that was not yet."""
@@ -166,6 +202,7 @@ class Desk:
                 session.cancel()  # it came before there was a reply to stop
             for event in events:
                 self._tell(to_json(event))
+        self._replied = True
         return self._state()
 
     def _send(self, params: Params) -> Result:

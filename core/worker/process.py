@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.launcher import follows
 from ..errors import DoesNotFit, GenerationError, QchatError, UsageError
-from .channel import Inbox, Outbox
+from ..machine.subnormals import flush_process
+from .channel import WAKE, Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Worker:
         self._current: int | None = None
         self._to_cancel: set[int] = set()
         self._left = False
+        self._background = ""
         self._outbox = Outbox(output, lambda: self._desk.figures() if self._desk else None)
 
     def serve(self) -> None:
@@ -44,13 +46,17 @@ class Worker:
         from .methods import Desk
 
         join_ranks()  # the other ranks wait for it
-        self._desk = desk = Desk(self._outbox.event, self._cancelled)
+        self._desk = desk = Desk(
+            self._outbox.event, self._cancelled, background=self._tell_background, wake=inbox.wake
+        )
         method = ""
         while method != "shutdown":
             self._use_spare_time(desk, inbox)
             request = inbox.waiting.get()
             if request is None:
                 break
+            if request is WAKE:
+                continue
             self._outbox.begin(request.id)
             self._outbox.end(request.id, self._answer(desk, request))
             method = request.method
@@ -82,6 +88,11 @@ class Worker:
             self._desk.cancel()
 
     # the loop
+
+    def _tell_background(self, text: str) -> None:
+        if text != self._background:
+            self._background = text
+            self._outbox.say({"event": "background", "text": text})
 
     def _cancelled(self) -> bool:
         return self._left or self._current in self._to_cancel
@@ -129,6 +140,7 @@ def main() -> None:
     else:
         serve = Worker(0, output).serve
     try:
+        flush_process()  # before MLX's threads exist: they inherit it
         serve()
     except QchatError as error:  # the front end will find it in the log
         print(error, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@
     result   {"id": 7, "result": {...}}       one of these two ends a call, and comes once
     error    {"id": 7, "error": {"kind": "WeightsError", "message": "one sentence", "exit_code": 3}}
     unasked  {"event": "ready", "protocol": 1, "pid": 4711}, the first line; {"event": "log", "text": ...};
+             {"event": "background", "text": ...}, what is done beside all calls, empty when that is over;
              an error whose id is null, for a line that is no request
 
 Events of a reply are those of `events.py`. Besides: `load` (done_nbytes, total_nbytes, detail), `unloaded`,

@@ -158,11 +158,13 @@ def _seen(future: "asyncio.Future[dict[str, Any]]") -> None:
 class EngineClient:
     """One engine process. `on_death` is called once, with a sentence, unless `stop` ended it.
 
-    `log` holds the last lines that the engine wrote to its stderr; `ready` its first message.
+    `log` holds the last lines that the engine wrote to its stderr; `ready` its first message. `on_background`
+    is called with one line about what the engine does beside all calls, empty when that is over.
     """
 
     def __init__(self, command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None):
         self.on_death: Callable[[str], None] | None = None
+        self.on_background: Callable[[str], None] | None = None
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.ready: dict[str, Any] = {}
         self._command, self._env = command, env or {}
@@ -292,6 +294,9 @@ class EngineClient:
                 call.end(_error(error))
             case {"event": "ready"}:
                 self._greeted(message)
+            case {"event": "background", "text": str(text)}:
+                if self.on_background is not None:
+                    self.on_background(text)
             case {"event": "log", "text": str(text)}:
                 self._note(text)
             case {"event": str()} if call:

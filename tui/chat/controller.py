@@ -191,6 +191,7 @@ class Chat:
         if self.client is None or not self.client.alive:
             client = self.client = self._factory()
             client.on_death = self._died
+            client.on_background = self._background
             self.model = None
             await client.start()
         return self.client
@@ -203,7 +204,12 @@ class Chat:
             raise UsageError("no model is loaded: /load NAME")
         return self.client
 
+    def _background(self, text: str) -> None:
+        self.status.background = text
+        self.view.status(self.status)
+
     def _died(self, reason: str) -> None:
+        self.status.background = ""
         tokens = self.status.context_tokens
         where = f" at {tokens:,} tokens of context" if tokens else ""
         self.model = None

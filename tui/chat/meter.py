@@ -24,7 +24,7 @@ class Status:
 
     `seconds` since the phase's task began; `history_of_speed` in tokens/s, the last quarter seconds, oldest
     first; `bandwidth_share` of what the machine copies per second; `last` is the `performance` of the last
-    reply, with its counts; `reason` is why the engine is dead.
+    reply, with its counts; `reason` is why the engine is dead; `background` is what it does unasked.
     """
 
     phase: Phase = "starting"
@@ -46,6 +46,7 @@ class Status:
     bandwidth_share: float | None = None
     last: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    background: str = ""
 
 
 class Meter:

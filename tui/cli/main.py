@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     if follows():
-        from ...core import follow
+        from ...core import flushing, follow
 
         if not {"--help", "-h", "--version"} & set(argv):
-            follow()
+            with flushing():
+                follow()
         return 0
     if argv and argv[0] in VERBS:
         return run_verb(argv[0], argv[1:])
@@ -62,7 +63,12 @@ def _run(argv: Sequence[str]) -> int:
     if args.words and args.prompt is not None:
         raise UsageError("the prompt was given twice: with -p and as words after MODEL")
     settings = _settings(args)
-    return _chat(args, settings) if _is_chat(args) else _answer(args, settings)
+    if _is_chat(args):
+        return _chat(args, settings)
+    from ...core import flushing
+
+    with flushing():
+        return _answer(args, settings)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":

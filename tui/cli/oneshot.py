@@ -65,7 +65,16 @@ def run(request: Request) -> int:
     _close(request, done)
     if request.store is not None:
         session.save_state()
+    _compile_for_later(request)
     return EXIT_CODES[done.finish_reason]
+
+
+def _compile_for_later(request: Request) -> None:
+    """Have a process of its own compile, for later runs, the kernels that this one did without."""
+    from ...core import compile_for_later
+
+    if compile_for_later() and request.stats:
+        note("faster kernels are being compiled in the background: later runs will use them")
 
 
 def _session(request: Request) -> "Session":

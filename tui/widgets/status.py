@@ -120,6 +120,8 @@ class Status(Line):
         if speed := _figure(facts.last, "decode_tokens_per_s"):
             first = _figure(facts.last, "seconds_to_first_token")
             pieces.append(piece(f"last {_speed(speed)} tok/s · first token {first:.1f} s", "dim", 4))
+        if facts.background:
+            pieces.append(piece(printable(facts.background), "dim", 6))
         return pieces
 
 

@@ -1,4 +1,4 @@
-"""One builder makes every model: of a folder, of weights from anywhere, or a rank's share; or the head alone."""
+"""One builder makes every model: of a folder, of given weights, of a rank's share, or the head alone."""
 
 from pathlib import Path
 
