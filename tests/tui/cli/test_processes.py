@@ -29,8 +29,8 @@ COMMAND = """
 import os, sys, time
 import qchat.core
 from qchat.core.events import Done, Prefill, Text
-from qchat.tui import choice
-from qchat.tui.cli import main
+from qchat.tui.cli import choice
+from qchat.tui.cli.main import main
 
 choice.choose_model = lambda name, *_, **__: (name, None)
 

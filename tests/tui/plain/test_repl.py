@@ -202,11 +202,11 @@ def test_a_terminated_chat_gives_the_terminal_back(model: Path):
 SCRIPTED = """
 import sys
 from pathlib import Path
-from qchat.tui.beginning import Beginning
-from qchat.tui.chat import Chat
-from qchat.tui.history import History
-from qchat.tui.repl import run
-from qchat.tui.settings import Settings
+from qchat.tui.chat.start import Beginning
+from qchat.tui.chat.controller import Chat
+from qchat.tui.user.history import History
+from qchat.tui.plain.repl import run
+from qchat.tui.user.settings import Settings
 from tests.tui.fake_engine import FakeEngine
 
 long = {"method": "send", "answer": "word " * 2000, "seconds": 0.01}
