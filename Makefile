@@ -1,60 +1,63 @@
-# `make` alone lists the targets; PYTHON is the interpreter that the tools and tests run under
+# `make` alone lists the targets. PYTHON is the interpreter that runs the tools and the tests.
 VENV := .venv
 PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format lint types imports test fuzz pictures bench-conversation bench-peer bench-convert
-.PHONY: bench-ui bench-turns bench-gpu
+.PHONY: help setup check format lint types imports test fuzz pictures tables bench-conversation bench-peer
+.PHONY: bench-convert bench-ui bench-turns bench-gpu
 
-help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## make .venv with qchat, its tests' and its developers' tools, at the pinned versions
+setup: ## create .venv with qchat, the test tools and the developer tools, all at pinned versions
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable . --group dev
 
-check: format lint types test ## all that must pass before a change lands; `test` includes the import rules
+check: format lint types test ## run everything that must pass before a change lands
 
-format: ## is the code formatted? (`ruff format` does it)
+format: ## check the formatting (`ruff format` fixes it)
 	$(PYTHON) -m ruff format --check
 
-lint: ## common mistakes and style
+lint: ## check for common mistakes and style
 	$(PYTHON) -m ruff check
 
-types: ## type errors, in the code and in the tests
+types: ## check the types of the code and of the tests
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
-imports: ## who may import whom, and the README's map of modules
+imports: ## check the import rules and the maps of modules in the READMEs (part of test)
 	$(PYTHON) -m pytest tests/test_imports.py
 
-test: ## every test
+test: ## run every test
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
-fuzz: ## 320 random conversations, each step compared with a cold run; 200 random troubles of a download
+fuzz: ## run 320 random conversations, each step compared with a cold run, and 200 downloads with random faults
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/conversation/test_cached_equals_cold.py -k script
 	TESTS_FETCHES=200 $(PYTHON) -m pytest tests/core/hub/test_fetch_safety.py
 
-pictures: ## the README's pictures, made by the app itself
+pictures: ## take the READMEs' pictures with the app itself
 	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py
 
-bench-ui: ## what the screens cost, beside their budgets
+tables: ## write the tables of tui/README.md from the code
+	PYTHONPATH=.dev:. $(PYTHON) tests/make_tables.py
+
+bench-ui: ## measure what the screens cost, beside their budgets
 	$(PYTHON) tests/bench_ui.py
 	PYTHONPATH=.dev:. $(PYTHON) tests/bench_worker.py
 
-bench-conversation: ## what each turn reads, cached and not; reopening; memory
+bench-conversation: ## measure what each turn reads, with and without snapshots, and what reopening costs
 	$(PYTHON) tests/bench_conversation.py
 
-bench-turns: ## memory over 200 turns, beside mlx-lm's chat (needs the `peers` group)
+bench-turns: ## measure memory over 200 turns, beside mlx-lm's chat (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_turns.py
 
-bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
+bench-peer: ## race mlx-lm on one model, in tokens/s (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py
 
-bench-convert: ## seconds, MB/s and memory of converting 8 GB, beside mlx_lm.convert (needs `peers`)
+bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_convert.py
 
-bench-gpu: ## on an NVIDIA GPU: every kernel against float32, then the speed of all variants of CONFIGS
+bench-gpu: ## on an NVIDIA GPU, compare every kernel with float32, then time all variants of CONFIGS
 	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/check_kernels.py
 	PYTHONPATH=.dev $(PYTHON) tests/gpu/race.py $(CONFIGS)

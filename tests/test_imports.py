@@ -227,7 +227,7 @@ def test_a_planted_circle_for_type_checkers_is_found(tmp_path: Path, monkeypatch
     )
 
 
-# --- core/README.md: floors of packages, and a line for every module ---
+# --- the READMEs of core and tui: floors of packages, and a line for every package and module ---
 
 
 def table_rows(readme: str, pattern: str) -> list[tuple[str, ...]]:
@@ -286,9 +286,23 @@ def modules_of(package: str) -> set[str]:
     return {path.as_posix() for path in paths if path.name not in ("__init__.py", "__main__.py")}
 
 
-def test_the_map_of_core_names_every_module_once_and_no_other():
-    listed = [name for (name,) in table_rows("core/README.md", r"`([\w/]+\.py)` \|")]
-    assert sorted(listed) == sorted(modules_of("core"))
+def packages_of(package: str) -> set[str]:
+    """Return the packages inside core or tui as paths below it."""
+    paths = (path.parent.relative_to(ROOT / package).as_posix() for path in sources(package))
+    return {path for path in paths if path != "."}
+
+
+@pytest.mark.parametrize("package", ["core", "tui"])
+def test_the_map_names_every_module_once_and_no_other(package: str):
+    listed = [name for (name,) in table_rows(f"{package}/README.md", r"`([\w/]+\.py)` \|")]
+    entry_point = {"__main__.py"} & {path.name for path in (ROOT / package).iterdir()}
+    assert sorted(listed) == sorted(modules_of(package) | entry_point)
+
+
+@pytest.mark.parametrize("package", ["core", "tui"])
+def test_the_map_names_every_package_once_and_no_other(package: str):
+    listed = [name for (name,) in table_rows(f"{package}/README.md", r"(?:\d+ *\| *)?`([\w/]+)/` \|")]
+    assert sorted(listed) == sorted(packages_of(package))
 
 
 def test_a_package_has_few_modules_and_a_module_few_lines():
@@ -297,15 +311,3 @@ def test_a_package_has_few_modules_and_a_module_few_lines():
         assert len(modules) <= MAX_MODULES, package
     for path in sources("core"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, path
-
-
-# --- README.md: table rows that begin with `tui/NAME.py` or a package `tui/NAME/` ---
-
-
-def test_the_readme_names_every_module_of_the_front_end_once():
-    listed = [name for (name,) in table_rows("README.md", r"`tui/([\w/]+(?:\.py|/))`")]
-    packages = tuple(entry for entry in listed if entry.endswith("/"))
-    modules = {name for name in modules_of("tui") if not name.startswith(packages)} | {"__main__.py"}
-    assert len(listed) == len(set(listed))
-    assert {entry for entry in listed if entry.endswith(".py")} == modules
-    assert all((ROOT / "tui" / entry).is_dir() for entry in packages)

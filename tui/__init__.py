@@ -1,3 +1,3 @@
 """The front ends: what a person types and sees. Everything about models is `qchat.core`'s."""
 
-__version__ = "0.1.0"
+from qchat import __version__ as __version__  # absolute: the checkout's root is no package

@@ -1,4 +1,4 @@
-"""The words that `qchat` itself takes: one parser, from which --help and shell completion are made too.
+"""The arguments of `qchat` itself: one parser, the source of --help and of shell completion.
 
 Every option that is a setting is named in the namespace as `settings.KEYS` names it. Imports nothing heavy.
 """
@@ -12,35 +12,50 @@ from .verbs import VERBS, Parser
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps every paragraph by itself; lists, which are indented, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in paragraphs)
+
+
 def parser() -> Parser:
-    """The parser of everything but verbs."""
+    """Return the parser of everything but verbs."""
+    verbs = "\n".join(f"  {verb:<11} {what}" for verb, what in VERBS.items())
     parser = Parser(
         prog="qchat",
         allow_abbrev=False,
-        usage="qchat [MODEL] [WORDS ...] [options]",
-        description="Chat with a Qwen3.5 or Qwen3.6 model on this machine.",
-        epilog="At a terminal a chat begins, and WORDS are the first message. With -p, or text piped in, "
-        "one prompt is answered: what was piped comes first, then files, then the prompt; the answer goes to "
-        "stdout, all else to stderr. "
-        f"Other commands: {', '.join(f'qchat {verb} ({what})' for verb, what in VERBS.items())}. "
-        "A path with a / is always a model.",
+        formatter_class=HelpFormatter,
+        usage="qchat [MODEL] [WORDS ...] [options]\n       qchat COMMAND ...",
+        description="Chat with a Qwen3.5 or Qwen3.6 model on this machine.\n\n"
+        f"commands, described by `qchat help COMMAND`:\n{verbs}",
+        epilog="At a terminal, a chat opens and WORDS are its first message. With -p or with text piped in, "
+        "one prompt is answered: piped text comes first, then files, then the prompt. The answer goes to "
+        "stdout, everything else to stderr.\n\n"
+        "A name with a / in it is always a model's.",
     )
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a model's folder, name or Hugging Face id (by default the one used last, or the small one "
+        help="a model's folder, name or Hugging Face id (default: the last one used, or the small one "
         "in the package)",
     )
-    parser.add_argument("words", nargs="*", type=_text, metavar="WORDS", help="what to say to the model")
-    parser.add_argument("--version", action="version", version=f"qchat {__version__}")
+    parser.add_argument("words", nargs="*", type=_text, metavar="WORDS", help="the first message")
+    parser.add_argument(
+        "--version", action="version", version=f"qchat {__version__}", help="show the version and exit"
+    )
     _add_input(parser.add_argument_group("input"))
     _add_output(parser.add_argument_group("output"))
     _add_screen(parser.add_argument_group("chat"))
     _add_reply(parser.add_argument_group("reply"))
-    _add_sampling(parser.add_argument_group("sampling", "by default as the model's authors recommend"))
+    _add_sampling(
+        parser.add_argument_group("sampling", "defaults are those that the model's authors recommend")
+    )
     _add_memory(parser.add_argument_group("memory"))
-    _add_ranks(parser.add_argument_group("several processes or machines, which share the chat's model"))
+    _add_ranks(parser.add_argument_group("several processes or machines that share the model"))
     return parser
 
 
@@ -51,7 +66,7 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument("-s", "--system", type=_text, metavar="TEXT", help="the system prompt")
     group.add_argument(
-        "--yes", action="store_true", help="fetch a model that is not on this machine without asking"
+        "--yes", action="store_true", help="download a model that is not on this machine without asking"
     )
     group.add_argument(
         "-c",
@@ -59,10 +74,10 @@ def _add_input(group: Any) -> None:
         dest="session",
         action="store_const",
         const="latest",
-        help="go on with the last conversation",
+        help="continue the last conversation",
     )
     group.add_argument(
-        "--session", type=_text, metavar="ID", help="go on with a conversation: its number or title"
+        "--session", type=_text, metavar="ID", help="continue a conversation, given its number or title"
     )
 
 
@@ -85,7 +100,7 @@ def _add_output(group: Any) -> None:
         nargs="?",
         const="",
         metavar="LANG",
-        help="print only the first code block, or the first in LANG",
+        help="print only the first code block, or the first one in LANG",
     )
     group.add_argument("--show-thinking", action="store_const", const=True, help="show the model's thoughts")
     group.add_argument(
@@ -99,9 +114,9 @@ def _add_screen(group: Any) -> None:
         "--plain", action="store_const", const=True, help="chat line by line instead of full-screen"
     )
     group.add_argument(
-        "--screen-reader", action="store_const", const=True, help="the same, in words instead of drawings"
+        "--screen-reader", action="store_const", const=True, help="the same, with words in place of drawings"
     )
-    group.add_argument("--theme", metavar="NAME", help="colours; auto suits the terminal")
+    group.add_argument("--theme", metavar="NAME", help="colour theme; auto matches the terminal")
     group.add_argument(
         "-o",
         "--option",
@@ -118,10 +133,10 @@ def _add_reply(group: Any) -> None:
     group.add_argument(
         "--think",
         action=argparse.BooleanOptionalAction,
-        help="have the model think before it answers, or not",
+        help="think before answering, or answer at once",
     )
-    group.add_argument("--effort", choices=EFFORTS, help="how much to think; none and low: not at all")
-    group.add_argument("--thinking-budget", type=int, metavar="N", help="end the thought after N tokens")
+    group.add_argument("--effort", choices=EFFORTS, help="how much to think; none and low turn thinking off")
+    group.add_argument("--thinking-budget", type=int, metavar="N", help="end each thought after N tokens")
     group.add_argument("--max-tokens", type=int, metavar="N", help="end the reply after N tokens (2048)")
     group.add_argument(
         "--stop",
@@ -135,13 +150,13 @@ def _add_reply(group: Any) -> None:
 def _add_sampling(group: Any) -> None:
     for name, kind, meaning in (
         ("temperature", float, "0 takes the most likely token"),
-        ("top-p", float, "keep the likeliest tokens up to this probability in all"),
-        ("top-k", int, "keep this many tokens; 0 keeps all"),
-        ("min-p", float, "keep tokens at least this likely relative to the likeliest"),
-        ("repetition-penalty", float, "divide the logits of generated tokens; 1 is none"),
-        ("presence-penalty", float, "subtract from the logits of generated tokens"),
-        ("frequency-penalty", float, "subtract for each time a token was generated"),
-        ("seed", int, "equal seeds give equal replies"),
+        ("top-p", float, "sample from the most likely tokens whose probabilities add up to X"),
+        ("top-k", int, "sample from the N most likely tokens; 0 keeps all"),
+        ("min-p", float, "drop tokens less likely than X times the most likely one"),
+        ("repetition-penalty", float, "divide the logits of generated tokens by X; 1 has no effect"),
+        ("presence-penalty", float, "subtract X from the logits of generated tokens"),
+        ("frequency-penalty", float, "subtract X for each time a token was generated"),
+        ("seed", int, "the same seed gives the same reply"),
     ):
         group.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=meaning)
 
@@ -151,19 +166,21 @@ def _add_memory(group: Any) -> None:
         "--history", choices=("preserve", "strip"), help="keep earlier thoughts in the context, or drop them"
     )
     group.add_argument("--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens")
-    group.add_argument("--snapshot-budget", metavar="SIZE", help="memory for kept states, such as '2 GB'")
-    group.add_argument("--kv-bits", type=int, choices=(8, 16), help="bits of a kept key or value (16)")
+    group.add_argument("--snapshot-budget", metavar="SIZE", help="memory for snapshots, such as '2 GB'")
+    group.add_argument("--kv-bits", type=int, choices=(8, 16), help="bits of each cached key and value (16)")
 
 
 def _add_ranks(group: Any) -> None:
     shared = group.add_mutually_exclusive_group()
-    shared.add_argument("--ranks", type=int, metavar="N", help="N processes of this machine")
+    shared.add_argument(
+        "--ranks", type=int, metavar="N", help="share the model among N processes of this machine"
+    )
     shared.add_argument(
         "--hostfile",
         type=_text,
         metavar="FILE",
-        help="the machines of FILE, as mlx.launch takes it, this one first; one prompt alone is shared with "
-        "mlx.launch -n N -- qchat MODEL -p TEXT",
+        help="share it among the machines that FILE lists, a hostfile of mlx.launch whose first host is this "
+        "machine; for a single prompt run mlx.launch -n N -- qchat MODEL -p TEXT",
     )
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...core.errors import ModelError
 from ..user.settings import Settings
 
 
@@ -22,3 +23,17 @@ def choose_model(name: str | None, settings: Settings, *, yes: bool) -> tuple[Pa
         folder = obtain(named, yes=yes, places=places)
     library.remember(folder, places)
     return folder, None
+
+
+def is_path_or_model(name: str) -> bool:
+    """Tell whether `name` is a path, a model on this machine, or a published one. Raises UsageError."""
+    from ...core.hub import library
+
+    try:
+        return Path(name).exists() or bool(
+            library.find(name, library.Places.of(Settings.load()["models_dir"]))
+        )
+    except library.NotHere:
+        return True
+    except ModelError:
+        return False

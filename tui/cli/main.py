@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from ...core import follows, is_rank
 from ...core.errors import DoesNotFit, QchatError, UsageError
 from ..text.output import OutputError, note, write
-from .verbs import VERBS
+from .verbs import VERBS, closest_verb
 from .verbs import run as run_verb
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     if argv and argv[0] in VERBS:
         return run_verb(argv[0], argv[1:])
+    if argv:
+        _refuse_mistyped_verb(argv[0])
     from .arguments import parser
 
     try:
@@ -69,6 +71,19 @@ def _run(argv: Sequence[str]) -> int:
 
     with flushing():
         return _answer(args, settings)
+
+
+def _refuse_mistyped_verb(word: str) -> None:
+    """Raises UsageError for a word that resembles a verb and names neither a path nor a model."""
+    if word.startswith("-") or "/" in word:
+        return
+    near = closest_verb(word)
+    if near is None:
+        return
+    from .choice import is_path_or_model
+
+    if not is_path_or_model(word):
+        raise UsageError(f"{word:.60} is neither a command nor a model; did you mean `qchat {near}`?")
 
 
 def _settings(args: argparse.Namespace) -> "Settings":

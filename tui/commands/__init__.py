@@ -223,7 +223,7 @@ def page(command: Command) -> Report:
 
 
 def markdown_table() -> str:
-    """The commands as the README has them."""
+    """Return the commands as tui/README.md lists them."""
     rows = ["| command | what it does |", "|---|---|"]
     for command in COMMANDS:
         others = "".join(f", `/{name}`" for name in command.names[1:])

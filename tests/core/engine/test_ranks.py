@@ -213,7 +213,7 @@ def test_ranks_end_with_a_front_end_that_is_killed(folders: list[Path], tmp_path
 
 FRONT = """
 import asyncio, sys
-from qchat.tui.client import EngineClient, behind_launcher, shared_command
+from qchat.tui.chat.client import EngineClient, behind_launcher, shared_command
 async def chat():
     client = EngineClient(shared_command(ranks=2), behind_launcher())
     await client.start()

@@ -76,6 +76,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
     monkeypatch.setitem(vars(core), "load_session", loader)
     monkeypatch.setattr(choice, "choose_model", lambda name, *_, **__: (name or EMBEDDED_MODEL, None))
+    monkeypatch.setattr(choice, "is_path_or_model", lambda _: True)
     pipe_in(monkeypatch, b"")
     return loader
 

@@ -33,6 +33,7 @@ from qchat.tui.cli import choice
 from qchat.tui.cli.main import main
 
 choice.choose_model = lambda name, *_, **__: (name, None)
+choice.is_path_or_model = lambda _: True
 
 class Session:
     cancelled = False

@@ -664,7 +664,7 @@ def test_labels_of_branches_are_short():
 
 
 def test_the_readme_has_every_command_and_key_as_they_are():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "tui/README.md").read_text(encoding="utf-8")
     assert markdown_table() in readme
     for keys, meaning in Keymap().rows():
         assert f"| {' '.join(f'`{key}`' for key in keys.split())} | {meaning} |" in readme

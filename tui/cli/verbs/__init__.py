@@ -1,4 +1,4 @@
-"""The commands besides chatting: `qchat VERB ...`, one module each, imported only when its verb is used.
+"""Commands other than chatting: `qchat VERB ...`, one module each, imported only when its verb is used.
 
 A verb's module has `add_arguments(parser)` and `run(args) -> int`; its docstring is its help.
 """
@@ -15,17 +15,18 @@ from ...text.output import write
 from ...user.paths import user_path
 
 VERBS = {
-    "bench": "measure a model's speed, alone or against others",
+    "bench": "measure a model's speed, alone or against other runtimes",
     "calibrate": "measure which inputs matter, for convert's --imatrix-path",
     "card": "rewrite a model folder's card",
-    "completion": "print a script that completes qchat's words in a shell",
+    "completion": "print a completion script for bash, zsh or fish",
     "config": "show the settings and where each comes from",
-    "convert": "make or plan a quantized model",
-    "eval": "measure a model's quality, alone or against another",
+    "convert": "make a quantized model, or plan one",
+    "eval": "measure a model's quality, alone or against another model",
+    "help": "show this page, or a command's: qchat help COMMAND",
     "inspect": "show what a model folder holds",
-    "models": "list the models here and those to be had, or delete one",
-    "plan": "show what running a model would take of the memory",
-    "pull": "fetch a model from Hugging Face",
+    "models": "list local and published models, or delete a local one",
+    "plan": "show the memory that a model needs and the context that fits",
+    "pull": "download a model from Hugging Face",
     "sessions": "list, search, export and delete conversations",
 }
 
@@ -44,6 +45,13 @@ def model_folder(name: str) -> Path:
 
     path = user_path(name)
     return path if path.exists() else find(name, Places.of(Settings.load()["models_dir"]))
+
+
+def closest_verb(word: str) -> str | None:
+    """Return the one of VERBS that `word` is most like, or None if it is like none."""
+    from ...user.settings import closest
+
+    return closest(word.lower(), VERBS)
 
 
 def parser_of(verb: str) -> Parser:
