@@ -46,7 +46,8 @@ def table(header: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 def setting_rows(keys: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     for key in keys.values():
-        yield f"`{key.name}`", key.kind.wanted, shown(key.default), "yes" if key.project else "no", key.meaning
+        project = "yes" if key.project else "no"
+        yield f"`{key.name}`", key.kind.wanted, shown(key.default), project, key.meaning
 
 
 def shown(default: Any) -> str:
