@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test fuzz pictures bench-conversation bench-peer bench-convert
-.PHONY: bench-ui bench-turns bench-gpu
+.PHONY: bench-ui bench-turns bench-gpu bench-start
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,13 +43,16 @@ bench-ui: ## what the screens cost, beside their budgets
 	$(PYTHON) tests/bench_ui.py
 	PYTHONPATH=.dev:. $(PYTHON) tests/bench_worker.py
 
+bench-start: ## seconds to the first token and the first paint, on a fresh home and on a warm one
+	$(PYTHON) tests/bench_start.py
+
 bench-conversation: ## what each turn reads, cached and not; reopening; memory
 	$(PYTHON) tests/bench_conversation.py
 
 bench-turns: ## memory over 200 turns, beside mlx-lm's chat (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_turns.py
 
-bench-peer: ## tokens/s here against mlx-lm's on one model (needs the `peers` group)
+bench-peer: ## tokens/s here against mlx-lm's and llama.cpp's on one model (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py
 
 bench-convert: ## seconds, MB/s and memory of converting 8 GB, beside mlx_lm.convert (needs `peers`)

@@ -1,8 +1,8 @@
 """Functions in two forms, plain and fused by MLX's compiler, and the folder of kernels behind the fused one.
 
 On a CPU MLX calls g++, half a second for each kernel, when a fused function is first evaluated. No reply
-waits for that: a function runs plain until its kernels are loaded. `engine.precompile` compiles them in a child
-process, into a private folder: MLX's own place, the temporary folder, may be shared with other users.
+waits for that: a function runs plain until its kernels are loaded. `engine.precompile` compiles them in a
+child process, into a private folder: MLX's own is a temporary one, which may be shared with other users.
 QCHAT_COMPILE is `auto`, `off` (always plain) or `on` (compile while loading a model, and wait).
 """
 
@@ -27,6 +27,8 @@ from ..errors import UsageError
 F = TypeVar("F", bound=Callable)
 # functions choose between forms of an exponential by the number of values
 MANY_VALUES = 512
+# up to so many rows projections share one product, whose parts are views of it
+FEW_ROWS = 8
 RETRY_SECONDS = 86_400.0
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -76,8 +78,12 @@ class Fused:
         """What decides which kernels MLX needs: the graph, and dtypes, axes and lengths of the arguments."""
         if self._form is None:
             self._form = (self._name, form_of(self._owner))
-        shapes = [(x.dtype, x.size >= MANY_VALUES, *[n > 1 for n in x.shape]) for x in arrays]
+        shapes = [(x.dtype, x.size >= MANY_VALUES, *map(_length_class, x.shape)) for x in arrays]
         return self._form, tuple(shapes)
+
+
+def _length_class(length: int) -> int:
+    return (length > 1) + (length > FEW_ROWS)
 
 
 def form_of(value: Any) -> object:
