@@ -6,6 +6,7 @@ child process, into a private folder: MLX's own is a temporary one, which may be
 QCHAT_COMPILE is `auto`, `off` (always plain) or `on` (compile while loading a model, and wait).
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -103,20 +104,22 @@ def form_of(value: Any) -> object:
 def loading(kernels: Path) -> Iterator[None]:
     """Evaluate functions with MLX's kernels in `kernels`; from then on they run fused for such arguments.
 
-    MLX compiles what it does not find there. TMPDIR, which tells it the folder, is restored afterwards.
+    MLX compiles what it does not find there, now and later: it never looks into a shared folder again.
     """
     global _recorder
-    before = os.environ.get("TMPDIR")
-    tempfile.gettempdir()  # Python remembers its own
-    os.environ["TMPDIR"], _recorder = str(kernels), threading.get_ident()
+    _set_temporary_folder(kernels)
+    _recorder = threading.get_ident()
     try:
         yield
     finally:
         _recorder = None
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
+
+
+def _set_temporary_folder(folder: Path) -> None:
+    """Change TMPDIR for C code such as MLX's; `os.environ` and `tempfile` do not notice."""
+    tempfile.gettempdir()  # Python asks once
+    if ctypes.CDLL(None).setenv(b"TMPDIR", os.fsencode(folder), 1):
+        raise OSError(f"TMPDIR cannot be set to {folder}")
 
 
 def forget() -> None:

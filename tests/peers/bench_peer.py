@@ -1,8 +1,8 @@
 """Races qchat against mlx-lm and llama.cpp on one model: a prompt of 512 tokens, then 128 greedy tokens.
 
 `python tests/peers/bench_peer.py [MODEL]`. All get the same ids and as many threads. Each engine runs in
-processes of its own, in turn; llama.cpp on files of float32, bf16 and 8 bits. The first prompt of a process is
-cold: it pays for page faults, and mlx-lm for its compiler; qchat's kernels are compiled before, which the app
+processes of its own, in turn; llama.cpp on files of float32, bf16 and 8 bits. The first prompt of a process
+is cold: it pays for page faults, and mlx-lm for its compiler; qchat's kernels are compiled before, as the app
 does in the background. Prefill is timed up to the first token, decode from there to the last.
 """
 
@@ -162,7 +162,7 @@ def rates(results: list[Result], prompts: slice) -> tuple[list[float], list[floa
 
 
 def report(results: dict[str, list[Result]]) -> None:
-    """The table: each engine's figure, and beside those of the others how many times as much qchat reaches."""
+    """The table: each engine's figure, and beside it how many times as much qchat reaches."""
     ours, *others = results.values()
     print("\n".join(ours[0].facts))
     names = [f"llama.cpp {name}" if name in llama_cpp.FORMS else name for name in results]
@@ -213,7 +213,7 @@ def main() -> None:
         models = {form: llama_cpp.convert(args.model, Path(folder), form) for form in forms}
         for _ in range(args.rounds):
             for engine, runs in results.items():
-                runs.append(race(engine, models.get(engine, args.model), prompts))
+                runs.append(race(engine, models[engine] if engine in models else args.model, prompts))
     report(results)
 
 
