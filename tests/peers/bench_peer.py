@@ -210,10 +210,11 @@ def main() -> None:
     results: dict[str, list[Result]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
         forms = [name for name in engines if name in llama_cpp.FORMS]
-        models = {form: llama_cpp.convert(args.model, Path(folder), form) for form in forms}
+        models = dict.fromkeys(engines, args.model)
+        models |= {form: llama_cpp.convert(args.model, Path(folder), form) for form in forms}
         for _ in range(args.rounds):
             for engine, runs in results.items():
-                runs.append(race(engine, models[engine] if engine in models else args.model, prompts))
+                runs.append(race(engine, models[engine], prompts))
     report(results)
 
 
