@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test fuzz pictures tables bench-conversation bench-peer
-.PHONY: bench-convert bench-ui bench-turns bench-gpu
+.PHONY: bench-convert bench-ui bench-start bench-turns bench-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,13 +46,16 @@ bench-ui: ## measure what the screens cost, beside their budgets
 	$(PYTHON) tests/bench_ui.py
 	PYTHONPATH=.dev:. $(PYTHON) tests/bench_worker.py
 
+bench-start: ## measure seconds to the first token and the first paint, on a fresh home and on a warm one
+	$(PYTHON) tests/bench_start.py
+
 bench-conversation: ## measure what each turn reads, with and without snapshots, and what reopening costs
 	$(PYTHON) tests/bench_conversation.py
 
 bench-turns: ## measure memory over 200 turns, beside mlx-lm's chat (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_turns.py
 
-bench-peer: ## race mlx-lm on one model, in tokens/s (needs the `peers` group)
+bench-peer: ## race mlx-lm and llama.cpp on one model, in tokens/s (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_peer.py
 
 bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the `peers` group)

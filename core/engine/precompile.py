@@ -27,8 +27,8 @@ from ..machine.backend import DTYPES, Policy, cache_path, choose_policy, mx, on_
 from ..machine.fusion import Kernels, kernel_home, loading, mlx_folder
 from ..model.network import Model
 
-# enough for several chunks of the delta rule
-PROMPT_TOKENS = 64
+# enough for several chunks of the delta rule; what a template puts before a reply is a few more
+PROMPT_TOKENS, FEW_TOKENS = 64, 4
 NICENESS = 19
 COMMAND = (sys.executable, "-P", "-m", "qchat.core.engine.precompile")
 SOURCES = ("model", "ops")
@@ -112,10 +112,10 @@ def kernels_for(config: ModelConfig, policy: Policy) -> Kernels | None:
 
 
 def rehearse(model: Model, layers: Sequence[int]) -> None:
-    """Run a prompt and then a step through these layers."""
+    """Run a prompt, a few more tokens and then a step through these layers."""
     cache, config = model.new_cache(), model.config
     many = -(-fusion.MANY_VALUES // config.linear_num_value_heads)
-    for length in (max(PROMPT_TOKENS, many), 1):
+    for length in (max(PROMPT_TOKENS, many), FEW_TOKENS, 1):
         x = mx.zeros((1, length, config.hidden_size), model.policy.activations)
         for number in layers:
             x = model.layers[number](x, cache.layers[number])

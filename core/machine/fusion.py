@@ -6,6 +6,7 @@ child process, into a private folder: other users may write to MLX's own place, 
 QCHAT_COMPILE is `auto`, `off` (always plain) or `on` (compile while loading a model, and wait).
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ from ..errors import UsageError
 F = TypeVar("F", bound=Callable)
 # functions choose between forms of an exponential by the number of values
 MANY_VALUES = 512
+# up to so many rows projections share one product, whose parts are views of it
+FEW_ROWS = 8
 RETRY_SECONDS = 86_400.0
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -76,8 +79,12 @@ class Fused:
         """What decides which kernels MLX needs: the graph, and dtypes, axes and lengths of the arguments."""
         if self._form is None:
             self._form = (self._name, form_of(self._owner))
-        shapes = [(x.dtype, x.size >= MANY_VALUES, *[n > 1 for n in x.shape]) for x in arrays]
+        shapes = [(x.dtype, x.size >= MANY_VALUES, *map(_length_class, x.shape)) for x in arrays]
         return self._form, tuple(shapes)
+
+
+def _length_class(length: int) -> int:
+    return (length > 1) + (length > FEW_ROWS)
 
 
 def form_of(value: Any) -> object:
@@ -97,20 +104,22 @@ def form_of(value: Any) -> object:
 def loading(kernels: Path) -> Iterator[None]:
     """Evaluate functions with MLX's kernels in `kernels`; from then on they run fused for such arguments.
 
-    MLX compiles what it does not find there. TMPDIR, which tells it the folder, is restored afterwards.
+    MLX compiles what it does not find there, now and later: it never looks into a shared folder again.
     """
     global _recorder
-    before = os.environ.get("TMPDIR")
-    tempfile.gettempdir()  # Python remembers its own
-    os.environ["TMPDIR"], _recorder = str(kernels), threading.get_ident()
+    _set_temporary_folder(kernels)
+    _recorder = threading.get_ident()
     try:
         yield
     finally:
         _recorder = None
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
+
+
+def _set_temporary_folder(folder: Path) -> None:
+    """Change TMPDIR for C code such as MLX's; `os.environ` and `tempfile` do not notice."""
+    tempfile.gettempdir()  # Python asks once
+    if ctypes.CDLL(None).setenv(b"TMPDIR", os.fsencode(folder), 1):
+        raise OSError(f"TMPDIR cannot be set to {folder}")
 
 
 def forget() -> None:

@@ -116,7 +116,7 @@ class Desk:
         child = None if precompiler.load() or not self._replied else precompiler.begin()
         self._background("" if child is None else COMPILING)
         if child is not None:
-            threading.Thread(target=self._wake_after, args=(child,), daemon=True).start()
+            threading.Thread(target=self._wake_after, args=(child,), name="kernels", daemon=True).start()
 
     def _wake_after(self, child: subprocess.Popen[bytes]) -> None:
         if child.wait() == 0:

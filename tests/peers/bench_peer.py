@@ -1,8 +1,9 @@
-"""Races qchat against mlx-lm on one model: a prompt of 512 tokens, then 128 greedy tokens, same ids for both.
+"""Races qchat against mlx-lm and llama.cpp on one model: a prompt of 512 tokens, then 128 greedy tokens.
 
-`python tests/peers/bench_peer.py [MODEL]`. Each engine runs in processes of its own (they put different BLAS
-libraries under MLX), taking turns; the first prompt of a process is cold: it pays for compilation and page
-faults. Prefill is timed from the prompt to the first token, decode from the first token to the last.
+`python tests/peers/bench_peer.py [MODEL]`. All get the same ids and as many threads. Each engine runs in
+processes of its own, in turn; llama.cpp on files of float32, bf16 and 8 bits. The first prompt of a process
+is cold: it pays for page faults, and mlx-lm for its compiler; qchat's kernels are compiled before, as the app
+does in the background. Prefill is timed up to the first token, decode from there to the last.
 """
 
 import argparse
@@ -17,8 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2] / ".dev"), str(Path(__file__).parents[2])]
+
+from tests.peers import llama_cpp  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 QTINY = ROOT.parent / "shared/models/qtiny-24m"
@@ -40,14 +46,20 @@ class Result:
     decode_s: list[float] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     peak_nbytes: int = 0
+    facts: list[str] = field(default_factory=list)
 
 
 def open_qchat(model: Path) -> Generate:
-    from qchat.core.conversation.session import Engine
+    from qchat.core.machine.subnormals import flush_process
+
+    flush_process()  # as qchat's own processes do
+    from qchat.core.engine.engine import Engine
     from qchat.core.generation.decode import Decoder, prefill
     from qchat.core.generation.sampling import Sampling
 
     engine = Engine.load(model)
+    if engine.precompiler is not None:
+        engine.precompiler.wait()
 
     def generate(ids: list[int]) -> Iterator[int]:
         cache = engine.model.new_cache()
@@ -68,13 +80,21 @@ def open_mlx_lm(model: Path) -> Generate:
     return lambda ids: (int(token) for token, _ in generate_step(mx.array(ids), loaded, max_tokens=-1))
 
 
-ENGINES: dict[str, Callable[[Path], Generate]] = {"qchat": open_qchat, "mlx-lm": open_mlx_lm}
-
-
 def work(engine: str, model: Path, prompts: list[list[int]]) -> Result:
     """Run every prompt in this process, the first one cold."""
-    result, began = Result(), time.perf_counter()
-    generate = ENGINES[engine](model)
+    result = Result()
+    WORKERS[engine](model, prompts, result)
+    # Linux counts kibibytes, macOS bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    result.peak_nbytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return result
+
+
+def work_in_python(
+    load: Callable[[Path], Generate], model: Path, prompts: list[list[int]], result: Result
+) -> None:
+    began = time.perf_counter()
+    generate = load(model)
     result.load_s = time.perf_counter() - began
     for prompt in prompts:
         began = time.perf_counter()
@@ -85,20 +105,37 @@ def work(engine: str, model: Path, prompts: list[list[int]]) -> Result:
         result.decode_s.append(time.perf_counter() - first)
         result.prefill_s.append(first - began)
         result.ids = result.ids or ids
-    # Linux counts kibibytes, macOS bytes
-    unit = 1 if sys.platform == "darwin" else 1024
-    result.peak_nbytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return result
+    if load is open_qchat:
+        result.facts = list(llama_cpp.machine())
+
+
+def work_in_llama_cpp(model: Path, prompts: list[list[int]], result: Result) -> None:
+    began = time.perf_counter()
+    engine = llama_cpp.LlamaCpp(model, llama_cpp.threads())
+    result.load_s = time.perf_counter() - began
+    for prompt in prompts:
+        prefill, token = engine.run(prompt, DECODE_TOKENS)
+        result.prefill_s.append(prefill)
+        result.decode_s.append(token * (DECODE_TOKENS - 1))
+
+
+Work = Callable[[Path, list[list[int]], Result], None]
+WORKERS: dict[str, Work] = {
+    "qchat": partial(work_in_python, open_qchat),
+    "mlx-lm": partial(work_in_python, open_mlx_lm),
+    **dict.fromkeys(llama_cpp.FORMS, work_in_llama_cpp),
+}
 
 
 def race(engine: str, model: Path, prompts: list[list[int]]) -> Result:
-    """`work` in a fresh process, which finds none of the compiled kernels that MLX keeps in TMPDIR."""
+    """`work` in a fresh process, which finds none of the kernels that MLX compiles into TMPDIR."""
     command = [sys.executable, __file__, str(model), "--worker", engine]
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(
             command,
             input=json.dumps(prompts),
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if engine in llama_cpp.FORMS else None,  # its log
             text=True,
             check=True,
             env=os.environ | {"TMPDIR": scratch},
@@ -125,8 +162,11 @@ def rates(results: list[Result], prompts: slice) -> tuple[list[float], list[floa
 
 
 def report(results: dict[str, list[Result]]) -> None:
-    """The table: both engines and the ratio, cold and warm."""
-    print(f"{'':38}" + "".join(f"{engine:>10}" for engine in results) + f"{'ratio':>9}")
+    """The table: each engine's figure, and beside it how many times as much qchat reaches."""
+    ours, *others = results.values()
+    print("\n".join(ours[0].facts))
+    names = [f"llama.cpp {name}" if name in llama_cpp.FORMS else name for name in results]
+    print(f"{'':36}{names[0]:>9}" + "".join(f"{name:>22}" for name in names[1:]))
     cold, warm = slice(0, 1), slice(1, None)
     for label, prompts, pick in (
         ("first prompt, median", cold, statistics.median),
@@ -136,36 +176,45 @@ def report(results: dict[str, list[Result]]) -> None:
         measured = [rates(runs, prompts) for runs in results.values()]
         for what, column in (("prefill", 0), ("decode", 1)):
             row(f"{what} tokens/s, {label}", [pick(engine[column]) for engine in measured])
-    row("import and load, median s", [statistics.median(r.load_s for r in runs) for runs in results.values()])
+    loading = [statistics.median(run.load_s for run in runs) for runs in results.values()]
+    row("import and load, median s", loading)
     row("peak memory, MiB", [max(r.peak_nbytes for r in runs) / MEBIBYTE for runs in results.values()])
-    ours, theirs = (runs[0].ids for runs in results.values())
-    agree = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
-    print(f"greedy ids of the first prompt: the first {agree} of {len(ours)} agree")
+    for name, runs in zip(names[1:], others, strict=True):
+        if runs[0].ids:
+            pairs = enumerate(zip(ours[0].ids, runs[0].ids, strict=True))
+            agree = next((i for i, (a, b) in pairs if a != b), DECODE_TOKENS)
+            print(f"greedy ids of the first prompt: {agree} of {DECODE_TOKENS} agree with {name}'s")
 
 
 def row(label: str, values: list[float]) -> None:
-    ours, theirs = values
-    print(f"{label:38}{ours:10.1f}{theirs:10.1f}{ours / theirs:8.1f}x")
+    ours, *others = values
+    print(f"{label:36}{ours:9.1f}" + "".join(f"{theirs:13.1f}{ours / theirs:8.2f}x" for theirs in others))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Race qchat against mlx-lm on one model.")
+    parser = argparse.ArgumentParser(description="Race qchat against mlx-lm and llama.cpp on one model.")
     parser.add_argument("model", type=Path, nargs="?", default=QTINY, help=f"model folder (default {QTINY})")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each engine (default 3)")
-    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--engines", nargs="+", choices=WORKERS, default=[*WORKERS], help="default: all")
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(asdict(work(args.worker, args.model, json.load(sys.stdin)))))
+        print("\n" + json.dumps(asdict(work(args.worker, args.model, json.load(sys.stdin)))))
         return
     print(
         f"{args.model.name}; load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         flush=True,
     )
     prompts = make_prompts(args.model)
-    results: dict[str, list[Result]] = {engine: [] for engine in ENGINES}
-    for _ in range(args.rounds):
-        for engine, runs in results.items():
-            runs.append(race(engine, args.model, prompts))
+    engines = ["qchat", *(name for name in args.engines if name != "qchat")]
+    results: dict[str, list[Result]] = {engine: [] for engine in engines}
+    with tempfile.TemporaryDirectory() as folder:
+        forms = [name for name in engines if name in llama_cpp.FORMS]
+        models = dict.fromkeys(engines, args.model)
+        models |= {form: llama_cpp.convert(args.model, Path(folder), form) for form in forms}
+        for _ in range(args.rounds):
+            for engine, runs in results.items():
+                runs.append(race(engine, models[engine], prompts))
     report(results)
 
 

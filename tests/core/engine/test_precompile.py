@@ -30,7 +30,8 @@ from qchat.core.machine.backend import mx
 folder, ids, make = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "make"
 def logits(engine):
     cache = engine.model.new_cache()
-    parts = [engine.model.hidden(ids[:-3], cache), *(engine.model.hidden([i], cache) for i in ids[-3:])]
+    pieces = [ids[:-30], ids[-30:-9], ids[-9:-4], ids[-4:-2], ids[-2:-1], ids[-1:]]
+    parts = [engine.model.hidden(piece, cache) for piece in pieces]
     return engine.model.logits(mx.concatenate(parts, axis=1)).tolist()
 engine = Engine.load(folder)
 before, at_first = logits(engine), engine.precompiler.loaded

@@ -94,6 +94,10 @@ def run(check, width: int = 120) -> None:
             ["○ ready", "last 23.1 tok/s · first token 0.9 s", "3.1k/33k", "mem 11.5/24 GB"],
         ),
         (
+            replace(WRITING, phase="idle", background="compiling faster kernels for this model"),
+            ["○ ready", "compiling faster kernels for this model", "3.1k/33k"],
+        ),
+        (
             replace(WRITING, phase="idle", context_tokens=31_000),
             ["▲ ctx 95%", "/compact or /new", "silently"],
         ),
