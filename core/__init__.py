@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .quant.plan import load_config as load_config
     from .quant.recipes import Options as Options
     from .storage.export import export_conversation as export_conversation
-    from .storage.export import import_conversation as import_conversation
+    from .storage.importer import import_conversation as import_conversation
     from .storage.store import Store as Store
 
 _HOMES = {
@@ -47,7 +47,7 @@ _HOMES = {
     "export_conversation": "storage.export",
     "follow": "engine.followers",
     "follows": "engine.ranks",
-    "import_conversation": "storage.export",
+    "import_conversation": "storage.importer",
     "inspect_model": "conversion.inspection",
     "load_config": "quant.plan",
     "load_session": "conversation.session",
