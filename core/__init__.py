@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .engine.followers import follow as follow
     from .engine.ranks import follows as follows
     from .errors import QchatError as QchatError
-    from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
+    from .hub.catalog import BUILT_IN_MODEL as BUILT_IN_MODEL
     from .measuring.bench import Steps as Steps
     from .measuring.bench import measure as measure
     from .measuring.bench import measure_random as measure_random
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .storage.store import Store as Store
 
 _HOMES = {
-    "EMBEDDED_MODEL": "hub.catalog",
+    "BUILT_IN_MODEL": "hub.catalog",
     "Engine": "engine.engine",
     "Measurements": "measuring.measurements",
     "Options": "quant.recipes",

@@ -51,7 +51,7 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument("-s", "--system", type=_text, metavar="TEXT", help="the system prompt")
     group.add_argument(
-        "--yes", action="store_true", help="fetch a model that is not on this machine without asking"
+        "--yes", action="store_true", help="download a model that is not on this machine without asking"
     )
     group.add_argument(
         "-c",

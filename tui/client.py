@@ -21,7 +21,7 @@ from typing import Any
 
 from ..core.errors import QchatError, UsageError
 from ..core.worker.protocol import (
-    FRONT_VARIABLE,
+    FRONT_END_VARIABLE,
     MAX_LINE_NBYTES,
     PROTOCOL_VERSION,
     Cancelled,
@@ -83,7 +83,7 @@ def _free_ports(count: int) -> tuple[str, ...]:
 
 def behind_launcher() -> dict[str, str]:
     """What an engine needs to know to end with this process although it is not its child."""
-    return {FRONT_VARIABLE: str(os.getpid())}
+    return {FRONT_END_VARIABLE: str(os.getpid())}
 
 
 def spawn(command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None) -> Process:
@@ -238,7 +238,7 @@ class EngineClient:
             await asyncio.to_thread(self._process.wait)
             return
         if self._input is not None:
-            if FRONT_VARIABLE in self._env:  # a launcher passes lines on, and not their end
+            if FRONT_END_VARIABLE in self._env:  # a launcher passes lines on, and not their end
                 self._ask_to_end()
             self._input.close()
         _, late = await asyncio.wait(self._reading, timeout=STOP_SECONDS)
@@ -261,7 +261,7 @@ class EngineClient:
         problem = ""
         try:
             while line := await lines.readline():
-                if FRONT_VARIABLE in self._env and not line.startswith(b"{"):
+                if FRONT_END_VARIABLE in self._env and not line.startswith(b"{"):
                     self._note(line.decode(errors="replace"))  # what a shell between says
                 else:
                     self._take(decode(line))

@@ -23,9 +23,9 @@ VERBS = {
     "convert": "make or plan a quantized model",
     "eval": "measure a model's quality, alone or against another",
     "inspect": "show what a model folder holds",
-    "models": "list the models here and those to be had, or delete one",
+    "models": "list the models here and those to download, or delete one",
     "plan": "show what running a model would take of the memory",
-    "pull": "fetch a model from Hugging Face",
+    "pull": "download a model from Hugging Face",
     "sessions": "list, search, export and delete conversations",
 }
 
@@ -39,11 +39,11 @@ class Parser(argparse.ArgumentParser):
 
 def model_folder(name: str) -> Path:
     """Of a model on this machine, by any of its names; a path that is there as it is. Raises ModelError."""
-    from ...core.hub.library import Places, find
+    from ...core.hub.library import Locations, find_model
     from ..settings import Settings
 
     path = user_path(name)
-    return path if path.exists() else find(name, Places.of(Settings.load()["models_dir"]))
+    return path if path.exists() else find_model(name, Locations.from_setting(Settings.load()["models_dir"]))
 
 
 def parser_of(verb: str) -> Parser:
