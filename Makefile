@@ -34,7 +34,7 @@ test: ## run every test
 
 fuzz: ## run 320 random conversations, each step compared with a cold run, and 200 downloads with random faults
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/conversation/test_cached_equals_cold.py -k script
-	TESTS_FETCHES=200 $(PYTHON) -m pytest tests/core/hub/test_fetch_safety.py
+	TESTS_DOWNLOADS=200 $(PYTHON) -m pytest tests/core/hub/test_download_safety.py
 
 pictures: ## take the READMEs' pictures with the app itself
 	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py

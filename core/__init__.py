@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engine.launcher import is_rank as is_rank
     from .engine.precompile import compile_for_later as compile_for_later
     from .errors import QchatError as QchatError
-    from .hub.catalog import EMBEDDED_MODEL as EMBEDDED_MODEL
+    from .hub.catalog import BUILT_IN_MODEL as BUILT_IN_MODEL
     from .machine.subnormals import flushing as flushing
     from .measuring.bench import BenchRun as BenchRun
     from .measuring.bench import measure as measure
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from .quant.plan import load_config as load_config
     from .quant.recipes import Options as Options
     from .storage.export import export_conversation as export_conversation
-    from .storage.export import import_conversation as import_conversation
+    from .storage.importer import import_conversation as import_conversation
     from .storage.store import Store as Store
 
 _HOMES = {
-    "EMBEDDED_MODEL": "hub.catalog",
+    "BUILT_IN_MODEL": "hub.catalog",
     "Engine": "engine.engine",
     "Measurements": "measuring.measurements",
     "Options": "quant.recipes",
@@ -52,7 +52,7 @@ _HOMES = {
     "flushing": "machine.subnormals",
     "follow": "engine.followers",
     "follows": "engine.launcher",
-    "import_conversation": "storage.export",
+    "import_conversation": "storage.importer",
     "inspect_model": "conversion.inspection",
     "is_rank": "engine.launcher",
     "load_config": "quant.plan",

@@ -1,21 +1,21 @@
-"""Every error that qchat raises on purpose; the command line turns each into one sentence and an exit code.
+"""The errors that qchat raises on purpose; on the command line each is one sentence and an exit code.
 
 QchatError (1)
-├── UsageError (2)                a flag, setting or argument that cannot be honoured
-├── ModelError (3)                a model folder that is missing, damaged or of an unknown kind
+├── UsageError (2)                an invalid flag, setting or argument
+├── ModelError (3)                a missing, damaged or unsupported model folder
 │   ├── ConfigError               config.json or generation_config.json
 │   ├── WeightsError              safetensors shards, their index, one tensor
 │   ├── TokenizerError            tokenizer.json, tokenizer_config.json
-│   └── TemplateError             the chat template, or messages it refuses
-├── DoesNotFit (4)                more memory or disk than the machine has
+│   └── TemplateError             the chat template, or messages that it rejects
+├── DoesNotFit (4)                not enough memory or disk space
 │   └── ContextLengthExceeded     a prompt longer than the model or the memory allows
-├── GenerationError (1)           a reply that began and could not go on
+├── GenerationError (1)           a reply that failed after it began
 └── StoreError (1)                saved conversations that cannot be read, written or imported
 """
 
 
 class QchatError(Exception):
-    """One clear sentence for the user; `exit_code` is what the process ends with."""
+    """An error whose message is one sentence for the user; `exit_code` is the exit status of the process."""
 
     exit_code = 1
 
@@ -49,7 +49,7 @@ class DoesNotFit(QchatError):
 
 
 class ContextLengthExceeded(DoesNotFit):
-    """`prompt_tokens` were asked for and `limit` are possible; nothing was computed."""
+    """A prompt of `prompt_tokens` in a context of at most `limit`; raised before anything is computed."""
 
     code = "context_length_exceeded"
 

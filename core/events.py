@@ -1,4 +1,4 @@
-"""What a reply is made of: frozen values, in the order they happen, and exactly one `Done` at the end."""
+"""The events of a reply: frozen values, in the order they happen, with exactly one `Done` at the end."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -8,14 +8,14 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know that is not part of the answer."""
+    """A message to the user that is not part of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Sync:
-    """How the prompt meets what was read before: `cached` of its tokens need not be read, and why."""
+    """How the prompt reuses the cache: `cached` of its tokens are not read again; `why` gives the reason."""
 
     how: Literal["extend", "restore", "rebuild"]
     cached: int
@@ -24,7 +24,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Prefill:
-    """`done` of `total` prompt tokens have been read; `cached` of them were already in the cache."""
+    """Prefill progress: `done` of `total` prompt tokens are in the cache, `cached` of them from before."""
 
     done: int
     total: int
@@ -33,7 +33,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Thought:
-    """A piece of the reasoning; `tokens` ids were drawn since the piece before it."""
+    """A piece of the reasoning; `tokens` ids were sampled since the previous piece."""
 
     text: str
     tokens: int = 1
@@ -41,7 +41,7 @@ class Thought:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of the visible answer; `tokens` ids were drawn since the piece before it."""
+    """A piece of the visible answer; `tokens` ids were sampled since the previous piece."""
 
     text: str
     tokens: int = 1
@@ -49,10 +49,10 @@ class Text:
 
 @dataclass(frozen=True)
 class ToolUse:
-    """A call of the tool `name`; `raw` is the reply's text that it was read from.
+    """A call of the tool `name`, parsed from the text `raw` of the reply.
 
-    The arguments are what the model wrote: neither the name nor they are checked against the tool's schema.
-    `tokens` ids were drawn since the piece before it.
+    Name and arguments are as the model wrote them, not checked against the tool's schema. `tokens` ids were
+    sampled since the previous piece.
     """
 
     name: str
@@ -63,12 +63,12 @@ class ToolUse:
 
 @dataclass(frozen=True)
 class Performance:
-    """Speeds in tokens/s, times in seconds, memory in bytes; decode speed is (n-1) / (end - first token).
+    """Speeds in tokens/s, times in seconds, memory in bytes.
 
-    `drafts_accepted` is the share of the draft head's guesses that stood, None where there were none.
-
-    The first token is waited for from the question on: template, tokenizer and prefill. The prefill's own
-    speed counts reading alone, and `seconds_thinking` what was spent between the ids of thoughts.
+    `seconds_to_first_token` covers template, tokenizer and prefill; `prefill_tokens_per_s` covers the prefill
+    alone. Decode speed is (n - 1) / (time of the last token - time of the first). `seconds_thinking` is the
+    time spent on reasoning tokens. `drafts_accepted` is the share of draft tokens that were accepted, None
+    without speculative decoding.
     """
 
     seconds_to_first_token: float = 0.0
@@ -84,12 +84,12 @@ class Performance:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a reply, also of a cancelled or failed one.
+    """The end of a reply, including a cancelled or failed one.
 
-    `prompt_tokens` = `cached_tokens` + `prefilled_tokens`, which count what was reused and what was read; a
-    reply that ended while its prompt was being read has read less. `generated_tokens` counts the stop token
-    and the `reasoning_tokens`; `text` is the answer without its `tool_calls`; `thinking_cut` says that the
-    reply ended inside its thought; `detail` explains an error, a closed loop or a closed thought.
+    `prompt_tokens` = `cached_tokens` (reused) + `prefilled_tokens` (read), unless the reply ended during
+    prefill. `generated_tokens` includes the stop token and the `reasoning_tokens`. `text` is the answer
+    without its `tool_calls`. `thinking_cut` is true if the reply ended inside its reasoning. `detail`
+    explains an error, a repetition that was stopped or reasoning that was cut short.
     """
 
     finish_reason: FinishReason
@@ -111,5 +111,5 @@ Event = Notice | Sync | Prefill | Thought | Text | ToolUse | Done
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """The event as plain values with its kind under `event`, for JSON lines."""
+    """Return the event as a dict for JSON; the key `event` holds its type in lower case."""
     return {"event": type(event).__name__.lower(), **asdict(event)}

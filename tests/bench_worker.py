@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / ".dev")]
 
 # ruff: noqa: E402
-from qchat.core import EMBEDDED_MODEL, Session, load_session
+from qchat.core import BUILT_IN_MODEL, Session, load_session
 from qchat.tui.chat.client import EngineClient
 
 RUNS, TOKENS = 20, 128
@@ -57,4 +57,4 @@ def main(model: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else str(EMBEDDED_MODEL)))
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else str(BUILT_IN_MODEL)))

@@ -9,9 +9,10 @@ import pytest
 
 from qchat.core.errors import ModelError, QchatError
 from qchat.core.hub import cache as hubcache
-from qchat.core.hub import download, library
-from qchat.core.hub import fetch as hub
-from qchat.core.hub.library import Places
+from qchat.core.hub import library, listing, tasks, transfer
+from qchat.core.hub.download import download_model
+from qchat.core.hub.library import Locations
+from qchat.core.hub.listing import plan_download
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Hub, Repo, point_to
 
@@ -43,16 +44,16 @@ def server(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that takes seconds for people's sake takes a fraction of one."""
-    monkeypatch.setattr(download, "REFUSED_SECONDS", QUICK)
-    monkeypatch.setattr(download, "LOST_SECONDS", QUICK)
-    for module in (download, hub):
-        monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(hub, "ANSWER_SECONDS", QUICK)
-    monkeypatch.setattr(hub, "GRACE_SECONDS", 4.0)  # so that no thread outlives its test
+    for module in (transfer, listing):
+        monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr(module, "ANSWER_SECONDS", QUICK)
+    monkeypatch.setattr(transfer, "SERVER_ERROR_SECONDS", QUICK)
+    monkeypatch.setattr(transfer, "CONNECTION_LOST_SECONDS", QUICK)
+    monkeypatch.setattr(tasks, "GRACE_SECONDS", 4.0)  # so that no thread outlives its test
 
 
 def pull(**options: Any) -> Path:
-    return hub.fetch(hub.plan(ID), **options)
+    return download_model(plan_download(ID), **options)
 
 
 def refusal(call: Callable[[], object], error: type[QchatError] = ModelError) -> str:
@@ -73,6 +74,6 @@ def content(folder: Path) -> dict[str, bytes]:
 def assert_nothing_to_load() -> None:
     """No folder anywhere in the cache passes for a model."""
     for config in hubcache.cache_folder().rglob("config.json"):
-        assert library.incomplete(config.parent) is not None
-    with pytest.raises(library.NotHere):
-        library.find(ID, Places(folders=(), used=Path("/nowhere")))
+        assert library.load_problem(config.parent) is not None
+    with pytest.raises(library.ModelNotDownloaded):
+        library.find_model(ID, Locations(folders=(), used=Path("/nowhere")))

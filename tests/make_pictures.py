@@ -26,7 +26,7 @@ os.environ |= {
 
 from textual.pilot import Pilot  # noqa: E402  after the environment is set
 
-from qchat.core import EMBEDDED_MODEL, Store  # noqa: E402
+from qchat.core import BUILT_IN_MODEL, Store  # noqa: E402
 from qchat.tui.chat.controller import Chat  # noqa: E402
 from qchat.tui.chat.start import Beginning  # noqa: E402
 from qchat.tui.screens.app import QchatApp  # noqa: E402
@@ -77,7 +77,7 @@ class Session:
         svg = self.app.export_screenshot(title="qchat")
         svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # no font is fetched from elsewhere
         svg = svg.replace("Fira Code", "ui-monospace, Menlo, Consolas, monospace")
-        for path, shown in ((str(HOME), "~"), (str(EMBEDDED_MODEL.parents[1]), "qchat")):
+        for path, shown in ((str(HOME), "~"), (str(BUILT_IN_MODEL.parents[1]), "qchat")):
             svg = svg.replace(path, shown)
         (self.folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(name)
@@ -91,7 +91,7 @@ def make_app(size: tuple[int, int], **settings: object) -> tuple[QchatApp, tuple
         settings=options,
         keymap=Keymap(),
         history=History(),
-        beginning=Beginning(str(EMBEDDED_MODEL)),
+        beginning=Beginning(str(BUILT_IN_MODEL)),
     )
     return app, size
 

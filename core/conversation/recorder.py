@@ -12,8 +12,8 @@ from ..engine.engine import Engine
 from ..errors import StoreError
 from ..events import Done
 from ..model.cache import Cache
-from ..storage.records import ConversationContent, NodeContent, NodeDraft, State
-from ..storage.store import PERIOD_SECONDS, Store, StreamWriter
+from ..storage.records import ConversationContent, NodeContent, NodeDraft, NodeState
+from ..storage.store import SAVE_PERIOD_SECONDS, Store, StreamWriter
 from .reopening import StoredTree
 from .saved_states import SavedStates
 from .transcript import Input, Node, Output, branch, tool_calls_of
@@ -103,7 +103,7 @@ class Recorder:
         if self.conversation is None:
             if missing:
                 content = about | ConversationContent(model=self._engine.identity)
-                self.conversation, ids = store.begin(content, _drafts(missing))
+                self.conversation, ids = store.create_with_nodes(content, _drafts(missing))
                 self._remember(missing, ids)
             return
         self._save_about(store, self.conversation, about)
@@ -111,7 +111,7 @@ class Recorder:
             store.set_leaf(self.conversation, None if leaf is None else self._message_ids[leaf.number])
             return
         if self._changes:
-            store.adopt(self.conversation, self._engine.identity, self._changes)
+            store.change_model(self.conversation, self._engine.identity, self._changes)
             self._changes = {}
         parent = missing[0].parent
         message_id = None if parent is None else self._message_ids[parent.number]
@@ -126,7 +126,9 @@ class Recorder:
 
     def _begin(self, store: Store, output: Output) -> None:
         message_id = self._message_ids.get(output.number)
-        self._writer = StreamWriter(store, message_id, PERIOD_SECONDS) if message_id is not None else None
+        self._writer = (
+            StreamWriter(store, message_id, SAVE_PERIOD_SECONDS) if message_id is not None else None
+        )
 
         self._stream_broken = False
 
@@ -193,7 +195,7 @@ def _drafts(nodes: Sequence[Node]) -> list[NodeDraft]:
 def _messages(node: Node) -> list[tuple[NodeContent, Any]]:
     if isinstance(node, Output):
         complete = node.stats.get("finish_reason") in COMPLETE
-        state: State = "complete" if complete else "cancelled" if node.ids else "streaming"
+        state: NodeState = "complete" if complete else "cancelled" if node.ids else "streaming"
         return [(_content(node, state), "assistant")]
     written = [(NodeContent(text=str(m["content"])), m["role"]) for m in node.messages]
     # the template writes tools and effort before the first message, so only that one stores its switches
@@ -202,7 +204,7 @@ def _messages(node: Node) -> list[tuple[NodeContent, Any]]:
     return written
 
 
-def _content(output: Output, state: State) -> NodeContent:
+def _content(output: Output, state: NodeState) -> NodeContent:
     message = output.message
     return NodeContent(
         text=str(message["content"]),

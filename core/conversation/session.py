@@ -15,7 +15,7 @@ from ..engine.engine import Engine
 from ..errors import QchatError, UsageError
 from ..events import Done, Event, Notice, Sync
 from ..generation.reply_settings import ReplySettings
-from ..storage.records import ConversationContent, stats_of, title_of
+from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
 from ..text.template import check_messages
 from ..text.toolcalls import ToolCallParser
@@ -252,7 +252,7 @@ class Session:
         reply.settle()
         self._busy = False
         if done:
-            output.stats = stats_of(done)
+            output.stats = reply_stats(done)
         if reply.synced:
             self.turns[-1] = replace(self.turns[-1], prefilled_tokens=reply.prefilled_tokens)
         self.recorder.finish(output, done)
@@ -448,7 +448,7 @@ class Session:
     @property
     def title(self) -> str:
         """The user's title, or the beginning of the first question."""
-        return self.recorder.title or title_of(self.tree.first_question())
+        return self.recorder.title or make_title(self.tree.first_question())
 
     def rename(self, title: str) -> None:
         """Set the title. Raises StoreError where the store does not accept it."""

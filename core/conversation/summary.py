@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, get_args
 
 from ..events import Done, FinishReason, Performance
-from ..storage.records import title_of
+from ..storage.records import make_title
 from .session import Session
 from .transcript import Node, Output, tool_calls_of
 
@@ -88,7 +88,7 @@ def _number(value: Any) -> int | float:
 
 
 def _branch(end: Output, current: bool) -> dict[str, Any]:
-    return {"number": end.number, "first_words": title_of(end.parent.text), "current": current}
+    return {"number": end.number, "first_words": make_title(end.parent.text), "current": current}
 
 
 def describe_cache(session: Session) -> dict[str, Any]:

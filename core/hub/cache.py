@@ -1,7 +1,7 @@
-"""The Hugging Face cache, which all tools share: where a model of the hub lies, published and deleted whole.
+"""The Hugging Face cache, shared with other tools: paths of models, atomic publishing, deletion.
 
 Layout: `models--OWNER--NAME/` with `blobs/DIGEST`, `snapshots/COMMIT/FILE -> ../../blobs/DIGEST` and
-`refs/REVISION`, which holds a commit. Refuses ids and revisions that could lead elsewhere.
+`refs/REVISION`, which holds a commit. Rejects ids and revisions that could lead outside the cache.
 """
 
 import errno
@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..machine.files import unused_name, write_whole
 
 CONFIG_NAME = "config.json"
-# the files besides weights that a model may have and that are fetched
+# the files to download besides weights
 SMALL_NAMES = (
     CONFIG_NAME,
     "generation_config.json",
@@ -47,12 +47,12 @@ MAX_COMMIT_NBYTES = 100
 
 
 def cache_folder() -> Path:
-    """Where HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME say that the cache is."""
+    """Return the cache folder set by HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` has the form owner/name, with or without @revision."""
+    """Tell whether `text` has the form owner/name or owner/name@revision."""
     id, _, revision = text.partition("@")
     return bool(
         MODEL_ID.fullmatch(id)
@@ -62,16 +62,18 @@ def is_id(text: str) -> bool:
 
 
 def parse_id(text: str) -> tuple[str, str]:
-    """Id and revision of owner/name or owner/name@revision. Raises UsageError."""
+    """Split owner/name@revision into id and revision, by default the main branch. Raises UsageError."""
     id, _, revision = text.partition("@")
     if not is_id(text):
-        raise UsageError(f"{printable(text)} is no id of the hub, wanted owner/name or owner/name@revision")
+        raise UsageError(
+            f"{printable(text)} is not a Hugging Face id, wanted owner/name or owner/name@revision"
+        )
     return id, revision or constants.DEFAULT_REVISION
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What the cache holds of the model `id`, whether anything or nothing."""
+    """The folder of the model `id` in the cache; it need not exist."""
 
     cache: Path
     id: str
@@ -84,24 +86,24 @@ class Repository:
         return self.folder / "blobs" / digest
 
     def partial(self, digest: str) -> Path:
-        """What arrived of a blob so far."""
+        """The file that holds a partly downloaded blob."""
         return self.folder / "blobs" / f"{digest}{PARTIAL}"
 
     def lock(self, digest: str) -> Path:
-        """Where huggingface_hub locks the same blob."""
+        """The lock file of a blob, the same that huggingface_hub uses."""
         return self.cache / ".locks" / self.folder.name / f"{digest}.lock"
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit
 
     def commits(self) -> list[str]:
-        """Of the snapshots, whole or not, the newest first."""
+        """Return the commits of all snapshots, complete or not, newest first."""
         found = _entries(self.folder / "snapshots")
         found = [path for path in found if COMMIT.fullmatch(path.name) and path.is_dir()]
-        return [path.name for path in sorted(found, key=_changed, reverse=True)]
+        return [path.name for path in sorted(found, key=_modified_at, reverse=True)]
 
-    def find(self, revision: str) -> Path | None:
-        """The snapshot of a branch, a tag, or a commit that may be shortened."""
+    def find_snapshot(self, revision: str) -> Path | None:
+        """Return the snapshot of a branch, a tag, or a commit, which may be abbreviated to 7 digits."""
         ref = self.folder / "refs" / revision
         try:
             commit = ref.read_bytes()[:MAX_COMMIT_NBYTES].decode("ascii", "replace") if ref.is_file() else ""
@@ -114,20 +116,21 @@ class Repository:
         return self.snapshot(short[0]) if len(short) == 1 else None
 
     def partial_nbytes(self) -> int:
-        """Of files that were not fetched to the end."""
+        """Return the bytes of partly downloaded files."""
         parts = (path for path in _entries(self.folder / "blobs") if path.name.endswith(PARTIAL))
         return sum(map(file_nbytes, parts))
 
     def publish(self, commit: str, digests: Mapping[str, str], revision: str) -> None:
-        """Link the names of `digests`, config.json among them, to their blobs, which are there.
+        """Create the snapshot: link each name of `digests`, which include config.json, to its existing blob.
 
-        A folder without a config is no model, so the config's name goes first and comes last. Raises OSError.
+        A folder counts as a model once it has a config. So the config is removed first and linked last.
+        Raises OSError.
         """
         folder = self.snapshot(commit)
         links = {folder / name: self.blob(digest) for name, digest in digests.items()}
         config = folder / CONFIG_NAME
-        if not all(_leads(link, blob) for link, blob in links.items()):
-            _withdraw(config, links[config])
+        if not all(_links_to(link, blob) for link, blob in links.items()):
+            _remove_config(config, links[config])
             for link, blob in sorted(links.items(), key=lambda item: item[0] == config):
                 _link(link, blob)
         if revision != commit:
@@ -136,16 +139,16 @@ class Repository:
             write_whole(ref, commit)
 
     def delete(self, commit: str) -> None:
-        """The snapshot and what it alone needs; with the last snapshot all of the model. Raises OSError."""
+        """Delete a snapshot and the blobs that only it uses, or finally the folder. Raises OSError."""
         if commit in self.commits():
             from huggingface_hub import scan_cache_dir
             from huggingface_hub.utils import logging as library_log
 
-            library_log.set_verbosity_error()  # what fails is raised below
-            known = scan_cache_dir(self.cache)
+            library_log.set_verbosity_error()  # failures are raised below
+            scanned = scan_cache_dir(self.cache)
             # another model may have the same commit
-            mine = frozenset(repo for repo in known.repos if repo.repo_path.name == self.folder.name)
-            replace(known, repos=mine).delete_revisions(commit).execute()
+            own = frozenset(repo for repo in scanned.repos if repo.repo_path.name == self.folder.name)
+            replace(scanned, repos=own).delete_revisions(commit).execute()
         if set(self.commits()) <= {commit} and self.folder.exists():
             shutil.rmtree(self.folder)
             shutil.rmtree(self.cache / ".locks" / self.folder.name, ignore_errors=True)
@@ -153,21 +156,21 @@ class Repository:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.snapshot(commit)))
 
 
-def repositories(cache: Path) -> Iterator[Repository]:
-    """Every model that the cache has anything of, by id."""
+def list_repositories(cache: Path) -> Iterator[Repository]:
+    """Yield the repository of every model in the cache, sorted by id."""
     for path in sorted(_entries(cache)):
         found = FOLDER.fullmatch(path.name)
         if found and path.is_dir():
             yield Repository(cache, "/".join(found.groups()))
 
 
-def repository_of(snapshot: Path) -> Repository:
-    """The one that a snapshot is in, or whose own folder it is. Raises UsageError for any other folder."""
+def containing_repository(snapshot: Path) -> Repository:
+    """Return the repository that contains or is the folder `snapshot`. Raises UsageError if there is none."""
     for folder in (snapshot, *snapshot.parents):
         found = FOLDER.fullmatch(folder.name)
         if found:
             return Repository(folder.parent, "/".join(found.groups()))
-    raise UsageError(f"{snapshot} is in no cache of the hub")
+    raise UsageError(f"{snapshot} is not in a Hugging Face cache")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -178,23 +181,24 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def file_nbytes(path: Path) -> int:
-    """0 where there is no file."""
+    """Return the size of a file, 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
         return 0
 
 
-def _changed(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _leads(link: Path, blob: Path) -> bool:
-    """On a disk without links a name is the file itself, and there is no blob."""
+def _links_to(link: Path, blob: Path) -> bool:
+    """Tell whether `link` leads to `blob`; without symlinks it is the file itself and there is no blob."""
     return link.samefile(blob) if link.exists() and blob.exists() else link.exists()
 
 
-def _withdraw(config: Path, blob: Path) -> None:
+def _remove_config(config: Path, blob: Path) -> None:
+    """Remove the config's name, keeping its contents as the blob."""
     if blob.exists():
         config.unlink(missing_ok=True)
     elif config.exists():
@@ -208,7 +212,7 @@ def _link(link: Path, blob: Path) -> None:
     new = unused_name(link)
     try:
         new.symlink_to(os.path.relpath(blob, link.parent))
-    except OSError:  # a disk without links
+    except OSError:  # a file system without symlinks
         blob.replace(link)
     else:
         new.replace(link)

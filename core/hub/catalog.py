@@ -1,6 +1,6 @@
-"""The published variants of 27B, 9B and 35B-A3B, and which model fits into this machine's memory.
+"""The published variants of 27B, 9B and 35B-A3B, and estimates of whether a model fits into memory.
 
-Sizes are those that the recipes give (`python -m qchat.core.quant.plan` computes them).
+The sizes follow from the recipes; `python -m qchat.core.quant.plan` computes them.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from typing import Any
 from ..checkpoint.config import ModelConfig
 from ..machine.memory import model_limit_nbytes
 
-# the small model that answers when none is named
-EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded"
+# the small model in the package, the default
+BUILT_IN_MODEL = Path(__file__).parents[1] / "embedded"
 GB = 10**9
-WORKING_NBYTES = 1 << 30  # activations, states of the delta layers, MLX's own
-USEFUL_CONTEXT = 4096  # tokens without which a model is not worth fetching
+WORKING_NBYTES = 1 << 30  # activations, recurrent states, MLX's own buffers
+USEFUL_CONTEXT = 4096  # tokens; a model with less room is not worth downloading
 OWNER = "Brooooooklyn"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`needed_nbytes` for weights and a short context, of `limit_nbytes`; `context` the longest that fits."""
+    """An estimate of memory: bytes for weights and a short context, the limit, and the longest context."""
 
     needed_nbytes: int
     limit_nbytes: int
@@ -34,16 +34,16 @@ class Fit:
         return {**vars(self), "fits": self.fits}
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         needed, limit = self.needed_nbytes / GB, self.limit_nbytes / GB
         if not self.fits:
-            return f"does not fit: it needs {needed:.1f} GB of memory and can have {limit:.1f} GB"
-        return f"fits: {needed:.1f} of {limit:.1f} GB of memory, contexts up to {self.context:,} tokens"
+            return f"does not fit: needs {needed:.1f} GB of memory, {limit:.1f} GB are available"
+        return f"fits: {needed:.1f} of {limit:.1f} GB of memory, context up to {self.context:,} tokens"
 
 
 @dataclass(frozen=True)
-class Published:
-    """A variant that its makers published; `token_nbytes` are those of one token's keys and values."""
+class PublishedModel:
+    """A published variant; `token_nbytes` is the KV cache per token, `context` the longest context."""
 
     id: str
     nbytes: int
@@ -54,7 +54,7 @@ class Published:
 
     @property
     def fit(self) -> Fit:
-        return fit(self.nbytes - self.vision_nbytes, self.token_nbytes, self.context)
+        return estimate_fit(self.nbytes - self.vision_nbytes, self.token_nbytes, self.context)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class _Family:
     base: str
     token_nbytes: int
     vision_nbytes: int
-    # the recipe's name, bytes, bits per weight
+    # recipe name, bytes, bits per weight
     variants: tuple[tuple[str, int, float], ...]
 
-    def published(self) -> list[Published]:
+    def published(self) -> list[PublishedModel]:
         return [
-            Published(
-                f"{OWNER}/{self.base}-{_PUBLISHED_AS.get(name, name)}-mlx",
+            PublishedModel(
+                f"{OWNER}/{self.base}-{_HUB_NAMES.get(name, name)}-mlx",
                 nbytes,
                 self.vision_nbytes,
                 bits,
@@ -78,8 +78,8 @@ class _Family:
         ]
 
 
-# where the hub's name is not the recipe's
-_PUBLISHED_AS = {"NVFP4_K_XL": "NVFP4", "MXFP4_K_XL": "UD-MXFP4_K_XL", "MXFP8_K_XL": "UD-MXFP8_K_XL"}
+# recipe names that differ on the hub
+_HUB_NAMES = {"NVFP4_K_XL": "NVFP4", "MXFP4_K_XL": "UD-MXFP4_K_XL", "MXFP8_K_XL": "UD-MXFP8_K_XL"}
 FAMILIES = (
     _Family(
         "Qwen3.6-27B",
@@ -126,18 +126,18 @@ FAMILIES = (
         ),
     ),
 )
-PUBLISHED: tuple[Published, ...] = tuple(one for family in FAMILIES for one in family.published())
+PUBLISHED: tuple[PublishedModel, ...] = tuple(one for family in FAMILIES for one in family.published())
 
 
 def token_nbytes(config: ModelConfig) -> int:
-    """Bytes of the keys and values of one token, in 16 bits."""
+    """Return the bytes of one token in a 16-bit KV cache."""
     layers = config.layer_types.count("full_attention")
     return layers * 2 * config.num_key_value_heads * config.head_dim * 2
 
 
-def fit(weights_nbytes: int, token_nbytes: int, longest: int) -> Fit:
-    """Whether so many bytes of weights leave room for a conversation of at most `longest` tokens."""
+def estimate_fit(weights_nbytes: int, token_nbytes: int, max_context: int) -> Fit:
+    """Estimate the memory for these weights and a conversation of at most `max_context` tokens."""
     limit = model_limit_nbytes()
     room = max(limit - weights_nbytes - WORKING_NBYTES, 0)
-    needed = weights_nbytes + WORKING_NBYTES + min(USEFUL_CONTEXT, longest) * token_nbytes
-    return Fit(needed, limit, min(room // max(token_nbytes, 1), longest))
+    needed = weights_nbytes + WORKING_NBYTES + min(USEFUL_CONTEXT, max_context) * token_nbytes
+    return Fit(needed, limit, min(room // max(token_nbytes, 1), max_context))

@@ -1,7 +1,7 @@
-"""Models by name: what is on this machine, what is known to be published, what of it would fit into memory.
+"""Models by name: those on this machine and those published, with sizes and whether they fit into memory.
 
-Looks into the models folders, the Hugging Face cache and the folders used before; knows the built-in model.
-Never touches the network, never imports MLX, and deletes nothing but files of a model that it listed.
+Searches the models folders, the Hugging Face cache and the recently used folders, and adds the built-in
+model. Never touches the network or imports MLX; deletes only files of a model that it listed.
 """
 
 import json
@@ -26,34 +26,35 @@ from .cache import (
     SMALL_NAMES,
     Repository,
     cache_folder,
+    containing_repository,
     file_nbytes,
     is_id,
+    list_repositories,
     parse_id,
-    repositories,
-    repository_of,
 )
-from .catalog import EMBEDDED_MODEL, PUBLISHED, Fit, Published, fit, token_nbytes
+from .catalog import BUILT_IN_MODEL, PUBLISHED, Fit, PublishedModel, estimate_fit, token_nbytes
+from .names import ambiguity, closest_names, match_names, suggestion
 
-BUILT_IN = "built-in"
+BUILT_IN_NAME = "built-in"
 REPORT_NAME = "conversion.json"
-MAX_ENTRIES = 2000  # of one folder of models
+MAX_ENTRIES = 2000  # per folder
 MAX_USED = 50
-Origin = Literal["models folder", "hub cache", "used before", "built-in"]
+Origin = Literal["models folder", "hub cache", "recently used", "built-in"]
 
 
-class NotHere(ModelError):
-    """A model that is not on this machine, not whole at least; `id`, with @revision, could be fetched."""
+class ModelNotDownloaded(ModelError):
+    """A model that is missing or incomplete on this machine; `id` is its name on the hub."""
 
-    def __init__(self, sentence: str, id: str):
-        super().__init__(sentence)
+    def __init__(self, message: str, id: str):
+        super().__init__(message)
         self.id = id
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine. `problem` says why it cannot be loaded; what could not be found out is None.
+    """A model on this machine; `problem` says why it cannot be loaded. Unknown values are None.
 
-    `nbytes` are those of the weight files; `bits_per_weight` counts scales, and neither vision nor heads.
+    `nbytes` is the size of the weight files. `bits_per_weight` includes scales, not vision or draft head.
     """
 
     name: str
@@ -64,7 +65,7 @@ class LocalModel:
     context: int | None = None
     fit: Fit | None = None
     problem: str | None = None
-    id: str | None = None  # of the hub, with the commit's beginning unless it is the only one
+    id: str | None = None  # on the hub, with an abbreviated commit if several are cached
 
     def as_json(self) -> dict[str, Any]:
         own = {"path": str(self.path), "fit": self.fit and self.fit.as_json()}
@@ -72,22 +73,24 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where models are looked for: the user's `folders`, the cache, and the list of those `used` before."""
+class Locations:
+    """Where to look for models: the user's `folders`, the cache, and the list of recently used models."""
 
-    folders: tuple[Path, ...] = field(default_factory=lambda: _folders())
+    folders: tuple[Path, ...] = field(default_factory=lambda: _default_folders())
     cache: Path = field(default_factory=cache_folder)
     used: Path = field(default_factory=lambda: _used_file())
 
     @classmethod
-    def of(cls, models_dir: Iterable[str]) -> "Places":
-        """With the setting `models_dir`."""
+    def from_setting(cls, models_dir: Iterable[str]) -> "Locations":
+        """Return the default locations with the folders of the setting `models_dir`."""
         return cls(tuple(Path(folder).expanduser() for folder in models_dir))
 
 
-def _folders() -> tuple[Path, ...]:
-    named = os.environ.get("QCHAT_MODELS_DIR", "").split(os.pathsep)
-    return tuple(Path(folder).expanduser() for folder in named if folder) or (Path("~/models").expanduser(),)
+def _default_folders() -> tuple[Path, ...]:
+    configured = os.environ.get("QCHAT_MODELS_DIR", "").split(os.pathsep)
+    return tuple(Path(folder).expanduser() for folder in configured if folder) or (
+        Path("~/models").expanduser(),
+    )
 
 
 def _used_file() -> Path:
@@ -96,119 +99,106 @@ def _used_file() -> Path:
     return home / "qchat" / "models.json"
 
 
-def find(name: str, places: Places | None = None) -> Path:
-    """The folder that `name` means: a folder, an id of the hub, a name, or a unique beginning of one.
+def find_model(name: str, locations: Locations | None = None) -> Path:
+    """Return the folder of a model, given as a path, a Hugging Face id, a name or a unique prefix of one.
 
-    Raises NotHere for one that could be fetched, ModelError with the nearest names for any other.
+    Raises ModelNotDownloaded if it can be downloaded, otherwise ModelError with the closest names.
     """
-    name, places = name.strip(), places or Places()
+    name, locations = name.strip(), locations or Locations()
     if not name:
-        raise ModelError("no model was named: `qchat models` lists those on this machine")
-    path = _expanded(name)
+        raise ModelError("the model name is empty: `qchat models` lists the models on this machine")
+    path = _expand_path(name)
     if path.is_dir() and (_is_path(name) or (path / CONFIG_NAME).exists()):
         return path
     if is_id(name):
-        return _find_id(name, places)
+        return _find_id(name, locations)
     if _is_path(name):
-        raise ModelError(_vanished(path, places))
-    return _find_name(name, places)
+        raise ModelError(_explain_missing(path, locations))
+    return _find_name(name, locations)
 
 
-def _find_id(name: str, places: Places) -> Path:
+def _find_id(name: str, locations: Locations) -> Path:
     id, revision = parse_id(name)
-    known = Repository(places.cache, id)
-    snapshot = known.find(revision)
-    if snapshot is not None and incomplete(snapshot) is None:
+    known = Repository(locations.cache, id)
+    snapshot = known.find_snapshot(revision)
+    if snapshot is not None and load_problem(snapshot) is None:
         return snapshot
     if "@" not in name:
-        for found in _candidates(places):
-            if found.name.casefold() == id.casefold() and incomplete(found.path) is None:
+        for found in _candidates(locations):
+            if found.name.casefold() == id.casefold() and load_problem(found.path) is None:
                 return found.path
-    begun = snapshot is not None or known.partial_nbytes()
-    state = "is here only in part" if begun else "is not on this machine"
-    raise NotHere(f"{name} {state}: `qchat pull {name}` fetches it", name)
+    if snapshot is not None or known.partial_nbytes():
+        raise _not_downloaded(name, "is only partly downloaded: finish it")
+    raise _not_downloaded(name, "is not on this machine: download it")
 
 
-def _find_name(name: str, places: Places) -> Path:
-    if name in (BUILT_IN, "embedded"):
-        return EMBEDDED_MODEL
-    # of two with one name the first place has it
-    here = {found.name: found for found in reversed(_candidates(places)) if found.problem is None}
-    for known in (_meant(name, here), _meant(name, [variant.id for variant in PUBLISHED])):
+def _find_name(name: str, locations: Locations) -> Path:
+    if name in (BUILT_IN_NAME, "embedded"):
+        return BUILT_IN_MODEL
+    # the first location wins if two models share a name
+    here = {found.name: found for found in reversed(_candidates(locations)) if found.problem is None}
+    for known in (match_names(name, here), match_names(name, [variant.id for variant in PUBLISHED])):
         if len(known) > 1:
-            raise ModelError(f"{printable(name)} could mean {', '.join(sorted(known)[:5])}: write more of it")
+            raise ambiguity(name, sorted(known))
         if known and known[0] in here:
-            return _whole(here[known[0]])
+            return _complete_folder(here[known[0]])
         if known:
-            raise NotHere(f"{known[0]} is not on this machine: `qchat pull {known[0]}` fetches it", known[0])
-    near = nearest(name, [*here, *(variant.id for variant in PUBLISHED)])
-    hint = f"; did you mean {' or '.join(near)}?" if near else ": `qchat models` lists those that are"
+            raise _not_downloaded(known[0], "is not on this machine: download it")
+    near = closest_names(name, [*here, *(variant.id for variant in PUBLISHED)])
+    hint = suggestion(near) or ": `qchat models` lists the models"
     raise ModelError(f"there is no model {printable(name)} on this machine{hint}")
 
 
-def _whole(model: LocalModel) -> Path:
-    """Its folder. Raises NotHere for one of the hub's that lacks files; loading refuses others."""
-    if model.id is not None and incomplete(model.path) is not None:
-        raise NotHere(f"{model.id} is here only in part: `qchat pull {model.id}` fetches the rest", model.id)
+def _complete_folder(model: LocalModel) -> Path:
+    """Return the model's folder. Raises ModelNotDownloaded if it is from the hub and cannot be loaded."""
+    if model.id is not None and load_problem(model.path) is not None:
+        raise _not_downloaded(model.id, "is only partly downloaded: finish it")
     return model.path
 
 
-def _meant(name: str, known: Iterable[str]) -> list[str]:
-    """Exact names before beginnings; the owner may be left out, and capitals do not count."""
-    wanted, known = name.casefold(), list(known)
-    forms = {full: (full.casefold(), full.casefold().rpartition("/")[2]) for full in known}
-    exact = [full for full in known if wanted in forms[full]]
-    return exact or [full for full in known if any(form.startswith(wanted) for form in forms[full])]
+def _not_downloaded(id: str, state: str) -> ModelNotDownloaded:
+    return ModelNotDownloaded(f"{id} {state} with `qchat pull {id}`", id)
 
 
-def known_id(name: str) -> str:
-    """The id of the one published model that `name` or a beginning of it means. Raises ModelError."""
-    meant = _meant(name, [variant.id for variant in PUBLISHED])
-    if len(meant) == 1:
-        return meant[0]
-    near = meant[:5] or nearest(name, [variant.id for variant in PUBLISHED])
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ModelError(f"{printable(name)} is no id of the hub, wanted owner/name{hint}")
+def published_id(name: str) -> str:
+    """Return the id of the published model that `name` matches. Raises ModelError unless exactly one does."""
+    matches = match_names(name, [variant.id for variant in PUBLISHED])
+    if len(matches) == 1:
+        return matches[0]
+    near = matches[:5] or closest_names(name, [variant.id for variant in PUBLISHED])
+    raise ModelError(f"{printable(name)} is not a Hugging Face id, wanted owner/name{suggestion(near)}")
 
 
-def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The names most like `name`, with or without their owners."""
-    forms = {form.casefold(): full for full in known for form in (full, full.rpartition("/")[2])}
-    wanted = name.casefold() if "/" in name else name.casefold().rpartition("/")[2]
-    return list(dict.fromkeys(forms[form] for form in get_close_matches(wanted, forms, most)))
+def list_models(locations: Locations | None = None) -> list[LocalModel]:
+    """Return all models on this machine, by location and name. Reads the headers of their weight files."""
+    return [with_details(found) for found in _candidates(locations or Locations())]
 
 
-def models(places: Places | None = None) -> list[LocalModel]:
-    """All models on this machine, weighed, by place, then by name. Reads the headers of weight files."""
-    return [weighed(found) for found in _candidates(places or Places())]
-
-
-def named(name: str, listed: Sequence[LocalModel]) -> LocalModel:
-    """The one of `listed` that `name`, a unique beginning of one, or a folder means. Raises ModelError."""
-    path = _expanded(name).resolve()
-    at = [model for model in listed if model.path.resolve() == path]
-    meant = _meant(name, [model.name for model in listed])
-    found = at or [model for model in listed if model.name in meant]
+def select_model(name: str, listed: Sequence[LocalModel]) -> LocalModel:
+    """Return the listed model given as a name, a unique prefix of one or a folder. Raises ModelError."""
+    path = _expand_path(name).resolve()
+    matches = match_names(name, [model.name for model in listed])
+    by_path = [model for model in listed if model.path.resolve() == path]
+    found = by_path or [model for model in listed if model.name in matches]
     if len(found) > 1:
-        raise ModelError(f"{printable(name)} could mean {', '.join(meant[:5])}: write more of it")
+        raise ambiguity(name, matches)
     if not found:
-        near = nearest(name, [model.name for model in listed])
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"{printable(name)} is not among the models that `qchat models` lists{hint}")
+        near = closest_names(name, [model.name for model in listed])
+        raise ModelError(f"`qchat models` lists no model {printable(name)}{suggestion(near)}")
     return found[0]
 
 
-def _candidates(places: Places) -> list[LocalModel]:
-    """Every folder that says it is a model, once, not opened."""
+def _candidates(locations: Locations) -> list[LocalModel]:
+    """Return every folder that has a config, without duplicates and without reading them."""
     found: dict[Path, LocalModel] = {}
-    for model in (*_in_folders(places), *_in_cache(places), *_used(places)):
+    for model in (*_models_in_folders(locations), *_models_in_cache(locations), *_recently_used(locations)):
         found.setdefault(model.path.resolve(), model)
-    found.setdefault(EMBEDDED_MODEL.resolve(), LocalModel(BUILT_IN, EMBEDDED_MODEL, "built-in"))
+    found.setdefault(BUILT_IN_MODEL.resolve(), LocalModel(BUILT_IN_NAME, BUILT_IN_MODEL, "built-in"))
     return list(found.values())
 
 
-def _in_folders(places: Places) -> Iterator[LocalModel]:
-    for folder in places.folders:
+def _models_in_folders(locations: Locations) -> Iterator[LocalModel]:
+    for folder in locations.folders:
         for path in _subfolders(folder):
             inner = [path] if (path / CONFIG_NAME).exists() else _subfolders(path)
             for model in inner:
@@ -224,9 +214,9 @@ def _subfolders(folder: Path) -> list[Path]:
     return inner[:MAX_ENTRIES]
 
 
-def _in_cache(places: Places) -> Iterator[LocalModel]:
-    for known in repositories(places.cache):
-        commits, main = known.commits(), known.find("main")
+def _models_in_cache(locations: Locations) -> Iterator[LocalModel]:
+    for known in list_repositories(locations.cache):
+        commits, main = known.commits(), known.find_snapshot("main")
         for commit in commits:
             path = known.snapshot(commit)
             name = known.id if len(commits) == 1 or path == main else f"{known.id}@{commit[:8]}"
@@ -239,39 +229,39 @@ def _in_cache(places: Places) -> Iterator[LocalModel]:
                 known.folder,
                 "hub cache",
                 partial,
-                problem=f"fetched in part: `qchat pull {known.id}` goes on",
+                problem=f"partly downloaded: finish it with `qchat pull {known.id}`",
                 id=known.id,
             )
 
 
-def _used(places: Places) -> Iterator[LocalModel]:
-    for path in _used_paths(places):
+def _recently_used(locations: Locations) -> Iterator[LocalModel]:
+    for path in _used_paths(locations):
         if (path / CONFIG_NAME).exists():
-            yield LocalModel(path.name, path, "used before")
+            yield LocalModel(path.name, path, "recently used")
 
 
-def weighed(model: LocalModel) -> LocalModel:
-    """With sizes, fit, and what stands in the way of loading it."""
+def with_details(model: LocalModel) -> LocalModel:
+    """Return the model with its sizes and fit, or with the problem that prevents loading it."""
     if model.problem is not None:
         return model
     try:
-        return _weigh(model)
+        return _read_details(model)
     except ModelError as error:
         return replace(model, problem=str(error))
 
 
-def incomplete(folder: Path) -> str | None:
-    """Why the model in `folder` cannot be loaded, going by its file names and headers; None if it can."""
-    return weighed(LocalModel(folder.name, folder, "used before")).problem
+def load_problem(folder: Path) -> str | None:
+    """Return why the model in `folder` cannot be loaded, judged by file names and headers; None if it can."""
+    return with_details(LocalModel(folder.name, folder, "recently used")).problem
 
 
-def _weigh(model: LocalModel) -> LocalModel:
-    """Raises ModelError for a folder that is damaged or of another kind."""
+def _read_details(model: LocalModel) -> LocalModel:
+    """Raises ModelError for a damaged or unsupported model."""
     config = ModelConfig.load(model.path)
     shards = find_shards(model.path)
     headers = read_headers(shards)
     if not shards.index:
-        _check_numbers(shards.paths)
+        _check_shard_count(shards.paths)
     if not (model.path / "tokenizer.json").exists():
         raise ModelError(f"{model.path} has no tokenizer.json")
     body = head = 0
@@ -286,65 +276,71 @@ def _weigh(model: LocalModel) -> LocalModel:
         nbytes=sum(header.path.stat().st_size for header in headers),
         bits_per_weight=8 * body / sum(prod(spec.shape) for spec in body_specs(config).values()),
         context=config.max_position_embeddings,
-        fit=fit(body + head, token_nbytes(config), config.max_position_embeddings),
+        fit=estimate_fit(body + head, token_nbytes(config), config.max_position_embeddings),
     )
 
 
-def _check_numbers(paths: Sequence[Path]) -> None:
-    """Without an index the names themselves say how many shards there are: -00001-of-00003."""
+def _check_shard_count(paths: Sequence[Path]) -> None:
+    """Check the number of shards that their names state, as in -00001-of-00003. Raises ModelError."""
     for path in paths:
         _, of, number = path.stem.rpartition("-of-")
         if of and number.isdigit() and int(number) != len(paths):
             raise ModelError(f"{path.parent} has {len(paths)} of its {int(number)} weight files")
 
 
-def published(places: Places | None = None) -> list[Published]:
-    """The known variants that are not on this machine."""
-    here = {found.id for found in _candidates(places or Places()) if found.problem is None}
+def list_published(locations: Locations | None = None) -> list[PublishedModel]:
+    """Return the published models that are not on this machine."""
+    here = {found.id for found in _candidates(locations or Locations()) if found.problem is None}
     return [variant for variant in PUBLISHED if variant.id not in here]
 
 
-def notices(places: Places | None = None) -> list[str]:
-    """Sentences on folders of models that somebody named and that are not there."""
+def missing_folder_notices(locations: Locations | None = None) -> list[str]:
+    """Return a sentence for each configured models folder that does not exist."""
     default = Path("~/models").expanduser()
-    named = [folder for folder in (places or Places()).folders if folder != default]
-    return [f"the models folder {folder} {_gone(folder)}" for folder in named if not folder.is_dir()]
+    configured = [folder for folder in (locations or Locations()).folders if folder != default]
+    return [
+        f"the models folder {folder} {_explain_absence(folder)}"
+        for folder in configured
+        if not folder.is_dir()
+    ]
 
 
-def remember(folder: Path, places: Places | None = None) -> None:
-    """Note that the model in `folder` was used just now. Where that cannot be written it is forgotten."""
-    places, folder = places or Places(), folder.expanduser().absolute()
-    if folder.resolve() == EMBEDDED_MODEL.resolve():
+def record_use(folder: Path, locations: Locations | None = None) -> None:
+    """Put `folder` first among the recently used models. Write errors are ignored."""
+    locations, folder = locations or Locations(), folder.expanduser().absolute()
+    if folder.resolve() == BUILT_IN_MODEL.resolve():
         return
-    used = [entry for entry in _read_used(places) if entry["path"] != str(folder)]
+    used = [entry for entry in _read_recently_used(locations) if entry["path"] != str(folder)]
     text = json.dumps({"used": [{"path": str(folder), "when": time.time()}, *used][:MAX_USED]})
     with suppress(OSError):
-        places.used.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(places.used, text)
+        locations.used.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(locations.used, text)
 
 
-def last_used(places: Places | None = None) -> Path | None:
-    """The folder of the model used last, which may be gone; None where none was used."""
-    return next((Path(entry["path"]) for entry in _read_used(places or Places())), None)
+def last_used_folder(locations: Locations | None = None) -> Path | None:
+    """Return the folder of the most recently used model, which may no longer exist; None if there is none."""
+    return next((Path(entry["path"]) for entry in _read_recently_used(locations or Locations())), None)
 
 
-def usual(places: Places | None = None) -> tuple[Path, str | None]:
-    """The model to begin with where none is named, the one used last or else the built-in one; and, where the
-    one used last is gone, a sentence that says so."""
-    places = places or Places()
-    last = last_used(places)
+def default_model(locations: Locations | None = None) -> tuple[Path, str | None]:
+    """Return the most recently used model, or the built-in one.
+
+    The second value explains why the most recently used one cannot be loaded, if so.
+    """
+    locations = locations or Locations()
+    last = last_used_folder(locations)
     if last is None:
-        return EMBEDDED_MODEL, None
-    problem = incomplete(last) if last.is_dir() else _vanished(last, places)
+        return BUILT_IN_MODEL, None
+    problem = load_problem(last) if last.is_dir() else _explain_missing(last, locations)
     if problem is None:
         return last, None
-    return EMBEDDED_MODEL, f"{problem}; the built-in model answers instead"
+    return BUILT_IN_MODEL, f"{problem}; using the built-in model instead"
 
 
-def _read_used(places: Places) -> list[dict[str, Any]]:
-    """Newest first. A file that makes no sense counts as none: it only remembers."""
+def _read_recently_used(locations: Locations) -> list[dict[str, Any]]:
+    """Return the recently used models, newest first. An invalid file counts as empty."""
     try:
-        entries = read_json(places.used, ModelError).get("used")
+        entries = read_json(locations.used, ModelError).get("used")
     except ModelError:
         return []
     return [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
@@ -359,20 +355,21 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _vanished(path: Path, places: Places) -> str:
-    """Why there is no model at `path`, from what is known of it."""
+def _explain_missing(path: Path, locations: Locations) -> str:
+    """Return a sentence on why there is no model at `path`."""
     path = path.absolute()
-    when = next((entry["when"] for entry in _read_used(places) if entry["path"] == str(path)), None)
-    used = f", last used on {time.strftime('%Y-%m-%d', time.localtime(when))}," if when else ""
+    used = {entry["path"]: entry["when"] for entry in reversed(_read_recently_used(locations))}
+    when = used.get(str(path))
+    last_use = f", last used on {time.strftime('%Y-%m-%d', time.localtime(when))}," if when else ""
     if path.exists():
-        return f"there is a file at {path}, wanted a model folder"
+        return f"{path} is a file, wanted a model folder"
     near = get_close_matches(path.name, [other.name for other in _subfolders(path.parent)], 1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    return f"the model folder {path}{used} {_gone(path)}{hint}"
+    return f"the model folder {path}{last_use} {_explain_absence(path)}{hint}"
 
 
-def _gone(path: Path) -> str:
-    """Names the disk where the path is on one that is not mounted."""
+def _explain_absence(path: Path) -> str:
+    """Return "does not exist", or the disk of `path` if it is not mounted."""
     mounts = [mount for mount in (Path("/Volumes"), Path("/media"), Path("/mnt")) if mount in path.parents]
     if mounts and not (disk := mounts[0] / path.relative_to(mounts[0]).parts[0]).exists():
         return f"is on {disk}, which is not mounted"
@@ -381,25 +378,25 @@ def _gone(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Removal:
-    """The deletion of one model: exactly `paths`, `nbytes` in all, and the folders that get empty."""
+    """The deletion of one model: exactly `paths`, `nbytes` in total, and folders that become empty."""
 
     model: LocalModel
     paths: tuple[Path, ...]
     nbytes: int
 
-    def carry_out(self) -> list[Path]:
-        """Delete; returns what else is in the model's folder and stays. Raises ModelError."""
+    def execute(self) -> list[Path]:
+        """Delete the files; return other files that remain in the folder. Raises ModelError."""
         try:
             return self._delete()
         except OSError as error:
             raise ModelError(
-                f"{self.model.name} cannot be deleted: {error.filename}: {error.strerror}"
+                f"cannot delete {self.model.name}: {error.filename}: {error.strerror}"
             ) from error
 
     def _delete(self) -> list[Path]:
         folder = self.model.path
         if self.model.origin == "hub cache":
-            repository_of(folder).delete(folder.name)
+            containing_repository(folder).delete(folder.name)
             return []
         for path in self.paths:
             path.unlink(missing_ok=True)
@@ -411,21 +408,21 @@ class Removal:
         return sorted(folder.iterdir()) if folder.exists() else []
 
 
-def removal(model: LocalModel) -> Removal:
-    """What deleting `model` would delete. Raises UsageError for the built-in one."""
+def plan_removal(model: LocalModel) -> Removal:
+    """List the files to delete for `model`. Raises UsageError for the built-in model."""
     if model.origin == "built-in":
-        raise UsageError("the built-in model is part of qchat and is not deleted")
+        raise UsageError("the built-in model is part of qchat and cannot be deleted")
     if model.origin == "hub cache":
         paths = tuple(path for path in sorted(model.path.rglob("*")) if not path.is_dir())
     elif model.path.is_symlink():
         paths = (model.path,)
     else:
-        paths = tuple(path for path in sorted(model.path.rglob("*")) if _is_models(path, model.path))
+        paths = tuple(path for path in sorted(model.path.rglob("*")) if _belongs_to_model(path, model.path))
     return Removal(model, paths, sum(map(file_nbytes, paths)))
 
 
-def _is_models(path: Path, folder: Path) -> bool:
-    """Whether a file in a model's folder belongs to the model; others' files are not touched."""
+def _belongs_to_model(path: Path, folder: Path) -> bool:
+    """Tell whether a file in a model's folder is part of the model; other files are never deleted."""
     name = path.relative_to(folder).as_posix()
     return not path.is_dir() and (
         name in (*SMALL_NAMES, INDEX_NAME, REPORT_NAME, *MTP_NAMES) or PLAIN_NAME.fullmatch(name) is not None
@@ -436,17 +433,17 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1
 
 
-def _expanded(name: str) -> Path:
-    """Raises ModelError for what cannot be a path."""
+def _expand_path(name: str) -> Path:
+    """Expand ~ in a path. Raises ModelError for an invalid path."""
     try:
         path = Path(name).expanduser()
         path.exists()
     except RuntimeError as error:
-        raise ModelError(f"there is no home folder for {printable(name)}") from error
+        raise ModelError(f"cannot expand {printable(name)}: no such user") from error
     except OSError as error:
-        raise ModelError(f"{printable(name)} cannot be looked for: {error.strerror}") from error
+        raise ModelError(f"{printable(name)} is not a valid path: {error.strerror}") from error
     return path
 
 
-def _used_paths(places: Places) -> Iterator[Path]:
-    yield from (Path(entry["path"]) for entry in _read_used(places))
+def _used_paths(locations: Locations) -> Iterator[Path]:
+    yield from (Path(entry["path"]) for entry in _read_recently_used(locations))

@@ -1,7 +1,7 @@
-"""Full-text search in titles and messages: SQLite's FTS5, or a plain scan where it is not compiled in.
+"""Full-text search in titles and messages: SQLite's FTS5, or a full scan if SQLite was built without it.
 
-The index is brought up to date when somebody searches, so that a streaming reply costs nothing here and a
-build without FTS5 can write to the same file. Scripts without spaces between words are always scanned.
+Each search updates the index first. So streaming a reply costs nothing here, and a build without FTS5 can
+write to the same file. Text in scripts without spaces between words is always scanned.
 """
 
 import unicodedata
@@ -12,15 +12,15 @@ from .database import Database, Execute
 MODULE = "fts5"
 SNIPPET_TOKENS = 16
 SNIPPET_CHARACTERS = 100
-SOURCES = {"conversations": "title", "nodes": "text"}  # each has an index of its own, `TABLE_index`
-INDEXED = f"""
+INDEXED_COLUMNS = {"conversations": "title", "nodes": "text"}  # the index of a table is `TABLE_index`
+INDEX_QUERY = f"""
     SELECT rowid AS conversation, NULL AS node,
            snippet(conversations_index, 0, '', '', '…', {SNIPPET_TOKENS}) AS snippet
     FROM conversations_index WHERE conversations_index MATCH ?
     UNION ALL
     SELECT nodes.conversation, nodes.id, snippet(nodes_index, 0, '', '', '…', {SNIPPET_TOKENS})
     FROM nodes_index JOIN nodes ON nodes.id = nodes_index.rowid WHERE nodes_index MATCH ?"""
-SCANNED = """
+SCAN_QUERY = """
     SELECT id AS conversation, NULL AS node, excerpt(title, ?) AS snippet
     FROM conversations WHERE excerpt(title, ?) IS NOT NULL
     UNION ALL
@@ -28,37 +28,40 @@ SCANNED = """
 
 
 class FullText:
-    """Queries over the tables in SOURCES, whose column `indexed` says whether the index knows the row."""
+    """Search over the tables in INDEXED_COLUMNS; their column `indexed` marks rows that the index covers."""
 
     def __init__(self, database: Database):
         self._database = database
-        database.define("excerpt", excerpt)
+        database.define_function("excerpt", excerpt)
 
     def query(self, words: str) -> tuple[str, tuple[str, ...]]:
-        """SQL with columns conversation, node (null for a title) and snippet, and the values for it."""
-        if not words.split():
-            raise StoreError("there is nothing to search for: give at least one word")
-        if not _has_words(words) or _has_unspaced(words) or not self._update():
-            return SCANNED, (words,) * 4
-        return INDEXED, (_phrases(words),) * 2
+        """Return SQL and its values; the columns are conversation, node (null for a title) and snippet.
 
-    def forget(self, execute: Execute) -> None:
-        """Within a transaction that deleted rows: take their text out of the index."""
-        if not (self._available() and self._exists()):
+        Raises StoreError if `words` is blank.
+        """
+        if not words.split():
+            raise StoreError("nothing to search for: enter at least one word")
+        if not _has_words(words) or _has_unspaced_script(words) or not self._update_index():
+            return SCAN_QUERY, (words,) * 4
+        return INDEX_QUERY, (_phrases(words),) * 2
+
+    def remove_deleted(self, execute: Execute) -> None:
+        """Remove the text of deleted rows from the index, inside the transaction that deleted them."""
+        if not (self._fts5_available() and self._index_exists()):
             return
-        for table in SOURCES:
+        for table in INDEXED_COLUMNS:
             execute(f"DELETE FROM {table}_index WHERE rowid NOT IN (SELECT id FROM {table})")
-            # the index only marks deleted words until it is merged
+            # FTS5 keeps deleted words until the index is merged
             execute(f"INSERT INTO {table}_index({table}_index) VALUES ('optimize')")
 
-    def _update(self) -> bool:
-        """Index what has changed; False where there can be no index."""
-        if not self._create():
+    def _update_index(self) -> bool:
+        """Index the rows that changed; return False if SQLite has no FTS5."""
+        if not self._create_index():
             return False
-        waiting = " UNION ALL ".join(f"SELECT 1 FROM {table} WHERE NOT indexed" for table in SOURCES)
-        if self._database.read(f"{waiting} LIMIT 1"):
+        selects = (f"SELECT 1 FROM {table} WHERE NOT indexed" for table in INDEXED_COLUMNS)
+        if self._database.read(f"{' UNION ALL '.join(selects)} LIMIT 1"):
             with self._database.write() as execute:
-                for table, column in SOURCES.items():
+                for table, column in INDEXED_COLUMNS.items():
                     execute(
                         f"INSERT OR REPLACE INTO {table}_index(rowid, {column})"
                         f" SELECT id, {column} FROM {table} WHERE NOT indexed"
@@ -66,27 +69,27 @@ class FullText:
                     execute(f"UPDATE {table} SET indexed = 1 WHERE NOT indexed")
         return True
 
-    def _create(self) -> bool:
-        if not self._available():
+    def _create_index(self) -> bool:
+        if not self._fts5_available():
             return False
-        if not self._exists():
+        if not self._index_exists():
             with self._database.write() as execute:
-                for table, column in SOURCES.items():
+                for table, column in INDEXED_COLUMNS.items():
                     execute(
                         f"CREATE VIRTUAL TABLE IF NOT EXISTS {table}_index"
                         f" USING {MODULE}({column}, tokenize = 'unicode61 remove_diacritics 2')"
                     )
         return True
 
-    def _available(self) -> bool:
+    def _fts5_available(self) -> bool:
         return bool(self._database.read("SELECT 1 FROM pragma_module_list WHERE name = ?", MODULE))
 
-    def _exists(self) -> bool:
+    def _index_exists(self) -> bool:
         return bool(self._database.read("SELECT 1 FROM sqlite_master WHERE name = 'nodes_index'"))
 
 
 def excerpt(text: str, words: str) -> str | None:
-    """One line of `text` around the first of `words`; None unless it holds all of them, in any case."""
+    """Return one line of `text` around the first match; None unless it contains all `words`, in any case."""
     folded = text.casefold()
     places = [folded.find(word) for word in words.casefold().split()]
     if min(places) < 0:
@@ -98,7 +101,7 @@ def excerpt(text: str, words: str) -> str | None:
 
 
 def _phrases(words: str) -> str:
-    """Every word as a phrase, the last one as the beginning of a word: nothing in it is FTS5's own syntax."""
+    """Return an FTS5 query for all words, the last one as a prefix; quoted, so that no word is syntax."""
     quoted = ['"{}"'.format(word.replace('"', '""')) for word in words.split() if _has_words(word)]
     return f"{' '.join(quoted)}*"
 
@@ -107,6 +110,6 @@ def _has_words(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _has_unspaced(text: str) -> bool:
-    """Whether it holds letters of Thai, Chinese, Japanese and their like, which lie above U+0E00."""
+def _has_unspaced_script(text: str) -> bool:
+    """Tell whether `text` has letters of scripts such as Thai, Chinese and Japanese, all above U+0E00."""
     return any(ord(character) > 0x0E00 and unicodedata.category(character) == "Lo" for character in text)

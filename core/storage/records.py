@@ -1,6 +1,6 @@
-"""What conversations consist of, and how it lies in tables: the schema, JSON columns, packed ids.
+"""The records of a conversation and their encoding in tables: the schema, JSON columns, packed token ids.
 
-Owns the schema's versions: a change is a new entry at the end of MIGRATIONS, never an edit of one.
+Owns the schema versions: to change the schema, append to MIGRATIONS; never edit an entry.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict
 from ..events import Done
 
 Role = Literal["system", "user", "assistant", "tool"]
-State = Literal["complete", "streaming", "cancelled"]
+NodeState = Literal["complete", "streaming", "cancelled"]
 APPLICATION_ID = 0x71636874  # "qcht"
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -27,7 +27,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             model TEXT NOT NULL,     -- JSON object, the fields of ModelIdentity
             imported INTEGER NOT NULL,
             leaf INTEGER,
-            created REAL NOT NULL,   -- seconds since 1970, as all times here
+            created REAL NOT NULL,   -- seconds since 1970, like all times here
             updated REAL NOT NULL,
             deleted REAL,
             indexed INTEGER NOT NULL DEFAULT 0,
@@ -41,7 +41,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             text TEXT NOT NULL DEFAULT '',
             thinking TEXT NOT NULL DEFAULT '',
             tool_calls TEXT NOT NULL DEFAULT '[]',  -- JSON list
-            ids BLOB NOT NULL DEFAULT x'',          -- little-endian u32 through zlib
+            ids BLOB NOT NULL DEFAULT x'',          -- little-endian u32, compressed with zlib
             state TEXT NOT NULL DEFAULT 'complete' CHECK (state IN ('complete', 'streaming', 'cancelled')),
             settings TEXT NOT NULL DEFAULT '{}',    -- JSON object
             stats TEXT NOT NULL DEFAULT '{}',       -- JSON object
@@ -58,15 +58,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE nodes ADD COLUMN opener BLOB NOT NULL DEFAULT x''",),
 )
 MAX_IDS = 1 << 24
-ID_LISTS = ("ids", "opener")
-PARTS_OF_DONE = ("text", "thinking", "raw_text", "tool_calls")
+ID_COLUMNS = ("ids", "opener")
+TEXT_FIELDS = ("text", "thinking", "raw_text", "tool_calls")
 TITLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a conversation was held with; hashes are text, empty where unknown. Ids mean the same wherever the
-    hashes of tokenizer and template do."""
+    """The model of a conversation; unknown hashes are empty.
+
+    Token ids are interchangeable between models with the same tokenizer hash and template hash.
+    """
 
     name: str = ""
     folder: str = ""
@@ -78,8 +80,11 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Conversation:
-    """`leaf` is the node that the user is at; times in seconds since 1970. Of an `imported` one the ids are
-    what a file claimed."""
+    """One conversation; times are in seconds since 1970.
+
+    `leaf` is the last node of the current branch. The token ids of an `imported` conversation come from a
+    file and are not verified.
+    """
 
     id: int
     title: str
@@ -94,9 +99,10 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Node:
-    """One message. `ids` are those authored for it; of several in one question the last has all.
+    """One message; `created` is in seconds since 1970.
 
-    `opener` are the template's ids right before a reply; `tool_calls` are objects with name and arguments.
+    `ids` are the message's token ids; if several messages form one question, the last one holds them all.
+    `opener` holds the template's token ids right before a reply. Each tool call has a name and arguments.
     """
 
     id: int
@@ -107,7 +113,7 @@ class Node:
     thinking: str
     tool_calls: list[dict[str, Any]]
     ids: list[int]
-    state: State
+    state: NodeState
     settings: dict[str, Any]
     stats: dict[str, Any]
     created: float
@@ -116,7 +122,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Hit:
-    """A place where the search words were found; `node` is None for the title."""
+    """A search result; `node` is None if the title matched."""
 
     conversation: int
     title: str
@@ -126,20 +132,20 @@ class Hit:
 
 
 class NodeContent(TypedDict, total=False):
-    """What of a node may change, named as in `Node`."""
+    """The mutable fields of a `Node`."""
 
     text: str
     thinking: str
     tool_calls: Sequence[Mapping[str, Any]]
     ids: Sequence[int]
     opener: Sequence[int]
-    state: State
+    state: NodeState
     settings: Mapping[str, Any]
     stats: Mapping[str, Any]
 
 
 class ConversationContent(TypedDict, total=False):
-    """What of a conversation may change, named as in `Conversation`."""
+    """The mutable fields of a `Conversation`."""
 
     title: str
     system: str
@@ -149,7 +155,7 @@ class ConversationContent(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class NodeDraft:
-    """A message that is not stored yet: its place among others by their position, its content."""
+    """A message that is not stored yet; `parent` is the position of another draft in the same list."""
 
     parent: int | None
     role: Role
@@ -157,31 +163,31 @@ class NodeDraft:
     content: NodeContent = field(default_factory=NodeContent)
 
 
-def stats_of(done: Done) -> dict[str, Any]:
-    """What a node keeps of a reply's end: all but the texts and calls, which it has."""
-    return {name: value for name, value in asdict(done).items() if name not in PARTS_OF_DONE}
+def reply_stats(done: Done) -> dict[str, Any]:
+    """Return the fields of `done` that a node stores as statistics: all but texts and tool calls."""
+    return {name: value for name, value in asdict(done).items() if name not in TEXT_FIELDS}
 
 
-def title_of(text: str) -> str:
-    """The beginning of `text` as a conversation's title."""
+def make_title(text: str) -> str:
+    """Return the beginning of `text` as a one-line title."""
     line = " ".join(text.split())
     return line if len(line) <= TITLE_CHARACTERS else f"{line[: TITLE_CHARACTERS - 1]}…"
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    """Little-endian u32 through zlib; raises OverflowError for what is no u32."""
+    """Encode ids as little-endian u32, compressed with zlib. Raises OverflowError for an id out of range."""
     return zlib.compress(_little_endian(array("I", ids)).tobytes(), 1) if len(ids) else b""
 
 
 def unpack_ids(packed: bytes) -> list[int]:
-    """The inverse of `pack_ids`; raises ValueError or zlib.error for damaged bytes."""
+    """Decode the bytes of `pack_ids`. Raises ValueError or zlib.error for damaged bytes."""
     if not packed:
         return []
     ids = array("I")
     decoder = zlib.decompressobj()
     ids.frombytes(decoder.decompress(packed, MAX_IDS * ids.itemsize))
     if not decoder.eof:
-        raise ValueError(f"the ids are cut off or more than {MAX_IDS:,}")
+        raise ValueError(f"the ids are truncated or more than {MAX_IDS:,}")
     return _little_endian(ids).tolist()
 
 
@@ -191,38 +197,39 @@ def _little_endian(ids: "array[int]") -> "array[int]":
     return ids
 
 
-def encoded(content: Mapping[str, Any]) -> dict[str, Any]:
+def encode_columns(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `content` as SQLite stores them."""
     return {name: _encode(name, value) for name, value in content.items()}
 
 
 def _encode(name: str, value: Any) -> Any:
-    if name in ID_LISTS:
+    if name in ID_COLUMNS:
         return pack_ids(value)
     if name == "model":
         return json.dumps(asdict(value))
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8
+        return value.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8 form
     return json.dumps(value, allow_nan=False, default=str)
 
 
-def conversation_of(row: Row) -> Conversation:
-    """Raises ValueError, TypeError or AttributeError for damaged columns."""
-    columns = _decoded(row, Conversation)
+def parse_conversation(row: Row) -> Conversation:
+    """Build a conversation from its row. Raises ValueError, TypeError or AttributeError for damaged data."""
+    columns = _decode_columns(row, Conversation)
     known = {item.name for item in fields(ModelIdentity)}
     model = {name: value for name, value in columns["model"].items() if name in known}
     return Conversation(**columns | {"imported": bool(row["imported"]), "model": ModelIdentity(**model)})
 
 
-def node_of(row: Row) -> Node:
-    """Raises ValueError, TypeError or zlib.error for damaged columns."""
-    return Node(**_decoded(row, Node))
+def parse_node(row: Row) -> Node:
+    """Build a node from its row. Raises ValueError, TypeError or zlib.error for damaged data."""
+    return Node(**_decode_columns(row, Node))
 
 
-def _decoded(row: Row, kind: type) -> dict[str, Any]:
-    """The row's columns that are fields of `kind`."""
+def _decode_columns(row: Row, kind: type) -> dict[str, Any]:
+    """Return the decoded columns of `row` that are fields of `kind`."""
     columns = {item.name: row[item.name] for item in fields(kind)}
     for name in columns.keys() & {"settings", "stats", "tool_calls", "model"}:
         columns[name] = json.loads(columns[name])
-    for name in columns.keys() & set(ID_LISTS):
+    for name in columns.keys() & set(ID_COLUMNS):
         columns[name] = unpack_ids(columns[name])
     return columns

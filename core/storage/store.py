@@ -1,7 +1,7 @@
-"""Conversations on disk: each a tree of messages with the exact ids, in one SQLite file for all processes.
+"""Conversations on disk: trees of messages with their exact token ids, in one SQLite file for all processes.
 
-Owns the pace at which a streaming reply is written. Refuses what `database.py` refuses, and
-messages or conversations that are not there. Does not judge ids: an imported file may claim any.
+Owns the schedule on which a streaming reply is saved. Refuses the files that `database.py` refuses. Does not
+verify token ids: an imported file may hold any.
 """
 
 import threading
@@ -26,17 +26,17 @@ from .records import (
     NodeContent,
     NodeDraft,
     Role,
-    conversation_of,
-    encoded,
-    node_of,
-    title_of,
+    encode_columns,
+    make_title,
+    parse_conversation,
+    parse_node,
 )
 
 T = TypeVar("T")
 
 UNDO_SECONDS = 60.0
-# half a second of the two that may be lost is left for the write itself
-PERIOD_SECONDS = 1.5
+# at most 2 s of a reply may be lost in a crash: this leaves 0.5 s for the write itself
+SAVE_PERIOD_SECONDS = 1.5
 BRANCH = """
     WITH RECURSIVE path (id, parent) AS (
         SELECT id, parent FROM nodes WHERE conversation = ?1 AND id = ?2
@@ -46,10 +46,10 @@ BRANCH = """
 
 
 class Store:
-    """All conversations in one file. Every method raises StoreError; any thread may call."""
+    """All conversations in one file. Every method may raise StoreError and may be called from any thread."""
 
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.time):
-        """Make or open the file `path`; `clock` gives seconds since 1970."""
+        """Create or open the file `path`; `clock` returns seconds since 1970."""
         self._clock = clock
         self._database = Database(Path(path).expanduser(), APPLICATION_ID, MIGRATIONS)
         self.path = self._database.path
@@ -75,44 +75,49 @@ class Store:
 
     @property
     def states_folder(self) -> Path:
-        """Where `NUMBER.safetensors` may hold a conversation's live state; it goes with the conversation."""
+        """The folder of saved live states, `ID.safetensors`, which are deleted with their conversation."""
         return self.path.with_suffix(".states")
 
     # --- conversations ---
 
     def create(self, **content: Unpack[ConversationContent]) -> int:
-        """A new conversation without messages; its id. Without a title it gets one from the first message."""
+        """Create an empty conversation and return its id. Its first question becomes the default title."""
         with self._database.write() as execute:
-            return _create(execute, content, self._clock(), imported=False)
+            return _insert_conversation(execute, content, self._clock(), imported=False)
 
     def import_tree(
         self, content: ConversationContent, drafts: Sequence[NodeDraft], leaf: int | None, created: float
     ) -> int:
-        """A whole conversation at once; `parent` and `leaf` are positions in `drafts`, parents first."""
+        """Add a whole conversation and return its id. `leaf` is a position in `drafts`, parents first."""
         with self._database.write() as execute:
-            conversation = _create(execute, content, created, imported=True)
-            ids = _add_all(execute, conversation, None, drafts)
+            conversation = _insert_conversation(execute, content, created, imported=True)
+            ids = _insert_nodes(execute, conversation, None, drafts)
             _set_leaf(execute, conversation, None if leaf is None else ids[leaf])
             execute("UPDATE conversations SET updated = ? WHERE id = ?", self._clock(), conversation)
         return conversation
 
-    def begin(self, content: ConversationContent, drafts: Sequence[NodeDraft]) -> tuple[int, list[int]]:
-        """A new conversation with its first messages, the last of which is the leaf: its id and theirs."""
+    def create_with_nodes(
+        self, content: ConversationContent, drafts: Sequence[NodeDraft]
+    ) -> tuple[int, list[int]]:
+        """Create a conversation with its first messages; the last is the leaf. Returns its id and theirs."""
         with self._database.write() as execute:
-            conversation = _create(execute, content, self._clock(), imported=False)
-            ids = _add_all(execute, conversation, None, drafts)
+            conversation = _insert_conversation(execute, content, self._clock(), imported=False)
+            ids = _insert_nodes(execute, conversation, None, drafts)
             _set_leaf(execute, conversation, ids[-1])
         return conversation, ids
 
-    def adopt(self, conversation: int, model: ModelIdentity, contents: Mapping[int, NodeContent]) -> None:
-        """Make the conversation one of `model`'s, whose ids its messages get."""
+    def change_model(
+        self, conversation: int, model: ModelIdentity, contents: Mapping[int, NodeContent]
+    ) -> None:
+        """Assign the conversation to `model` and update its messages, by id, with that model's token ids."""
         with self._database.write() as execute:
-            columns = encoded({"model": model}) | {"imported": False}
-            _change(execute, "conversations", conversation, columns)
+            columns = encode_columns({"model": model}) | {"imported": False}
+            _update_row(execute, "conversations", conversation, columns)
             for node, content in contents.items():
-                _change(execute, "nodes", node, encoded(content))
+                _update_row(execute, "nodes", node, encode_columns(content))
 
     def conversation(self, conversation: int) -> Conversation:
+        """Return the conversation with this id, unless it was deleted."""
         rows = self._database.read(
             "SELECT * FROM conversations WHERE id = ? AND deleted IS NULL", conversation
         )
@@ -121,13 +126,13 @@ class Store:
         return self._conversation(rows[0])
 
     def conversations(self, limit: int = 50, search: str = "") -> list[Conversation]:
-        """The last ones that were written to, newest first; with `search` only those that hold its words."""
-        chosen, values = "", ()
+        """Return the most recently updated conversations, newest first; filter by the words of `search`."""
+        condition, values = "", ()
         if search.strip():
             query, values = self._index.query(search)
-            chosen = f"AND id IN (SELECT conversation FROM ({query}))"
+            condition = f"AND id IN (SELECT conversation FROM ({query}))"
         rows = self._database.read(
-            f"""SELECT * FROM conversations WHERE deleted IS NULL {chosen}
+            f"""SELECT * FROM conversations WHERE deleted IS NULL {condition}
                 ORDER BY updated DESC, id DESC LIMIT ?""",
             *values,
             limit,
@@ -135,11 +140,11 @@ class Store:
         return [self._conversation(row) for row in rows]
 
     def latest(self) -> Conversation | None:
-        """The one that was written to last."""
+        """Return the most recently updated conversation."""
         return next(iter(self.conversations(1)), None)
 
     def search(self, words: str, limit: int = 50) -> list[Hit]:
-        """Titles and messages that hold all `words`, the last of them perhaps only begun; newest first."""
+        """Return titles and messages that contain all `words`, the last one as a prefix; newest first."""
         query, values = self._index.query(words)
         rows = self._database.read(
             f"""SELECT hits.conversation, title, node, role, snippet FROM ({query}) AS hits
@@ -155,33 +160,37 @@ class Store:
         ]
 
     def update(self, conversation: int, **content: Unpack[ConversationContent]) -> None:
-        """Replace the given fields; its place in the list stays."""
+        """Replace the given fields, without moving the conversation in the list."""
         with self._database.write() as execute:
-            _change(execute, "conversations", conversation, encoded(content))
+            _update_row(execute, "conversations", conversation, encode_columns(content))
 
     def rename(self, conversation: int, title: str) -> None:
         self.update(conversation, title=title)
 
     def delete(self, conversation: int) -> None:
-        """Hide it; `restore` brings it back until it is purged, `UNDO_SECONDS` later at the earliest."""
+        """Hide the conversation. `restore` undoes this until a purge, at least `UNDO_SECONDS` later."""
         self.conversation(conversation)
         with self._database.write() as execute:
-            _change(execute, "conversations", conversation, {"deleted": self._clock()})
+            _update_row(execute, "conversations", conversation, {"deleted": self._clock()})
 
     def restore(self, conversation: int) -> None:
+        """Undo `delete`."""
         with self._database.write() as execute:
-            _change(execute, "conversations", conversation, {"deleted": None})
+            _update_row(execute, "conversations", conversation, {"deleted": None})
 
     def purge(self, seconds: float = 0.0) -> int:
-        """Erase what was deleted at least so many seconds ago, from the index, the log and the saved states
-        too; how many. A state that cannot be erased is named when all others are."""
+        """Erase the conversations deleted at least `seconds` ago and return their number.
+
+        Also erases them from the index, the log and the saved states. Raises StoreError if a state cannot be
+        erased, after erasing the others.
+        """
         condition, limit = "deleted <= ?", self._clock() - seconds
         if not self._database.read(f"SELECT 1 FROM conversations WHERE {condition} LIMIT 1", limit):
             return 0
         with self._database.write() as execute:
             erased = execute(f"SELECT id FROM conversations WHERE {condition}", limit).fetchall()
             execute(f"DELETE FROM conversations WHERE {condition}", limit)
-            self._index.forget(execute)
+            self._index.remove_deleted(execute)
         self._database.shrink_log()
         problems = [problem for row in erased if (problem := self._erase_state(row["id"]))]
         if problems:
@@ -189,7 +198,7 @@ class Store:
         return len(erased)
 
     def _erase_state(self, conversation: int) -> OSError | None:
-        """Why it is still there."""
+        """Erase a saved state; return the error if that fails."""
         try:
             (self.states_folder / f"{conversation}.safetensors").unlink(missing_ok=True)
         except OSError as problem:
@@ -201,37 +210,37 @@ class Store:
     def add_node(
         self, conversation: int, parent: int | None, role: Role, **content: Unpack[NodeContent]
     ) -> int:
-        """A new message under `parent`, a first one under None; it becomes the leaf. Returns its id."""
+        """Add a message under `parent`, or a first message; it becomes the leaf. Returns its id."""
         now = self._clock()
         with self._database.write() as execute:
             self.conversation(conversation)
             if parent is not None:
-                self._require(conversation, parent)
-            node = _add(execute, conversation, parent, NodeDraft(parent, role, now, content))
+                self._require_node(conversation, parent)
+            node = _insert_node(execute, conversation, parent, NodeDraft(parent, role, now, content))
             _set_leaf(execute, conversation, node)
             execute("UPDATE conversations SET updated = ? WHERE id = ?", now, conversation)
             if role == "user":
-                _name_after(execute, conversation, content.get("text", ""))
+                _set_default_title(execute, conversation, content.get("text", ""))
         return node
 
     def add_nodes(self, conversation: int, parent: int | None, drafts: Sequence[NodeDraft]) -> list[int]:
-        """New messages, all or none; a draft without a parent comes under `parent`; the last is the leaf.
+        """Add all messages or none and return their ids; the last one becomes the leaf.
 
-        Returns their ids.
+        A draft without a parent is added under `parent`.
         """
         with self._database.write() as execute:
             self.conversation(conversation)
             if parent is not None:
-                self._require(conversation, parent)
-            ids = _add_all(execute, conversation, parent, drafts)
+                self._require_node(conversation, parent)
+            ids = _insert_nodes(execute, conversation, parent, drafts)
             _set_leaf(execute, conversation, ids[-1])
             execute("UPDATE conversations SET updated = ? WHERE id = ?", self._clock(), conversation)
         return ids
 
     def update_node(self, node: int, **content: Unpack[NodeContent]) -> None:
-        """Replace the given fields."""
+        """Replace the given fields of a message."""
         with self._database.write() as execute:
-            _change(execute, "nodes", node, encoded(content))
+            _update_row(execute, "nodes", node, encode_columns(content))
             execute(
                 "UPDATE conversations SET updated = ?"
                 " WHERE id = (SELECT conversation FROM nodes WHERE id = ?)",
@@ -240,139 +249,143 @@ class Store:
             )
 
     def branch(self, conversation: int, leaf: int | None = None) -> list[Node]:
-        """The messages from the first one to `leaf`, or to where the user is."""
+        """Return the messages from the first one to `leaf`, by default the conversation's leaf."""
         leaf = self.conversation(conversation).leaf if leaf is None else leaf
         if leaf is None:
             return []
-        self._require(conversation, leaf)
+        self._require_node(conversation, leaf)
         return [self._node(row) for row in self._database.read(BRANCH, conversation, leaf)]
 
     def nodes(self, conversation: int) -> list[Node]:
-        """The whole tree, parents before children."""
+        """Return the whole tree, parents before children."""
         rows = self._database.read("SELECT * FROM nodes WHERE conversation = ? ORDER BY id", conversation)
         return [self._node(row) for row in rows]
 
     def set_leaf(self, conversation: int, node: int | None) -> None:
-        """Go to another message; None is before the first."""
+        """Make `node` the leaf; None means before the first message."""
         with self._database.write() as execute:
             self.conversation(conversation)
             if node is not None:
-                self._require(conversation, node)
+                self._require_node(conversation, node)
             _set_leaf(execute, conversation, node)
 
     # --- rows ---
 
-    def _require(self, conversation: int, node: int) -> None:
+    def _require_node(self, conversation: int, node: int) -> None:
         if not self._database.read(
             "SELECT 1 FROM nodes WHERE conversation = ? AND id = ?", conversation, node
         ):
-            raise StoreError(f"there is no message {node} in conversation {conversation}")
+            raise StoreError(f"conversation {conversation} has no message {node}")
 
     def _conversation(self, row: Row) -> Conversation:
-        return self._value(conversation_of, row)
+        return self._parse(parse_conversation, row)
 
     def _node(self, row: Row) -> Node:
-        return self._value(node_of, row)
+        return self._parse(parse_node, row)
 
-    def _value(self, build: Callable[[Row], T], row: Row) -> T:
+    def _parse(self, build: Callable[[Row], T], row: Row) -> T:
         try:
             return build(row)
         except (ValueError, TypeError, AttributeError, zlib.error) as problem:
-            kind = "conversation" if build is conversation_of else "message"
+            kind = "conversation" if build is parse_conversation else "message"
             raise StoreError(
                 f"{self._database.path} is damaged: {kind} {row['id']} cannot be read"
             ) from problem
 
 
 class StreamWriter:
-    """Keeps a node up to date while its reply streams, from a thread of its own: `update` never waits."""
+    """Saves a node from its own thread while the reply streams, so that `update` never blocks."""
 
-    def __init__(self, store: Store, node: int, every_seconds: float = PERIOD_SECONDS):
-        self._store, self._node, self._every_seconds = store, node, every_seconds
+    def __init__(self, store: Store, node: int, period_seconds: float = SAVE_PERIOD_SECONDS):
+        self._store, self._node, self._period_seconds = store, node, period_seconds
         self._latest: tuple[str, str, Sequence[int], int] = ("", "", (), 0)
         self._problem: StoreError | None = None
-        self._arrived, self._finished = threading.Event(), threading.Event()
+        self._updated, self._finished = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"writer of message {node}", daemon=True)
         self._thread.start()
 
     def update(self, text: str, thinking: str, ids: Sequence[int]) -> None:
-        """All there is so far; `ids` may grow afterwards. Raises StoreError when the last write failed."""
+        """Set the reply so far; `ids` may grow afterwards. Raises StoreError if an earlier write failed."""
         if self._problem:
             raise self._problem
         self._latest = (text, thinking, ids, len(ids))
-        self._arrived.set()
+        self._updated.set()
 
     def finish(self, **content: Unpack[NodeContent]) -> None:
-        """Write the reply's last form, complete unless `content` gives another state. Raises StoreError."""
+        """Write the final reply; its state is complete unless `content` says otherwise. Raises StoreError."""
         self._finished.set()
-        self._arrived.set()
+        self._updated.set()
         self._thread.join()
         self._store.update_node(self._node, **NodeContent(state="complete") | content)
 
     def _run(self) -> None:
-        while self._arrived.wait() and not self._finished.is_set():
-            self._arrived.clear()
+        while self._updated.wait() and not self._finished.is_set():
+            self._updated.clear()
             text, thinking, ids, count = self._latest
             try:
                 self._store.update_node(self._node, text=text, thinking=thinking, ids=ids[:count])
             except StoreError as problem:
                 self._problem = problem
                 return
-            self._finished.wait(self._every_seconds)
+            self._finished.wait(self._period_seconds)
 
 
-def _create(execute: Execute, content: ConversationContent, created: float, *, imported: bool) -> int:
+def _insert_conversation(
+    execute: Execute, content: ConversationContent, created: float, *, imported: bool
+) -> int:
     columns = {
-        **encoded({"title": "", "system": "", "settings": {}, "model": ModelIdentity()} | content),
+        **encode_columns({"title": "", "system": "", "settings": {}, "model": ModelIdentity()} | content),
         "imported": imported,
         "created": created,
         "updated": created,
     }
-    return _insert(execute, "conversations", columns)
+    return _insert_row(execute, "conversations", columns)
 
 
-def _add(execute: Execute, conversation: int, parent: int | None, draft: NodeDraft) -> int:
-    place = {
+def _insert_node(execute: Execute, conversation: int, parent: int | None, draft: NodeDraft) -> int:
+    columns = {
         "conversation": conversation,
         "parent": parent,
         "role": draft.role,
         "created": draft.created,
     }
-    return _insert(execute, "nodes", place | encoded(draft.content))
+    return _insert_row(execute, "nodes", columns | encode_columns(draft.content))
 
 
-def _add_all(execute: Execute, conversation: int, root: int | None, drafts: Sequence[NodeDraft]) -> list[int]:
-    """Ids of the new messages; a parent is a position among them, None is `root`."""
+def _insert_nodes(
+    execute: Execute, conversation: int, root: int | None, drafts: Sequence[NodeDraft]
+) -> list[int]:
+    """Return the ids of the new messages; a parent is a position in `drafts`, None means `root`."""
     ids: list[int] = []
     for draft in drafts:
         parent = root if draft.parent is None else ids[draft.parent]
-        ids.append(_add(execute, conversation, parent, draft))
+        ids.append(_insert_node(execute, conversation, parent, draft))
     return ids
 
 
-def _insert(execute: Execute, table: str, columns: Mapping[str, Any]) -> int:
+def _insert_row(execute: Execute, table: str, columns: Mapping[str, Any]) -> int:
     places = ", ".join("?" * len(columns))
     added = execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", *columns.values())
     if added.lastrowid is None:
-        raise StoreError(f"nothing was added to {table}")
+        raise StoreError(f"no row was added to {table}")
     return added.lastrowid
 
 
-def _change(execute: Execute, table: str, id: int, columns: Mapping[str, Any]) -> None:
+def _update_row(execute: Execute, table: str, id: int, columns: Mapping[str, Any]) -> None:
     if not columns:
         return
     if columns.keys() & {"title", "text"}:
         columns = {**columns, "indexed": 0}
     places = ", ".join(f"{name} = ?" for name in columns)
     if not execute(f"UPDATE {table} SET {places} WHERE id = ?", *columns.values(), id).rowcount:
-        raise StoreError(f"there is no {'message' if table == 'nodes' else 'conversation'} {id} any more")
+        raise StoreError(f"{'message' if table == 'nodes' else 'conversation'} {id} no longer exists")
 
 
 def _set_leaf(execute: Execute, conversation: int, node: int | None) -> None:
     execute("UPDATE conversations SET leaf = ? WHERE id = ?", node, conversation)
 
 
-def _name_after(execute: Execute, conversation: int, text: str) -> None:
-    """Give a conversation without a title the beginning of `text`."""
+def _set_default_title(execute: Execute, conversation: int, text: str) -> None:
+    """Set the title to the beginning of `text` if the conversation has none."""
     if execute("SELECT 1 FROM conversations WHERE id = ? AND title = ''", conversation).fetchone():
-        _change(execute, "conversations", conversation, encoded({"title": title_of(text)}))
+        _update_row(execute, "conversations", conversation, encode_columns({"title": make_title(text)}))

@@ -1,7 +1,7 @@
-"""What an engine process does when asked: one method of the protocol after another, on one session.
+"""The methods of the protocol, run one at a time on one session.
 
-Owns engine, session and store. Knows nothing of pipes and threads: it tells events and is asked to cancel.
-Raises QchatError for whatever cannot be done, and what MLX raises.
+Owns engine, session and store; knows nothing about pipes and threads. Methods send events and poll for
+cancellation. They raise QchatError, and MLX errors.
 """
 
 import gc
@@ -24,36 +24,36 @@ from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..storage.store import Store
-from .jobs import run_job
+from .jobs import EventSink, run_job
 from .protocol import JOB_METHODS, Cancelled
 
 COMPILING = "compiling faster kernels for this model"
-# what a session is made with; the rest of a load's parameters says where from
+# parameters of `load` that configure the session
 SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapshot_budget")
-# of these, what a stored conversation brings along
+# session options that a stored conversation has of its own
 STORED_OPTIONS = ("system", "history")
 
 Result = dict[str, Any]
 Params = Mapping[str, Any]
 
 
-class Desk:
-    """One engine with one session at a time, both absent before `load`."""
+class EngineMethods:
+    """The methods on at most one engine and session; `load` creates both."""
 
     def __init__(
         self,
-        tell: Callable[[dict[str, Any]], None],
+        send_event: EventSink,
         cancelled: Callable[[], bool],
         *,
         background: Callable[[str], None] | None = None,
         wake: Callable[[], None] = lambda: None,
     ):
-        """`tell` takes events of the request at hand; `cancelled` says whether it is to stop.
+        """`send_event` takes the events of the current request; `cancelled` tells whether to stop it.
 
-        `background` takes one line about work that no request waits for, and an empty one when that is done;
-        `wake` asks, from any thread, for a call of `spare_work`.
+        `background` takes one line about work that no request waits for, and an empty one at its end; `wake`
+        asks, from any thread, for a call of `idle_work`.
         """
-        self._tell, self._cancelled = tell, cancelled
+        self._send_event, self._cancelled = send_event, cancelled
         self._background, self._wake = background or (lambda _: None), wake
         self._engine: Engine | None = None
         self._session: Session | None = None
@@ -62,26 +62,29 @@ class Desk:
         self._bandwidth: float | None = None
         self._replied = False
 
-    def do(self, method: str, params: Params) -> Result:
-        """The result of one of `protocol.METHODS`, whose parameters are checked."""
+    def call(self, method: str, params: Params) -> Result:
+        """Run one of `protocol.METHODS` with checked parameters and return its result.
+
+        Raises QchatError and MLX errors.
+        """
         if self._cancelled():
-            raise Cancelled("cancelled before it began")
+            raise Cancelled("cancelled before it started")
         if method in JOB_METHODS:
-            return run_job(method, params, self._report)
+            return run_job(method, params, self._send_job_event)
         return _METHODS[method](self, params)
 
     def cancel(self) -> None:
-        """Stop the reply under way; from any thread."""
+        """Stop the current reply. Callable from any thread."""
         if (session := self._session) is not None:
             session.cancel()
 
     def close_thought(self) -> None:
-        """End the thought under way; from any thread."""
+        """End the current reasoning and start the answer. Callable from any thread."""
         if (session := self._session) is not None:
             session.close_thought()
 
-    def figures(self) -> dict[str, Any]:
-        """The memory, from MLX's counters; from any thread."""
+    def memory_figures(self) -> dict[str, Any]:
+        """Return MLX's memory counters in bytes and the copy bandwidth. Callable from any thread."""
         return {
             "active_nbytes": mx.get_active_memory(),
             "cache_nbytes": mx.get_cache_memory(),
@@ -90,9 +93,8 @@ class Desk:
             "copy_bandwidth": self._bandwidth,
         }
 
-    def spare_work(self) -> Generator[None]:
-        """Piece by piece what can be done while nothing is asked: compile kernels, measure the machine, read
-        ahead."""
+    def idle_work(self) -> Generator[None]:
+        """Compile kernels, measure the machine and prefill ahead, in small steps, while no request waits."""
         if self._session is None:
             return
         self._fuse(self._session.engine)
@@ -104,7 +106,7 @@ class Desk:
             for _ in self._session.idle():
                 yield
         except Exception:
-            self._session.live.forget()  # the next question reads it, and says what is wrong
+            self._session.live.forget()  # the next question prefills again and reports the error
             raise
 
     def _fuse(self, engine: Engine) -> None:
@@ -125,23 +127,22 @@ class Desk:
             self._background("")
 
     def close(self) -> None:
-        """Close the store; nothing is saved that was not yet."""
+        """Close the store, without saving anything."""
         if self._store is not None:
             self._store.close()
 
-    def _report(self, event: dict[str, Any]) -> None:
+    def _send_job_event(self, event: dict[str, Any]) -> None:
         if self._cancelled():
             raise Cancelled("cancelled")
-        self._tell(event)
+        self._send_event(event)
 
-    @property
-    def _here(self) -> Session:
+    def _require_session(self) -> Session:
         if self._session is None:
             raise UsageError("no model is loaded")
         return self._session
 
-    def _state(self) -> Result:
-        return {"state": describe_session(self._here)}
+    def _state_result(self) -> Result:
+        return {"state": describe_session(self._require_session())}
 
     # the model
 
@@ -157,130 +158,132 @@ class Desk:
                 store = Store(params["store"])
                 on_failure.callback(store.close)
             if params["conversation"] is not None:
-                _kept(store).conversation(params["conversation"])  # refused before anything is given up
-            self._engine = engine = Engine.load(params["model"], self._loading)
+                _require_store(store).conversation(
+                    params["conversation"]
+                )  # check it before unloading the current model
+            self._engine = engine = Engine.load(params["model"], self._report_loading)
             self._options = {name: value for name, value in given.items() if name not in STORED_OPTIONS}
             if params["conversation"] is not None:
-                self._session = Session.reopen(engine, _kept(store), params["conversation"], **given)
+                self._session = Session.reopen(engine, _require_store(store), params["conversation"], **given)
             else:
                 self._session = Session(engine, store=store, **given)
             on_failure.pop_all()
         if store is not self._store:
             self.close()
             self._store = store
-        self._tell_loaded(engine.model.nbytes, engine.model.nbytes, "")
-        return {"model": _model_info(engine, self._session), **self._state()}
+        self._send_load_event(engine.model.nbytes, engine.model.nbytes, "")
+        return {"model": _model_info(engine, self._session), **self._state_result()}
 
-    def _loading(self, done: int, total: int, tensor: str) -> None:
-        """The folder is checked by now, so the model before it can go; with both, memory might not do."""
+    def _report_loading(self, done: int, total: int, tensor: str) -> None:
+        """Unload the previous model, to free memory, once the folder is checked; send the progress."""
         if self._engine is not None:
-            self._drop()
+            self._unload_engine()
         if self._cancelled():
-            raise Cancelled("the loading was cancelled")
-        self._tell_loaded(done, total, tensor)
+            raise Cancelled("loading was cancelled")
+        self._send_load_event(done, total, tensor)
 
-    def _tell_loaded(self, done: int, total: int, tensor: str) -> None:
-        self._tell({"event": "load", "done_nbytes": done, "total_nbytes": total, "detail": tensor})
+    def _send_load_event(self, done: int, total: int, tensor: str) -> None:
+        self._send_event({"event": "load", "done_nbytes": done, "total_nbytes": total, "detail": tensor})
 
-    def _drop(self) -> None:
+    def _unload_engine(self) -> None:
         self._engine = self._session = None
-        gc.collect()  # its layers and their fused functions hold each other
+        gc.collect()  # layers and their fused functions form reference cycles
         mx.clear_cache()
         drop_collected()
-        self._tell({"event": "unloaded"})
+        self._send_event({"event": "unloaded"})
 
     def _unload(self, _: Params) -> Result:
-        self._drop()
+        self._unload_engine()
         return {}
 
     # replies
 
-    def _reply(self, begin: Callable[[Session], Generator[Event]]) -> Result:
-        session = self._here
-        with closing(begin(session)) as events:
+    def _stream_reply(self, start: Callable[[Session], Generator[Event]]) -> Result:
+        session = self._require_session()
+        with closing(start(session)) as events:
             if self._cancelled():
-                session.cancel()  # it came before there was a reply to stop
+                session.cancel()  # cancelled before the reply started
             for event in events:
-                self._tell(to_json(event))
+                self._send_event(to_json(event))
         self._replied = True
-        return self._state()
+        return self._state_result()
 
     def _send(self, params: Params) -> Result:
-        settings = _settings(params)
-        return self._reply(lambda session: session.stream(params["text"], **settings))
+        settings = _reply_settings(params)
+        return self._stream_reply(lambda session: session.stream(params["text"], **settings))
 
     def _retry(self, params: Params) -> Result:
-        settings = _settings(params)
-        return self._reply(lambda session: session.retry(**settings))
+        settings = _reply_settings(params)
+        return self._stream_reply(lambda session: session.retry(**settings))
 
     def _edit(self, params: Params) -> Result:
-        settings = _settings(params)
-        return self._reply(lambda session: session.edit(params["turn"], params["text"], **settings))
+        settings = _reply_settings(params)
+        return self._stream_reply(lambda session: session.edit(params["turn"], params["text"], **settings))
 
     def _answer_tools(self, params: Params) -> Result:
-        settings, results = _settings(params), params["results"]
+        settings, results = _reply_settings(params), params["results"]
         if not all(isinstance(result, str) for result in results):
-            raise UsageError("results are no list of texts")
-        return self._reply(lambda session: session.answer_tools(results, **settings))
+            raise UsageError("results has a value that is not text, wanted a list of texts")
+        return self._stream_reply(lambda session: session.answer_tools(results, **settings))
 
     # the conversation
 
     def _undo(self, _: Params) -> Result:
-        return {"question": self._here.undo(), **self._state()}
+        return {"question": self._require_session().undo(), **self._state_result()}
 
     def _fork(self, params: Params) -> Result:
-        self._here.fork(params["turn"])
-        return self._state()
+        self._require_session().fork(params["turn"])
+        return self._state_result()
 
     def _switch(self, params: Params) -> Result:
-        self._here.switch(params["number"])
-        return self._state()
+        self._require_session().switch(params["number"])
+        return self._state_result()
 
     def _reset(self, _: Params) -> Result:
-        self._here.reset()
-        return self._state()
+        self._require_session().reset()
+        return self._state_result()
 
     def _prime(self, params: Params) -> Result:
-        self._here.prime(params["messages"])
-        return self._state()
+        self._require_session().prime(params["messages"])
+        return self._state_result()
 
     def _set_system(self, params: Params) -> Result:
-        self._here.set_system(params["text"])
-        return self._state()
+        self._require_session().set_system(params["text"])
+        return self._state_result()
 
     def _history(self, params: Params) -> Result:
-        self._here.history = params["mode"]
-        return self._state()
+        self._require_session().history = params["mode"]
+        return self._state_result()
 
     def _open(self, params: Params) -> Result:
-        session, store = self._here, _kept(self._store)
+        session, store = self._require_session(), _require_store(self._store)
         try:
             session.save_state()
         except DoesNotFit as error:
-            self._tell(to_json(Notice(str(error))))
+            self._send_event(to_json(Notice(str(error))))
         self._session = Session.reopen(session.engine, store, params["conversation"], **self._options)
-        return self._state()
+        return self._state_result()
 
     def _rename(self, params: Params) -> Result:
-        self._here.rename(params["title"])
-        return self._state()
+        self._require_session().rename(params["title"])
+        return self._state_result()
 
-    # questions about it
+    # queries
 
     def _explain(self, _: Params) -> Result:
-        return describe_cache(self._here)
+        return describe_cache(self._require_session())
 
     def _prompt(self, params: Params) -> Result:
-        ids = self._here.prompt_ids(params["text"], **_settings(params))
-        return {"text": self._here.engine.tokenizer.decode_with_special(ids), "tokens": len(ids)}
+        ids = self._require_session().prompt_ids(params["text"], **_reply_settings(params))
+        return {"text": self._require_session().engine.tokenizer.decode_with_special(ids), "tokens": len(ids)}
 
     def _count(self, params: Params) -> Result:
-        return {"tokens": len(self._here.engine.tokenizer.encode(params["text"], special=False))}
+        return {"tokens": len(self._require_session().engine.tokenizer.encode(params["text"], special=False))}
 
     def _memory(self, _: Params) -> Result:
-        session = self._here
+        session = self._require_session()
         return {
-            **self.figures(),
+            **self.memory_figures(),
             "weights_nbytes": session.engine.model.nbytes,
             "context_nbytes": session.live.cache.nbytes,
             "snapshot_nbytes": session.live.snapshots.nbytes,
@@ -288,48 +291,48 @@ class Desk:
         }
 
     def _save_state(self, _: Params) -> Result:
-        return {"saved": self._here.save_state()}
+        return {"saved": self._require_session().save_state()}
 
-    def _nothing(self, _: Params) -> Result:
+    def _shutdown(self, _: Params) -> Result:
         return {}
 
-    def _tell_state(self, _: Params) -> Result:
-        return self._state()
+    def _get_state(self, _: Params) -> Result:
+        return self._state_result()
 
 
-_METHODS: Mapping[str, Callable[[Desk, Params], Result]] = {
-    "load": Desk._load,
-    "unload": Desk._unload,
-    "send": Desk._send,
-    "retry": Desk._retry,
-    "edit": Desk._edit,
-    "answer_tools": Desk._answer_tools,
-    "undo": Desk._undo,
-    "fork": Desk._fork,
-    "switch": Desk._switch,
-    "reset": Desk._reset,
-    "prime": Desk._prime,
-    "set_system": Desk._set_system,
-    "history": Desk._history,
-    "open": Desk._open,
-    "rename": Desk._rename,
-    "state": Desk._tell_state,
-    "explain": Desk._explain,
-    "prompt": Desk._prompt,
-    "count": Desk._count,
-    "memory": Desk._memory,
-    "save_state": Desk._save_state,
-    "shutdown": Desk._nothing,
+_METHODS: Mapping[str, Callable[[EngineMethods, Params], Result]] = {
+    "load": EngineMethods._load,
+    "unload": EngineMethods._unload,
+    "send": EngineMethods._send,
+    "retry": EngineMethods._retry,
+    "edit": EngineMethods._edit,
+    "answer_tools": EngineMethods._answer_tools,
+    "undo": EngineMethods._undo,
+    "fork": EngineMethods._fork,
+    "switch": EngineMethods._switch,
+    "reset": EngineMethods._reset,
+    "prime": EngineMethods._prime,
+    "set_system": EngineMethods._set_system,
+    "history": EngineMethods._history,
+    "open": EngineMethods._open,
+    "rename": EngineMethods._rename,
+    "state": EngineMethods._get_state,
+    "explain": EngineMethods._explain,
+    "prompt": EngineMethods._prompt,
+    "count": EngineMethods._count,
+    "memory": EngineMethods._memory,
+    "save_state": EngineMethods._save_state,
+    "shutdown": EngineMethods._shutdown,
 }
 
 
-def _kept(store: Store | None) -> Store:
+def _require_store(store: Store | None) -> Store:
     if store is None:
-        raise UsageError("no conversations are kept: none can be opened")
+        raise UsageError("cannot open a conversation: conversations are not being saved")
     return store
 
 
-def _settings(params: Params) -> dict[str, Any]:
+def _reply_settings(params: Params) -> dict[str, Any]:
     return params["settings"] or {}
 
 

@@ -1,8 +1,8 @@
 """The engine process: `python -m qchat.core.worker` serves one conversation, and jobs, over its pipes.
 
-Speaks `protocol.py`. This thread alone computes; `pipes.py` has the two that read and write. It is ready
-before MLX is imported. A request that fails ends in an error, never in the end of the process. Of several
-that `mlx.launch` starts, the first one serves and the others follow it.
+Speaks `protocol.py`. The main thread computes; the threads of `channel.py` read and write. The process
+reports ready before it imports MLX. A failed request ends in an error and never ends the process. If
+`mlx.launch` starts several processes, the first one serves and the others follow it.
 """
 
 import os
@@ -19,111 +19,116 @@ from .channel import WAKE, Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
 
 if TYPE_CHECKING:
-    from .methods import Desk
+    from .methods import EngineMethods
 
 
 class Worker:
-    """The loop, and what is told and cancelled while a request is served."""
+    """The loop that serves requests, and the callbacks that cancel them."""
 
     def __init__(self, source: int, output: int):
-        """Requests come from the file descriptor `source`, lines go to `output`."""
+        """Read requests from the file descriptor `source` and write lines to `output`."""
         self._source = source
-        self._desk: Desk | None = None
+        self._methods: EngineMethods | None = None
         self._lock = threading.Lock()
         self._current: int | None = None
         self._to_cancel: set[int] = set()
-        self._left = False
+        self._disconnected = False
         self._background = ""
-        self._outbox = Outbox(output, lambda: self._desk.figures() if self._desk else None)
+        self._outbox = Outbox(output, lambda: self._methods.memory_figures() if self._methods else None)
 
     def serve(self) -> None:
-        """Answer requests until there are no more. Raises ImportError where the runtime is not whole, and
-        GenerationError where other ranks do not come."""
-        self._outbox.say({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
-        inbox = Inbox(self._source, self._urgent, self._refused, self._leave)
+        """Serve requests until the last one.
+
+        Raises ImportError for an incomplete installation, GenerationError if other ranks do not connect.
+        """
+        self._outbox.send_message({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
+        inbox = Inbox(self._source, self._serve_urgent, self._report_invalid, self._disconnect)
         from ..engine.followers import stop_followers
         from ..engine.ranks import join_ranks
-        from .methods import Desk
+        from .methods import EngineMethods
 
-        join_ranks()  # the other ranks wait for it
-        self._desk = desk = Desk(
-            self._outbox.event, self._cancelled, background=self._tell_background, wake=inbox.wake
+        join_ranks()  # the other ranks are waiting
+        self._methods = methods = EngineMethods(
+            self._outbox.send_event,
+            self._is_cancelled,
+            background=self._report_background,
+            wake=inbox.wake,
         )
         method = ""
         while method != "shutdown":
-            self._use_spare_time(desk, inbox)
-            request = inbox.waiting.get()
+            self._run_idle_work(methods, inbox)
+            request = inbox.requests.get()
             if request is None:
                 break
             if request is WAKE:
                 continue
-            self._outbox.begin(request.id)
-            self._outbox.end(request.id, self._answer(desk, request))
+            self._outbox.begin_call(request.id)
+            self._outbox.end_call(request.id, self._call(methods, request))
             method = request.method
-        desk.close()
+        methods.close()
         stop_followers()
         self._outbox.close()
 
     # on the reader's thread
 
-    def _urgent(self, request: Request) -> None:
+    def _serve_urgent(self, request: Request) -> None:
         if request.method == "cancel":
             self._cancel(request.params["id"])
-        elif self._desk is not None:
-            self._desk.close_thought()
-        self._outbox.end(request.id, {})
+        elif self._methods is not None:
+            self._methods.close_thought()
+        self._outbox.end_call(request.id, {})
 
-    def _refused(self, error: UsageError, call: int | None) -> None:
-        self._outbox.say(error_message(error, call))
+    def _report_invalid(self, error: UsageError, call: int | None) -> None:
+        self._outbox.send_message(error_message(error, call))
 
     def _cancel(self, call: int) -> None:
         with self._lock:
             self._to_cancel.add(call)
-            if self._current == call and self._desk is not None:
-                self._desk.cancel()
+            if self._current == call and self._methods is not None:
+                self._methods.cancel()
 
-    def _leave(self) -> None:
-        self._left = True
-        if self._desk is not None:
-            self._desk.cancel()
+    def _disconnect(self) -> None:
+        self._disconnected = True
+        if self._methods is not None:
+            self._methods.cancel()
 
     # the loop
 
-    def _tell_background(self, text: str) -> None:
+    def _report_background(self, text: str) -> None:
         if text != self._background:
             self._background = text
-            self._outbox.say({"event": "background", "text": text})
+            self._outbox.send_message({"event": "background", "text": text})
 
-    def _cancelled(self) -> bool:
-        return self._left or self._current in self._to_cancel
+    def _is_cancelled(self) -> bool:
+        return self._disconnected or self._current in self._to_cancel
 
-    def _use_spare_time(self, desk: "Desk", inbox: Inbox) -> None:
-        """Make ready what the next request will need, until it comes."""
+    def _run_idle_work(self, methods: "EngineMethods", inbox: Inbox) -> None:
+        """Prepare for the next request until it arrives."""
         try:
-            with closing(desk.spare_work()) as work:
-                while inbox.waiting.empty():
+            with closing(methods.idle_work()) as work:
+                while inbox.requests.empty():
                     next(work)
         except StopIteration:
             pass
-        except Exception as error:  # nobody asked for it, so it must not end the process
+        except Exception as error:  # optional work must not end the process
             text = " ".join(str(error).split()) or type(error).__name__
-            self._outbox.say({"event": "log", "text": f"reading ahead failed: {text}"})
+            self._outbox.send_message({"event": "log", "text": f"idle work failed: {text}"})
 
-    def _answer(self, desk: "Desk", request: Request) -> dict[str, Any] | QchatError:
+    def _call(self, methods: "EngineMethods", request: Request) -> dict[str, Any] | QchatError:
         with self._lock:
             self._current = request.id
         try:
-            return desk.do(request.method, request.params)
+            return methods.call(request.method, request.params)
         except QchatError as error:
             return error
         except MemoryError:
-            return DoesNotFit(f"{request.method}: the machine ran out of memory")
-        except RuntimeError as error:  # what MLX raises
+            return DoesNotFit(f"{request.method} ran out of memory")
+        except RuntimeError as error:  # from MLX
             return GenerationError(f"{request.method} failed: {' '.join(str(error).split())}")
         except Exception as error:  # one faulty request must not end the process
             traceback.print_exc()
             return GenerationError(
-                f"{request.method}: an internal error ({type(error).__name__}); see the log"
+                f"{request.method} failed with an internal error ({type(error).__name__}): see the log"
             )
         finally:
             with self._lock:
@@ -132,7 +137,7 @@ class Worker:
 
 
 def main() -> None:
-    """Serve this process's stdin and stdout; what libraries print there goes to stderr instead."""
+    """Serve on stdin and stdout; redirect what libraries print on stdout to stderr."""
     output = os.dup(1)
     os.dup2(2, 1)
     if follows():
@@ -142,8 +147,8 @@ def main() -> None:
     try:
         flush_process()  # before MLX's threads exist: they inherit it
         serve()
-    except QchatError as error:  # the front end will find it in the log
+    except QchatError as error:  # the front end logs stderr
         print(error, file=sys.stderr, flush=True)
         os._exit(error.exit_code)
     sys.stderr.flush()
-    os._exit(0)  # at once, without taking gigabytes apart that the system frees anyway
+    os._exit(0)  # skip the teardown: the system frees the memory anyway

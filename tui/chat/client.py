@@ -21,7 +21,7 @@ from typing import Any
 
 from ...core.errors import QchatError, UsageError
 from ...core.worker.protocol import (
-    FRONT_VARIABLE,
+    FRONT_END_VARIABLE,
     MAX_LINE_NBYTES,
     PROTOCOL_VERSION,
     Cancelled,
@@ -83,7 +83,7 @@ def _free_ports(count: int) -> tuple[str, ...]:
 
 def behind_launcher() -> dict[str, str]:
     """What an engine needs to know to end with this process although it is not its child."""
-    return {FRONT_VARIABLE: str(os.getpid())}
+    return {FRONT_END_VARIABLE: str(os.getpid())}
 
 
 def spawn(command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None) -> Process:
@@ -169,7 +169,7 @@ class EngineClient:
         self.ready: dict[str, Any] = {}
         self._command, self._env = command, env or {}
         # a launcher stands between this process and the engine
-        self._is_launched = FRONT_VARIABLE in self._env
+        self._is_launched = FRONT_END_VARIABLE in self._env
         self._process: Process | None = None
         self._input: asyncio.WriteTransport | None = None
         self._reading: list[asyncio.Task[None]] = []

@@ -1,4 +1,4 @@
-"""Which model a run begins with: the one named, else the one used last, else the one in the package."""
+"""The model to start with: the one named, else the most recently used, else the built-in one."""
 
 from pathlib import Path
 
@@ -7,21 +7,23 @@ from ..user.settings import Settings
 
 
 def choose_model(name: str | None, settings: Settings, *, yes: bool) -> tuple[Path, str | None]:
-    """Its folder, and a sentence where the one used last is gone. `name` may be one that the hub has: then
-    the user is asked before it is fetched, unless `yes`. Raises QchatError."""
+    """Return the model's folder, and a sentence if the most recently used one cannot be loaded.
+
+    A model that is only on the hub is downloaded; unless `yes`, the user is asked first. Raises QchatError.
+    """
     from ...core.hub import library
 
-    places = library.Places.of(settings["models_dir"])
+    places = library.Locations.from_setting(settings["models_dir"])
     named = name or settings["model"]
     if not named:
-        return library.usual(places)
+        return library.default_model(places)
     try:
-        folder = library.find(named, places)
-    except library.NotHere:
-        from .verbs.pull import obtain
+        folder = library.find_model(named, places)
+    except library.ModelNotDownloaded:
+        from .verbs.pull import find_or_download
 
-        folder = obtain(named, yes=yes, places=places)
-    library.remember(folder, places)
+        folder = find_or_download(named, yes=yes, places=places)
+    library.record_use(folder, places)
     return folder, None
 
 
@@ -31,9 +33,9 @@ def is_path_or_model(name: str) -> bool:
 
     try:
         return Path(name).exists() or bool(
-            library.find(name, library.Places.of(Settings.load()["models_dir"]))
+            library.find_model(name, library.Locations.from_setting(Settings.load()["models_dir"]))
         )
-    except library.NotHere:
+    except library.ModelNotDownloaded:
         return True
     except ModelError:
         return False

@@ -32,7 +32,7 @@ def converted(events: Events, result: Result, target: Path) -> Report:
     return Report("", (Table(("", ""), rows), *pictured, Lines(said, "dim")))
 
 
-def fetched(events: Events, result: Result, id: str) -> Report:
+def downloaded(events: Events, result: Result, id: str) -> Report:
     """How far a download is."""
     done = Lines((f"{id} is in {result['path']}",), "dim") if result is not None else None
     return Report("", (done,) if done else _progress(events))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core import EMBEDDED_MODEL
+from ...core import BUILT_IN_MODEL
 from ...core.errors import UsageError
 from ..cli.verbs import Parser
 from ..cli.verbs import convert as verb
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 # what `core.UNQUANTIZED` is, which cannot be imported here without MLX
-UNQUANTIZED = str(EMBEDDED_MODEL.parent / "quant" / "builtin" / "dense.toml")
+UNQUANTIZED = str(BUILT_IN_MODEL.parent / "quant" / "builtin" / "dense.toml")
 USUAL_FLAGS = ("-q", "--q-bits", "4")
 RUNS = 3
 ROOM = 0.8  # of the memory, for weights; the rest is for what they compute

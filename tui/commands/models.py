@@ -9,20 +9,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core import EMBEDDED_MODEL
+from ...core import BUILT_IN_MODEL
 from ...core.errors import UsageError
 from ..text.report import Report, Table
 from ..user.attachments import complete as complete_path
 from ..user.paths import measurements_file
 from .base import Command, Front, starting
-from .job_reports import fetched
+from .job_reports import downloaded
 
 if TYPE_CHECKING:
-    from ...core.hub.library import LocalModel, Places
+    from ...core.hub.library import LocalModel, Locations
     from ..chat.controller import Chat
 
 GB = 10**9
-EMBEDDED = "embedded"  # what library calls built-in
+EMBEDDED = "embedded"  # another name for the built-in model
 NAMES_SECONDS = 10.0
 
 
@@ -119,17 +119,17 @@ def label(model: "LocalModel") -> str:
     return f"{model.name}  {model.nbytes / GB:,.2f} GB"
 
 
-def places(chat: "Chat") -> "Places":
+def places(chat: "Chat") -> "Locations":
     """Where the user's models are looked for."""
-    from ...core.hub.library import Places
+    from ...core.hub.library import Locations
 
-    return Places.of(chat.options["models_dir"])
+    return Locations.from_setting(chat.options["models_dir"])
 
 
 def known(chat: "Chat") -> "list[LocalModel]":
     from ...core.hub import library
 
-    return library.models(places(chat))
+    return library.list_models(places(chat))
 
 
 def complete_model(chat: "Chat", argument: str) -> list[str]:
@@ -145,7 +145,7 @@ def _names(folders: tuple[str, ...], _tick: int) -> tuple[str, ...]:
     """Of the models on this machine; every key that is pressed asks."""
     from ...core.hub import library
 
-    found = library.models(library.Places.of(folders))
+    found = library.list_models(library.Locations.from_setting(folders))
     return tuple(one.name for one in found if one.problem is None)
 
 
@@ -153,35 +153,37 @@ def remember(chat: "Chat", folder: Path) -> None:
     """For the next start without a model's name."""
     from ...core.hub import library
 
-    library.remember(folder, places(chat))
+    library.record_use(folder, places(chat))
 
 
 async def resolve(chat: "Chat", front: Front, name: str) -> Path:
-    """The folder that `name` means: a path, a known name, or a Hugging Face id, fetched if the user agrees.
+    """Return the model's folder for a path, a name or a Hugging Face id; download it if the user agrees.
 
     Raises UsageError, ModelError.
     """
     from ...core.hub import library
 
     if name == EMBEDDED:
-        return EMBEDDED_MODEL
+        return BUILT_IN_MODEL
     try:
-        return (await asyncio.to_thread(library.find, name, places(chat))).absolute()
-    except library.NotHere as missing:
-        return await _fetch(chat, front, missing.id)
+        return (await asyncio.to_thread(library.find_model, name, places(chat))).absolute()
+    except library.ModelNotDownloaded as missing:
+        return await _download(chat, front, missing.id)
 
 
-async def _fetch(chat: "Chat", front: Front, id: str) -> Path:
-    """Bring a model here from Hugging Face. Raises UsageError where it does not come, ModelError."""
-    from ...core.hub import fetch as hub
+async def _download(chat: "Chat", front: Front, id: str) -> Path:
+    """Download a model from Hugging Face. Raises UsageError if that is declined or fails, ModelError."""
+    from ...core.hub.listing import plan_download
 
-    wanted = await asyncio.to_thread(hub.plan, id)
+    wanted = await asyncio.to_thread(plan_download, id)
     missing, free = wanted.missing_nbytes / GB, wanted.free_nbytes / GB
-    if not await front.confirm(f"Fetch {id}: {missing:,.2f} GB, of {free:,.0f} GB free on the disk?"):
-        raise UsageError(f"{id} was not fetched")
+    if not await front.confirm(f"Download {id}: {missing:,.2f} GB, of {free:,.0f} GB free on the disk?"):
+        raise UsageError(f"{id} was not downloaded")
     params = {"id": id, "revision": None}
-    job = chat.start_job(f"fetch {id}", "fetch", params, lambda events, result: fetched(events, result, id))
+    job = chat.start_job(
+        f"download {id}", "fetch", params, lambda events, result: downloaded(events, result, id)
+    )
     await job.ended()
     if job.result is None:
-        raise UsageError(f"{id} was not fetched" + (f": {job.error}" if job.error else ""))
+        raise UsageError(f"{id} was not downloaded" + (f": {job.error}" if job.error else ""))
     return Path(job.result["path"])

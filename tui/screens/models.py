@@ -18,8 +18,8 @@ from .dialogs import Confirm
 from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
-    from ...core.hub.catalog import Fit, Published
-    from ...core.hub.library import LocalModel, Places, Removal
+    from ...core.hub.catalog import Fit, PublishedModel
+    from ...core.hub.library import LocalModel, Locations, Removal
     from ..chat.controller import Chat
     from ..commands import Front
 
@@ -70,13 +70,13 @@ class ModelsScreen(Listing):
         Binding("u", "undo", show=False),
     ]
 
-    def __init__(self, places: "Places", loaded: str | None = None):
+    def __init__(self, places: "Locations", loaded: str | None = None):
         super().__init__()
         self._places, self._loaded = places, loaded
         # by folder, `decode_tokens_per_s` and `kl_mean` as far as they were measured
         self._measured: dict[str, dict[str, Any]] = {}
         self._models: dict[str, LocalModel] = {}
-        self._published: list[Published] = []
+        self._published: list[PublishedModel] = []
         self._compared: str | None = None
         self._removal: Removal | None = None  # agreed to, and not carried out yet
 
@@ -92,8 +92,8 @@ class ModelsScreen(Listing):
         from ...core.hub import library
 
         try:
-            here = await asyncio.to_thread(library.models, self._places)
-            published = await asyncio.to_thread(library.published, self._places)
+            here = await asyncio.to_thread(library.list_models, self._places)
+            published = await asyncio.to_thread(library.list_published, self._places)
             self._measured = await asyncio.to_thread(measured, here)
         except QchatError as error:
             self.say(str(error), "error")
@@ -152,7 +152,7 @@ class ModelsScreen(Listing):
             self.say("this model is loaded: load another one first", "error")
             return
         try:
-            removal = library.removal(self._models[path])
+            removal = library.plan_removal(self._models[path])
             question = (
                 f"Delete {len(removal.paths)} files, {removal.nbytes / GB:,.2f} GB, of {removal.model.name}?"
             )
@@ -175,7 +175,7 @@ class ModelsScreen(Listing):
             return
         self._removal = None
         try:
-            kept = await asyncio.to_thread(removal.carry_out)
+            kept = await asyncio.to_thread(removal.execute)
             self.say(f"deleted: {removal.model.name}" + (f"; {len(kept)} other files stay" if kept else ""))
         except QchatError as error:
             self.say(str(error), "error")
@@ -212,7 +212,7 @@ def local_row(model: "LocalModel", mark: str, measured: Mapping[str, Any]) -> Ro
     return Row(str(model.path), cells, "$foreground", {FITS: FIT_STYLES.get(cells[FITS][:1], "")})
 
 
-def published_row(variant: "Published") -> Row:
+def published_row(variant: "PublishedModel") -> Row:
     bits, room, name = f"{variant.bits_per_weight:.1f} bpw", variant.fit, variant.id.rpartition("/")[2]
     longest = thousands(room.context if room.fits else variant.context)
     cells = (PUBLISHED, name, bits, size(variant.nbytes), fits(room), "", "", longest)
@@ -247,4 +247,6 @@ def make(chat: "Chat", front: "Front") -> ModelsScreen:
     from ...core.hub import library
 
     del front
-    return ModelsScreen(library.Places.of(chat.options["models_dir"]), (chat.model or {}).get("path"))
+    return ModelsScreen(
+        library.Locations.from_setting(chat.options["models_dir"]), (chat.model or {}).get("path")
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL, Session, Store
+from qchat.core import BUILT_IN_MODEL, Session, Store
 from qchat.core.conversation.summary import describe_session
 from qchat.core.conversation.transcript import Input
 from qchat.core.engine.engine import Engine
@@ -64,7 +64,7 @@ for turn in range(2):
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load(EMBEDDED_MODEL)
+    return Engine.load(BUILT_IN_MODEL)
 
 
 @pytest.mark.parametrize("number", range(KILLS))
@@ -109,7 +109,7 @@ def test_two_processes_in_one_conversation_lose_nothing_and_see_no_lock(engine: 
 
 def start(script: str, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(EMBEDDED_MODEL), *map(str, arguments)],
+        [sys.executable, "-c", script, str(BUILT_IN_MODEL), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT / ".dev"), "QCHAT_COMPILE": "off"},
         stdin=stdin,
         stdout=subprocess.PIPE,

@@ -437,7 +437,7 @@ def test_while_a_reply_runs_nothing_moves(engine, store):
 
 
 def test_what_streams_is_stored_at_its_pace(engine, store, monkeypatch):
-    monkeypatch.setattr(recorder, "PERIOD_SECONDS", 0.02)
+    monkeypatch.setattr(recorder, "SAVE_PERIOD_SECONDS", 0.02)
     say(monkeypatch, engine, "".join(map(chr, range(32, 127))))
     session = Session(engine, store=store, max_new_tokens=60, enable_thinking=False)
     lengths: list[int] = []

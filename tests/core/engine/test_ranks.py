@@ -76,7 +76,7 @@ HOLD = """
 import gc, sys
 from qchat.core import follow, follows
 from qchat.core.engine import followers
-from qchat.core.worker.methods import Desk
+from qchat.core.worker.methods import EngineMethods
 held = []
 def execute(self, line, execute=followers._Follower.execute):
     answer = execute(self, line)
@@ -89,11 +89,11 @@ if follows():
     print(held)
     sys.exit()
 from qchat.core.worker.protocol import Request
-desk = Desk(lambda event: None, lambda: False)
+methods = EngineMethods(lambda event: None, lambda: False)
 for _ in range(2):
-    desk.do("load", Request.parse({"id": 1, "method": "load", "params": {"model": sys.argv[1]}}).params)
-    desk.do("send", Request.parse({"id": 1, "method": "send", "params": {"text": "hello"}}).params)
-desk.do("unload", {})
+    methods.call("load", Request.parse({"id": 1, "method": "load", "params": {"model": sys.argv[1]}}).params)
+    methods.call("send", Request.parse({"id": 1, "method": "send", "params": {"text": "hello"}}).params)
+methods.call("unload", {})
 """
 
 

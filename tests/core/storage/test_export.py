@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qchat.core.errors import StoreError, UsageError
-from qchat.core.storage import database, export
+from qchat.core.storage import database, export, importer
 from qchat.core.storage.records import Conversation, ModelIdentity, Node
 from qchat.core.storage.store import Store
 
@@ -77,7 +77,7 @@ def test_what_is_exported_is_imported_as_it_was(books: Store, capitals: int, tmp
     with Store(tmp_path / "other.db") as others:
         others.create(title="so that ids differ")
         others.add_node(1, None, "user")
-        copy = export.import_conversation(others, tmp_path / "c.json")
+        copy = importer.import_conversation(others, tmp_path / "c.json")
         assert without_ids(others.nodes(copy)) == without_ids(books.nodes(capitals))
         old, new = books.conversation(capitals), others.conversation(copy)
         assert new.imported and not old.imported
@@ -119,7 +119,7 @@ def test_any_tree_survives_the_way_through_a_file(made: list[dict[str, Any]]):
             content = {name: value for name, value in message.items() if name not in ("parent", "role")}
             ids.append(books.add_node(conversation, [None, *ids][place], message["role"], **content))
         export.export_conversation(books, conversation, folder / "any.json", overwrite=True)
-        copy = export.import_conversation(books, folder / "any.json")
+        copy = importer.import_conversation(books, folder / "any.json")
         assert without_ids(books.nodes(copy)) == without_ids(books.nodes(conversation))
 
 
@@ -127,7 +127,7 @@ def test_a_reply_that_was_streaming_arrives_as_stopped(books: Store, tmp_path: P
     conversation = books.create()
     books.add_node(conversation, None, "assistant", text="half", state="streaming")
     export.export_conversation(books, conversation, tmp_path / "c.json")
-    assert books.nodes(export.import_conversation(books, tmp_path / "c.json"))[0].state == "cancelled"
+    assert books.nodes(importer.import_conversation(books, tmp_path / "c.json"))[0].state == "cancelled"
 
 
 def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -149,7 +149,7 @@ def nested(levels: int) -> Any:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (change("format", to="other"), "not a conversation that qchat exported"),
+        (change("format", to="other"), "not a conversation exported by qchat"),
         (change("version", to=2), "newer qchat"),
         (change("version", to="1"), "version is '1'"),
         (change("version", to=True), "version is True"),
@@ -166,7 +166,7 @@ def nested(levels: int) -> Any:
         (change("nodes", to={}), "nodes is {}, wanted a list"),
         (change("nodes", 0, to=None), "message 1 is a JSON NoneType"),
         (change("nodes", 0, "id", to=-1), "message 1: id is -1"),
-        (change("nodes", 1, "id", to=1), "message 2: its id 1 is taken"),
+        (change("nodes", 1, "id", to=1), "message 2: id 1 is not unique"),
         (change("nodes", 1, "id", to=2**70), "message 2: id is"),
         (change("nodes", 0, "parent", to=5), "message 1: parent is 5, wanted the id of an earlier"),
         (change("nodes", 1, "parent", to=[]), "message 2: parent"),
@@ -174,14 +174,14 @@ def nested(levels: int) -> Any:
         (change("nodes", 0, "role", to=[]), "message 1: role is \\[\\]"),
         (change("nodes", 0, "state", to="lost"), "state is 'lost'"),
         (change("nodes", 0, "text", to=None), "text is None"),
-        (change("nodes", 0, "ids", to=[1, -1]), "ids holds -1"),
-        (change("nodes", 0, "ids", to=[2**32]), "ids holds 4294967296"),
-        (change("nodes", 0, "ids", to=[1.0]), "ids holds 1.0"),
-        (change("nodes", 0, "ids", to=[True]), "ids holds True"),
-        (change("nodes", 0, "ids", to=[None]), "ids holds None"),
+        (change("nodes", 0, "ids", to=[1, -1]), "ids contains -1"),
+        (change("nodes", 0, "ids", to=[2**32]), "ids contains 4294967296"),
+        (change("nodes", 0, "ids", to=[1.0]), "ids contains 1.0"),
+        (change("nodes", 0, "ids", to=[True]), "ids contains True"),
+        (change("nodes", 0, "ids", to=[None]), "ids contains None"),
         (change("nodes", 0, "ids", to="12"), "ids is '12', wanted a list"),
         (change("nodes", 2, "tool_calls", to=[3]), "tool call is a JSON int"),
-        (change("nodes", 2, "tool_calls", to=[{"arguments": {}}]), "names no function"),
+        (change("nodes", 2, "tool_calls", to=[{"arguments": {}}]), "has no function name"),
         (change("nodes", 2, "tool_calls", to=[{"name": "f", "arguments": "{}"}]), "arguments is '{}'"),
         (change("nodes", 0, "stats", to=nested(50)), "nests deeper"),
         (change("nodes", 0, "stats", to={"x": nested(40)}), "nests deeper"),
@@ -195,7 +195,7 @@ def test_a_file_that_is_wrong_is_refused_in_a_sentence_and_nothing_is_added(
     edit(document)
     path.write_text(json.dumps(document))
     with pytest.raises(StoreError, match=words) as caught:
-        export.import_conversation(books, path)
+        importer.import_conversation(books, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert [item.id for item in books.conversations()] == [capitals]
@@ -206,9 +206,9 @@ def test_a_file_that_is_no_json_object_of_ours_is_refused(books: Store, tmp_path
     path = tmp_path / "c.json"
     path.write_bytes(content)
     with pytest.raises(StoreError, match=re.escape(str(path))):
-        export.import_conversation(books, path)
+        importer.import_conversation(books, path)
     with pytest.raises(StoreError, match="No such file"):
-        export.import_conversation(books, tmp_path / "missing.json")
+        importer.import_conversation(books, tmp_path / "missing.json")
 
 
 def test_imports_are_bounded(books: Store, capitals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -220,8 +220,8 @@ def test_imports_are_bounded(books: Store, capitals: int, tmp_path: Path, monkey
         ("MAX_IDS", "more than 2"),
     ):
         with monkeypatch.context() as bounded, pytest.raises(StoreError, match=words):
-            bounded.setattr(export, name, 2)
-            export.import_conversation(books, path)
+            bounded.setattr(importer, name, 2)
+            importer.import_conversation(books, path)
 
 
 # --- files ---
@@ -240,7 +240,7 @@ def test_the_suffix_names_the_format(books: Store, capitals: int, tmp_path: Path
 def test_a_file_is_replaced_only_when_asked_to(books: Store, capitals: int, tmp_path: Path):
     path = tmp_path / "c.md"
     path.write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         export.export_conversation(books, capitals, path)
     assert path.read_text() == "mine"
     export.export_conversation(books, capitals, path, overwrite=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from qchat.core.errors import StoreError
 from qchat.core.events import Done, Performance
 from qchat.core.storage import database, fulltext, records, store
-from qchat.core.storage.records import ModelIdentity, Role, pack_ids, stats_of, unpack_ids
+from qchat.core.storage.records import ModelIdentity, Role, pack_ids, reply_stats, unpack_ids
 from qchat.core.storage.store import Store, StreamWriter
 from qchat.core.text.template import ROLES
 
@@ -91,7 +91,7 @@ def test_everything_written_is_read_after_reopening(path: Path):
             tool_calls=[{"name": "f", "arguments": {"x": [1]}}],
             ids=range(100_000),
             settings={"temperature": 0.5, "stop": ["\n"]},
-            stats=stats_of(done),
+            stats=reply_stats(done),
         )
     with Store.open(path) as books:
         found = books.conversation(conversation)
@@ -154,7 +154,7 @@ def test_a_message_belongs_to_one_conversation(books: Store):
         lambda: books.set_leaf(mine, foreign),
         lambda: books.branch(mine, foreign),
     ):
-        refused(action, f"no message {foreign} in conversation {mine}")
+        refused(action, f"conversation {mine} has no message {foreign}")
     assert texts(books, mine) == ["mine"]
 
 
@@ -170,7 +170,9 @@ def test_what_is_not_there_is_named(books: Store):
 def test_ids_that_are_no_words_are_refused(books: Store):
     conversation = books.create()
     for wrong in (-1, 2**32):
-        refused(lambda wrong=wrong: books.add_node(conversation, None, "user", ids=[wrong]), "does not take")
+        refused(
+            lambda wrong=wrong: books.add_node(conversation, None, "user", ids=[wrong]), "rejected the data"
+        )
     assert books.nodes(conversation) == []
 
 
@@ -352,7 +354,7 @@ def test_purging_spares_what_can_still_be_undone(books: Store):
     books.delete(old)
     books.delete(new)
     assert books.purge(1.5) == 1
-    refused(lambda: books.restore(old), "any more")
+    refused(lambda: books.restore(old), "no longer exists")
     books.restore(new)
     assert books.purge() == 0
     assert texts(books, new) == ["new"]
@@ -506,7 +508,7 @@ def test_a_file_that_was_cut_to_nothing_keeps_its_log(path: Path):
     path.parent.mkdir()
     path.write_bytes(b"")
     Path(f"{path}-wal").write_bytes(b"the only copy")
-    untouched(path, "cut off")
+    untouched(path, "truncated")
 
 
 @pytest.mark.parametrize("checked_nbytes", [0, 1 << 30])
@@ -583,9 +585,9 @@ def test_a_lock_is_waited_for_and_in_the_end_explained(
     books._database.read("PRAGMA busy_timeout = 10")
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
-        monkeypatch.setattr(database, "PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr(database, "LOCK_TIMEOUT_SECONDS", 0.1)
         refused(lambda: talk(books, "x"), "locked", "another program")
-        monkeypatch.setattr(database, "PATIENCE_SECONDS", 10.0)
+        monkeypatch.setattr(database, "LOCK_TIMEOUT_SECONDS", 10.0)
         release = threading.Timer(0.3, lambda: other.execute("COMMIT"))
         release.start()
         assert texts(books, talk(books, "waited")) == ["waited"]
@@ -617,7 +619,7 @@ def test_a_writer_keeps_to_its_pace_and_writes_the_end(books: Store):
     books.update_node = lambda node, **content: (written.append(content["text"]), original(node, **content))[
         1
     ]
-    writer = StreamWriter(books, node, every_seconds=0.1)
+    writer = StreamWriter(books, node, period_seconds=0.1)
     text, ids = "", []
     begun = time.monotonic()
     while time.monotonic() - begun < 0.55:
@@ -637,7 +639,7 @@ def test_a_writer_keeps_to_its_pace_and_writes_the_end(books: Store):
 
 def test_the_last_piece_before_a_long_silence_is_written_too(books: Store):
     node = books.add_node(talk(books, "q"), 1, "assistant", state="streaming")
-    writer = StreamWriter(books, node, every_seconds=0.05)
+    writer = StreamWriter(books, node, period_seconds=0.05)
     for text in ("a", "ab", "abc"):
         writer.update(text, "", [])
     deadline = time.monotonic() + 5
@@ -650,7 +652,7 @@ def test_the_last_piece_before_a_long_silence_is_written_too(books: Store):
 
 def test_a_failed_write_is_told_to_the_one_who_streams(books: Store):
     conversation = talk(books, "q")
-    writer = StreamWriter(books, 1, every_seconds=0.01)
+    writer = StreamWriter(books, 1, period_seconds=0.01)
     books.delete(conversation)
     books.purge()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core.storage.store import PERIOD_SECONDS, Store
+from qchat.core.storage.store import SAVE_PERIOD_SECONDS, Store
 from tests.paths import ROOT
 
 KILLS = int(os.environ.get("STORE_KILLS", "0"))
@@ -132,7 +132,7 @@ def test_thirty_killed_writers_lose_two_seconds_at_most(tmp_path: Path):
     for round in range(0, KILLS, AT_ONCE):
         seconds = [chance.uniform(0.3, 8.0) for _ in range(min(AT_ONCE, KILLS - round))]
         folder = tmp_path / str(round)
-        kill_writers(folder, [PERIOD_SECONDS] * len(seconds), seconds, MAX_LOST_SECONDS)
+        kill_writers(folder, [SAVE_PERIOD_SECONDS] * len(seconds), seconds, MAX_LOST_SECONDS)
 
 
 def test_several_processes_on_one_store_lose_nothing_and_see_no_lock(tmp_path: Path):

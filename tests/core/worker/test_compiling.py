@@ -4,7 +4,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
-from qchat.core.worker.methods import COMPILING, Desk
+from qchat.core.worker.methods import COMPILING, EngineMethods
 
 
 class ScriptedChild:
@@ -34,39 +34,41 @@ class ScriptedPrecompiler:
         return self.child
 
 
-def desk_with(precompiler: ScriptedPrecompiler, *, replied: bool = True) -> tuple[Any, Any, list[str], Any]:
-    """A desk, its engine, what it said, and the event that is set when it asks to be woken."""
+def methods_with(
+    precompiler: ScriptedPrecompiler, *, replied: bool = True
+) -> tuple[Any, Any, list[str], Any]:
+    """Engine methods, their engine, what they report, and the event that is set when they ask to be woken."""
     said: list[str] = []
     woken = threading.Event()
-    desk = Desk(lambda _: None, lambda: False, background=said.append, wake=woken.set)
-    desk._replied = replied
-    return desk, cast(Any, SimpleNamespace(precompiler=precompiler)), said, woken
+    methods = EngineMethods(lambda _: None, lambda: False, background=said.append, wake=woken.set)
+    methods._replied = replied
+    return methods, cast(Any, SimpleNamespace(precompiler=precompiler)), said, woken
 
 
 def test_the_first_reply_has_the_machine_to_itself():
     precompiler = ScriptedPrecompiler()
-    desk, engine, said, _ = desk_with(precompiler, replied=False)
-    desk._fuse(engine)
+    methods, engine, said, _ = methods_with(precompiler, replied=False)
+    methods._fuse(engine)
     assert (precompiler.begun, said) == (0, [""])
 
 
 def test_compiling_is_told_and_its_end_wakes_the_engine():
     precompiler = ScriptedPrecompiler()
-    desk, engine, said, woken = desk_with(precompiler)
-    desk._fuse(engine)
-    desk._fuse(engine)
+    methods, engine, said, woken = methods_with(precompiler)
+    methods._fuse(engine)
+    methods._fuse(engine)
     assert (precompiler.begun, said) == (1, [COMPILING])
     precompiler.made = True
     precompiler.child.over.set()
     assert woken.wait(10)
-    desk._fuse(engine)
+    methods._fuse(engine)
     assert said == [COMPILING, ""]
 
 
 def test_a_compiler_that_fails_is_not_started_again_at_once():
     precompiler = ScriptedPrecompiler(code=1)
-    desk, engine, said, woken = desk_with(precompiler)
-    desk._fuse(engine)
+    methods, engine, said, woken = methods_with(precompiler)
+    methods._fuse(engine)
     precompiler.child.over.set()
     waiter = next((one for one in threading.enumerate() if one.name.startswith("kernels")), None)
     if waiter is not None:

@@ -160,7 +160,7 @@ def test_a_folder_is_inspected_and_planned_for(model: Path):
         ("convert", {"options": {"mtp": "lose"}}, "mtp"),
         ("convert", {"options": {"vision": "lose"}}, "vision"),
         ("convert", {"options": {"mode": "int3"}}, "mode"),
-        ("convert", {"options": {"fast": True}}, "no option 'fast'"),
+        ("convert", {"options": {"fast": True}}, "unknown option 'fast'"),
         ("convert", {"awq": "perhaps"}, "awq is 'perhaps'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The engine process itself, with the embedded model: what it answers, what stops it, that it never stays."""
+"""The engine process itself, with the built-in model: what it answers, what stops it, that it never stays."""
 
 import json
 import os
@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qchat.core import EMBEDDED_MODEL, load_session
+from qchat.core import BUILT_IN_MODEL, load_session
 from qchat.core.errors import UsageError
 from qchat.core.worker.channel import LINES_PER_SECOND, Outbox
 from qchat.core.worker.protocol import MAX_LINE_NBYTES, METHODS, Request, decode, encode
 from tests.core.worker.driver import COMMAND, Driver
 from tests.paths import ROOT
 
-MODEL = str(EMBEDDED_MODEL)
+MODEL = str(BUILT_IN_MODEL)
 GREEDY = {"temperature": 0.0, "enable_thinking": False, "max_new_tokens": 40}
 ENDLESS = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_new_tokens": 1900, "seed": 1}
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 130
@@ -68,10 +68,10 @@ def test_it_is_ready_before_mlx_is_imported(tmp_path: Path):
         (b"nonsense\n", "not JSON"),
         (b"\xff\xfe\n", "not JSON"),
         (b"[" * 100_000 + b"\n", "not JSON"),
-        (b"[]\n", "no JSON object"),
-        (b'{"id": 1}\n', "no request"),
-        (b'{"id": true, "method": "state"}\n', "no request"),
-        (b'{"id": 1, "method": "fly", "params": {}}\n', "no method 'fly'"),
+        (b"[]\n", "not a JSON object"),
+        (b'{"id": 1}\n', "not a request"),
+        (b'{"id": true, "method": "state"}\n', "not a request"),
+        (b'{"id": 1, "method": "fly", "params": {}}\n', "unknown method 'fly'"),
         (b'{"id": 1, "method": "send", "params": {}}\n', "text is missing"),
         (b'{"id": 1, "method": "send", "params": {"text": 5}}\n', "text is 5, wanted str"),
         (b'{"id": 1, "method": "fork", "params": {"turn": true}}\n', "turn is True, wanted int"),
@@ -134,7 +134,7 @@ def test_what_is_encoded_is_one_line_and_decodes_to_what_json_can_say(value: Any
 def test_events_come_at_a_bounded_pace_and_lose_no_text():
     source, output = os.pipe()
     box, lines = Outbox(output, lambda: None), []
-    box.begin(7)
+    box.begin_call(7)
 
     def read() -> None:
         with os.fdopen(source, "rb") as file:
@@ -145,9 +145,9 @@ def test_events_come_at_a_bounded_pace_and_lose_no_text():
     begin = time.monotonic()
     words = [f"{n} " for n in range(1500)]
     for word in words:
-        box.event({"event": "text", "text": word, "tokens": 1})
+        box.send_event({"event": "text", "text": word, "tokens": 1})
         time.sleep(0.0002)
-    box.end(7, {"state": {}})
+    box.end_call(7, {"state": {}})
     seconds = time.monotonic() - begin
     box.close()
     os.close(output)
@@ -163,10 +163,10 @@ def test_events_come_at_a_bounded_pace_and_lose_no_text():
 def test_a_reader_that_is_slow_does_not_hold_up_the_model():
     source, output = os.pipe()
     box = Outbox(output, lambda: None)
-    box.begin(1)
+    box.begin_call(1)
     begin = time.monotonic()
     for _ in range(2000):
-        box.event({"event": "text", "text": "x" * 1000, "tokens": 1})
+        box.send_event({"event": "text", "text": "x" * 1000, "tokens": 1})
     assert time.monotonic() - begin < 2
     os.close(source)
     box.close()  # its thread would write to whichever pipe gets the number of `output` next

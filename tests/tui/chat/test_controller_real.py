@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL, Store
+from qchat.core import BUILT_IN_MODEL, Store
 from qchat.tui.chat.client import EngineDied
 from tests.tui.chat_stage import Stage, render
 
-MODEL = str(EMBEDDED_MODEL)
+MODEL = str(BUILT_IN_MODEL)
 BRIEF = {"temperature": 0.0, "enable_thinking": False, "max_new_tokens": 30}
 ENDLESS = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_new_tokens": 1500, "seed": 1}
 LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 55

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import qchat.core as core
-from qchat.core import EMBEDDED_MODEL
+from qchat.core import BUILT_IN_MODEL
 from qchat.core.errors import ContextLengthExceeded, ModelError, UsageError
 from qchat.core.events import Done, Event, Notice, Performance, Prefill, Text, Thought
 from qchat.tui.cli import choice
@@ -75,7 +75,7 @@ class Loader:
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
     monkeypatch.setitem(vars(core), "load_session", loader)
-    monkeypatch.setattr(choice, "choose_model", lambda name, *_, **__: (name or EMBEDDED_MODEL, None))
+    monkeypatch.setattr(choice, "choose_model", lambda name, *_, **__: (name or BUILT_IN_MODEL, None))
     monkeypatch.setattr(choice, "is_path_or_model", lambda _: True)
     pipe_in(monkeypatch, b"")
     return loader

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL, UNQUANTIZED, Measurements
+from qchat.core import BUILT_IN_MODEL, UNQUANTIZED, Measurements
 from qchat.core.hub import library
 from qchat.core.measuring.evaluate import Evaluation
 from qchat.core.measuring.scores import Score
@@ -100,7 +100,7 @@ def test_convert_asks_for_what_the_flags_say(tmp_path):
     stage = run(tmp_path, "/convert embedded new -q --q-bits 2 --q-recipe unsloth --force", steps=(step,))
     job = only_job(stage)
     (asked,) = stage.fake.asked("convert")
-    assert asked["source"] == str(EMBEDDED_MODEL) and asked["target"] == str(Path.cwd() / "new")
+    assert asked["source"] == str(BUILT_IN_MODEL) and asked["target"] == str(Path.cwd() / "new")
     assert (
         asked["options"]["recipe"] == "unsloth" and asked["options"]["bits"] == 2 and asked["force"] is True
     )
@@ -163,14 +163,14 @@ def test_stop_ends_the_newest_job(tmp_path):
 
 
 def test_eval_compares_and_plots_size_against_quality(tmp_path):
-    result = evaluation(str(EMBEDDED_MODEL), 0.02, "/m/ref")
+    result = evaluation(str(BUILT_IN_MODEL), 0.02, "/m/ref")
     stage = run(
         tmp_path,
         "/eval embedded --reference embedded --context 64",
         steps=({"method": "eval", "events": [PROGRESS | {"unit": "tokens"}], "result": result},),
     )
     (asked,) = stage.fake.asked("eval")
-    assert asked["reference"] == str(EMBEDDED_MODEL) and asked["context"] == 64
+    assert asked["reference"] == str(BUILT_IN_MODEL) and asked["context"] == 64
     report = only_job(stage).report()
     said = words(report)
     assert "mean KL" in said and "0.020000" in said and "97.00 %" in said and "prose" in said
@@ -208,7 +208,7 @@ def test_bench_measures_the_loaded_model_alone(tmp_path, monkeypatch):
     (title, method, params, alone), other = started
     assert (title, method, alone) == ("bench fake-4bit", "bench", True)
     assert params == {"models": ["/models/fake-4bit"], "runs": 3}
-    assert other[2] == {"models": [str(EMBEDDED_MODEL)] * 2, "runs": 1}
+    assert other[2] == {"models": [str(BUILT_IN_MODEL)] * 2, "runs": 1}
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any, bool]]:
@@ -282,7 +282,7 @@ def test_calibrate_writes_into_the_users_folder(tmp_path):
 def test_inspect_shows_the_real_classes_of_the_embedded_model():
     from qchat.core import inspect_model
 
-    told = inspect_model(EMBEDDED_MODEL)
+    told = inspect_model(BUILT_IN_MODEL)
     report = job_reports.inspected([], told.as_json())
     assert any(isinstance(part, Bars) for part in report.parts)
     assert all(kind.kind in words(report) for kind in told.classes)
@@ -301,17 +301,17 @@ def test_inspect_asks_for_the_loaded_model(tmp_path):
 def test_a_model_without_room_beside_the_chats_has_it_unloaded(limit, alone):
     status = SimpleNamespace(limit_nbytes=limit)
     chat: Any = SimpleNamespace(status=status, model={"nbytes": 10**6}, parked=False)
-    assert jobs.crowded(chat, EMBEDDED_MODEL) is alone
+    assert jobs.crowded(chat, BUILT_IN_MODEL) is alone
     chat.parked = True  # another job has the memory: this one waits for it
-    assert jobs.crowded(chat, EMBEDDED_MODEL)
+    assert jobs.crowded(chat, BUILT_IN_MODEL)
 
 
 # --- models ---
 
 
 def test_load_takes_a_folder_a_name_or_the_embedded_model(tmp_path):
-    stage = run(tmp_path, f"/load {EMBEDDED_MODEL}", "/model embedded", "/load built-in")
-    assert [one["model"] for one in stage.fake.asked("load")[1:]] == [str(EMBEDDED_MODEL)] * 3
+    stage = run(tmp_path, f"/load {BUILT_IN_MODEL}", "/model embedded", "/load built-in")
+    assert [one["model"] for one in stage.fake.asked("load")[1:]] == [str(BUILT_IN_MODEL)] * 3
 
 
 def test_a_model_that_is_nowhere_is_refused_with_the_nearest(tmp_path):
@@ -324,11 +324,11 @@ def test_the_conversation_goes_over_to_the_new_model(tmp_path):
     stage.play("hello", "/load embedded")
     assert len(stage.fake.asked("load")) == 2
     assert len(stage.fake.asked("send")) == 1
-    assert library.usual(models.places(stage.chat))[0] == EMBEDDED_MODEL
+    assert library.default_model(models.places(stage.chat))[0] == BUILT_IN_MODEL
 
 
 def test_without_a_name_models_are_chosen_from_a_list(tmp_path):
-    front = FakeFront(str(EMBEDDED_MODEL), None)
+    front = FakeFront(str(BUILT_IN_MODEL), None)
     stage = Stage(tmp_path, front=front)
     stage.play("/model", "/load")
     assert any("built-in" in label for _, label in front.all("choose")[0])
@@ -343,7 +343,7 @@ def test_models_are_listed_with_sizes(tmp_path, monkeypatch):
 
 def test_what_was_measured_of_a_model_is_listed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    Measurements(measurements_file()).add(EMBEDDED_MODEL, {"decode_tokens_per_s": 61.25, "kl_mean": 0.0125})
+    Measurements(measurements_file()).add(BUILT_IN_MODEL, {"decode_tokens_per_s": 61.25, "kl_mean": 0.0125})
     assert "tok/s 61.2, KL 0.013" in Stage(tmp_path).play("/models").said
 
 
@@ -359,24 +359,24 @@ def test_names_of_models_are_completed(tmp_path):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str, _places: Any) -> Path:
-        raise library.NotHere(f"{name} is not on this machine", name)
+        raise library.ModelNotDownloaded(f"{name} is not on this machine", name)
 
-    monkeypatch.setattr(library, "find", missing)
+    monkeypatch.setattr(library, "find_model", missing)
     plan = SimpleNamespace(missing_nbytes=11e9, free_nbytes=100e9)
-    monkeypatch.setattr("qchat.core.hub.fetch.plan", lambda _id: plan)
+    monkeypatch.setattr("qchat.core.hub.listing.plan_download", lambda _id: plan)
 
 
 @pytest.mark.usefixtures("hub")
 def test_a_model_of_the_hub_is_fetched_only_when_the_user_agrees(tmp_path, monkeypatch):
     started = capture(monkeypatch)
     front = Stage(tmp_path, front=FakeFront(False)).play("/load owner/name")
-    assert front.all("confirm") == ["Fetch owner/name: 11.00 GB, of 100 GB free on the disk?"]
-    assert front.all("error") == ["owner/name was not fetched"] and not started
+    assert front.all("confirm") == ["Download owner/name: 11.00 GB, of 100 GB free on the disk?"]
+    assert front.all("error") == ["owner/name was not downloaded"] and not started
 
 
 def test_a_fetched_model_says_where_it_is():
-    assert "/cache/x" in words(job_reports.fetched([], {"path": "/cache/x"}, "owner/name"))
-    assert "75%" in words(job_reports.fetched([PROGRESS], None, "owner/name"))
+    assert "/cache/x" in words(job_reports.downloaded([], {"path": "/cache/x"}, "owner/name"))
+    assert "75%" in words(job_reports.downloaded([PROGRESS], None, "owner/name"))
 
 
 def test_scores_are_those_of_the_runtime():

@@ -55,15 +55,15 @@ def test_a_model_is_fetched_stopped_and_gone_on_with(server: Hub, tmp_path: Path
             await it.pilot.press("escape")
             await it.until(lambda: job.state == "cancelled")
             assert job.seconds < 8
-            with pytest.raises(library.NotHere, match="only in part"):
-                library.find(ID)
+            with pytest.raises(library.ModelNotDownloaded, match="only partly downloaded"):
+                library.find_model(ID)
 
             before, server.always = len(server.seen), None
             await it.say(f"/load {ID}")
             await it.until(lambda: len(it.app.screen_stack) > 1)
             await it.pilot.press("y")
             await it.until(lambda: len(it.engine.asked("load")) > 1)
-            assert it.engine.asked("load")[-1]["model"] == str(library.find(ID))
+            assert it.engine.asked("load")[-1]["model"] == str(library.find_model(ID))
             assert it.chat.jobs[-1].state == "done"
             again = [seen for seen in server.seen[before:] if seen.name.endswith(".safetensors")]
             assert any(seen.begin > 0 for seen in again)
@@ -71,7 +71,7 @@ def test_a_model_is_fetched_stopped_and_gone_on_with(server: Hub, tmp_path: Path
             assert sum(seen.sent for seen in again) < whole
 
     asyncio.run(main())
-    snapshot = hubcache.Repository(tmp_path / "hub", ID).find("main")
+    snapshot = hubcache.Repository(tmp_path / "hub", ID).find_snapshot("main")
     assert snapshot is not None
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == server.repos[ID].files
 
@@ -84,7 +84,7 @@ def test_a_no_fetches_nothing(tmp_path: Path):
             await it.say(f"/load {ID}")
             await it.until(lambda: len(it.app.screen_stack) > 1)
             await it.pilot.press("n")
-            await it.until(lambda: ("error", f"{ID} was not fetched") in it.said)
+            await it.until(lambda: ("error", f"{ID} was not downloaded") in it.said)
 
     asyncio.run(main())
     assert not (tmp_path / "hub").exists()

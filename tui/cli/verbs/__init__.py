@@ -40,11 +40,11 @@ class Parser(argparse.ArgumentParser):
 
 def model_folder(name: str) -> Path:
     """Of a model on this machine, by any of its names; a path that is there as it is. Raises ModelError."""
-    from ....core.hub.library import Places, find
+    from ....core.hub.library import Locations, find_model
     from ...user.settings import Settings
 
     path = user_path(name)
-    return path if path.exists() else find(name, Places.of(Settings.load()["models_dir"]))
+    return path if path.exists() else find_model(name, Locations.from_setting(Settings.load()["models_dir"]))
 
 
 def closest_verb(word: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....core import EMBEDDED_MODEL
+from ....core import BUILT_IN_MODEL
 from ....core.errors import UsageError
 from ...text.columns import columns
 from ...text.output import write
@@ -61,7 +61,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _with_model(settings: Settings, model: str | None) -> Settings:
     """With the recommendations of the model that would be loaded, where it is a folder."""
-    folder = Path(model or settings["model"] or EMBEDDED_MODEL).expanduser()
+    folder = Path(model or settings["model"] or BUILT_IN_MODEL).expanduser()
     path = folder / MODEL_FILE
     if model and not folder.is_dir():
         raise UsageError(f"--model: there is no model folder at {model}")

@@ -1,5 +1,5 @@
-"""List the models on this machine and the known ones that could be fetched, with size and what fits; or
-delete one."""
+"""List the models on this machine and published ones to download, with sizes and what fits; or delete
+one."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from ...text.output import write
 from ...user.settings import Settings
 
 if TYPE_CHECKING:
-    from ....core.hub.library import Fit, LocalModel, Places, Published
+    from ....core.hub.library import Fit, LocalModel, Locations, PublishedModel
 
 GB = 10**9
 
@@ -35,38 +35,38 @@ def run(args: argparse.Namespace) -> int:
     """Do what was asked; returns the exit code. Raises QchatError."""
     from ....core.hub import library
 
-    args.action(library.Places.of(Settings.load()["models_dir"]), args)
+    args.action(library.Locations.from_setting(Settings.load()["models_dir"]), args)
     return 0
 
 
-def _list(places: "Places", args: argparse.Namespace) -> None:
+def _list(places: "Locations", args: argparse.Namespace) -> None:
     from ....core.hub import library
 
-    here, known = library.models(places), library.published(places)
+    here, known = library.list_models(places), library.list_published(places)
     if args.json:
         report = {"models": [one.as_json() for one in here], "published": [_json(one) for one in known]}
         write(sys.stdout, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
         return
     write(sys.stdout, f"On this machine\n\n{_here_table(here)}\n")
-    write(sys.stdout, f"To be had with `qchat pull ID`\n\n{_known_table(known)}")
-    for sentence in library.notices(places):
+    write(sys.stdout, f"Available with `qchat pull ID`\n\n{_known_table(known)}")
+    for sentence in library.missing_folder_notices(places):
         write(sys.stderr, f"qchat: {sentence}\n")
 
 
-def _remove(places: "Places", args: argparse.Namespace) -> None:
+def _remove(places: "Locations", args: argparse.Namespace) -> None:
     from ....core.hub import library
 
-    removal = library.removal(library.named(args.name, library.models(places)))
+    removal = library.plan_removal(library.select_model(args.name, library.list_models(places)))
     size = f"{removal.nbytes / GB:.2f} GB in {len(removal.paths)} files"
     about = f"{removal.model.name}: {size} in {removal.model.path}"
     if not args.yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{about}: give --yes to delete it, since nobody can be asked here")
-        from .pull import agreed
+        from .pull import confirm
 
-        if not agreed(about, "Delete it?"):
+        if not confirm(about, "Delete it?"):
             return
-    kept = removal.carry_out()
+    kept = removal.execute()
     write(sys.stderr, f"qchat: deleted {about}\n")
     if kept:
         names = ", ".join(path.name for path in kept[:5])
@@ -82,7 +82,7 @@ def _here_table(models: "Sequence[LocalModel]") -> str:
     return columns(rows, right=(1, 2))
 
 
-def _known_table(models: "Sequence[Published]") -> str:
+def _known_table(models: "Sequence[PublishedModel]") -> str:
     rows = [
         (model.id, f"{model.nbytes / GB:.1f} GB", f"{model.bits_per_weight:.2f}", _fits(model.fit))
         for model in models
@@ -96,5 +96,5 @@ def _fits(fit: "Fit | None") -> str:
     return f"yes, {fit.context:,} tokens" if fit.fits else f"no, needs {fit.needed_nbytes / GB:.1f} GB"
 
 
-def _json(model: "Published") -> dict[str, Any]:
+def _json(model: "PublishedModel") -> dict[str, Any]:
     return asdict(model) | {"fit": model.fit.as_json()}

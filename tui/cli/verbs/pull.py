@@ -1,5 +1,5 @@
-"""Fetch a model from Hugging Face into the cache that all tools share, or the rest of one that was begun. ID
-is owner/name, with @REVISION if wanted, or the beginning of a name that `qchat models` lists."""
+"""Download a model from Hugging Face into the shared cache, or resume a download. ID is owner/name or
+owner/name@REVISION, or a prefix of a name that `qchat models` lists."""
 
 import argparse
 import sys
@@ -11,104 +11,105 @@ from ...text.output import write
 from ...text.statusline import StatusLine
 
 if TYPE_CHECKING:
-    from ....core.hub.fetch import Fetch, Progress
-    from ....core.hub.library import NotHere, Places
+    from ....core.hub.download import DownloadProgress
+    from ....core.hub.library import Locations, ModelNotDownloaded
+    from ....core.hub.listing import DownloadPlan
 
 GB = 10**9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", help="a model on Hugging Face")
-    parser.add_argument("--yes", action="store_true", help="fetch without asking")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched, and end")
+    parser.add_argument("--yes", action="store_true", help="download without asking")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be downloaded")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch; returns the exit code. Raises QchatError."""
-    from ....core.hub import fetch as hub
+    """Download a model and return the exit code. Raises QchatError."""
+    from ....core.hub.listing import plan_download
 
-    wanted = hub.plan(_id(args.id))
+    plan = plan_download(_hub_id(args.id))
     if args.dry_run:
-        files = "".join(f"{file.nbytes:>15,}  {file.name}\n" for file in wanted.files)
-        write(sys.stdout, f"{described(wanted)}\n{files}")
+        files = "".join(f"{file.nbytes:>15,}  {file.name}\n" for file in plan.files)
+        write(sys.stdout, f"{describe_plan(plan)}\n{files}")
         return 0
-    if sys.stdin.isatty() and not args.yes and wanted.missing_nbytes:
-        wanted.check_disk()
-        if not agreed(described(wanted), "Fetch it?"):
+    if sys.stdin.isatty() and not args.yes and plan.missing_nbytes:
+        plan.check_disk()
+        if not confirm(describe_plan(plan), "Download it?"):
             return 0
-    write(sys.stdout, f"{fetched(wanted)}\n")
+    write(sys.stdout, f"{download_with_progress(plan)}\n")
     return 0
 
 
-def obtain(name: str, *, yes: bool, places: "Places | None" = None) -> Path:
-    """The folder of the model called `name`, fetched where it is not here and the user agrees.
+def find_or_download(name: str, *, yes: bool, places: "Locations | None" = None) -> Path:
+    """Return the folder of a model; download it if it is missing and the user agrees.
 
-    Raises NotHere where nobody can be asked and nothing was agreed to, other QchatErrors as finding and
-    fetching do.
+    Raises ModelNotDownloaded if the user declines or there is no terminal to ask on, and other QchatErrors.
     """
     from ....core.hub import library
 
     try:
-        return library.find(name, places)
-    except library.NotHere as missing:
+        return library.find_model(name, places)
+    except library.ModelNotDownloaded as missing:
         if not yes and not sys.stdin.isatty():
             raise
-        return _fetch_if_agreed(missing, yes=yes)
+        return _fetch_if_confirm(missing, yes=yes)
 
 
-def _fetch_if_agreed(missing: "NotHere", *, yes: bool) -> Path:
-    from ....core.hub import fetch as hub
+def _fetch_if_confirm(missing: "ModelNotDownloaded", *, yes: bool) -> Path:
+    from ....core.hub.listing import plan_download
 
-    wanted = hub.plan(missing.id)
-    wanted.check_disk()
-    if not yes and not agreed(described(wanted), "It is not on this machine. Fetch it?"):
+    plan = plan_download(missing.id)
+    plan.check_disk()
+    if not yes and not confirm(describe_plan(plan), "It is not on this machine. Download it?"):
         raise missing
-    return fetched(wanted)
+    return download_with_progress(plan)
 
 
-def _id(name: str) -> str:
-    """Of the hub, for an id or the name of a published model."""
+def _hub_id(name: str) -> str:
+    """Return the Hugging Face id for an id or the name of a published model."""
     from ....core.hub import library
 
-    return name if library.is_id(name) else library.known_id(name)
+    return name if library.is_id(name) else library.published_id(name)
 
 
-def described(wanted: "Fetch") -> str:
-    """Size, free disk, and what will fit, in three lines."""
-    here = wanted.nbytes - wanted.missing_nbytes
-    begun = f", {here / GB:.2f} GB of it here already" if here else ""
+def describe_plan(plan: "DownloadPlan") -> str:
+    """Return three lines: size, free disk space, and whether the model fits into memory."""
+    here = plan.nbytes - plan.missing_nbytes
+    resumed = f", {here / GB:.2f} GB already downloaded" if here else ""
     return (
-        f"{wanted.id}: {wanted.nbytes / GB:.2f} GB in {len(wanted.files)} files{begun}\n"
-        f"{wanted.free_nbytes / GB:.1f} GB are free on the disk of {wanted.cache}\n"
-        f"{wanted.fit.sentence}"
+        f"{plan.id}: {plan.nbytes / GB:.2f} GB in {len(plan.files)} files{resumed}\n"
+        f"{plan.free_nbytes / GB:.1f} GB are free on the disk of {plan.cache}\n"
+        f"{plan.fit.summary}"
     )
 
 
-def agreed(description: str, question: str) -> bool:
-    """Ask on the terminal; anything but a yes is a no."""
+def confirm(description: str, question: str) -> bool:
+    """Ask on the terminal; anything but y or yes means no."""
     write(sys.stderr, f"{description}\n{question} [y/N] ")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def fetched(wanted: "Fetch") -> Path:
-    """Fetch with a line of progress on the terminal. Raises QchatError; what arrived is kept in any case."""
-    from ....core.hub import fetch as hub
+def download_with_progress(plan: "DownloadPlan") -> Path:
+    """Download with a progress line on the terminal. Raises QchatError; received bytes are kept."""
+    from ....core.hub.download import download_model
 
     status = StatusLine()
     try:
-        return hub.fetch(wanted, lambda progress: status.show(progress_line(progress)))
+        return download_model(plan, lambda progress: status.show(progress_line(progress)))
     except KeyboardInterrupt:
         status.clear()
         write(
-            sys.stderr, "qchat: interrupted; what arrived is kept, and the same command goes on from there\n"
+            sys.stderr,
+            "qchat: interrupted; received data is kept: run the same command to resume\n",
         )
         raise
     finally:
         status.clear()
 
 
-def progress_line(progress: "Progress") -> str:
-    """In less than 80 columns."""
+def progress_line(progress: "DownloadProgress") -> str:
+    """Format the progress in less than 80 columns."""
     share = progress.done / progress.total if progress.total else 1.0
     left = ""
     if progress.seconds_left is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import EMBEDDED_MODEL
+from qchat.core import BUILT_IN_MODEL
 from qchat.core.conversion.card import render_folder_card, write_folder_card
 from qchat.core.errors import UsageError
 from qchat.tui.cli.main import main
@@ -56,7 +56,7 @@ def test_what_others_wrote_stays(model: Path):
 
 
 def test_the_card_of_a_conversion_keeps_its_sections():
-    old, new = (EMBEDDED_MODEL / "README.md").read_text(), render_folder_card(EMBEDDED_MODEL)
+    old, new = (BUILT_IN_MODEL / "README.md").read_text(), render_folder_card(BUILT_IN_MODEL)
     sections = [line for line in old.splitlines() if line.startswith("## ")]
     assert [line for line in new.splitlines() if line.startswith("## ")] == sections
     assert old.split("---\n")[1] == new.split("---\n")[1]

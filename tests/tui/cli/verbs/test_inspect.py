@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import qchat.core as core
-from qchat.core import EMBEDDED_MODEL
+from qchat.core import BUILT_IN_MODEL
 from qchat.core.conversion.inspection import inspect_model
 from qchat.core.errors import ModelError, UsageError
 from qchat.tui.cli import verbs
@@ -61,7 +61,7 @@ def test_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str], ten
 
 def test_a_model_is_found_by_its_name(capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", "embedded"]) == 0
-    assert capsys.readouterr().out.startswith(f"{EMBEDDED_MODEL}\n")
+    assert capsys.readouterr().out.startswith(f"{BUILT_IN_MODEL}\n")
 
 
 def test_the_command_knows_the_verb(capsys: pytest.CaptureFixture[str]):

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_models_lists_what_is_here_and_what_could_be(capsys: pytest.CaptureFixture[str]):
     assert main(["models"]) == 0
-    here, known = capsys.readouterr().out.split("To be had with `qchat pull ID`\n\n")
+    here, known = capsys.readouterr().out.split("Available with `qchat pull ID`\n\n")
     rows = {line.split()[0]: line for line in here.splitlines()[3:] if line}
     assert rows.keys() == {"tiny", "built-in"}
     assert rows["tiny"].split()[1:] == ["0.00", "GB", "16.01", "yes,", "4,096", "tokens", "models", "folder"]

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from qchat.core.hub import cache as hubcache
-from qchat.core.hub import fetch as hub
 from qchat.core.hub import library
-from qchat.core.hub.library import NotHere
+from qchat.core.hub.download import DownloadProgress
+from qchat.core.hub.library import ModelNotDownloaded
+from qchat.core.hub.listing import DownloadPlan
 from qchat.tui.cli import verbs
 from qchat.tui.cli.main import main
-from qchat.tui.cli.verbs.pull import obtain, progress_line
+from qchat.tui.cli.verbs.pull import find_or_download, progress_line
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Fault, Hub, Repo, point_to
 from tests.paths import QTINY, ROOT
@@ -54,7 +56,7 @@ def answer(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pull_prints_the_folder_and_nothing_else(server: Hub, capsys: pytest.CaptureFixture[str]):
     assert main(["pull", ID]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == (f"{library.find(ID)}\n", "")
+    assert (out, err) == (f"{library.find_model(ID)}\n", "")
     assert server.sent
 
 
@@ -66,8 +68,8 @@ def test_on_a_terminal_it_asks_first(typed: str, monkeypatch: pytest.MonkeyPatch
     err = capsys.readouterr().err
     assert err.startswith(f"{ID}: 0.00 GB in 7 files\n")
     assert " GB are free on the disk of " in err and "\nfits: " in err
-    assert err.endswith("Fetch it? [y/N] ")
-    assert library.find(ID)
+    assert err.endswith("Download it? [y/N] ")
+    assert library.find_model(ID)
 
 
 @pytest.mark.parametrize("typed", ["n\n", "\n", ""])
@@ -82,7 +84,7 @@ def test_without_a_yes_nothing_is_fetched(server: Hub, typed: str, monkeypatch: 
 def test_yes_asks_nothing(monkeypatch: pytest.MonkeyPatch):
     answer("", monkeypatch)
     assert main(["pull", ID, "--yes"]) == 0
-    assert library.find(ID)
+    assert library.find_model(ID)
 
 
 def test_a_dry_run_lists_the_files_and_writes_nothing(server: Hub, capsys: pytest.CaptureFixture[str]):
@@ -100,11 +102,11 @@ def test_trouble_is_one_sentence_and_a_code(
     if trouble == "gated":
         server.repos[ID].token, server.repos[ID].gated = "hf_secret", True
     if trouble == "offline":
-        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     if trouble == "network":
         point_to("http://127.0.0.1:9", tmp_path, monkeypatch)
     if trouble == "disk":
-        monkeypatch.setattr(hub.Fetch, "free_nbytes", property(lambda _: 1000))
+        monkeypatch.setattr(DownloadPlan, "free_nbytes", property(lambda _: 1000))
     begin = time.monotonic()
     name = {"unknown": "me/none", "id": "no id"}.get(trouble, ID)
     assert main(["pull", name]) == (4 if trouble == "disk" else 3)
@@ -117,7 +119,7 @@ def test_a_name_that_is_known_stands_for_its_id(server: Hub, capsys: pytest.Capt
     whole = "Brooooooklyn/Qwen3.5-9B-UD-Q2_K_XL-mlx"
     server.repos[whole] = server.repos[ID]
     assert main(["pull", "qwen3.5-9b-ud-q2"]) == 0
-    assert capsys.readouterr().out == f"{library.find(whole)}\n"
+    assert capsys.readouterr().out == f"{library.find_model(whole)}\n"
     assert main(["pull", "qwen3.5-9b"]) == 3
 
 
@@ -126,28 +128,28 @@ def test_a_name_that_is_known_stands_for_its_id(server: Hub, capsys: pytest.Capt
 
 @pytest.mark.usefixtures("server")
 def test_a_model_that_is_here_is_not_asked_about(model: Path):
-    assert obtain(str(model), yes=False) == model
+    assert find_or_download(str(model), yes=False) == model
 
 
 def test_where_nobody_can_be_asked_nothing_is_fetched(server: Hub):
-    with pytest.raises(NotHere, match="`qchat pull me/tiny` fetches it"):
-        obtain(ID, yes=False)
+    with pytest.raises(ModelNotDownloaded, match="download it with `qchat pull me/tiny`"):
+        find_or_download(ID, yes=False)
     assert server.seen == []
 
 
 @pytest.mark.usefixtures("server")
 def test_a_yes_given_before_fetches():
-    assert obtain(ID, yes=True) == library.find(ID)
+    assert find_or_download(ID, yes=True) == library.find_model(ID)
 
 
 @pytest.mark.usefixtures("server")
 def test_a_person_is_asked_and_decides(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     answer("n\n", monkeypatch)
-    with pytest.raises(NotHere):
-        obtain(ID, yes=False)
-    assert "It is not on this machine. Fetch it? [y/N] " in capsys.readouterr().err
+    with pytest.raises(ModelNotDownloaded):
+        find_or_download(ID, yes=False)
+    assert "It is not on this machine. Download it? [y/N] " in capsys.readouterr().err
     answer("y\n", monkeypatch)
-    assert obtain(ID, yes=False) == library.find(ID)
+    assert find_or_download(ID, yes=False) == library.find_model(ID)
 
 
 # --- the line of progress, and being interrupted ---
@@ -155,11 +157,11 @@ def test_a_person_is_asked_and_decides(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_line_of_progress_has_bytes_and_time_left_in_a_terminal_of_80_columns():
     line = progress_line(
-        hub.Progress(12 * 10**9, 15 * 10**9, "waiting for another process that fetches", 3671)
+        DownloadProgress(12 * 10**9, 15 * 10**9, "waiting for another process that downloads", 3671)
     )
     assert line.startswith(" 80%  12.00 of 15.00 GB, 1:01:11 left  waiting for")
     assert len(line) < 80
-    assert progress_line(hub.Progress(0, 0, "fetching")) == "100%  0.00 of 0.00 GB  fetching"
+    assert progress_line(DownloadProgress(0, 0, "downloading")) == "100%  0.00 of 0.00 GB  downloading"
 
 
 def test_an_interrupted_pull_says_that_it_can_go_on(server: Hub, tmp_path: Path):
@@ -177,9 +179,9 @@ def test_an_interrupted_pull_says_that_it_can_go_on(server: Hub, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert err.decode().count("\n") == 1 and b"what arrived is kept" in err
-    with pytest.raises(NotHere, match="is here only in part"):
-        library.find(ID)
+    assert err.decode().count("\n") == 1 and b"received data is kept" in err
+    with pytest.raises(ModelNotDownloaded, match="is only partly downloaded"):
+        library.find_model(ID)
 
 
 @pytest.mark.skipif(not QTINY.exists(), reason="the trained model is not here")

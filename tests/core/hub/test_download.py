@@ -14,8 +14,10 @@ from huggingface_hub import constants
 
 from qchat.core.errors import DoesNotFit
 from qchat.core.hub import cache as hubcache
-from qchat.core.hub import download, library
-from qchat.core.hub import fetch as hub
+from qchat.core.hub import library, listing, transfer
+from qchat.core.hub.download import DownloadProgress, download_model
+from qchat.core.hub.failures import DownloadCancelled
+from qchat.core.hub.listing import DownloadPlan, plan_download
 from qchat.core.worker.jobs import run_job
 from qchat.core.worker.protocol import Cancelled
 from tests import hub_stage
@@ -42,8 +44,8 @@ JUNK = (
 def test_a_model_is_fetched_whole(server: Hub, files: Files):
     folder = pull()
     assert content(folder) == files
-    assert library.find(ID) == library.find(f"{ID}@main") == folder
-    assert library.incomplete(folder) is None
+    assert library.find_model(ID) == library.find_model(f"{ID}@main") == folder
+    assert library.load_problem(folder) is None
     assert server.sent == sum(map(len, files.values()))
 
 
@@ -80,15 +82,15 @@ def test_a_damaged_blob_is_noticed_and_fetched_again(files: Files):
 
 def test_a_revision_can_be_asked_for(repo: Repo):
     repo.revisions = ("main", "v2/small")
-    folder = hub.fetch(hub.plan(f"{ID}@v2/small"))
-    assert library.find(f"{ID}@v2/small") == folder == library.find(f"{ID}@{repo.commit[:8]}")
-    with pytest.raises(library.NotHere):
-        library.find(f"{ID}@v3")
+    folder = download_model(plan_download(f"{ID}@v2/small"))
+    assert library.find_model(f"{ID}@v2/small") == folder == library.find_model(f"{ID}@{repo.commit[:8]}")
+    with pytest.raises(library.ModelNotDownloaded):
+        library.find_model(f"{ID}@v3")
 
 
 def test_progress_counts_up_to_all_bytes(server: Hub, files: Files):
     server.always = Fault("slow", seconds=0.3)
-    told: list[hub.Progress] = []
+    told: list[DownloadProgress] = []
     pull(progress=told.append)
     assert [p.done for p in told] == sorted(p.done for p in told)
     assert told[-1].done == told[-1].total == sum(map(len, files.values()))
@@ -117,12 +119,12 @@ def test_a_cut_connection_costs_no_byte_twice(server: Hub, files: Files):
 
 
 def test_a_cancelled_fetch_is_gone_on_with(server: Hub, files: Files):
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     server.always = Fault("slow", seconds=0.8)
     enough = wanted.nbytes // 3
     stop = lambda: server.sent > enough  # noqa: E731
-    sentence = refusal(lambda: hub.fetch(wanted, cancelled=stop), hub.FetchStopped)
-    assert sentence.startswith(f"fetching {ID} was stopped with ")
+    sentence = refusal(lambda: download_model(wanted, cancelled=stop), DownloadCancelled)
+    assert sentence.startswith(f"the download of {ID} was cancelled at ")
     assert_nothing_to_load()
     server.always = None
     before = -1
@@ -145,7 +147,7 @@ def test_a_job_is_stopped_while_the_hub_is_asked(server: Hub):
             raise Cancelled("cancelled")
 
     assert refusal(lambda: run_job("fetch", {"id": ID, "revision": None}, report), Cancelled) == "cancelled"
-    assert told[-1]["detail"] == "asking what it consists of"
+    assert told[-1]["detail"] == "reading the file list"
     assert [seen.name for seen in server.seen] == ["config.json"]
 
 
@@ -158,39 +160,40 @@ def test_a_server_that_knows_no_ranges_sends_all_again(server: Hub, files: Files
 
 
 def test_what_an_earlier_run_left_is_checked(files: Files):
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     big = max(wanted.files, key=lambda file: file.nbytes)
     partial = wanted.repository.partial(big.digest)
     partial.parent.mkdir(parents=True)
     for left in (b"\0" * 1000, b"\0" * big.nbytes, b"\0" * (big.nbytes + 1)):
         partial.write_bytes(left)
-        assert content(hub.fetch(wanted)) == files
+        assert content(download_model(wanted)) == files
         hubcache.Repository(wanted.cache, ID).blob(big.digest).unlink()
 
 
 def test_two_fetches_at_once_share_the_work(server: Hub, files: Files):
     server.always = Fault("slow", seconds=0.3)
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     before = server.sent
-    others = [threading.Thread(target=hub.fetch, args=(wanted,)) for _ in range(2)]
+    others = [threading.Thread(target=download_model, args=(wanted,)) for _ in range(2)]
     for other in others:
         other.start()
     for other in others:
         other.join()
     assert content(wanted.folder) == files
-    assert server.sent - before == wanted.nbytes - sum(map(len, wanted.held.values()))
+    assert server.sent - before == wanted.nbytes - sum(map(len, wanted.loaded.values()))
 
 
 def test_a_file_that_another_tool_is_fetching_is_waited_for():
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     lock = wanted.repository.lock(wanted.files[0].digest)
     lock.parent.mkdir(parents=True)
-    told: list[hub.Progress] = []
+    told: list[DownloadProgress] = []
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         end = time.monotonic() + 0.5
         refusal(
-            lambda: hub.fetch(wanted, told.append, cancelled=lambda: time.monotonic() > end), hub.FetchStopped
+            lambda: download_model(wanted, told.append, cancelled=lambda: time.monotonic() > end),
+            DownloadCancelled,
         )
     assert "waiting for another process" in told[-1].detail
 
@@ -208,14 +211,14 @@ def test_a_gated_model_wants_a_token(repo: Repo, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_model_is_named(monkeypatch: pytest.MonkeyPatch):
-    assert "has no model me/nothing" in refusal(lambda: hub.plan("me/nothing"))
+    assert "has no model me/nothing" in refusal(lambda: plan_download("me/nothing"))
     monkeypatch.setenv("HF_TOKEN", "hf_some")
-    sentence = refusal(lambda: hub.plan("Brooooooklyn/Qwen3.6-27B-UD-Q2-mlx"))
+    sentence = refusal(lambda: plan_download("Brooooooklyn/Qwen3.6-27B-UD-Q2-mlx"))
     assert "did you mean Brooooooklyn/Qwen3.6-27B-UD-Q2_K_XL-mlx?" in sentence
 
 
 def test_an_unknown_revision_is_named():
-    assert refusal(lambda: hub.plan(f"{ID}@v9")) == f"{ID} has no revision v9"
+    assert refusal(lambda: plan_download(f"{ID}@v9")) == f"{ID} has no revision v9"
 
 
 def test_without_a_network_the_host_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -225,41 +228,41 @@ def test_without_a_network_the_host_is_named(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("hasty")
 def test_a_host_that_never_answers_is_given_up(server: Hub, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hub, "FIRST_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(listing, "FIRST_ANSWER_SECONDS", 0.2)
     server.api_faults.append(Fault("hang", seconds=1.0))
     assert "does not answer" in refusal(pull)
 
 
 def test_offline_nothing_is_asked(server: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert refusal(pull) == f"{ID} is not fetched: HF_HUB_OFFLINE is set"
+    assert refusal(pull) == f"cannot download {ID} while HF_HUB_OFFLINE is set: unset it first"
     assert server.seen == []
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_fetched(server: Hub, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hub.Fetch, "free_nbytes", property(lambda _: 1000))
+    monkeypatch.setattr(DownloadPlan, "free_nbytes", property(lambda _: 1000))
     sentence = refusal(pull, DoesNotFit)
     assert "HF_HOME" in sentence and DoesNotFit.exit_code == 4
     assert len(server.seen) == 2  # config and index, to know what is needed
 
 
 def test_a_disk_that_fills_up_keeps_what_arrived(monkeypatch: pytest.MonkeyPatch):
-    keep = download.Download._keep
+    keep = transfer.Transfer._append
 
-    def full(self: download.Download, chunk: bytes) -> None:
-        if sum(self._watch.received.values()) > 50_000:
+    def full(self: transfer.Transfer, chunk: bytes) -> None:
+        if sum(self._monitor.received.values()) > 50_000:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         keep(self, chunk)
 
-    monkeypatch.setattr(download.Download, "_keep", full)
+    monkeypatch.setattr(transfer.Transfer, "_append", full)
     assert "is full" in refusal(pull, DoesNotFit)
     assert_nothing_to_load()
-    assert hub.plan(ID).missing_nbytes < hub.plan(ID).nbytes
+    assert plan_download(ID).missing_nbytes < plan_download(ID).nbytes
 
 
 def test_a_hub_that_wants_a_long_rest_gets_it(server: Hub):
     server.api_faults.append(Fault("status", status=429, retry_after=77))
-    assert refusal(pull).endswith("has had too many requests: try again in 77 seconds")
+    assert refusal(pull).endswith("received too many requests: try again in 77 seconds")
     server.always = Fault("status", status=429, retry_after=88)
     assert refusal(pull).endswith("try again in 88 seconds")
 
@@ -287,23 +290,23 @@ def test_trouble_that_stays_ends_the_fetch(server: Hub):
 @pytest.mark.parametrize("kind", ["corrupt", "short", "long", "page"])
 @pytest.mark.usefixtures("hasty")
 def test_a_wrong_answer_is_never_taken(server: Hub, files: Files, kind: str):
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     server.always = Fault(kind, at=5)
-    assert refusal(lambda: hub.fetch(wanted)).startswith(f"{ID} was not fetched, since 127.0.0.1:")
+    assert refusal(lambda: download_model(wanted)).startswith(f"{ID} was not downloaded: 127.0.0.1:")
     assert_nothing_to_load()
     server.always = None
-    assert content(hub.fetch(wanted)) == files
+    assert content(download_model(wanted)) == files
 
 
 @pytest.mark.usefixtures("hasty")
 def test_another_part_than_asked_for_is_never_taken(server: Hub, files: Files):
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     big = max(wanted.files, key=lambda file: file.nbytes)
     partial = wanted.repository.partial(big.digest)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(files[big.name][:1000])
     server.always = Fault("shifted")
-    assert "another part of" in refusal(lambda: hub.fetch(wanted))
+    assert "a different range of" in refusal(lambda: download_model(wanted))
     assert partial.read_bytes() == files[big.name][:1000]
 
 
@@ -319,12 +322,12 @@ def test_a_config_that_arrives_wrong_is_read_from_its_beginning_again(
     server: Hub, files: Files, fault: Fault
 ):
     server.faults.extend([fault, Fault("whole")])
-    assert hub.plan(ID).held["config.json"] == files["config.json"]
+    assert plan_download(ID).loaded["config.json"] == files["config.json"]
 
 
 def test_a_page_instead_of_a_listing_is_refused(server: Hub):
     server.api_faults.append(Fault("page"))
-    assert "no listing of files" in refusal(pull)
+    assert "not a file listing" in refusal(pull)
 
 
 def test_a_model_of_another_kind_is_refused_before_its_weights(server: Hub, repo: Repo):
@@ -341,4 +344,4 @@ def test_a_repository_that_is_no_model_is_refused(repo: Repo, missing: str):
         else (lambda name: "safetensors" not in name)
     )
     repo.files = {name: data for name, data in repo.files.items() if keep(name)}
-    assert "is no model that qchat runs" in refusal(pull)
+    assert f"qchat cannot run {ID}" in refusal(pull)

@@ -15,8 +15,9 @@ import pytest
 
 from qchat.core.errors import QchatError
 from qchat.core.hub import cache as hubcache
-from qchat.core.hub import fetch as hub
 from qchat.core.hub import library
+from qchat.core.hub.download import download_model
+from qchat.core.hub.listing import plan_download
 from tests import hub_stage
 from tests.hub_server import Fault, Hub, Repo
 from tests.hub_stage import ID, QUICK, Files, assert_nothing_to_load, content, pull, refusal
@@ -24,8 +25,8 @@ from tests.paths import ROOT
 
 files, hasty, repo, server = hub_stage.files, hub_stage.hasty, hub_stage.repo, hub_stage.server
 pytestmark = pytest.mark.usefixtures("server")
-# random fault scripts and kills; `make fuzz-fetch` asks for many more
-SCRIPTS = int(os.environ.get("TESTS_FETCHES", "6"))
+# random fault scripts and kills; `make fuzz-download` asks for many more
+SCRIPTS = int(os.environ.get("TESTS_DOWNLOADS", "6"))
 KILLS = max(2, SCRIPTS // 20)
 
 
@@ -89,11 +90,11 @@ def test_a_listing_with_tricky_values_is_refused(repo: Repo, field: str):
 
 
 def test_a_folder_that_another_tool_left_half_is_completed(files: Files):
-    wanted = hub.plan(ID)
+    wanted = plan_download(ID)
     wanted.folder.mkdir(parents=True)
     (wanted.folder / "config.json").write_bytes(files["config.json"])
     assert_nothing_to_load()
-    assert content(hub.fetch(wanted)) == files
+    assert content(download_model(wanted)) == files
 
 
 @pytest.mark.parametrize("links", range(8))
@@ -109,7 +110,7 @@ def test_a_model_appears_when_its_last_file_does(files: Files, monkeypatch: pyte
 
     assert links < len(files)
     monkeypatch.setattr(hubcache, "_link", link)
-    assert "cannot be kept" in refusal(pull)
+    assert "cannot store" in refusal(pull)
     assert_nothing_to_load()
     monkeypatch.undo()
 
@@ -183,7 +184,10 @@ def test_any_script_of_faults_ends_whole_or_in_a_sentence(server: Hub, files: Fi
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_a_killed_fetch_leaves_nothing_to_load(server: Hub, files: Files, tmp_path: Path, seed: int):
     server.always = Fault("slow", seconds=0.4)
-    script = f"from qchat.core.hub import fetch; fetch.fetch(fetch.plan({ID!r}))"
+    script = (
+        "from qchat.core.hub import download, listing; "
+        f"download.download_model(listing.plan_download({ID!r}))"
+    )
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT / ".dev"),
@@ -198,8 +202,8 @@ def test_a_killed_fetch_leaves_nothing_to_load(server: Hub, files: Files, tmp_pa
     time.sleep(random.Random(seed).uniform(0.0, 0.6))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    snapshot = hubcache.Repository(hubcache.cache_folder(), ID).find("main")
-    if snapshot is None or library.incomplete(snapshot):
+    snapshot = hubcache.Repository(hubcache.cache_folder(), ID).find_snapshot("main")
+    if snapshot is None or library.load_problem(snapshot):
         assert_nothing_to_load()
     server.always = None
     assert content(pull()) == files

@@ -1,0 +1,165 @@
+"""Reading a conversation from a JSON file that `export.py` wrote.
+
+The file is not trusted: its size, structure, numbers and nesting are checked. Its token ids are stored but
+marked as imported, since they cannot be verified.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, get_args
+
+from ..errors import StoreError
+from ..machine.files import read_json
+from .export import FORMAT, VERSION
+from .records import MAX_IDS, ConversationContent, ModelIdentity, NodeContent, NodeDraft, NodeState, Role
+from .store import Store
+
+MAX_IMPORT_NBYTES = 32 << 20
+MAX_NODES = 100_000
+MAX_DEPTH = 32
+MAX_TIME = 1e11  # seconds since 1970: the year 5138
+
+
+def import_conversation(store: Store, path: Path) -> int:
+    """Add the conversation in the file to the store and return its id there.
+
+    Raises StoreError with the file and its first fault; nothing is added then.
+    """
+    document = _UntrustedObject(read_json(path, StoreError, MAX_IMPORT_NBYTES), str(path))
+    if _nests_deeper_than(document.value, MAX_DEPTH):
+        raise StoreError(f"{path} is not a valid export: it nests deeper than {MAX_DEPTH} levels")
+    if document.value.get("format") != FORMAT:
+        raise StoreError(f"{path} is not a conversation exported by qchat")
+    version = document.number("version", 1, 1 << 31)
+    if version > VERSION:
+        raise StoreError(
+            f"{path} was exported by a newer qchat (format {version}, not {VERSION}): update qchat"
+        )
+    drafts, positions = _parse_messages(document)
+    leaf = document.value.get("leaf")
+    if leaf is not None and (not _is_integer(leaf) or leaf not in positions):
+        raise StoreError(f"{path}: leaf is {leaf!r:.40}, wanted the id of a message")
+    model = document.object("model")
+    content = ConversationContent(
+        title=document.text("title"),
+        system=document.text("system"),
+        settings=document.value_of("settings", dict, {}),
+        model=ModelIdentity(**{name: model.text(name) for name in ModelIdentity.__dataclass_fields__}),
+    )
+    return store.import_tree(
+        content, drafts, None if leaf is None else positions[leaf], document.time("created")
+    )
+
+
+def _parse_messages(document: "_UntrustedObject") -> tuple[list[NodeDraft], dict[int, int]]:
+    """Return the messages, and the position of each by its id in the file."""
+    nodes = document.value_of("nodes", list, [])
+    if len(nodes) > MAX_NODES:
+        raise StoreError(f"{document.where} has {len(nodes):,} messages, more than {MAX_NODES:,}")
+    drafts: list[NodeDraft] = []
+    positions: dict[int, int] = {}
+    for position, value in enumerate(nodes):
+        node = _UntrustedObject(value, f"{document.where}, message {position + 1}")
+        id = node.number("id", 0, 1 << 62)
+        if id in positions:
+            raise StoreError(f"{node.where}: id {id} is not unique")
+        parent = node.value.get("parent")
+        if parent is not None and (not _is_integer(parent) or parent not in positions):
+            raise StoreError(f"{node.where}: parent is {parent!r:.40}, wanted the id of an earlier message")
+        drafts.append(_parse_message(node, None if parent is None else positions[parent]))
+        positions[id] = position
+    return drafts, positions
+
+
+def _parse_message(node: "_UntrustedObject", parent: int | None) -> NodeDraft:
+    state = node.choice("state", get_args(NodeState))
+    content = NodeContent(
+        text=node.text("text"),
+        thinking=node.text("thinking"),
+        tool_calls=node.tool_calls(),
+        ids=node.token_ids("ids"),
+        opener=node.token_ids("opener"),
+        state="cancelled" if state == "streaming" else state,  # no process writes it any longer
+        settings=node.value_of("settings", dict, {}),
+        stats=node.value_of("stats", dict, {}),
+    )
+    return NodeDraft(parent, node.choice("role", get_args(Role)), node.time("created"), content)
+
+
+class _UntrustedObject:
+    """A JSON object whose fields are checked when read; every error message begins with `where`."""
+
+    def __init__(self, value: Any, where: str):
+        if not isinstance(value, dict):
+            raise StoreError(f"{where} is a JSON {type(value).__name__}, wanted an object")
+        self.value: dict[str, Any] = value
+        self.where = where
+
+    def text(self, name: str) -> str:
+        return self.value_of(name, str, "")
+
+    def choice(self, name: str, known: Sequence[Any]) -> Any:
+        if self.text(name) not in known:
+            raise self._error(name, f"one of {', '.join(known)}")
+        return self.value[name]
+
+    def number(self, name: str, low: int, high: int) -> int:
+        value = self.value.get(name)
+        if not _is_integer(value) or not low <= value < high:
+            raise self._error(name, f"an integer from {low} to {high - 1}")
+        return value
+
+    def time(self, name: str) -> float:
+        value = self.value.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TIME:
+            raise self._error(name, "seconds since 1970")
+        return float(value)
+
+    def object(self, name: str) -> "_UntrustedObject":
+        return _UntrustedObject(self.value.get(name, {}), f"{self.where}: {name}")
+
+    def value_of(self, name: str, kind: type, default: Any) -> Any:
+        value = self.value.get(name, default)
+        if not isinstance(value, kind):
+            raise self._error(name, {dict: "an object", list: "a list", str: "text"}[kind])
+        return value
+
+    def tool_calls(self) -> list[dict[str, Any]]:
+        calls = self.value_of("tool_calls", list, [])
+        for call in calls:
+            checked = _UntrustedObject(call, f"{self.where}: a tool call")
+            if not checked.text("name"):
+                raise StoreError(f"{checked.where} has no function name")
+            checked.value_of("arguments", dict, {})
+        return calls
+
+    def token_ids(self, name: str) -> list[int]:
+        ids = self.value_of(name, list, [])
+        if len(ids) > MAX_IDS:
+            raise StoreError(f"{self.where} has {len(ids):,} {name}, more than {MAX_IDS:,}")
+        for id in ids:
+            if not _is_integer(id) or not 0 <= id < 1 << 32:
+                raise StoreError(
+                    f"{self.where}: {name} contains {id!r:.40}, wanted integers from 0 to 2^32 - 1"
+                )
+        return ids
+
+    def _error(self, name: str, wanted: str) -> StoreError:
+        return StoreError(f"{self.where}: {name} is {self.value.get(name)!r:.40}, wanted {wanted}")
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _nests_deeper_than(value: Any, levels: int) -> bool:
+    """Check level by level, since a recursive walk could overflow the stack."""
+    containers = [value]
+    for _ in range(levels):
+        containers = [
+            inner
+            for outer in containers
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(containers)
