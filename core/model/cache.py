@@ -1,8 +1,8 @@
 """What a model remembers of a sequence: `KVCache` (can be cut back) and `DeltaState` (cannot), one per layer.
 
 A `Cache` can be copied at any moment without copying arrays: copies of a `KVCache` share one buffer, and
-whoever appends anywhere but at its end gets a buffer of its own first. Recurrent states are never written in
-place.
+whoever appends anywhere but at its end gets a buffer of its own first. Recurrent states are written in place
+only by whoever made them, until the next copy.
 """
 
 from dataclasses import dataclass, field
@@ -35,14 +35,18 @@ class KVBuffer:
 
     def write(self, new: list[mx.array]) -> None:
         """Append `new`, one array [B, H, T, ...] for each part."""
-        start, end = self.written, self.written + new[0].shape[2]
-        self.parts = [
-            _grown(part, piece, start, end)
-            for part, piece in zip(self.parts or [None] * len(new), new, strict=True)
-        ]
+        start = self.written
+        self.make_room(new[0].shape[2], new)
         for part, piece in zip(self.parts, new, strict=True):
-            part[:, :, start:end] = piece
-        self.written = end
+            part[:, :, start : self.written] = piece
+
+    def make_room(self, count: int, like: list[mx.array]) -> None:
+        """Count `count` more tokens as written; parts are shaped like `like`, but for their capacity."""
+        start, self.written = self.written, self.written + count
+        self.parts = [
+            _grown(part, piece, start, self.written)
+            for part, piece in zip(self.parts or [None] * len(like), like, strict=True)
+        ]
 
     def fork(self, length: int) -> "KVBuffer":
         """A buffer of its own with the first `length` tokens."""
@@ -84,10 +88,21 @@ class KVCache:
 
     def write(self, parts: list[mx.array]) -> None:
         """Add keys and values as the buffer holds them, each part [B, H, T, ...]."""
-        if self.length != self.buffer.written:
-            self.buffer = self.buffer.fork(self.length)
+        self._fork_if_behind()
         self.length += parts[0].shape[2]
         self.buffer.write(parts)
+
+    def extend(self, count: int, like: list[mx.array]) -> list[mx.array]:
+        """Add `count` tokens, which the caller writes into the parts [B, H, capacity, ...] returned."""
+        self._fork_if_behind()
+        self.length += count
+        self.buffer.make_room(count, like)
+        mx.eval(self.buffer.parts)
+        return self.buffer.parts
+
+    def _fork_if_behind(self) -> None:
+        if self.length != self.buffer.written:
+            self.buffer = self.buffer.fork(self.length)
 
     def take_back(self, count: int) -> None:
         """Forget the last `count` tokens, appended since the last copy: their room is written again."""
@@ -123,11 +138,15 @@ class Tentative(NamedTuple):
 
 @dataclass
 class DeltaState:
-    """The last K-1 convolution inputs [B, K-1, channels]; the recurrent state [B, Hv, Dk, Dv] in float32."""
+    """The last K-1 convolution inputs [B, K-1, channels]; the recurrent state [B, Hv, Dk, Dv] in float32.
+
+    Both may be written in place where `private` is `state`: nobody else holds them.
+    """
 
     conv: mx.array
     state: mx.array
     tentative: Tentative | None = None
+    private: mx.array | None = None
 
     def keep(self, count: int) -> None:
         """Let the first `count` of the tokens read tentatively count, and forget the others."""
@@ -140,6 +159,7 @@ class DeltaState:
         self.tentative = None
 
     def copy(self) -> "DeltaState":
+        self.private = None
         return DeltaState(self.conv, self.state)
 
     @property

@@ -19,6 +19,7 @@ from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rm
 from .memory_plan import MemoryPlan, fit, need_of, plan_memory
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
+from .native_decode import NativeDecode, may_run
 
 
 class Model:
@@ -57,6 +58,7 @@ class Model:
         # not for whoever puts something between the layers' parts later
         self.steps = Steps(self.layers) if takes_few else None
         self.norm = named.vector("norm")
+        self.native = self._native(weights, shared=self.gathers)
         mtp = named.within("mtp")
         ahead = self._feed_forward(mtp.within("layers.0.mlp")) if weights.has_mtp else None
         self.mtp = MTPHead(config, mtp, ahead, policy) if ahead else None
@@ -88,6 +90,17 @@ class Model:
         if self.config.is_moe:
             return MixtureOfExperts(self.config, weights, self.policy)
         return DenseMLP(weights, self.policy)
+
+    def _native(self, weights: Weights, *, shared: bool) -> NativeDecode | None:
+        """The step in C, in use from now or later; None where it cannot be."""
+        if shared or not may_run(self.config, self.policy):
+            return None
+        native = NativeDecode(self.config, weights.tensors)
+        native.adopt()
+        if native.notice:
+            self.policy = replace(self.policy, notices=(*self.policy.notices, native.notice))
+            return None
+        return native
 
     @property
     def context(self) -> int:
@@ -123,6 +136,18 @@ class Model:
     def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
         """Read ids [T] into the cache; returns the hidden states [1, T, hidden] after the final norm."""
         ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
+        if self.native and self.native.takes(ids.size, cache):
+            x = self.native.hidden(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
+        else:
+            x = self._plain_hidden(ids, cache)
+            if self.native and ids.size > MAX_ROWS:
+                self.native.adopt(self._plain_hidden)
+        cache.length += ids.size
+        cache.hidden = x[:, -1:]
+        return x
+
+    def _plain_hidden(self, ids: mx.array, cache: Cache) -> mx.array:
+        """The same by MLX, with `cache.length` and `cache.hidden` left as they are."""
         steps = self.steps if ids.size <= MAX_ROWS and not cache.quantized else None
         if steps:
             x = steps(self.embed(ids), cache)[None]
@@ -130,18 +155,19 @@ class Model:
             x = self.embed(ids[None])
             for layer, memory in zip(self.layers, cache.layers, strict=True):
                 x = layer(x, memory)
-        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
-        cache.length += ids.size
-        cache.hidden = x[:, -1:]
-        return x
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def tentative(self, ids: mx.array, cache: Cache) -> mx.array:
         """`hidden` for a few ids, of which `cache.keep` will let only some count; leaves `cache.hidden`."""
-        x = self.embed(ids[None])
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
-            x = layer.tentatively(x, memory)
+        if self.native and self.native.takes(ids.size, cache):
+            x = self.native.tentative(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
+        else:
+            x = self.embed(ids[None])
+            for layer, memory in zip(self.layers, cache.layers, strict=True):
+                x = layer.tentatively(x, memory)
+            x = rms_norm(x, self.norm, self.config.rms_norm_eps)
         cache.length += ids.size
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+        return x
 
     def ahead(self, ids: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
         """The draft head's hidden states [1, T, hidden] for ids [T], each with the hidden state before it."""
@@ -151,4 +177,5 @@ class Model:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Hidden states [1, T, hidden] to logits [T, V] in float32."""
-        return self.head(hidden)[0].astype(mx.float32)
+        found = self.native.logits(hidden) if self.native else None
+        return found if found is not None else self.head(hidden)[0].astype(mx.float32)
