@@ -41,6 +41,8 @@ struct memory {
     struct tentative tentative;
 };
 
+#define MAX_TAPS 64
+
 /* Scratch memory of a call; the buffers below are cut from it. */
 struct scratch {
     int tokens;
@@ -58,19 +60,20 @@ static float *cut(float **from, int64_t count) {
 }
 
 static int open_scratch(struct scratch *s, const struct network *net, int tokens) {
-    int64_t widest = blocks_of(net->widest > net->hidden ? net->widest : net->hidden) * BLOCK, rows = tokens;
-    int64_t total = rows * widest * 12 + (rows + 64) * widest * 2;
-    float *next = s->owned = aligned_alloc(64, (size_t)total * sizeof *next);
+    int64_t widest = blocks_of(net->widest > net->hidden ? net->widest : net->hidden) * BLOCK, rows = tokens, padded = tokens > 1 ? MAX_ROWS : 1;
+    size_t total = (size_t)((rows * 9 + padded * 4 + MAX_TAPS) * widest);
+    float *next = s->owned = malloc((total + 16 * LANES) * sizeof *next);
     if (!next) return -1;
     s->tokens = tokens;
+    memset(next, 0, tokens > 1 ? (size_t)(padded * widest * 4) * sizeof *next : 0);
+    s->input = (struct input){0, 0, cut(&next, padded * widest), cut(&next, padded * widest)};
+    s->inner = (struct input){0, 0, cut(&next, padded * widest), cut(&next, padded * widest)};
     s->x = cut(&next, rows * widest);
     s->normed = cut(&next, rows * widest);
     s->attended = cut(&next, rows * widest);
     for (int i = 0; i < 4; i++) s->projected[i] = cut(&next, rows * widest);
     s->mixed = cut(&next, rows * widest);
-    s->input = (struct input){0, 0, cut(&next, rows * widest), cut(&next, rows * widest)};
-    s->inner = (struct input){0, 0, cut(&next, rows * widest), cut(&next, rows * widest)};
-    s->window = cut(&next, (rows + 64) * widest);
+    s->window = cut(&next, (rows + MAX_TAPS) * widest);
     return 0;
 }
 
@@ -291,8 +294,8 @@ PUBLIC int qchat_step(const struct network *net, struct memory *memories, const 
 
 /* out [T, N] = x [T, K] times the matrix [N, K] transposed. Returns 0, or -1 without memory. */
 PUBLIC int qchat_product(const struct matrix *m, const float *x, int rows, float *out) {
-    int64_t width = blocks_of(m->columns) * BLOCK * rows;
-    float *owned = malloc((size_t)(2 * width) * sizeof *owned);
+    int64_t width = blocks_of(m->columns) * BLOCK * (rows > 1 ? MAX_ROWS : 1);
+    float *owned = calloc((size_t)(2 * width), sizeof *owned);
     if (!owned) return -1;
     pthread_mutex_lock(&one_call);
     uint64_t mode = flush_subnormals();

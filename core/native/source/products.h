@@ -16,7 +16,8 @@ struct matrix {
     int32_t kind, bits, group, scale_kind;
 };
 
-/* One to MAX_ROWS rows of `blocks` blocks each. */
+/* One to MAX_ROWS rows of `blocks` blocks each; more rows than one lie in memory for MAX_ROWS, as what is
+   computed of those that are not there is thrown away. */
 struct input {
     int rows;
     int64_t blocks;
@@ -72,11 +73,12 @@ INLINE float read_scale(const struct matrix *m, int kind, int64_t at) {
     return as_float(code ? (uint32_t)code << 23 : 1u << 22);
 }
 
-/* The scale of each eight weights of a block, for groups of at least eight; zero beyond the row's end. */
-INLINE vf lane_values(const float *values, int group) {
-    vf v;
-    for (int i = 0; i < LANES; i++) v[i] = values[i * VECTORS / group];
-    return v;
+/* Of each lane's eight weights; groups have 16, 32, 64 or 128 weights. */
+INLINE vf lane_values(const float *v, int group) {
+    if (group == 128) return fill(v[0]);
+    if (group == 64) return (vf){v[0], v[0], v[0], v[0], v[0], v[0], v[0], v[0], v[1], v[1], v[1], v[1], v[1], v[1], v[1], v[1]};
+    if (group == 32) return (vf){v[0], v[0], v[0], v[0], v[1], v[1], v[1], v[1], v[2], v[2], v[2], v[2], v[3], v[3], v[3], v[3]};
+    return (vf){v[0], v[0], v[1], v[1], v[2], v[2], v[3], v[3], v[4], v[4], v[5], v[5], v[6], v[6], v[7], v[7]};
 }
 
 /* --- codes --- */
@@ -156,9 +158,8 @@ INLINE vu bytes_at(const uint8_t *p) {
 
 /* --- blocks of weights --- */
 
-/* `kind`, `bits` and `group` are constants wherever this is called, which leaves one branch of each. */
-INLINE void unpack(const struct matrix *m, int kind, int bits, int group, int64_t row, int64_t block, vf w[VECTORS]) {
-    int64_t at = row * m->columns + block * BLOCK;
+/* One block from its row's weights, scales and biases on. `kind` and `bits` are constants wherever this is called. */
+INLINE void unpack(const struct matrix *m, int kind, int bits, int64_t at, vf w[VECTORS]) {
     if (kind < AFFINE) {
         for (int j = 0; j < VECTORS; j++) {
             int64_t place = at + j * LANES;
@@ -169,145 +170,142 @@ INLINE void unpack(const struct matrix *m, int kind, int bits, int group, int64_
         return;
     }
     const uint8_t *p = (const uint8_t *)m->weight + at * bits / 8;
-    float scales[16], biases[16];
+    int group = kind == NVFP4 ? 16 : kind == AFFINE ? m->group : 32;
+    float scales[8], biases[8];
     for (int g = 0; g < BLOCK / group; g++) {
         scales[g] = read_scale(m, kind, at / group + g);
-        biases[g] = kind == AFFINE ? read_float(m->biases, m->scale_kind, at / group + g) : 0;
+        if (kind == AFFINE) biases[g] = read_float(m->biases, m->scale_kind, at / group + g);
     }
     if (bits == 8) {
         for (int j = 0; j < VECTORS; j++) {
             vu codes = bytes_at(p + j * LANES);
-            float scale = scales[j * LANES / group];
-            w[j] = kind == AFFINE ? to_floats(codes) * scale + biases[j * LANES / group] : e4m3(codes) * scale;
+            int g = j * LANES / group;
+            w[j] = kind == AFFINE ? to_floats(codes) * scales[g] + biases[g] : e4m3(codes) * scales[g];
         }
         return;
     }
     vu codes[VECTORS];
     lane_codes(p, bits, codes);
-    vf scale = lane_values(scales, group), bias = lane_values(biases, group);
+    vf scale = lane_values(scales, group), bias = kind == AFFINE ? lane_values(biases, group) : fill(0);
     for (int j = 0; j < VECTORS; j++)
         w[j] = kind == AFFINE ? to_floats(codes[j]) * scale + bias : e2m1_doubled(codes[j]) * (scale * 0.5f);
 }
 
 /* The last block of a row that is not whole: from a copy, padded with zeros. */
-INLINE void unpack_rest(const struct matrix *m, int kind, int bits, int group, int64_t row, int64_t block, vf w[VECTORS]) {
-    int64_t at = row * m->columns + block * BLOCK, count = m->columns - block * BLOCK;
+INLINE void unpack_rest(const struct matrix *m, int kind, int bits, int64_t at, vf w[VECTORS]) {
+    int64_t count = m->columns % BLOCK;
     uint8_t weight[BLOCK * 4] = {0}, scales[BLOCK * 4] = {0}, biases[BLOCK * 4] = {0};
-    int size = kind == FLOAT32 ? 32 : kind < AFFINE ? 16 : bits;
     struct matrix rest = *m;
-    memcpy(weight, (const uint8_t *)m->weight + at * size / 8, (size_t)(count * size / 8));
+    memcpy(weight, (const uint8_t *)m->weight + at * bits / 8, (size_t)(count * bits / 8));
     rest.weight = weight;
     if (kind >= AFFINE) {
         int each = kind != AFFINE ? 1 : m->scale_kind == FLOAT32 ? 4 : 2;
-        size_t nbytes = (size_t)(count / group * each);
-        memcpy(scales, (const uint8_t *)m->scales + at / group * each, nbytes);
+        size_t nbytes = (size_t)(count / m->group * each);
+        memcpy(scales, (const uint8_t *)m->scales + at / m->group * each, nbytes);
         rest.scales = scales;
-        if (kind == AFFINE) memcpy(biases, (const uint8_t *)m->biases + at / group * each, nbytes);
+        if (kind == AFFINE) memcpy(biases, (const uint8_t *)m->biases + at / m->group * each, nbytes);
         rest.biases = biases;
     }
-    unpack(&rest, kind, bits, group, 0, 0, w);
+    unpack(&rest, kind, bits, 0, w);
 }
 
-/* --- rows --- */
-
-/* One row of weights times every row of x, `rows` of them: out[t]. */
-INLINE void multiply_row(
-    const struct matrix *m, int kind, int bits, int group, int64_t row, const float *x, int64_t width, int rows, float *out
-) {
-    vf total[MAX_ROWS][2] = {0}, w[VECTORS];
-    int64_t whole = m->columns / BLOCK;
-    for (int64_t block = 0; block < whole; block++) {
-        unpack(m, kind, bits, group, row, block, w);
-        for (int t = 0; t < rows; t++)
-            for (int j = 0; j < VECTORS; j++)
-                total[t][j & 1] += w[j] * load(x + t * width + block * BLOCK + j * LANES);
-    }
-    if (m->columns % BLOCK) {
-        unpack_rest(m, kind, bits, group, row, whole, w);
-        for (int t = 0; t < rows; t++)
-            for (int j = 0; j < VECTORS; j++)
-                total[t][j & 1] += w[j] * load(x + t * width + whole * BLOCK + j * LANES);
-    }
-    for (int t = 0; t < rows; t++) out[t] = sum(total[t][0] + total[t][1]);
-}
-
-typedef void rows_function(const struct matrix *, int64_t from, int64_t to, const struct input *, float *out, int64_t stride);
-
-/* out[t * stride + row - from] for rows from <= row < to; the number of inputs is a constant where it is small. */
-#define ROWS_FUNCTION(name, kind, bits, group)                                                                     \
-    static void name(                                                                                              \
-        const struct matrix *m, int64_t from, int64_t to, const struct input *in, float *out, int64_t stride       \
-    ) {                                                                                                            \
-        const float *x = is_natural(kind, bits) ? in->natural : in->lanes;                                         \
-        int64_t width = in->blocks * BLOCK;                                                                        \
-        float found[MAX_ROWS];                                                                                     \
-        for (int64_t row = from; row < to; row++) {                                                                \
-            switch (in->rows) {                                                                                    \
-            case 1: multiply_row(m, kind, bits, group, row, x, width, 1, found); break;                            \
-            case 2: multiply_row(m, kind, bits, group, row, x, width, 2, found); break;                            \
-            case 4: multiply_row(m, kind, bits, group, row, x, width, 4, found); break;                            \
-            default: multiply_row(m, kind, bits, group, row, x, width, in->rows, found);                           \
-            }                                                                                                      \
-            for (int t = 0; t < in->rows; t++) out[t * stride + row - from] = found[t];                            \
-        }                                                                                                          \
-    }                                                                                                              \
-    static void name##_widen(const struct matrix *m, int64_t row, float *out) {                                    \
-        float block[BLOCK];                                                                                        \
-        for (int64_t b = 0; b * BLOCK < m->columns; b++) {                                                         \
-            int64_t left = m->columns - b * BLOCK, count = left < BLOCK ? left : BLOCK;                            \
-            vf w[VECTORS];                                                                                         \
-            if (count == BLOCK) unpack(m, kind, bits, group, row, b, w);                                           \
-            else unpack_rest(m, kind, bits, group, row, b, w);                                                     \
-            put_natural(block, w, is_natural(kind, bits));                                                         \
-            memcpy(out + b * BLOCK, block, (size_t)count * sizeof *out);                                           \
-        }                                                                                                          \
-    }
-
+/* Eight vectors as 128 weights in their order. */
 INLINE void put_natural(float *out, const vf w[VECTORS], int natural) {
     for (int j = 0; j < VECTORS; j++)
         for (int i = 0; i < LANES; i++) out[natural ? j * LANES + i : i * VECTORS + j] = w[j][i];
 }
 
-ROWS_FUNCTION(rows_float32, FLOAT32, 32, 1)
-ROWS_FUNCTION(rows_bfloat16, BFLOAT16, 16, 1)
-ROWS_FUNCTION(rows_float16, FLOAT16, 16, 1)
-ROWS_FUNCTION(rows_mxfp4, MXFP4, 4, 32)
-ROWS_FUNCTION(rows_mxfp8, MXFP8, 8, 32)
-ROWS_FUNCTION(rows_nvfp4, NVFP4, 4, 16)
-#define AFFINE_FUNCTIONS(bits)                            \
-    ROWS_FUNCTION(rows_affine##bits##_32, AFFINE, bits, 32) \
-    ROWS_FUNCTION(rows_affine##bits##_64, AFFINE, bits, 64) \
-    ROWS_FUNCTION(rows_affine##bits##_128, AFFINE, bits, 128)
-AFFINE_FUNCTIONS(2)
-AFFINE_FUNCTIONS(3)
-AFFINE_FUNCTIONS(4)
-AFFINE_FUNCTIONS(5)
-AFFINE_FUNCTIONS(6)
-AFFINE_FUNCTIONS(8)
+/* --- rows --- */
 
-typedef void widen_function(const struct matrix *, int64_t row, float *out);
+#define TILE 4 /* inputs that one reading of a row serves; more take another */
 
-struct form {
-    int kind, bits, group;
+typedef void unpack_function(const struct matrix *, int64_t at, vf w[VECTORS]);
+
+/* One row of weights times `tile` rows of x: out[t]. */
+INLINE void multiply_row(
+    const struct matrix *m, int kind, int bits, unpack_function *rest, int64_t row, const float *x, int64_t width, int tile, float *out
+) {
+    vf total[TILE][2] = {0}, w[VECTORS];
+    int64_t at = row * m->columns, whole = m->columns / BLOCK * BLOCK;
+    for (int64_t c = 0; c < m->columns; c += BLOCK) {
+        if (c < whole) unpack(m, kind, bits, at + c, w);
+        else rest(m, at + c, w);
+        for (int t = 0; t < tile; t++)
+            for (int j = 0; j < VECTORS; j++) total[t][j & 1] += w[j] * load(x + t * width + c + j * LANES);
+    }
+    for (int t = 0; t < tile; t++) out[t] = sum(total[t][0] + total[t][1]);
+}
+
+/* out[t * stride + row - from] for rows from <= row < to */
+typedef void rows_function(const struct matrix *, int64_t from, int64_t to, const struct input *, float *out, int64_t stride);
+
+#define FUNCTIONS(name, kind, bits)                                                                                \
+    __attribute__((noinline)) static void name##_rest(const struct matrix *m, int64_t at, vf w[VECTORS]) {         \
+        unpack_rest(m, kind, bits, at, w);                                                                         \
+    }                                                                                                              \
+    static void name(                                                                                              \
+        const struct matrix *m, int64_t from, int64_t to, const struct input *in, float *out, int64_t stride       \
+    ) {                                                                                                            \
+        const float *x = is_natural(kind, bits) ? in->natural : in->lanes;                                         \
+        int64_t width = in->blocks * BLOCK;                                                                        \
+        float found[TILE];                                                                                         \
+        for (int64_t row = from; row < to; row++) {                                                                \
+            if (in->rows == 1) {                                                                                   \
+                multiply_row(m, kind, bits, name##_rest, row, x, width, 1, out + row - from);                      \
+                continue;                                                                                          \
+            }                                                                                                      \
+            for (int t = 0; t < in->rows; t++) {                                                                   \
+                if (t % TILE == 0) multiply_row(m, kind, bits, name##_rest, row, x + t * width, width, TILE, found); \
+                out[t * stride + row - from] = found[t % TILE];                                                    \
+            }                                                                                                      \
+        }                                                                                                          \
+    }                                                                                                              \
+    static void name##_widen(const struct matrix *m, int64_t row, float *out) {                                    \
+        vf w[VECTORS];                                                                                             \
+        int64_t whole = m->columns / BLOCK * BLOCK, at = row * m->columns;                                         \
+        for (int64_t c = 0; c < whole; c += BLOCK) {                                                               \
+            unpack(m, kind, bits, at + c, w);                                                                      \
+            put_natural(out + c, w, is_natural(kind, bits));                                                       \
+        }                                                                                                          \
+        if (whole == m->columns) return;                                                                           \
+        float block[BLOCK];                                                                                        \
+        name##_rest(m, at + whole, w);                                                                             \
+        put_natural(block, w, is_natural(kind, bits));                                                             \
+        memcpy(out + whole, block, (size_t)(m->columns - whole) * sizeof *out);                                    \
+    }
+
+FUNCTIONS(float32, FLOAT32, 32)
+FUNCTIONS(bfloat16, BFLOAT16, 16)
+FUNCTIONS(float16, FLOAT16, 16)
+FUNCTIONS(affine2, AFFINE, 2)
+FUNCTIONS(affine3, AFFINE, 3)
+FUNCTIONS(affine4, AFFINE, 4)
+FUNCTIONS(affine5, AFFINE, 5)
+FUNCTIONS(affine6, AFFINE, 6)
+FUNCTIONS(affine8, AFFINE, 8)
+FUNCTIONS(mxfp4, MXFP4, 4)
+FUNCTIONS(mxfp8, MXFP8, 8)
+FUNCTIONS(nvfp4, NVFP4, 4)
+
+static const struct form {
+    int kind, bits;
     rows_function *rows;
-    widen_function *widen;
-};
-
-#define FORM(name, kind, bits, group) {kind, bits, group, name, name##_widen}
-#define AFFINE_FORMS(bits)                                                                             \
-    FORM(rows_affine##bits##_32, AFFINE, bits, 32), FORM(rows_affine##bits##_64, AFFINE, bits, 64),   \
-        FORM(rows_affine##bits##_128, AFFINE, bits, 128)
-
-static const struct form FORMS[] = {
-    FORM(rows_float32, FLOAT32, 32, 1), FORM(rows_bfloat16, BFLOAT16, 16, 1), FORM(rows_float16, FLOAT16, 16, 1),
-    FORM(rows_mxfp4, MXFP4, 4, 32), FORM(rows_mxfp8, MXFP8, 8, 32), FORM(rows_nvfp4, NVFP4, 4, 16),
-    AFFINE_FORMS(2), AFFINE_FORMS(3), AFFINE_FORMS(4), AFFINE_FORMS(5), AFFINE_FORMS(6), AFFINE_FORMS(8),
+    void (*widen)(const struct matrix *, int64_t row, float *out);
+} FORMS[] = {
+    {FLOAT32, 32, float32, float32_widen}, {BFLOAT16, 16, bfloat16, bfloat16_widen},
+    {FLOAT16, 16, float16, float16_widen}, {AFFINE, 2, affine2, affine2_widen},
+    {AFFINE, 3, affine3, affine3_widen},   {AFFINE, 4, affine4, affine4_widen},
+    {AFFINE, 5, affine5, affine5_widen},   {AFFINE, 6, affine6, affine6_widen},
+    {AFFINE, 8, affine8, affine8_widen},   {MXFP4, 4, mxfp4, mxfp4_widen},
+    {MXFP8, 8, mxfp8, mxfp8_widen},        {NVFP4, 4, nvfp4, nvfp4_widen},
 };
 
 /* The functions for a matrix; NULL for a form that there is none for. */
 static const struct form *form_of(const struct matrix *m) {
-    for (size_t i = 0; i < sizeof FORMS / sizeof *FORMS; i++)
-        if (FORMS[i].kind == m->kind && FORMS[i].bits == m->bits && FORMS[i].group == m->group) return FORMS + i;
+    int fits = m->kind < AFFINE || m->group == (m->kind == NVFP4 ? 16 : 32)
+               || (m->kind == AFFINE && (m->group == 64 || m->group == 128));
+    for (size_t i = 0; fits && i < sizeof FORMS / sizeof *FORMS; i++)
+        if (FORMS[i].kind == m->kind && FORMS[i].bits == m->bits) return FORMS + i;
     return NULL;
 }
 
