@@ -59,8 +59,9 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, policy: Policy) -> int:
-    """Bytes of weights that are read to decode one token, as `policy` keeps them; of experts only the chosen.
+def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, policy: Policy | None) -> int:
+    """Bytes of weights that are read to decode one token, as `policy` keeps them or, with none, as they are
+    stored; of experts only the chosen.
 
     `tensors` by canonical name. The context's keys, values and states come on top.
     """
@@ -74,7 +75,9 @@ def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, p
     return round(total)
 
 
-def _kept_nbytes(tensor: mx.array | Packed, policy: Policy) -> int:
+def _kept_nbytes(tensor: mx.array | Packed, policy: Policy | None) -> int:
+    if policy is None:
+        return tensor.nbytes
     width = policy.activations.size
     if isinstance(tensor, Packed):
         if policy.dense:

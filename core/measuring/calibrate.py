@@ -193,7 +193,7 @@ def watch(model: Model) -> list[Recorder]:
 
     Reading one token at a time would bypass them on a CPU: those steps were fused when the model was made.
     """
-    model.steps = None
+    model.steps = model.native = None
     recorders: list[Recorder] = []
     experts = model.config.num_experts
     for index, layer in enumerate(model.layers):

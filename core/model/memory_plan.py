@@ -13,6 +13,7 @@ from ..checkpoint.weights import Weights, load_weights
 from ..errors import DoesNotFit, UsageError
 from ..machine.backend import Policy, choose_policy, free_memory_nbytes, mx, on_gpu
 from ..machine.device import device_memory_nbytes
+from . import native_decode
 from .cache import QUANTIZED_BITS, QUANTIZED_GROUP
 
 GB = 10**9
@@ -95,6 +96,7 @@ def plan_memory(
     Raises UsageError for a bad number, DoesNotFit where the weights or the context asked for do not fit.
     """
     resident = weights.parameters * policy.activations.size if policy.dense else weights.nbytes
+    resident += native_decode.kept_nbytes(weights.tensors, config, policy)
     return fit(
         need_of(config, resident, policy, kv_bits=kv_bits),
         longest=config.max_position_embeddings,

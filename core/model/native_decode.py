@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.layouts import MTP_PREFIX
 from ..checkpoint.packed import Packed
 from ..checkpoint.weights import Tensor
 from ..machine.backend import Policy, mx
@@ -39,13 +40,27 @@ def may_run(config: ModelConfig, policy: Policy) -> bool:
     return wanted() and fits and policy.activations == mx.float32 and policy.sum is None
 
 
+def kept_nbytes(tensors: Mapping[str, Tensor], config: ModelConfig, policy: Policy) -> int:
+    """Bytes that weights take as stored beside what MLX multiplies with, where the library may run."""
+    if not may_run(config, policy):
+        return 0
+    return sum(_kept_nbytes(t, policy) for name, t in tensors.items() if not name.startswith(MTP_PREFIX))
+
+
+def _kept_nbytes(tensor: Tensor, policy: Policy) -> int:
+    if isinstance(tensor, Packed):
+        scales = tensor.scales.nbytes + tensor.biases.nbytes if tensor.biases is not None else 0
+        return tensor.nbytes if policy.dense else scales
+    return tensor.nbytes if policy.dense and tensor.dtype != policy.activations else 0
+
+
 class NativeDecode:
     """The decode step of one model; `notice` says in one sentence why it is not used and will not be."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]):
         self.config = config
         self.notice: str | None = None
-        self._tensors = tensors
+        self._tensors = {n: t for n, t in tensors.items() if not n.startswith(MTP_PREFIX)}
         self._library: Library | None = None
         self._pinned = Pinned()
         self._network: structures.Network
@@ -74,6 +89,10 @@ class NativeDecode:
             self._give_up(f"the decode step in C does not read this model, so MLX decodes: {error}")
         if self._library and not trust.exists() and plain is not None:
             self._try(plain, trust)
+
+    @property
+    def is_used(self) -> bool:
+        return self._library is not None
 
     def takes(self, count: int, cache: Cache) -> bool:
         """Whether `count` tokens can be read into this cache here and now."""

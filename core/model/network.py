@@ -44,7 +44,8 @@ class Model:
             policy = replace(policy, notices=(*policy.notices, refusal))
         self.config, self.policy, self.plan = config, policy, plan
         self.gathers = gather is not None
-        self.step_nbytes = step_nbytes(weights.tensors, config, policy)
+        # bytes read for a token by MLX, by the step in C
+        self._step_nbytes = [step_nbytes(weights.tensors, config, some) for some in (policy, None)]
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
         table = prepare(named["embed_tokens"], policy)
@@ -101,6 +102,11 @@ class Model:
             self.policy = replace(self.policy, notices=(*self.policy.notices, native.notice))
             return None
         return native
+
+    @property
+    def step_nbytes(self) -> int:
+        """Bytes of weights that are read to decode one token."""
+        return self._step_nbytes[self.native is not None and self.native.is_used]
 
     @property
     def context(self) -> int:

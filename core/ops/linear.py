@@ -15,6 +15,7 @@ from ..checkpoint.packed import Packed
 from ..kernels.dequantize import widen
 from ..kernels.launch import backend
 from ..machine.backend import Policy, mx, on_gpu
+from ..native.library import wanted as native_wanted
 from . import fused_matvec
 from .fused_matvec import Weight
 
@@ -230,6 +231,8 @@ def make_linear(weight: Weight, join: Callable[[mx.array], mx.array] | None = No
 def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
     """Products with one input, neighbours joined where they are stored alike (bits, group and mode)."""
     ready = [prepare(w, policy) for w in weights]
+    if not policy.dense and native_wanted():  # which reads the parts as they are; joining copies them
+        return Projections([Group([w]) for w in ready])
     return Projections([Group(list(alike)) for _, alike in groupby(ready, key=_kind)])
 
 
