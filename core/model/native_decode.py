@@ -22,6 +22,7 @@ from ..native import structures
 from ..native.library import MAX_ROWS, Library, finder, wanted
 from ..native.structures import Pinned, address
 from .cache import Cache, DeltaState, KVCache, Tentative
+from .layers import DeltaLayer
 
 LANES = 16  # heads are read so many floats at a time
 MOST_TAPS = 64
@@ -107,6 +108,23 @@ class NativeDecode:
             else:
                 memory.first, memory.second = (address(array) for array in _own(layer))
         return self._step(memories, ids, cache)
+
+    def read(self, number: int, layer: DeltaLayer, x: mx.array, memory: DeltaState) -> mx.array:
+        """Many tokens x [1, T, hidden] through delta net layer `number`: MLX multiplies, C does the rest."""
+        if self._library is None:
+            raise ValueError("there is no library")
+        qkv, z, a, b = layer.mixer.inputs(layer.enter(x))
+        window = mx.concatenate([memory.conv, qkv], axis=1)
+        _own(memory)
+        mixed = self._library.delta_rule(
+            self._layers[number].delta,
+            self.config.rms_norm_eps,
+            [window[0], z[0], a[0], b[0]],
+            memory.state,
+        )
+        # the tail is copied: a slice would keep the whole window alive
+        memory.conv = _copied(window[:, x.shape[1] :])
+        return layer.leave(x, layer.mixer.out(mixed[None]))
 
     def tentative(self, ids: list[int], cache: Cache) -> mx.array:
         """The same; of the ids `cache.keep` will let only some count."""

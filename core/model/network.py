@@ -13,7 +13,7 @@ from ..machine.device import step_nbytes
 from ..ops.fused_matvec import MAX_ROWS
 from ..ops.linear import Embedding, make_linear, prepare
 from ..ops.self_test import settle
-from .cache import QUANTIZED_BITS, Cache, KVCache
+from .cache import QUANTIZED_BITS, Cache, DeltaState, KVCache
 from .fused_decode import Steps
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, Named, rms_norm
 from .memory_plan import MemoryPlan, fit, need_of, plan_memory
@@ -145,22 +145,26 @@ class Model:
         if self.native and self.native.takes(ids.size, cache):
             x = self.native.hidden(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
         else:
-            x = self._plain_hidden(ids, cache)
+            x = self._plain_hidden(ids, cache, self.native)
             if self.native and ids.size > MAX_ROWS:
                 self.native.adopt(self._plain_hidden)
         cache.length += ids.size
         cache.hidden = x[:, -1:]
         return x
 
-    def _plain_hidden(self, ids: mx.array, cache: Cache) -> mx.array:
-        """The same by MLX, with `cache.length` and `cache.hidden` left as they are."""
+    def _plain_hidden(self, ids: mx.array, cache: Cache, native: NativeDecode | None = None) -> mx.array:
+        """The same by MLX, with `native` but for delta nets; leaves `cache.length` and `cache.hidden`."""
+        native = native if native and native.is_used and ids.size > MAX_ROWS else None
         steps = self.steps if ids.size <= MAX_ROWS and not cache.quantized else None
         if steps:
             x = steps(self.embed(ids), cache)[None]
         else:
             x = self.embed(ids[None])
-            for layer, memory in zip(self.layers, cache.layers, strict=True):
-                x = layer(x, memory)
+            for number, (layer, memory) in enumerate(zip(self.layers, cache.layers, strict=True)):
+                if native and isinstance(layer, DeltaLayer) and isinstance(memory, DeltaState):
+                    x = native.read(number, layer, x, memory)
+                else:
+                    x = layer(x, memory)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def tentative(self, ids: mx.array, cache: Cache) -> mx.array:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..machine.backend import cache_path, mx, on_gpu
 from . import compiler
-from .structures import SIZES, Matrix, Memory, Network, address
+from .structures import SIZES, DeltaNet, Matrix, Memory, Network, address
 
 MAX_ROWS = 8  # tokens of one call
 
@@ -39,6 +39,8 @@ class Library:
                 POINTER(c_float),
             ]
             lib.qchat_product.argtypes = [POINTER(Matrix), ctypes.c_void_p, c_int, POINTER(c_float)]
+            pointers = [ctypes.c_void_p] * 6
+            lib.qchat_delta_rule.argtypes = [POINTER(DeltaNet), c_float, c_int, *pointers]
             lib.qchat_widen.argtypes = [POINTER(Matrix), ctypes.c_void_p]
         except AttributeError as error:
             raise OSError(f"{path} lacks a function: {error}") from error
@@ -73,6 +75,20 @@ class Library:
         if self._lib.qchat_product(matrix, address(x), x.shape[0], found):
             raise MemoryError("no memory for a product")
         return _array(found, (x.shape[0], matrix.rows))
+
+    def delta_rule(self, net: DeltaNet, eps: float, inputs: list[mx.array], state: mx.array) -> mx.array:
+        """The gated delta net between its projections, [T, Hv * Dv]; writes `state` [Hv, Dk, Dv] in place.
+
+        `inputs` are the convolution's window [K-1+T, channels], z [T, Hv * Dv], a and b [T, Hv], all float32.
+        Raises MemoryError.
+        """
+        window, z, a, b = inputs = [mx.contiguous(array) for array in inputs]
+        found = mx.zeros(z.shape)
+        mx.eval(found, state, *inputs)
+        places = [address(array) for array in (window, z, a, b, state, found)]
+        if self._lib.qchat_delta_rule(net, eps, z.shape[0], *places):
+            raise MemoryError(f"no memory for {z.shape[0]} tokens of a delta net")
+        return found
 
     def widen(self, matrix: Matrix) -> mx.array:
         """The matrix as float32 [N, K]."""

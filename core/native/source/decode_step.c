@@ -108,10 +108,10 @@ static int delta_layer(struct scratch *s, const struct network *net, const struc
     };
     multiply(in, 4);
     struct delta_work work = {
-        d, s->tokens, net->eps, s->projected[1], s->projected[2], s->projected[3], s->mixed, s->attended, state,
-        is_tentative ? &memory->tentative : NULL,
+        d, s->tokens, net->eps, window, s->projected[1], s->projected[2], s->projected[3], s->mixed, s->attended,
+        s->projected[0], state, is_tentative ? &memory->tentative : NULL,
     };
-    delta_rule(&work, window);
+    delta_rule(&work);
     if (is_tentative) free(state);
     else memcpy(memory->first, window + s->tokens * channels, (size_t)(before * channels) * sizeof *window);
     add_product(s, net, &d->out, s->attended);
@@ -303,6 +303,25 @@ PUBLIC int qchat_product(const struct matrix *m, const float *x, int rows, float
     set_input(&in, x, rows, m->columns, m->columns);
     struct product product = product_of(m, &in, out, m->rows, STORE);
     multiply(&product, 1);
+    restore_subnormals(mode);
+    pthread_mutex_unlock(&one_call);
+    free(owned);
+    return 0;
+}
+
+/* The gated delta net between its projections, for any number of tokens: `window` [taps - 1 + T, channels], z
+   [T, Hv * Dv], a and b [T, Hv] to out [T, Hv * Dv]; the state moves on by T. Returns 0, or -1 without memory. */
+PUBLIC int qchat_delta_rule(
+    const struct delta_net *net, float eps, int tokens, const float *window, const float *z, const float *a,
+    const float *b, float *state, float *out
+) {
+    int64_t mixed = tokens * channels_of(net);
+    float *owned = malloc((size_t)(mixed + 2 * tokens * net->value_heads) * sizeof *owned);
+    if (!owned) return -1;
+    pthread_mutex_lock(&one_call);
+    uint64_t mode = flush_subnormals();
+    struct delta_work work = {net, tokens, eps, window, z, a, b, owned, out, owned + mixed, state, NULL};
+    delta_rule(&work);
     restore_subnormals(mode);
     pthread_mutex_unlock(&one_call);
     free(owned);

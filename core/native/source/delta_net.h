@@ -1,4 +1,4 @@
-/* The gated delta net between its projections, for a few tokens, one after another.
+/* The gated delta net between its projections, one token after another.
 
    With m = a S^T k: S' = a S + k (beta (v - m))^T, and the output is a S^T q + (q . k) beta (v - m). */
 
@@ -15,27 +15,32 @@ struct tentative {
     float *window, *keys, *decays, *updates;
 };
 
-/* One layer, one call. Projections [T, ...]; queries and keys [T, 2, Hk, Dk] are normalised in `mixed`. */
+/* One layer, one call. */
 struct delta_work {
     const struct delta_net *net;
     int tokens;
     float eps;
-    const float *z, *a, *b;
-    float *mixed, *out; /* [T, channels], [T, Hv * Dv] */
-    float *state;       /* [Hv, Dk, Dv] */
+    const float *window;    /* [taps - 1 + T, channels]: inputs of the convolution */
+    const float *z, *a, *b; /* [T, Hv * Dv], [T, Hv], [T, Hv] */
+    float *mixed, *out;     /* [T, channels], [T, Hv * Dv] */
+    float *gates;           /* [T, Hv, 2]: decay and beta */
+    float *state;           /* [Hv, Dk, Dv] */
     const struct tentative *tentative;
 };
 
-/* out[t] = silu of the convolution of window rows t ... t + taps - 1, for channels [channels] */
-static void convolve(const struct delta_net *net, const float *window, int64_t channels, int tokens, float *out) {
-    for (int t = 0; t < tokens; t++) {
-        int64_t c = 0;
-        for (; c + LANES <= channels; c += LANES) {
-            vf total = {};
-            for (int i = 0; i < net->taps; i++)
-                total += load(window + (t + i) * channels + c) * load(net->conv + i * channels + c);
-            store(out + t * channels + c, total * sigmoids(total));
-        }
+#define STRIP 4       /* vectors: 64 columns of a state of 128 rows stay in the first cache */
+#define SOME_TOKENS 16 /* of one item, where tokens do not depend on each other */
+
+static int64_t channels_of(const struct delta_net *net) {
+    return 2 * net->key_heads * net->key_dim + net->value_heads * net->value_dim;
+}
+
+/* out = silu of the convolution of the rows of `window` from this token's first on; channels divide by LANES. */
+static void convolve(const struct delta_net *net, const float *window, int64_t channels, float *out) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        vf total = {};
+        for (int i = 0; i < net->taps; i++) total += load(window + i * channels + c) * load(net->conv + i * channels + c);
+        store(out + c, total * sigmoids(total));
     }
 }
 
@@ -50,7 +55,47 @@ static void normalise_heads(float *x, int heads, int64_t n, float scale) {
 
 static float softplus(float x) { return x > 0 ? x + log1pf(expf(-x)) : log1pf(expf(x)); }
 
-#define STRIP 4 /* vectors: 64 columns of a state of 128 rows stay in the first cache */
+/* What the rule needs of one token: queries, keys and values, decays and betas. */
+static void prepare_token(const struct delta_work *work, int64_t t) {
+    const struct delta_net *net = work->net;
+    int64_t channels = channels_of(net), keys = net->key_heads * net->key_dim;
+    float *q = work->mixed + t * channels;
+    convolve(net, work->window + t * channels, channels, q);
+    normalise_heads(q, net->key_heads, net->key_dim, 1.0f / sqrtf((float)net->key_dim));
+    normalise_heads(q + keys, net->key_heads, net->key_dim, 1.0f);
+    for (int64_t h = 0; h < net->value_heads; h++) {
+        int64_t place = t * net->value_heads + h;
+        float log_decay = -expf(net->log_a[h]) * softplus(work->a[place] + net->dt_bias[h]);
+        work->gates[2 * place] = expf(log_decay);
+        work->gates[2 * place + 1] = sigmoid(work->b[place]);
+        if (work->tentative) work->tentative->decays[place] = log_decay;
+    }
+    if (work->tentative) memcpy(work->tentative->keys + t * keys, q + keys, (size_t)keys * sizeof *q);
+}
+
+/* Gated norm of one token's outputs. */
+static void finish_token(const struct delta_work *work, int64_t t) {
+    int64_t dim = work->net->value_dim;
+    for (int64_t h = 0; h < work->net->value_heads; h++) {
+        int64_t at = (t * work->net->value_heads + h) * dim;
+        float *out = work->out + at;
+        rms_norm(out, out, work->net->norm, dim, work->eps);
+        for (int64_t c = 0; c < dim; c += LANES) {
+            vf gate = load(work->z + at + c);
+            store(out + c, load(out + c) * (gate * sigmoids(gate)));
+        }
+    }
+}
+
+static void prepare_tokens(void *argument, int item) {
+    const struct delta_work *work = argument;
+    for (int64_t t = item * SOME_TOKENS; t < (item + 1) * SOME_TOKENS && t < work->tokens; t++) prepare_token(work, t);
+}
+
+static void finish_tokens(void *argument, int item) {
+    const struct delta_work *work = argument;
+    for (int64_t t = item * SOME_TOKENS; t < (item + 1) * SOME_TOKENS && t < work->tokens; t++) finish_token(work, t);
+}
 
 /* One token and `count` vectors of a head's columns. */
 INLINE void step_columns(
@@ -76,51 +121,36 @@ INLINE void step_columns(
         }
 }
 
-static void head_token(const struct delta_work *work, int head, int t, float *update) {
+/* All tokens through `count` vectors of one head's columns, from column c on. */
+INLINE void run_columns(const struct delta_work *work, int64_t head, int64_t c, int count) {
     const struct delta_net *net = work->net;
-    int64_t key_dim = net->key_dim, value_dim = net->value_dim, keys = net->key_heads * key_dim;
-    int64_t channels = 2 * keys + net->value_heads * value_dim, place = t * net->value_heads + head;
-    const float *row = work->mixed + t * channels;
-    const float *q = row + head / (net->value_heads / net->key_heads) * key_dim, *k = q + keys;
-    const float *v = row + 2 * keys + head * value_dim;
-    float *state = work->state + head * key_dim * value_dim, *out = work->out + place * value_dim;
-    float log_decay = -expf(net->log_a[head]) * softplus(work->a[place] + net->dt_bias[head]);
-    float decay = expf(log_decay), beta = sigmoid(work->b[place]), overlap = dot(q, k, key_dim);
-    int64_t c = 0;
-    for (; c + STRIP * LANES <= value_dim; c += STRIP * LANES)
-        step_columns(STRIP, state + c, key_dim, value_dim, q, k, v + c, decay, beta, overlap, out + c, update + c);
-    for (; c < value_dim; c += LANES)
-        step_columns(1, state + c, key_dim, value_dim, q, k, v + c, decay, beta, overlap, out + c, update + c);
-    if (work->tentative) work->tentative->decays[place] = log_decay;
-    rms_norm(out, out, net->norm, value_dim, work->eps);
-    for (c = 0; c < value_dim; c += LANES) {
-        vf gate = load(work->z + place * value_dim + c);
-        store(out + c, load(out + c) * (gate * sigmoids(gate)));
+    int64_t key_dim = net->key_dim, value_dim = net->value_dim, channels = channels_of(net);
+    int64_t q_at = head / (net->value_heads / net->key_heads) * key_dim, keys = net->key_heads * key_dim;
+    float *state = work->state + head * key_dim * value_dim + c, unused[STRIP * LANES];
+    for (int64_t t = 0; t < work->tokens; t++) {
+        const float *row = work->mixed + t * channels, *q = row + q_at, *k = q + keys;
+        const float *v = row + 2 * keys + head * value_dim + c;
+        int64_t place = t * net->value_heads + head, at = place * value_dim + c;
+        const float *gates = work->gates + 2 * place;
+        float *update = work->tentative ? work->tentative->updates + at : unused;
+        step_columns(count, state, key_dim, value_dim, q, k, v, gates[0], gates[1], dot(q, k, key_dim), work->out + at, update);
     }
 }
 
-static void delta_head(void *argument, int head) {
+static void run_strip(void *argument, int item) {
     const struct delta_work *work = argument;
-    int64_t value_dim = work->net->value_dim;
-    float unused[value_dim];
-    for (int t = 0; t < work->tokens; t++) {
-        int64_t at = (t * work->net->value_heads + head) * value_dim;
-        head_token(work, head, t, work->tentative ? work->tentative->updates + at : unused);
-    }
+    int64_t width = STRIP * LANES, dim = work->net->value_dim, strips = (dim + width - 1) / width;
+    int64_t head = item / strips, c = item % strips * width;
+    if (c + width <= dim) run_columns(work, head, c, STRIP);
+    else
+        for (; c < dim; c += LANES) run_columns(work, head, c, 1);
 }
 
-/* Outputs into work->out from the convolution's `window` [taps - 1 + T, channels]; work->state moves on by T. */
-static void delta_rule(struct delta_work *work, const float *window) {
-    const struct delta_net *net = work->net;
-    int64_t key_dim = net->key_dim, keys = net->key_heads * key_dim;
-    int64_t channels = 2 * keys + net->value_heads * net->value_dim;
-    convolve(net, window, channels, work->tokens, work->mixed);
-    for (int t = 0; t < work->tokens; t++) {
-        float *q = work->mixed + t * channels;
-        normalise_heads(q, net->key_heads, key_dim, 1.0f / sqrtf((float)key_dim));
-        normalise_heads(q + keys, net->key_heads, key_dim, 1.0f);
-        if (work->tentative)
-            memcpy(work->tentative->keys + t * keys, q + keys, (size_t)keys * sizeof *q);
-    }
-    parallel(delta_head, work, net->value_heads);
+/* Outputs into work->out; work->state moves on by T. */
+static void delta_rule(struct delta_work *work) {
+    int64_t strips = (work->net->value_dim + STRIP * LANES - 1) / (STRIP * LANES);
+    int some = (work->tokens + SOME_TOKENS - 1) / SOME_TOKENS;
+    parallel(prepare_tokens, work, some);
+    parallel(run_strip, work, (int)(work->net->value_heads * strips));
+    parallel(finish_tokens, work, some);
 }
