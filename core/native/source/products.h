@@ -132,28 +132,26 @@ INLINE vf to_floats(vu codes) { return __builtin_convertvector((vi)codes, vf); }
 
 /* E2M1 codes as twice their value: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives. */
 INLINE vf e2m1_doubled(vu codes) {
-    vu exponent = codes >> 1 & 3, fraction = codes & 1;
-    vu is_normal = (vu)(exponent != 0);
-    vu value = (fraction + (is_normal & 2)) << (exponent - (is_normal & 1));
-    vf floats = to_floats(value);
-    vu bits;
-    memcpy(&bits, &floats, sizeof bits);
-    return as_floats(bits | (codes & 8) << 28);
+    vu digits = {};
+    digits += 0xc8643210u;
+    vf magnitude = to_floats(digits >> (codes & 7) * 4 & 15);
+    return as_floats((vu)magnitude | (codes & 8) << 28);
 }
 
 INLINE vf e4m3(vu codes) {
-    vu exponent = codes & 0x78, is_small = (vu)(exponent == 0);
+    vu is_small = where_negative((vi)(codes & 0x78) - 1);
     vu normal = ((codes & 0x7f) << 20) + (120u << 23);
     vf small = to_floats(codes & 7) * 0x1p-9f;
-    vu bits;
-    memcpy(&bits, &small, sizeof bits);
-    return as_floats((is_small & bits) | (~is_small & normal) | (codes & 0x80) << 24);
+    return as_floats((is_small & (vu)small) | (~is_small & normal) | (codes & 0x80) << 24);
 }
 
 INLINE vu bytes_at(const uint8_t *p) {
+#if defined(__AVX512F__)
+    return (vu)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#endif
     vb b;
     memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(b, vu);
+    return __builtin_convertvector(__builtin_convertvector(b, vh), vu); /* in one step GCC 12 takes them singly */
 }
 
 /* --- blocks of weights --- */
@@ -170,17 +168,21 @@ INLINE void unpack(const struct matrix *m, int kind, int bits, int64_t at, vf w[
         return;
     }
     const uint8_t *p = (const uint8_t *)m->weight + at * bits / 8;
-    int group = kind == NVFP4 ? 16 : kind == AFFINE ? m->group : 32;
+    int group = kind == NVFP4 ? 16 : kind == AFFINE ? m->group : 32, shift = __builtin_ctz((unsigned)group);
+    int64_t first = at >> shift;
     float scales[8], biases[8];
-    for (int g = 0; g < BLOCK / group; g++) {
-        scales[g] = read_scale(m, kind, at / group + g);
-        if (kind == AFFINE) biases[g] = read_float(m->biases, m->scale_kind, at / group + g);
+    for (int g = 0; g < BLOCK >> shift; g++) {
+        scales[g] = read_scale(m, kind, first + g);
+        if (kind == AFFINE) biases[g] = read_float(m->biases, m->scale_kind, first + g);
     }
     if (bits == 8) {
-        for (int j = 0; j < VECTORS; j++) {
-            vu codes = bytes_at(p + j * LANES);
-            int g = j * LANES / group;
-            w[j] = kind == AFFINE ? to_floats(codes) * scales[g] + biases[g] : e4m3(codes) * scales[g];
+        for (int j = 0; j < VECTORS; j += 2) { /* groups have 32 weights at least */
+            int g = j * LANES >> shift;
+            vf scale = fill(scales[g]), bias = kind == AFFINE ? fill(biases[g]) : scale;
+            for (int i = j; i < j + 2; i++) {
+                vu codes = bytes_at(p + i * LANES);
+                w[i] = kind == AFFINE ? to_floats(codes) * scale + bias : e4m3(codes) * scale;
+            }
         }
         return;
     }

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #define RELAX() _mm_pause()
 #elif defined(__aarch64__)
 #define RELAX() __asm__ volatile("yield")

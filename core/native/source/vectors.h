@@ -2,6 +2,9 @@
 
    Needs GCC 9 or clang. Loads and stores take any address. */
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -42,6 +45,17 @@ INLINE vf load_bfloat16(const uint16_t *p) {
     return as_floats(__builtin_convertvector(h, vu) << 16);
 }
 
+/* Masks are made by shifts of signs, here and elsewhere: GCC compares vectors wider than the machine's one number
+   at a time. */
+INLINE vu where_negative(vi v) { return (vu)(v >> 31); }
+
+#if defined(__AVX512F__)
+INLINE vf load_float16(const uint16_t *p) {
+    __m256i h;
+    memcpy(&h, p, sizeof h);
+    return (vf)_mm512_cvtph_ps(h);
+}
+#else
 INLINE vf load_float16(const uint16_t *p) {
     vh h;
     memcpy(&h, p, sizeof h);
@@ -50,7 +64,8 @@ INLINE vf load_float16(const uint16_t *p) {
     /* 2**112 rebiases the exponent; a subnormal half is an integer times 2**-24 */
     vf normal = as_floats(magnitude + (112u << 23));
     vf small = __builtin_convertvector((vi)(bits & 0x7fff), vf) * 0x1p-24f;
-    vu is_small = (vu)((bits & 0x7c00) == 0), is_special = (vu)((bits & 0x7c00) == 0x7c00);
+    vi exponent = (vi)(bits & 0x7c00);
+    vu is_small = where_negative(exponent - 1), is_special = where_negative(0x7bff - exponent);
     vu found;
     memcpy(&found, &normal, sizeof found);
     vu of_small;
@@ -59,6 +74,7 @@ INLINE vf load_float16(const uint16_t *p) {
     found += is_special & (112u << 23); /* infinities and NaN */
     return as_floats(found | sign);
 }
+#endif
 
 INLINE float widen_bfloat16(uint16_t h) { return as_float((uint32_t)h << 16); }
 
@@ -73,11 +89,8 @@ INLINE float widen_float16(uint16_t h) {
 
 /* e**x by Cephes' polynomial, for x clipped to [-87, 88]; relative error 8e-8. */
 INLINE vf exponential(vf x) {
-    vi low = x < -87.0f, high = x > 88.0f;
-    vi bits;
-    vf lower = fill(-87.0f), upper = fill(88.0f);
-    bits = ((vi)x & ~low & ~high) | ((vi)lower & low) | ((vi)upper & high);
-    memcpy(&x, &bits, sizeof x);
+    vu low = where_negative((vi)(x + 87.0f)), high = where_negative((vi)(88.0f - x));
+    x = as_floats(((vu)x & ~low & ~high) | ((vu)fill(-87.0f) & low) | ((vu)fill(88.0f) & high));
     vf shifted = x * 1.4426950408889634f + 12582912.0f;
     vf n = shifted - 12582912.0f;
     vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
