@@ -24,6 +24,9 @@ def pytest_configure() -> None:
         if name.startswith(OURS) or name in UNSET:
             del os.environ[name]
     os.environ |= {
+        # the step in C is `on` in its own tests; with TESTS_NATIVE=on everywhere. Never `auto`: it would come
+        # into use in the middle of a test
+        "QCHAT_NATIVE": os.environ.get("TESTS_NATIVE", "off"),
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "TERM": "xterm-256color",

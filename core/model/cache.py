@@ -1,7 +1,8 @@
 """The state of a sequence: for each layer a `KVCache`, which can be trimmed, or a `DeltaState`, which cannot.
 
 Copying a `Cache` copies no array. Copies of a `KVCache` share one buffer, and whichever appends anywhere but
-at the buffer's end first gets a buffer of its own. Recurrent states are replaced, never written in place.
+at the buffer's end first gets a buffer of its own. Recurrent states are written in place only by the owner of
+their arrays, until the next copy.
 """
 
 from dataclasses import dataclass, field
@@ -34,14 +35,18 @@ class KVBuffer:
 
     def write(self, new: list[mx.array]) -> None:
         """Append `new`, one array [B, H, T, ...] for each part."""
-        start, end = self.written, self.written + new[0].shape[2]
-        self.parts = [
-            _with_room(part, piece, start, end)
-            for part, piece in zip(self.parts or [None] * len(new), new, strict=True)
-        ]
+        start = self.written
+        self.make_room(new[0].shape[2], new)
         for part, piece in zip(self.parts, new, strict=True):
-            part[:, :, start:end] = piece
-        self.written = end
+            part[:, :, start : self.written] = piece
+
+    def make_room(self, count: int, like: list[mx.array]) -> None:
+        """Make room for `count` more tokens and count them as written; `like` gives the parts' shapes."""
+        start, self.written = self.written, self.written + count
+        self.parts = [
+            _with_room(part, piece, start, self.written)
+            for part, piece in zip(self.parts or [None] * len(like), like, strict=True)
+        ]
 
     def fork(self, length: int) -> "KVBuffer":
         """Return a new buffer with copies of the first `length` tokens."""
@@ -85,10 +90,21 @@ class KVCache:
 
     def write(self, parts: list[mx.array]) -> None:
         """Append keys and values in the buffer's own form, each part [B, H, T, ...]."""
-        if self.length != self.buffer.written:
-            self.buffer = self.buffer.fork(self.length)
+        self._fork_if_behind()
         self.length += parts[0].shape[2]
         self.buffer.write(parts)
+
+    def extend(self, count: int, like: list[mx.array]) -> list[mx.array]:
+        """Append `count` tokens, which the caller writes into the returned parts [B, H, capacity, ...]."""
+        self._fork_if_behind()
+        self.length += count
+        self.buffer.make_room(count, like)
+        mx.eval(self.buffer.parts)
+        return self.buffer.parts
+
+    def _fork_if_behind(self) -> None:
+        if self.length != self.buffer.written:
+            self.buffer = self.buffer.fork(self.length)
 
     def trim(self, count: int) -> None:
         """Drop the last `count` tokens, appended since the last copy: their room is written again."""
@@ -124,11 +140,15 @@ class SpeculativeTokens(NamedTuple):
 
 @dataclass
 class DeltaState:
-    """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv], float32."""
+    """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv], float32.
+
+    Both may be written in place while `private` is `state`: then no copy shares them.
+    """
 
     conv: mx.array
     state: mx.array
     speculative: SpeculativeTokens | None = None
+    private: mx.array | None = None
 
     def commit(self, count: int) -> None:
         """Commit the first `count` of the speculative tokens; roll back the rest.
@@ -144,6 +164,7 @@ class DeltaState:
         self.speculative = None
 
     def copy(self) -> "DeltaState":
+        self.private = None
         return DeltaState(self.conv, self.state)
 
     @property

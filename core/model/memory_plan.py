@@ -13,6 +13,7 @@ from ..checkpoint.weights import Weights, load_weights
 from ..errors import DoesNotFit, UsageError
 from ..machine.backend import Policy, choose_policy, on_gpu
 from ..machine.device import device_free_nbytes
+from . import native_decode
 from .cache import QUANTIZED_BITS, QUANTIZED_GROUP
 
 GB = 10**9
@@ -98,6 +99,7 @@ def plan_memory(
     the weights or the requested context do not fit.
     """
     resident = weights.parameters * policy.activations.size if policy.dense else weights.nbytes
+    resident += native_decode.kept_nbytes(weights.tensors, config, policy)
     return fit(
         need_of(config, resident, policy, kv_bits=kv_bits),
         longest=config.max_position_embeddings,

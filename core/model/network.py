@@ -12,13 +12,14 @@ from ..machine.backend import Policy, mx
 from ..ops.fused_matvec import MAX_FUSED_ROWS
 from ..ops.linear import Embedding, make_linear, materialize
 from ..ops.self_test import run_self_test
-from .cache import QUANTIZED_BITS, Cache, KVCache
+from .cache import QUANTIZED_BITS, Cache, DeltaState, KVCache
 from .fused_decode import FusedDecoder
 from .fused_layers import kernel_form, plain_form
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, Layer, rms_norm
 from .memory_plan import MemoryPlan, fit, need_of
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
+from .native_decode import NativeDecode, may_run
 from .weight_scope import WeightScope
 from .weight_traffic import step_nbytes
 
@@ -56,7 +57,8 @@ class Model:
             policy = replace(policy, notices=(*policy.notices, refusal))
         self.config, self.policy, self.plan = config, policy, plan
         self.gathers = gather is not None
-        self.step_nbytes = step_nbytes(weights.tensors, config, policy)
+        # bytes read for a token by MLX, by the step in C
+        self._step_nbytes = [step_nbytes(weights.tensors, config, some) for some in (policy, None)]
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
         scope = WeightScope(Watched(weights, progress) if progress else weights.tensors)
@@ -68,6 +70,7 @@ class Model:
         ]
         self.fused_decoder = FusedDecoder.of(self.layers)
         self.norm = scope.vector("norm")
+        self.native = self._native(weights, shared=self.gathers)
         self.mtp = self._mtp_head(scope.within("mtp")) if weights.has_mtp else None
 
     def _layer(self, weights: WeightScope, kind: str) -> Layer:
@@ -80,31 +83,50 @@ class Model:
     def hidden(self, ids: mx.array | Sequence[int], cache: Cache) -> mx.array:
         """Read ids [T] into the cache; return the hidden states [1, T, hidden] after the final norm."""
         ids = ids if isinstance(ids, mx.array) else mx.array(list(ids))
-        if self.fused_decoder and ids.size <= MAX_FUSED_ROWS and not cache.quantized:
-            x = self.fused_decoder(self.embed(ids), cache)[None]  # [1, T, hidden]
+        native = self.native
+        if native and native.supports(ids.size, cache):
+            x = native.hidden(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
         else:
-            x = self.embed(ids[None])  # [1, T, hidden]
-            for layer, memory in zip(self.layers, cache.layers, strict=True):
-                x = layer(x, memory)
-        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
+            x = self._mlx_hidden(ids, cache, native)
+            if native and ids.size > MAX_FUSED_ROWS:
+                native.adopt(self._mlx_hidden)
         cache.length += ids.size
         cache.hidden = x[:, -1:]
         return x
 
+    def _mlx_hidden(self, ids: mx.array, cache: Cache, native: NativeDecode | None = None) -> mx.array:
+        """Compute `hidden` by MLX, with `native` for a prompt's delta nets; leaves the cache's length."""
+        if self.fused_decoder and ids.size <= MAX_FUSED_ROWS and not cache.quantized:
+            x = self.fused_decoder(self.embed(ids), cache)[None]  # [1, T, hidden]
+        else:
+            native = native if native and native.is_used and ids.size > MAX_FUSED_ROWS else None
+            x = self.embed(ids[None])  # [1, T, hidden]
+            for number, (layer, memory) in enumerate(zip(self.layers, cache.layers, strict=True)):
+                if native and isinstance(layer, DeltaLayer) and isinstance(memory, DeltaState):
+                    x = native.read_prompt(number, layer, x, memory)
+                else:
+                    x = layer(x, memory)
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+
     def logits(self, hidden: mx.array) -> mx.array:
         """Map hidden states [1, T, hidden] to logits [T, V] in float32."""
-        return self.head(hidden)[0].astype(mx.float32)
+        logits = self.native.logits(hidden) if self.native else None
+        return self.head(hidden)[0].astype(mx.float32) if logits is None else logits
 
     def forward_speculative(self, ids: mx.array, cache: Cache) -> mx.array:
         """Do what `hidden` does for a few ids [T], of which `cache.commit` may roll back the last ones.
 
         `cache.hidden` stays as it is.
         """
-        x = self.embed(ids[None])  # [1, T, hidden]
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
-            x = layer.forward_speculative(x, memory)
+        if self.native and self.native.supports(ids.size, cache):
+            x = self.native.forward_speculative(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
+        else:
+            x = self.embed(ids[None])  # [1, T, hidden]
+            for layer, memory in zip(self.layers, cache.layers, strict=True):
+                x = layer.forward_speculative(x, memory)
+            x = rms_norm(x, self.norm, self.config.rms_norm_eps)
         cache.length += ids.size
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+        return x
 
     def mtp_hidden(self, ids: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
         """Return the draft head's hidden states [1, T, hidden] for ids [T].
@@ -119,6 +141,22 @@ class Model:
     def new_cache(self, *, quantized: bool = False) -> Cache:
         """Return a cache that has read nothing; `quantized` keeps keys and values at 8 bits."""
         return Cache.empty(self.config, self.policy.activations, quantized=quantized)
+
+    def _native(self, weights: Weights, *, shared: bool) -> NativeDecode | None:
+        """The step in C, in use from now or later; None where it cannot be."""
+        if shared or not may_run(self.config, self.policy):
+            return None
+        native = NativeDecode(self.config, weights.tensors)
+        native.adopt()
+        if native.notice:
+            self.policy = replace(self.policy, notices=(*self.policy.notices, native.notice))
+            return None
+        return native
+
+    @property
+    def step_nbytes(self) -> int:
+        """Bytes of weights that are read to decode one token."""
+        return self._step_nbytes[self.native is not None and self.native.is_used]
 
     @property
     def context(self) -> int:
@@ -151,7 +189,7 @@ class Model:
     def use_plain_layers(self) -> list[AttentionLayer | DeltaLayer]:
         """Run on the plain layers from now on, so that a caller may replace their parts; return them."""
         plain = [plain_form(layer) for layer in self.layers]
-        self.layers, self.fused_decoder = list[Layer](plain), None
+        self.layers, self.fused_decoder, self.native = list[Layer](plain), None, None
         if self.mtp is not None:
             self.mtp.layer = plain_form(self.mtp.layer)
         return plain

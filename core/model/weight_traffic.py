@@ -12,8 +12,10 @@ from ..checkpoint.packed import Packed
 from ..machine.backend import Policy, mx
 
 
-def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, policy: Policy) -> int:
-    """Bytes of weights read to decode one token, as `policy` keeps them; of the experts only the routed ones.
+def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, policy: Policy | None) -> int:
+    """Sum the bytes of weights read to decode one token; of the experts only the routed ones count.
+
+    Weights count as `policy` keeps them, without one as they are stored.
 
     `tensors` by canonical name.
     """
@@ -27,7 +29,9 @@ def step_nbytes(tensors: Mapping[str, mx.array | Packed], config: ModelConfig, p
     return round(total)
 
 
-def _kept_nbytes(tensor: mx.array | Packed, policy: Policy) -> int:
+def _kept_nbytes(tensor: mx.array | Packed, policy: Policy | None) -> int:
+    if policy is None:
+        return tensor.nbytes
     width = policy.activations.size
     if isinstance(tensor, Packed):
         if policy.dense:

@@ -14,6 +14,7 @@ from ..checkpoint.packed import Packed
 from ..kernels.dequantize import dequantize
 from ..kernels.launch import backend
 from ..machine.backend import Policy, mx, on_gpu
+from ..native.library import wanted as native_wanted
 from . import fused_matvec
 from .fused_matvec import Weight
 
@@ -233,6 +234,8 @@ def make_linear(weight: Weight, join: Callable[[mx.array], mx.array] | None = No
 def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
     """Materialize weights of one input; return their products, neighbours of one storage format joined."""
     ready = [materialize(w, policy) for w in weights]
+    if not policy.dense and native_wanted():  # it reads the parts as they are; joining would copy them
+        return Projections([Group([w]) for w in ready])
     return Projections([Group(list(alike)) for _, alike in groupby(ready, key=_storage)])
 
 
