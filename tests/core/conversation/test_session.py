@@ -120,7 +120,7 @@ def test_a_reply_left_half_way_leaves_the_session_usable(engine):
     session = Session(engine, **SETTINGS)
     events = session.stream("hello")
     next(e for e in events if isinstance(e, Text))
-    with pytest.raises(UsageError, match="answering already"):
+    with pytest.raises(UsageError, match="already replying"):
         next(session.stream("second"))
     events.close()
     assert session.send("again").generated_tokens > 0
@@ -288,7 +288,7 @@ def test_keys_and_values_at_8_bits_make_room_for_a_longer_context(cramped: Engin
 def test_a_context_limit_that_cannot_be_is_said_with_both_numbers(engine: Engine, cramped: Engine):
     for found, given, limit, why in (
         (engine, 5000, "4,096", "the model supports no more"),
-        (cramped, 2000, "1,000", "does not fit into this machine's memory"),
+        (cramped, 2000, "1,000", "does not fit in this machine's memory"),
     ):
         session = Session(found, context_limit=given, **SETTINGS)
         notices = [event.text for event in session.stream("hello") if isinstance(event, Notice)]

@@ -427,9 +427,9 @@ def test_while_a_reply_runs_nothing_moves(engine, store):
     events = session.stream("more")
     next(events)
     for move in (session.undo, session.reset, session.save_state, lambda: session.fork(1)):
-        with pytest.raises(UsageError, match="answering already"):
+        with pytest.raises(UsageError, match="already replying"):
             move()
-    with pytest.raises(UsageError, match="answering already"):
+    with pytest.raises(UsageError, match="already replying"):
         session.history = "strip"
     assert list(events)
     with pytest.raises(UsageError, match="history is 'both'"):

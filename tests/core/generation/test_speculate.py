@@ -94,7 +94,7 @@ def test_the_trained_draft_head_is_mostly_right():
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 25), st.integers(0, 250), st.integers(1, 12))
-def test_wherever_a_reply_ends_the_cache_has_read_exactly_its_ids(
+def test_wherever_a_reply_ends_the_cache_has_read_its_ids_and_no_more(
     engine, before: int, forced: int, after: int
 ):
     cache = prefilled(engine)

@@ -106,9 +106,16 @@ def test_attention_equals_softmax_in_float64(length, total):
 
 
 def test_the_polynomial_exponential_is_exact_to_float32():
-    x = mx.array(np.linspace(-86, 88, 50_000, dtype=np.float32))
+    x = mx.array(np.linspace(elementwise.SMALLEST_EXPONENT, 88, 50_000, dtype=np.float32))
     ratio = wide(elementwise.exp(x)) / np.exp(wide(x))
     assert np.abs(ratio - 1).max() <= 2e-7
+
+
+def test_the_polynomial_exponential_is_zero_where_products_would_become_subnormal():
+    below = np.nextafter(np.float32(elementwise.SMALLEST_EXPONENT), np.float32(-np.inf))
+    x = mx.array(np.linspace(-1e4, below, 50_000, dtype=np.float32))
+    assert not wide(elementwise.exp(x)).any()
+    assert np.exp(np.float64(elementwise.SMALLEST_EXPONENT)) < 1e-26
 
 
 def test_the_polynomial_is_really_taken_for_many_values(monkeypatch):
