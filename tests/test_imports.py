@@ -312,3 +312,29 @@ def test_a_package_has_few_modules_and_a_module_few_lines():
         assert len(modules) <= MAX_MODULES, package
     for path in sources("core"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, path
+
+
+# --- packages of core: the names that others import are those that the package's docstring calls public ---
+
+
+def imported_names(package: str) -> set[str]:
+    """Return the names that files outside a package of core import from it."""
+    found: set[str] = set()
+    for path in [*sources("core"), *sources("tui")]:
+        if path.is_relative_to(ROOT / "core" / package) or path == ROOT / "core/__init__.py":
+            continue
+        for item in imports(path):
+            if f"{item.module}.".startswith(f"qchat.core.{package}."):
+                found |= set(item.names)
+    return found
+
+
+def public_names(package: str) -> set[str]:
+    """Return the names that a package's docstring lists as public."""
+    text = ast.get_docstring(ast.parse((ROOT / "core" / package / "__init__.py").read_text())) or ""
+    return set(re.findall(r"\w+", text.partition("Public names:")[2]))
+
+
+@pytest.mark.parametrize("package", sorted(floors()))
+def test_packages_import_only_public_names_of_each_other(package: str):
+    assert imported_names(package) == public_names(package)

@@ -2,4 +2,6 @@
 
 Owns everything that changes while a model answers. Never re-encodes generated ids from text, and never knows
 a front end.
+
+Public names: describe_cache, describe_session, History, Session.
 """

@@ -21,7 +21,7 @@ from .source import FP8_BLOCK, Source, to_dense
 
 ScalingMode = Literal["off", "fixed", "search"]
 GROUPS = "ABCDEF"
-# the groups that did not make the model worse in measurements (README, Measured)
+# the groups that did not make the model worse in measurements (core/BENCHMARKS.md)
 DEFAULT_GROUPS = "AB"
 ALPHAS = tuple(step / 10 for step in range(1, 11))
 LIMIT = 16.0  # on a searched scale and its inverse, around the geometric mean

@@ -1,4 +1,7 @@
 """From ids to ids: sampling, prefill, decode, speculative decoding, and what ends a reply early.
 
 Owns the settings of a reply. Never knows messages or templates; logits never leave it.
+
+Public names: AnyDecoder, Decoder, draft_limit, LoopDetector, make_decoder, prefill, ReplySettings,
+resolve_sampling, Sampling, StopStrings, ThinkingBudget.
 """

@@ -1,4 +1,7 @@
 """Models by name: on this machine, in the Hugging Face cache, on the hub.
 
 Owns listing, downloading and deleting. Never imports MLX, and listing never touches the network.
+
+Public names: download_model, DownloadPlan, DownloadProgress, find_model, Fit, FOLDER, library, LocalModel,
+Locations, ModelNotDownloaded, plan_download, PublishedModel, Removal.
 """

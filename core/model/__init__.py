@@ -1,4 +1,7 @@
 """The network, its caches, and the memory it needs.
 
 Owns the forward pass. Never reads a file, never samples, and knows neither folders nor ranks.
+
+Public names: AttentionLayer, Cache, DeltaLayer, DeltaState, DenseMLP, FeedForward, kernel_form, KVBuffer,
+KVCache, make_layer, MixtureOfExperts, Model, plain_form, plan_memory, rms_norm, WeightScope.
 """

@@ -4,4 +4,6 @@ A few tokens go through the whole network in one call that reads weights as they
 the background by whatever C compiler there is, kept in the cache folder, and never waited for. This package
 knows nothing of models: `core/model/native_decode.py` fills its structures and hands over caches. Where it is
 missing, refuses or fails, MLX computes the same.
+
+Public names: address, finder, Library, MAX_ROWS, Pinned, structures, wanted.
 """

@@ -1,4 +1,7 @@
 """Tokens, chat templates and the parsers of replies.
 
 Owns everything between messages and ids. Never imports MLX.
+
+Public names: check_messages, Kind, leaves_thought_open, Piece, ReplyParser, Template, Tokenizer,
+ToolCallParser.
 """

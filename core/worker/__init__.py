@@ -1,4 +1,6 @@
 """The engine process: JSON lines in and out, one request at a time.
 
 Owns the protocol and the loop. Never imports a terminal library; it is ready before MLX is imported.
+
+Public names: Cancelled, decode, encode, FRONT_END_VARIABLE, MAX_LINE_NBYTES, PROTOCOL_VERSION.
 """
