@@ -32,7 +32,7 @@ def _device_copy() -> Callable[[], None]:
 
 
 def _host_copy() -> Callable[[], None]:
-    """By all cores: MLX's own operations use one on a CPU, and the BLAS that decodes uses all."""
+    """Return a copy that all cores share: MLX's own operations use one on a CPU, its products use all."""
     cores = os.cpu_count() or 1
     source, target = (ctypes.create_string_buffer(COPY_NBYTES) for _ in range(2))
     ctypes.memset(source, 1, COPY_NBYTES)

@@ -71,8 +71,10 @@ class Network(ctypes.Structure):
 
 
 class Memory(ctypes.Structure):
-    """Of an attention layer `first` and `second` are keys and values, of a delta net conv and state; the last
-    four are a tentative delta net's, or nothing."""
+    """The state of a layer: `first` and `second` are keys and values, or a delta net's conv and state.
+
+    The other pointers are those of a delta net's speculative tokens, or null.
+    """
 
     _fields_ = [
         *_fields(c_void_p, "first second"),

@@ -142,7 +142,7 @@ def complete_model(chat: "Chat", argument: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _names(folders: tuple[str, ...], _tick: int) -> tuple[str, ...]:
-    """Of the models on this machine; every key that is pressed asks."""
+    """Return the names of the models on this machine; called at every key press, so it is cached."""
     from ...core.hub import library
 
     found = library.list_models(library.Locations.from_setting(folders))

@@ -188,7 +188,7 @@ class Repl:
             self._complain(error)
 
     def _complain(self, error: QchatError) -> None:
-        """Of an engine's death the chat has told already."""
+        """Print an error, except an engine's death that the chat has already reported."""
         if not (isinstance(error, EngineDied) and str(error) in self.chat.status.reason):
             self.note(str(error), "error")
 

@@ -116,7 +116,7 @@ class ModelsScreen(Listing):
 
     @property
     def chosen_path(self) -> str | None:
-        """Of the model under the cursor, where it is on this machine."""
+        """Return the id of the model under the cursor if it is on this machine."""
         return self.current.id if self.current and self.current.id in self._models else None
 
     def chosen(self, row: Row) -> None:
@@ -230,7 +230,7 @@ def fits(fit: "Fit | None") -> str:
 
 
 def short(folder: Path) -> str:
-    """With ~ for the user's home."""
+    """Shorten a path with ~ for the user's home."""
     home = Path("~").expanduser()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 

@@ -215,7 +215,7 @@ def _row(row: Sequence[str], widths: Sequence[int], align: str) -> str:
 
 
 def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Of each column. The last one keeps half of the line as long as others can give way."""
+    """Return the width of each column. The last one keeps half of the line while others can shrink."""
     widths = [max(map(cells, column), default=0) for column in zip(*rows, strict=False)]
     while len(widths) > 1 and _total(widths) > width < len(widths) * (MIN_COLUMN + GAP) - GAP:
         widths.pop()

@@ -342,7 +342,7 @@ class Settings(Mapping[str, Any]):
         return self._settings[name].given
 
     def replaced(self, origin: str, **values: Any) -> "Settings":
-        """With these values, checked. Raises UsageError."""
+        """Return a copy with these values, checked. Raises UsageError."""
         changed = {
             name: Setting(key_of(name, origin).checked(value, origin), origin)
             for name, value in values.items()
@@ -350,7 +350,7 @@ class Settings(Mapping[str, Any]):
         return Settings(self._settings | changed)
 
     def without(self, name: str) -> "Settings":
-        """As if nobody had given this one."""
+        """Return a copy in which this setting has its default."""
         return Settings({key: setting for key, setting in self._settings.items() if key != name})
 
     def with_model(self, generation_config: Mapping[str, Any], origin: str) -> "Settings":

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def model_folder(name: str) -> Path:
-    """Of a model on this machine, by any of its names; a path that is there as it is. Raises ModelError."""
+    """Return the folder of a model on this machine, by any of its names or its path. Raises ModelError."""
     from ....core.hub.library import Locations, find_model
     from ...user.settings import Settings
 

@@ -71,7 +71,7 @@ def _words(action: argparse.Action) -> list[tuple[str, str]]:
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:
-    """Of the parser and of those for its actions, each once."""
+    """Yield the parser's options and those of its actions, each once."""
     seen: set[str] = set()
     parts = [parser]
     for action in parser._actions:

@@ -60,7 +60,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _with_model(settings: Settings, model: str | None) -> Settings:
-    """With the recommendations of the model that would be loaded, where it is a folder."""
+    """Add the recommendations of the model that would be loaded, if it is a folder."""
     folder = Path(model or settings["model"] or BUILT_IN_MODEL).expanduser()
     path = folder / MODEL_FILE
     if model and not folder.is_dir():
