@@ -128,8 +128,6 @@ INLINE void lane_codes(const uint8_t *p, int bits, vu codes[VECTORS]) {
     }
 }
 
-INLINE vf to_floats(vu codes) { return __builtin_convertvector((vi)codes, vf); }
-
 /* E2M1 codes as twice their value: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives. */
 INLINE vf e2m1_doubled(vu codes) {
     vu digits = {};
@@ -148,6 +146,12 @@ INLINE vf e4m3(vu codes) {
 INLINE vu bytes_at(const uint8_t *p) {
 #if defined(__AVX512F__)
     return (vu)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__AVX2__)
+    __m256i halves[2];
+    for (int i = 0; i < 2; i++) halves[i] = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * i)));
+    vu v;
+    memcpy(&v, halves, sizeof v);
+    return v;
 #endif
     vb b;
     memcpy(&b, p, sizeof b);
@@ -176,13 +180,11 @@ INLINE void unpack(const struct matrix *m, int kind, int bits, int64_t at, vf w[
         if (kind == AFFINE) biases[g] = read_float(m->biases, m->scale_kind, first + g);
     }
     if (bits == 8) {
-        for (int j = 0; j < VECTORS; j += 2) { /* groups have 32 weights at least */
-            int g = j * LANES >> shift;
-            vf scale = fill(scales[g]), bias = kind == AFFINE ? fill(biases[g]) : scale;
-            for (int i = j; i < j + 2; i++) {
-                vu codes = bytes_at(p + i * LANES);
-                w[i] = kind == AFFINE ? to_floats(codes) * scale + bias : e4m3(codes) * scale;
-            }
+        for (int j = 0; j < VECTORS; j++) {
+            vu codes = bytes_at(p + j * LANES);
+            int g = j / 2 * 2 * LANES >> shift; /* groups have 32 weights at least: neighbours share a scale */
+            vf scale = fill(scales[g]);
+            w[j] = kind == AFFINE ? to_floats(codes) * scale + fill(biases[g]) : e4m3(codes) * scale;
         }
         return;
     }

@@ -18,9 +18,26 @@ typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
 typedef uint8_t vb __attribute__((vector_size(16)));
 
+/* GCC makes and converts vectors wider than the machine's one number at a time, so that is done in pieces. */
+#if defined(__AVX512F__)
+#define PIECE 64
+#elif defined(__AVX2__)
+#define PIECE 32
+#else
+#define PIECE 16
+#endif
+
+INLINE vf fill(float x) {
+    typedef float piece __attribute__((vector_size(PIECE)));
+    piece pieces[64 / PIECE];
+    for (int i = 0; i < 64 / PIECE; i++) pieces[i] = (piece){} + x;
+    vf v;
+    memcpy(&v, pieces, sizeof v);
+    return v;
+}
+
 INLINE vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
-INLINE vf fill(float x) { return (vf){} + x; }
 
 INLINE float sum(vf v) {
     typedef float half __attribute__((vector_size(32)));
@@ -45,8 +62,19 @@ INLINE vf load_bfloat16(const uint16_t *p) {
     return as_floats(__builtin_convertvector(h, vu) << 16);
 }
 
-/* Masks are made by shifts of signs, here and elsewhere: GCC compares vectors wider than the machine's one number
-   at a time. */
+INLINE vf to_floats(vu integers) {
+    typedef int32_t whole __attribute__((vector_size(PIECE)));
+    typedef float floats __attribute__((vector_size(PIECE)));
+    whole from[64 / PIECE];
+    floats to[64 / PIECE];
+    memcpy(from, &integers, sizeof from);
+    for (int i = 0; i < 64 / PIECE; i++) to[i] = __builtin_convertvector(from[i], floats);
+    vf v;
+    memcpy(&v, to, sizeof v);
+    return v;
+}
+
+/* Masks are made by shifts of signs, here and elsewhere: wide vectors are compared singly, too. */
 INLINE vu where_negative(vi v) { return (vu)(v >> 31); }
 
 #if defined(__AVX512F__)
@@ -63,7 +91,7 @@ INLINE vf load_float16(const uint16_t *p) {
     vu magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
     /* 2**112 rebiases the exponent; a subnormal half is an integer times 2**-24 */
     vf normal = as_floats(magnitude + (112u << 23));
-    vf small = __builtin_convertvector((vi)(bits & 0x7fff), vf) * 0x1p-24f;
+    vf small = to_floats(bits & 0x7fff) * 0x1p-24f;
     vi exponent = (vi)(bits & 0x7c00);
     vu is_small = where_negative(exponent - 1), is_special = where_negative(0x7bff - exponent);
     vu found;
