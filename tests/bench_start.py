@@ -182,7 +182,7 @@ def measure_all(model: Path, rounds: int) -> bool:
             row("answer, warm", [answer(place, model) for _ in repeat], WARM_BUDGET),
             row("app's first paint, warm", [first_paint(place, model) for _ in repeat], WARM_BUDGET),
         ]
-        for module in ("qchat.core.engine.engine", "qchat.tui.oneshot", "qchat.tui.screens.chat"):
+        for module in ("qchat.core.engine.engine", "qchat.tui.cli.oneshot", "qchat.tui.screens.chat"):
             row(f"import {module}", [imports(module)(place, model) for _ in repeat])
     return all(kept)
 
