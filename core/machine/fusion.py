@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UsageError
+from .files import write_whole
 
 F = TypeVar("F", bound=Callable)
 # functions choose between forms of an exponential by the number of values
@@ -196,10 +197,7 @@ class Kernels:
             return {}
 
     def _write(self, record: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory(dir=self.home, prefix="work-") as work:
-            staged = Path(work) / "record"
-            staged.write_text(json.dumps(record))
-            staged.replace(self._record)
+        write_whole(self._record, json.dumps(record))
 
 
 def mlx_folder(temporary: Path) -> Path:

@@ -101,13 +101,7 @@ class NativeDecode:
 
     def hidden(self, ids: list[int], cache: Cache) -> mx.array:
         """Read a few ids into the layers of `cache`; hidden states [1, T, hidden] after the final norm."""
-        memories = (structures.Memory * len(cache.layers))()
-        for memory, layer in zip(memories, cache.layers, strict=True):
-            if isinstance(layer, KVCache):
-                self._open_keys(memory, layer, len(ids))
-            else:
-                memory.first, memory.second = (address(array) for array in _own(layer))
-        return self._step(memories, ids, cache)
+        return self._step(ids, cache, _open_state)
 
     def read_prompt(self, number: int, layer: DeltaLayer, x: mx.array, memory: DeltaState) -> mx.array:
         """Many tokens x [1, T, hidden] through delta net layer `number`: MLX multiplies, C does the rest."""
@@ -127,14 +121,12 @@ class NativeDecode:
         return layer.leave(x, layer.mixer.out(mixed[None]))
 
     def forward_speculative(self, ids: list[int], cache: Cache) -> mx.array:
-        """The same; of the ids `cache.commit` commits only the first."""
-        memories = (structures.Memory * len(cache.layers))()
-        for memory, layer in zip(memories, cache.layers, strict=True):
-            if isinstance(layer, KVCache):
-                self._open_keys(memory, layer, len(ids))
-            else:
-                layer.speculative = self._open_speculative(memory, layer, len(ids))
-        return self._step(memories, ids, cache)
+        """Do what `hidden` does for ids of which `cache.commit` commits only the first ones."""
+
+        def open_delta(memory: structures.Memory, layer: DeltaState) -> None:
+            layer.speculative = self._open_speculative(memory, layer, len(ids))
+
+        return self._step(ids, cache, open_delta)
 
     def logits(self, hidden: mx.array) -> mx.array | None:
         """Hidden states [1, T, hidden] to logits [T, V] float32; None for more rows than a call takes."""
@@ -142,9 +134,18 @@ class NativeDecode:
             return None
         return self._library.product(self._network.head, hidden[0])
 
-    def _step(self, memories: ctypes.Array, ids: list[int], cache: Cache) -> mx.array:
+    def _step(
+        self, ids: list[int], cache: Cache, open_delta: Callable[[structures.Memory, DeltaState], None]
+    ) -> mx.array:
+        """Run the library on `ids`; `open_delta` says where a delta net's state is read and written."""
         if self._library is None:
             raise ValueError("there is no library")
+        memories = (structures.Memory * len(cache.layers))()
+        for memory, layer in zip(memories, cache.layers, strict=True):
+            if isinstance(layer, KVCache):
+                self._open_keys(memory, layer, len(ids))
+            else:
+                open_delta(memory, layer)
         return self._library.step(self._network, memories, ids, cache.length)
 
     def _open_keys(self, memory: structures.Memory, layer: KVCache, count: int) -> None:
@@ -306,6 +307,11 @@ class NativeDecode:
             return
         with suppress(OSError):
             trust.touch()
+
+
+def _open_state(memory: structures.Memory, layer: DeltaState) -> None:
+    """Let C write the state of `layer` in place."""
+    memory.first, memory.second = (address(array) for array in _own(layer))
 
 
 def _own(layer: DeltaState) -> tuple[mx.array, mx.array]:
