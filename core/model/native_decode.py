@@ -20,9 +20,10 @@ from ..checkpoint.weights import Tensor
 from ..machine.backend import Policy, mx
 from ..native import structures
 from ..native.library import MAX_ROWS, Library, finder, wanted
-from ..native.structures import Pinned, address
-from .cache import Cache, DeltaState, KVCache, SpeculativeTokens
-from .layers import DeltaLayer
+from ..native.structures import Pinned, address, copied
+from .cache import Cache, DeltaState, KVCache, LayerCache, SpeculativeTokens
+from .layers import AttentionLayer, DeltaLayer, Layer
+from .native_prompt import NativePrompt
 
 LANES = 16  # heads are read so many floats at a time
 MOST_TAPS = 64
@@ -30,7 +31,7 @@ MOST_TAPS = 64
 LIMIT = 1e-2
 PROBE = list(range(1, MAX_ROWS + 2))
 
-PlainHidden = Callable[[mx.array, Cache], mx.array]
+PlainHidden = Callable[[mx.array, Cache, "NativeDecode | None"], mx.array]
 
 
 def may_run(config: ModelConfig, policy: Policy) -> bool:
@@ -63,6 +64,7 @@ class NativeDecode:
         self.notice: str | None = None
         self._tensors = {n: t for n, t in tensors.items() if not n.startswith(MTP_PREFIX)}
         self._library: Library | None = None
+        self._prompt: NativePrompt | None = None
         self._pinned = Pinned()
         self._network: structures.Network
         self._layers: ctypes.Array
@@ -83,7 +85,7 @@ class NativeDecode:
         trust = library.path.with_name(f"{library.path.stem}-{self._signature()}.trusted")
         if plain is None and not trust.exists():
             return
-        self._library = library
+        self._library, self._prompt = library, NativePrompt(library, self.config.rms_norm_eps)
         try:
             self._fill()
         except ValueError as error:
@@ -103,22 +105,14 @@ class NativeDecode:
         """Read a few ids into the layers of `cache`; hidden states [1, T, hidden] after the final norm."""
         return self._step(ids, cache, _open_state)
 
-    def read_prompt(self, number: int, layer: DeltaLayer, x: mx.array, memory: DeltaState) -> mx.array:
-        """Many tokens x [1, T, hidden] through delta net layer `number`: MLX multiplies, C does the rest."""
-        if self._library is None:
-            raise ValueError("there is no library")
-        qkv, z, a, b = layer.mixer.inputs(layer.enter(x))
-        window = mx.concatenate([memory.conv, qkv], axis=1)
-        _own(memory)
-        mixed = self._library.delta_rule(
-            self._layers[number].delta,
-            self.config.rms_norm_eps,
-            [window[0], z[0], a[0], b[0]],
-            memory.state,
-        )
-        # the tail is copied: a slice would keep the whole window alive
-        memory.conv = _copied(window[:, x.shape[1] :])
-        return layer.leave(x, layer.mixer.out(mixed[None]))
+    def read_prompt(self, number: int, layer: Layer, x: mx.array, memory: LayerCache) -> mx.array:
+        """Return layer `number`'s output [1, T, hidden] for a prompt x, by the library where it can."""
+        if self._prompt is not None and isinstance(layer, DeltaLayer) and isinstance(memory, DeltaState):
+            _own(memory)
+            return self._prompt.delta_layer(layer, self._layers[number].delta, x, memory)
+        if self._prompt is not None and isinstance(layer, AttentionLayer) and isinstance(memory, KVCache):
+            return layer(x, memory) if memory.quantized else self._prompt.attention_layer(layer, x, memory)
+        return layer(x, memory)
 
     def forward_speculative(self, ids: list[int], cache: Cache) -> mx.array:
         """Do what `hidden` does for ids of which `cache.commit` commits only the first ones."""
@@ -174,7 +168,8 @@ class NativeDecode:
     # --- the network as C sees it ---
 
     def _give_up(self, notice: str) -> None:
-        self.notice, self._library, self._tensors, self._pinned = notice, None, {}, Pinned()
+        self.notice, self._library, self._prompt = notice, None, None
+        self._tensors, self._pinned = {}, Pinned()
 
     def _fill(self) -> None:
         """Raises ValueError for weights that C does not read."""
@@ -295,13 +290,15 @@ class NativeDecode:
     def _try(self, plain: PlainHidden, trust: Path) -> None:
         """Compare with MLX on a few ids; from now on trust the library with such models, or leave it."""
         ids = [id % self.config.vocab_size for id in PROBE]
-        caches = [Cache.empty(self.config, mx.float32) for _ in range(2)]
-        expected = plain(mx.array(ids), caches[0])
+        caches = [Cache.empty(self.config, mx.float32) for _ in range(3)]
+        expected = plain(mx.array(ids), caches[0], None)
+        prompt = plain(mx.array(ids), caches[1], self)
         parts = []
         for some in (ids[:-1], ids[-1:]):
-            parts.append(self.hidden(some, caches[1]))
-            caches[1].length += len(some)
-        error = _relative_rms(mx.concatenate(parts, axis=1), expected)
+            parts.append(self.hidden(some, caches[2]))
+            caches[2].length += len(some)
+        errors = [_relative_rms(found, expected) for found in (prompt, mx.concatenate(parts, axis=1))]
+        error = max(errors, key=lambda error: (math.isnan(error), error))
         if not error < LIMIT:  # also for NaN
             self._give_up(f"the decode step in C is off by {error:.2g} here, so MLX decodes, which is slower")
             return
@@ -317,18 +314,9 @@ def _open_state(memory: structures.Memory, layer: DeltaState) -> None:
 def _own(layer: DeltaState) -> tuple[mx.array, mx.array]:
     """The states of `layer` in arrays that nobody else holds."""
     if layer.private is not layer.state:
-        layer.conv, layer.state = _copied(layer.conv), _copied(layer.state)
+        layer.conv, layer.state = copied(layer.conv), copied(layer.state)
         layer.private = layer.state
     return layer.conv, layer.state
-
-
-def _copied(array: mx.array) -> mx.array:
-    """The same numbers elsewhere in memory, evaluated, without gaps."""
-    array = mx.contiguous(array)
-    copy = mx.zeros(array.shape, array.dtype)
-    mx.eval(array, copy)
-    ctypes.memmove(address(copy), address(array), array.nbytes)
-    return copy
 
 
 def _widest(config: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from ..machine.backend import Policy, mx
 from ..ops.fused_matvec import MAX_FUSED_ROWS
 from ..ops.linear import Embedding, make_linear, materialize
 from ..ops.self_test import run_self_test
-from .cache import QUANTIZED_BITS, Cache, DeltaState, KVCache
+from .cache import QUANTIZED_BITS, Cache, KVCache
 from .fused_decode import FusedDecoder
 from .fused_layers import kernel_form, plain_form
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, Layer, rms_norm
@@ -95,17 +95,14 @@ class Model:
         return x
 
     def _mlx_hidden(self, ids: mx.array, cache: Cache, native: NativeDecode | None = None) -> mx.array:
-        """Compute `hidden` by MLX, with `native` for a prompt's delta nets; leaves the cache's length."""
+        """Compute `hidden` by MLX, with `native` between a prompt's products; leaves the cache's length."""
         if self.fused_decoder and ids.size <= MAX_FUSED_ROWS and not cache.quantized:
             x = self.fused_decoder(self.embed(ids), cache)[None]  # [1, T, hidden]
         else:
             native = native if native and native.is_used and ids.size > MAX_FUSED_ROWS else None
             x = self.embed(ids[None])  # [1, T, hidden]
             for number, (layer, memory) in enumerate(zip(self.layers, cache.layers, strict=True)):
-                if native and isinstance(layer, DeltaLayer) and isinstance(memory, DeltaState):
-                    x = native.read_prompt(number, layer, x, memory)
-                else:
-                    x = layer(x, memory)
+                x = native.read_prompt(number, layer, x, memory) if native else layer(x, memory)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -42,6 +42,10 @@ class Library:
             pointers = [ctypes.c_void_p] * 6
             lib.qchat_delta_rule.argtypes = [POINTER(DeltaNet), c_float, c_int, *pointers]
             lib.qchat_widen.argtypes = [POINTER(Matrix), ctypes.c_void_p]
+            pointer = ctypes.c_void_p
+            lib.qchat_norm.argtypes = [pointer, pointer, c_int, c_int, c_float, pointer]
+            lib.qchat_gate.argtypes = [pointer, pointer, c_int, c_int, pointer]
+            lib.qchat_softmax.argtypes = [pointer, c_int, c_int, c_int]
         except AttributeError as error:
             raise OSError(f"{path} lacks a function: {error}") from error
         sizes = (c_int64 * 4)()
@@ -89,6 +93,33 @@ class Library:
         if self._lib.qchat_delta_rule(net, eps, z.shape[0], *places):
             raise MemoryError(f"no memory for {z.shape[0]} tokens of a delta net")
         return found
+
+    def norm(self, x: mx.array, weight: mx.array, eps: float) -> mx.array:
+        """Return the RMS norm of the rows of x [..., D] times weight [D], all float32."""
+        x, weight, found = mx.contiguous(x), mx.contiguous(weight), mx.zeros(x.shape)
+        mx.eval(x, weight, found)
+        rows, width = x.size // x.shape[-1], x.shape[-1]
+        self._lib.qchat_norm(address(x), address(weight), rows, width, eps, address(found))
+        return found
+
+    def gate(self, gate: mx.array, up: mx.array) -> mx.array:
+        """Return silu(gate) * up, all of one shape and float32."""
+        gate, up, found = mx.contiguous(gate), mx.contiguous(up), mx.zeros(up.shape)
+        mx.eval(gate, up, found)
+        rows, width = up.size // up.shape[-1], up.shape[-1]
+        self._lib.qchat_gate(address(gate), address(up), rows, width, address(found))
+        return found
+
+    def softmax(self, scores: mx.array) -> mx.array:
+        """Return the softmax of scores [..., T, S] float32 over what each of the last T positions may see.
+
+        Computed in place: nobody else may hold the scores.
+        """
+        scores = mx.contiguous(scores)
+        mx.eval(scores)
+        tokens, width = scores.shape[-2:]
+        self._lib.qchat_softmax(address(scores), scores.size // width, tokens, width)
+        return scores
 
     def widen(self, matrix: Matrix) -> mx.array:
         """The matrix as float32 [N, K]."""

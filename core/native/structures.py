@@ -140,3 +140,12 @@ class Pinned:
             group=weight.group_size,
             scale_kind=DENSE_KINDS[weight.scales.dtype] if affine else 0,
         )
+
+
+def copied(array: mx.array) -> mx.array:
+    """Return the same numbers in memory of their own, evaluated, without gaps."""
+    array = mx.contiguous(array)
+    copy = mx.zeros(array.shape, array.dtype)
+    mx.eval(array, copy)
+    ctypes.memmove(address(copy), address(array), array.nbytes)
+    return copy

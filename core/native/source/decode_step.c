@@ -8,6 +8,7 @@
 #include "products.h"
 #include "delta_net.h"
 #include "attention.h"
+#include "rows.h"
 
 struct feed_forward {
     struct matrix gate, up, down;
@@ -255,8 +256,6 @@ static int run_layer(struct scratch *s, const struct network *net, const struct 
 
 #define PUBLIC __attribute__((visibility("default")))
 
-static pthread_mutex_t one_call = PTHREAD_MUTEX_INITIALIZER;
-
 /* The sizes of the structures that callers fill. */
 PUBLIC void qchat_sizes(int64_t sizes[4]) {
     sizes[0] = sizeof(struct matrix), sizes[1] = sizeof(struct layer);
@@ -326,6 +325,23 @@ PUBLIC int qchat_delta_rule(
     pthread_mutex_unlock(&one_call);
     free(owned);
     return 0;
+}
+
+/* For all rows of a prompt at once: see rows.h. Rows are [T, width]. */
+
+PUBLIC void qchat_norm(const float *x, const float *weight, int rows, int width, float eps, float *out) {
+    struct norm_work w = {x, weight, width, eps, out};
+    run_rows(norm_row, &w, rows);
+}
+
+PUBLIC void qchat_gate(const float *gate, const float *up, int rows, int width, float *out) {
+    struct gate_work w = {gate, up, width, out};
+    run_rows(gate_row, &w, rows);
+}
+
+PUBLIC void qchat_softmax(float *scores, int rows, int tokens, int width) {
+    struct softmax_work w = {scores, tokens, width};
+    run_rows(softmax_row, &w, rows);
 }
 
 struct widening {
