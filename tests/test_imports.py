@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import accumulate
 from pathlib import Path
@@ -59,12 +60,17 @@ def module_name(path: Path) -> str:
     return ".".join(("qchat", *(parts[:-1] if parts[-1] == "__init__" else parts)))
 
 
+@cache
+def import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports(path: Path) -> Iterator[Import]:
     """Yield every import statement, inside functions and for type checkers too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in import_statements(path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, ()) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             yield Import(_absolute(path, node), tuple(alias.name for alias in node.names))
 
 
@@ -237,6 +243,7 @@ def table_rows(readme: str, pattern: str) -> list[tuple[str, ...]]:
     return [match.groups() for match in re.finditer(rf"^\| *{pattern}", text, re.MULTILINE)]
 
 
+@cache
 def floors() -> dict[str, int]:
     """Return the floor of every package of core."""
     return {package: int(floor) for floor, package in table_rows("core/README.md", r"(\d+) *\| *`(\w+)/`")}

@@ -174,12 +174,14 @@ class Script:
         self.session = new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(SCRIPTS))
 def test_after_any_script_the_live_state_is_that_of_a_cold_run(tiny, name, seed, store):
     Script(with_template(tiny, name), seed, store, sane=False).run(10)
 
 
+@pytest.mark.slow
 @needs_qtiny
 @pytest.mark.parametrize("name", [None, *NAMES])
 def test_after_any_script_on_the_trained_model_too(qtiny, name, store):
@@ -208,6 +210,7 @@ def talk(session: Session, between: Callable[[], object] = lambda: None) -> list
     return replies
 
 
+@pytest.mark.slow
 @needs_qtiny
 @pytest.mark.parametrize("thinking", [False, True])
 def test_in_preserve_mode_later_turns_read_their_question_alone(qtiny, thinking):
@@ -217,6 +220,7 @@ def test_in_preserve_mode_later_turns_read_their_question_alone(qtiny, thinking)
         assert done.prefilled_tokens <= wrapped
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_in_strip_mode_with_idle_time_the_same(qtiny):
     session = Session(qtiny, "Be brief.", history="strip", temperature=0, enable_thinking=True)
@@ -236,6 +240,7 @@ def test_retry_reads_nothing_and_draws_another_reply(qtiny):
     assert second.raw_text != first.raw_text
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_after_a_cancelled_turn_the_next_reads_only_what_is_new(qtiny):
     session = Session(qtiny, history="preserve", temperature=0, enable_thinking=False)
@@ -259,6 +264,7 @@ def test_snapshots_stay_within_their_budget(tiny):
     assert describe_cache(session)["snapshot_nbytes"] <= 300_000
 
 
+@pytest.mark.slow
 def test_many_turns_take_what_the_snapshots_and_the_live_state_say_and_no_more(tiny):
     """By MLX's own counter: an array that is a slice of a larger one would keep all of that alive."""
 

@@ -298,6 +298,7 @@ def test_a_context_limit_that_cannot_be_is_said_with_both_numbers(engine: Engine
     assert Session(engine, context_limit=300).context_limit == 300
 
 
+@pytest.mark.slow
 def test_a_reply_may_fill_the_context_and_no_more(engine):
     session = Session(engine, **{**SETTINGS, "max_new_tokens": 4096})
     done = session.send("x " * 2035)
@@ -364,6 +365,7 @@ def test_the_trained_model_knows_the_capital_of_france(qtiny):
     assert done.finish_reason == "stop"
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_the_trained_model_thinks_when_asked_to(qtiny):
     events = list(Session(qtiny, enable_thinking=True, temperature=0).stream("What is 17 + 25?"))
@@ -377,6 +379,7 @@ def test_stop_strings_end_an_answer_before_them(qtiny):
     assert session.send("What is the capital of France?").text == "The capital of France"
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_the_draft_head_guesses_most_of_the_next_but_one_tokens(qtiny):
     """82 % agreement was measured in training; a head wired wrongly guesses next to nothing."""

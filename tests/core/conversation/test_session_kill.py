@@ -67,6 +67,7 @@ def engine() -> Engine:
     return Engine.load(BUILT_IN_MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_conversation_lacks_two_seconds_of_its_last_reply_at_most(
     engine: Engine, tmp_path: Path, number: int
@@ -91,6 +92,7 @@ def test_a_killed_conversation_lacks_two_seconds_of_its_last_reply_at_most(
         assert len(describe_session(session)["turns"]) == len(kept) + 1
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_conversation_lose_nothing_and_see_no_lock(engine: Engine, tmp_path: Path):
     path = tmp_path / "conversations.db"
     with Store(path) as store:

@@ -108,6 +108,7 @@ def test_nothing_is_stored_before_the_first_question(engine, store):
     assert found.model.template_hash
 
 
+@pytest.mark.slow
 def test_a_reopened_tree_is_the_tree(engine, store):
     session = branched(engine, store)
     again = Session.reopen(engine, store, number_of(session), **SETTINGS)
@@ -234,6 +235,7 @@ def _refusing(store: Store):
     return refuse
 
 
+@pytest.mark.slow
 def test_two_sessions_on_one_conversation_lose_nothing(engine, store):
     first = Session(engine, store=store, **SETTINGS)
     first.send("hello")
@@ -402,6 +404,7 @@ def test_a_disk_budget_that_is_too_small_saves_nothing(engine, store):
     assert not session.save_state()
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_a_long_conversation_that_was_closed_is_not_read_again(store):
     engine = Engine.load(QTINY)

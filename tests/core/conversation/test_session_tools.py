@@ -80,6 +80,7 @@ def talking(engine: Engine, **options: Any) -> Session:
     return Session(engine, "Be brief.", tools=TOOLS, enable_thinking=True, max_new_tokens=400, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "history"),
     [
@@ -114,6 +115,7 @@ def test_a_loop_of_tools_is_read_once_and_says_what_the_template_would(engine, h
     assert [turn["role"] for turn in describe_session(session)["turns"]] == ["user", "tool", "user"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["built-in", "qwen3.6"], indirect=True)
 def test_a_reopened_loop_of_tools_is_the_same(engine, monkeypatch, tmp_path):
     script(monkeypatch, engine, LOOK, SUNNY, SUNNY)
@@ -128,6 +130,7 @@ def test_a_reopened_loop_of_tools_is_the_same(engine, monkeypatch, tmp_path):
         assert again.undo() == "What is the weather?"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["built-in", "qwen3.5"], indirect=True)
 def test_a_written_history_with_calls_has_the_ids_of_a_spoken_one(engine, monkeypatch):
     script(monkeypatch, engine, LOOK, SUNNY)
@@ -141,6 +144,7 @@ def test_a_written_history_with_calls_has_the_ids_of_a_spoken_one(engine, monkey
     assert said == [engine.tokenizer.decode(node.ids).split() for node in spoken.tree.nodes]
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_cut_inside_a_call_stays_text(engine, monkeypatch):
     script(monkeypatch, engine, LOOK)
     tokens = len(engine.tokenizer.encode(LOOK))
@@ -160,6 +164,7 @@ def test_without_tools_calls_are_text(engine, monkeypatch):
     assert "<tool_call>" in done.text
 
 
+@pytest.mark.slow
 def test_results_are_taken_for_calls_alone_and_for_each_one(engine, monkeypatch):
     script(monkeypatch, engine, LOOK, SUNNY)
     session = talking(engine)

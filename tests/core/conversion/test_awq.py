@@ -68,6 +68,7 @@ def outputs(case: Case, folds: Folds) -> tuple[mx.array, mx.array]:
     return model.logits(hidden), model.logits(ahead)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [{}, {"hv_ratio": 1}, {"moe": True}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}],
@@ -115,6 +116,7 @@ def test_every_matrix_that_reads_a_norm_is_in_its_group(tmp_path: Path):
     assert layered <= found
 
 
+@pytest.mark.slow
 def test_the_error_that_is_reported_never_grows_in_a_search(tmp_path: Path):
     folds = case(tmp_path, moe=True).search(letters=GROUPS)
     assert all(0 < group.after < group.before for group in folds.report if group.changed)

@@ -352,6 +352,7 @@ def made_up_imatrix(folder: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_imatrix_scales_and_rounds_slices_as_it_does_whole_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

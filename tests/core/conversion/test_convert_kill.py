@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.checkpoints import write_checkpoint
 from tests.paths import ROOT
 
@@ -49,6 +51,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_ten_kills_leave_the_destination_absent_or_complete(tmp_path: Path):
     raw, new, straight = (tmp_path / name for name in ("raw", "new", "straight"))
     write_checkpoint(raw, tied=False)

@@ -66,6 +66,7 @@ def load_twice(folder: Path, make: str, cache: Path, temporary: Path, **variable
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("shape", [{}, {"moe": True, "num_experts": 8, "num_experts_per_tok": 3}])
 def test_kernels_are_made_once_kept_with_the_users_caches_and_give_the_same_logits(tmp_path, shape):

@@ -130,6 +130,7 @@ def test_two_ranks_compute_the_logits_of_one(folders: list[Path], tmp_path: Path
         assert relative_rms(np.load(found), np.array(alone)) <= 2e-5
 
 
+@pytest.mark.slow
 def test_a_conversation_on_rank_0_equals_the_one_of_a_single_process(folders: list[Path], tmp_path: Path):
     shutil.copytree(folders[0], tmp_path / "refused")
     together, alone = tmp_path / "together.py", tmp_path / "alone.py"
@@ -148,6 +149,7 @@ def test_a_conversation_on_rank_0_equals_the_one_of_a_single_process(folders: li
     assert replies == wanted.stdout.splitlines() != [], run.stderr + wanted.stderr
 
 
+@pytest.mark.slow
 def test_another_rank_holds_one_model_at_a_time(folders: list[Path], tmp_path: Path):
     script = tmp_path / "hold.py"
     script.write_text(HOLD)
@@ -177,6 +179,7 @@ def test_a_process_knows_whether_it_is_a_rank_and_follows(
     assert (is_rank(), follows()) == (one, led)
 
 
+@pytest.mark.slow
 def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):
     async def chat() -> tuple[dict[str, Any], str, list[int]]:
         client = EngineClient(shared_command(ranks=2), behind_launcher())
@@ -194,6 +197,7 @@ def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):
     assert ended(ranks)
 
 
+@pytest.mark.slow
 def test_ranks_end_with_a_front_end_that_is_killed(folders: list[Path], tmp_path: Path):
     script = tmp_path / "front.py"
     script.write_text(FRONT)
@@ -245,6 +249,7 @@ def runs(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_the_command_answers_once_and_like_a_single_process(folders: list[Path], tmp_path: Path):
     script = tmp_path / "command.py"
     script.write_text("import sys; from qchat.tui.cli.main import main; sys.exit(main())")

@@ -37,11 +37,13 @@ def pieces(length: int) -> Iterator[list[int]]:
     return (IDS[i : i + length] for i in range(0, len(IDS), length))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [2, 3, 31, 32, 33, 64, 149, 512])
 def test_prefill_in_chunks_equals_one_token_at_a_time(engine, chunk):
     assert relative_rms(last_logits(engine, pieces(chunk)), last_logits(engine, pieces(1))) <= 2e-5
 
 
+@pytest.mark.slow
 def test_logits_without_a_cache_equal_those_with_one(engine):
     assert relative_rms(engine.logits(IDS)[-1], last_logits(engine, pieces(1))) <= 2e-5
 

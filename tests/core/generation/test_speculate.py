@@ -71,6 +71,7 @@ def test_a_few_tokens_read_at_once_equal_the_recurrence_up_to_any_of_them(length
     assert_same((output, found), (wanted, after), 3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SETTINGS.values(), ids=SETTINGS)
 def test_drafts_change_no_id(engine: Engine, sampling: Sampling):
     plain = Decoder(engine.model, prefilled(engine), sampling)
@@ -79,6 +80,7 @@ def test_drafts_change_no_id(engine: Engine, sampling: Sampling):
     assert drafted.drafted > 0
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_the_trained_draft_head_is_mostly_right():
     engine = Engine.load(QTINY)
@@ -92,6 +94,7 @@ def test_the_trained_draft_head_is_mostly_right():
     assert decoder.accepted > 0.6 * decoder.drafted
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 25), st.integers(0, 250), st.integers(1, 12))
 def test_wherever_a_reply_ends_the_cache_has_read_its_ids_and_no_more(
@@ -115,8 +118,8 @@ def test_wherever_a_reply_ends_the_cache_has_read_its_ids_and_no_more(
 def rounding(engine: Engine, ids: list[int], expected: mx.array) -> float:
     """Return how far one token at a time is from the whole prompt at once: rounding alone.
 
-    Where the query and the key of a head of these random models are nearly orthogonal, the gated norm blows up
-    the rounding of their product: to 3e-5 here, and to 4.5e-5 between transformers in float32 and in float64.
+    Where query and key of a head of these random models are nearly orthogonal, the gated norm amplifies the
+    rounding of their product: to 3e-5 here, and to 4.5e-5 between transformers in float32 and in float64.
     """
     cache = prefilled(engine)
     for id in ids:
@@ -124,6 +127,7 @@ def rounding(engine: Engine, ids: list[int], expected: mx.array) -> float:
     return relative_rms(last_logits(engine, cache), expected)
 
 
+@pytest.mark.slow
 def test_a_forced_id_counts_for_the_penalties_like_a_drawn_one(engine: Engine):
     found = []
     for make in (drafting, lambda engine, cache, sampling: Decoder(engine.model, cache, sampling)):
@@ -142,6 +146,7 @@ def test_ranks_belong_to_the_next_position(engine: Engine):
         assert plain.rank(17) == drafted.rank(17)
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_drafts_work_over_an_8_bit_cache_and_a_cache_kept_before_them():
     engine = Engine.load(QTINY)
@@ -154,6 +159,7 @@ def test_drafts_work_over_an_8_bit_cache_and_a_cache_kept_before_them():
     assert ids[0] == ids[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, WINDOW, WINDOW + 1, 3 * WINDOW])
 def test_the_draft_head_reads_the_last_tokens_of_a_prompt(engine: Engine, length: int):
     ids = [PROMPT[i % len(PROMPT)] for i in range(length)]

@@ -207,6 +207,7 @@ def picked(places: tuple[int, ...], low: int, high: int) -> int:
     return int.from_bytes(bytes(both[place] for place in places), "little")
 
 
+@pytest.mark.slow
 @needs_a_compiler
 @pytest.mark.parametrize("what", ["product", "delta net", "attention", "experts", "written out"])
 def test_both_texts_compute_the_same(what, monkeypatch):

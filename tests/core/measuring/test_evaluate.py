@@ -105,6 +105,7 @@ def test_a_percentile_is_the_one_of_numpy(values: list[float], share: float):
 # --- whole evaluations ---
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_models_own_logits(raw: Path, packed: Path, passage: Path):
     context = 50
     found = evaluate_model(packed, raw, data=passage, context=context).overall
@@ -138,6 +139,7 @@ def test_a_model_compared_with_itself_differs_in_nothing(
         assert overall.perplexity == overall.reference_perplexity
 
 
+@pytest.mark.slow
 def test_few_rows_at_a_time_give_the_same_figures(
     raw: Path, packed: Path, passage: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -157,6 +159,7 @@ def test_without_a_reference_there_is_a_perplexity_and_no_cache(raw: Path, passa
     assert "KL" not in evaluation.as_table()
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_more_bits_are_closer_to_the_trained_model(tmp_path: Path):
     divergences = []
@@ -169,6 +172,7 @@ def test_more_bits_are_closer_to_the_trained_model(tmp_path: Path):
     assert 0 < divergences[0] < divergences[1] / 10 < divergences[2] / 100
 
 
+@pytest.mark.slow
 def test_every_kind_of_text_has_its_own_row(raw: Path, packed: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluate, "packaged_texts", lambda: {"one": PASSAGE, "two": PASSAGE[:100]})
     evaluation = evaluate_model(packed, raw, context=128)
@@ -180,6 +184,7 @@ def test_every_kind_of_text_has_its_own_row(raw: Path, packed: Path, monkeypatch
     assert json.loads(json.dumps(evaluation.as_json()))["overall"]["kl_mean"] == evaluation.overall.kl_mean
 
 
+@pytest.mark.slow
 def test_progress_ends_at_the_number_of_tokens(raw: Path, packed: Path, passage: Path):
     seen: list[tuple[str, int, int]] = []
     evaluate_model(packed, raw, data=passage, context=64, report=lambda *step: seen.append(step))
@@ -211,6 +216,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_reference_reads_each_text_once(raw: Path, packed: Path, passage: Path, loads: list[str]):
     first = evaluate_model(packed, raw, data=passage, context=64)
     assert evaluate_model(packed, raw, data=passage, context=64) == first
@@ -237,6 +243,7 @@ def reshape(path: Path) -> None:
     mx.save_safetensors(str(path), {"hidden": mx.zeros((2, 2))}, {"crc32": "0"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip, empty, reshape, Path.unlink])
 def test_a_damaged_file_of_the_cache_is_made_again(
     raw: Path, packed: Path, passage: Path, cache: Path, damage
@@ -248,6 +255,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(
     assert [path.read_bytes() for path in files(cache)] == whole
 
 
+@pytest.mark.slow
 def test_another_checkpoint_in_the_same_folder_is_read_afresh(
     tmp_path: Path, passage: Path, loads: list[str]
 ):

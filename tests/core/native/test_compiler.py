@@ -59,6 +59,7 @@ def runs(program: Path) -> int:
     return len((program.parent / "runs").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_the_compiler(
     folder: Path, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

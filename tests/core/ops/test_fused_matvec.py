@@ -60,6 +60,7 @@ def logits(model: Model, pieces: list[int]) -> mx.array:
     return mx.concatenate(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
 def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monkeypatch):
     """Steps of one and of several positions, through states, caches and residuals."""
@@ -75,6 +76,7 @@ def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monk
     assert len(ran) == 4 * (3 * (3 + after_mixer) + 5 + after_mixer + 1)
 
 
+@pytest.mark.slow
 def test_a_model_on_its_plain_layers_runs_no_kernels_between_products(tmp_path, monkeypatch):
     """Calibration replaces parts of the plain layers, so nothing may bypass them."""
     write_checkpoint(tmp_path, **SIZES)
@@ -94,6 +96,7 @@ def test_a_cache_that_takes_no_files_keeps_no_verdict(tmp_path, monkeypatch):
     assert "attend" in load(tmp_path / "model", monkeypatch, kernels=True)[1]
 
 
+@pytest.mark.slow
 def test_a_prompt_on_kernels_equals_the_plain_one(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, **SIZES)
     plain = logits(load(tmp_path, monkeypatch, kernels=False)[0], [19])

@@ -114,6 +114,7 @@ def test_the_delta_nets_output_channels_come_back_from_tiled_heads(name: str):
     np.testing.assert_allclose(np.array(values).reshape(4, -1), stored[[0, 2, 1, 3]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not QTINY_IMATRIX.exists(), reason="the trained model is not here")
 def test_the_tiled_order_is_the_one_that_agrees_with_real_activations(monkeypatch: pytest.MonkeyPatch):
     """llama.cpp measured the whole of this text; its first part, measured here, must look alike."""

@@ -107,6 +107,7 @@ messages = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(messages)
 def test_any_tree_survives_the_way_through_a_file(made: list[dict[str, Any]]):

@@ -162,6 +162,7 @@ def test_long_runs_of_bytes_are_cut_between_characters(before: list[int], count:
 # --- text that must stay text ---
 
 
+@pytest.mark.slow
 @quick
 @given(text=texts)
 def test_plain_encoding_is_that_of_a_vocabulary_without_added_tokens(folder: Path, text: str):

@@ -85,6 +85,7 @@ def test_a_calibration_counts_its_chunks(model: Path, text: Path, tmp_path: Path
     assert (result["path"], result["chunks"]) == (output, 3)
 
 
+@pytest.mark.slow
 def test_an_evaluation_gives_scores_and_keeps_what_it_measured(model: Path, text: Path, tmp_path: Path):
     convert(model, tmp_path / "tiny-4bit", Told())
     measurements, report = tmp_path / "measured" / "all.jsonl", Told()

@@ -234,6 +234,7 @@ def test_the_memory_is_told_while_something_runs(engine: Driver):
     engine.end(number)
 
 
+@pytest.mark.slow
 def test_the_conversation_is_moved_in_and_asked_about(engine: Driver):
     for text in ("one", "two"):
         assert "state" in engine.do("send", text=text, settings=GREEDY)
@@ -296,6 +297,7 @@ def test_what_cannot_be_done_is_an_error_in_one_sentence(engine: Driver, method:
 # --- stopping ---
 
 
+@pytest.mark.slow
 def test_a_reply_is_cancelled_at_its_next_token(engine: Driver):
     number = engine.ask("send", text=QUESTION, settings=ENDLESS)
     engine.until(number, "thought")
@@ -307,6 +309,7 @@ def test_a_reply_is_cancelled_at_its_next_token(engine: Driver):
     assert engine.events(number)[-1]["finish_reason"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_reply_is_cancelled_while_its_prompt_is_read(engine: Driver):
     number = engine.ask("send", text=LONG_TEXT, settings=GREEDY)
     engine.until(number, "prefill")
@@ -324,6 +327,7 @@ def test_a_request_that_still_waits_is_cancelled_before_it_begins(engine: Driver
     assert engine.end(second)["kind"] == "Cancelled"
 
 
+@pytest.mark.slow
 def test_cancelling_what_is_over_stops_nothing(engine: Driver):
     number = engine.ask("count", text="a")
     engine.end(number)
@@ -334,6 +338,7 @@ def test_cancelling_what_is_over_stops_nothing(engine: Driver):
     )
 
 
+@pytest.mark.slow
 def test_a_thought_is_closed_on_request_and_the_answer_begins(engine: Driver):
     settings = {**ENDLESS, "temperature": 0.6, "top_k": 20, "max_new_tokens": 400}
     number = engine.ask("send", text=QUESTION, settings=settings)
@@ -344,6 +349,7 @@ def test_a_thought_is_closed_on_request_and_the_answer_begins(engine: Driver):
     assert not engine.events(number)[-1]["thinking_cut"]
 
 
+@pytest.mark.slow
 def test_loading_is_cancelled_between_two_tensors():
     with Driver() as driver:
         number = driver.ask("load", model=MODEL)
@@ -381,6 +387,7 @@ def busy(driver: Driver, doing: str, folder: Path) -> None:
         driver.until(number, event)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("doing", BUSY)
 @pytest.mark.parametrize("how", ["closed", "SIGTERM"])
 def test_it_ends_when_its_input_does_whatever_it_is_doing(tmp_path: Path, doing: str, how: str):
@@ -405,6 +412,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_it_ends_when_its_parent_is_killed_though_somebody_keeps_the_pipe_open():
     read_end, write_end = os.pipe()
     parent = subprocess.Popen(
@@ -445,6 +453,7 @@ def test_shutdown_ends_it_after_what_was_asked_before():
         assert driver.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_a_front_end_that_stops_reading_does_not_keep_it_alive():
     with Driver() as driver:
         driver.do("load", model=MODEL)

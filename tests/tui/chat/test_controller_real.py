@@ -38,6 +38,7 @@ def progressed(stage: Stage, phase: str) -> bool:
     return status.thought_tokens > 3 if phase == "thinking" else status.total > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["reading", "thinking"])
 def test_an_engine_killed_in_a_reply_costs_nothing_that_was_said(tmp_path: Path, store: Store, phase: str):
     stage = Stage(tmp_path, store=store, real=True)
@@ -68,6 +69,7 @@ def test_an_engine_killed_in_a_reply_costs_nothing_that_was_said(tmp_path: Path,
     ]
 
 
+@pytest.mark.slow
 def test_an_engine_killed_while_it_loads_is_started_again(tmp_path: Path, store: Store):
     stage = Stage(tmp_path, store=store, real=True)
 
@@ -87,6 +89,7 @@ def test_an_engine_killed_while_it_loads_is_started_again(tmp_path: Path, store:
     stage.play(scene, load="")
 
 
+@pytest.mark.slow
 def test_a_conversion_whose_engine_is_killed_leaves_the_chat_and_can_be_done_again(
     tmp_path: Path, store: Store
 ):
@@ -131,6 +134,7 @@ def test_a_conversion_that_is_cancelled_leaves_nothing(tmp_path: Path):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_conversation_is_left_and_opened_again_without_being_read_again(tmp_path: Path, store: Store):
     async def begin(stage: Stage) -> None:
         await stage.chat.send("What is the capital of France?", **BRIEF)

@@ -47,6 +47,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_the_capital_of_france_is_paris():
     code, out, err = qchat(QTINY, "-p", "What is the capital of France?", "--no-think", "--temperature", "0")
@@ -54,6 +55,7 @@ def test_the_capital_of_france_is_paris():
     assert "no chat template" in err
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_a_piped_sum_is_thought_about_on_stderr_and_answered_on_stdout():
     code, out, err = qchat(
@@ -87,6 +89,7 @@ def test_equal_seeds_give_equal_replies_and_the_counts_add_up(random_model: Path
     assert replies[0]["finish_reason"] in ("stop", "length")
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_an_interrupt_stops_a_real_reply_between_tokens():
     arguments = ("-p", "Tell me a story", "--jsonl", "--no-think", "--temperature", "0")
@@ -130,6 +133,7 @@ def test_a_missing_model_is_code_3(tmp_path: Path):
     assert f"the model folder {tmp_path / 'nowhere'} does not exist" in err
 
 
+@pytest.mark.slow
 def test_the_last_conversation_goes_on_and_is_kept(random_model: Path):
     """Twice, so that the second run meets what the first one wrote; the model is the one it was held with."""
     with Store(conversations_file()) as store:

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from qchat.tui.chat.controller import Chat
 from qchat.tui.commands import perform
 from qchat.tui.text.report import report_text
@@ -13,6 +15,7 @@ from tests.tui.fake_front import FakeFront
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
 
 
+@pytest.mark.slow
 def test_a_model_is_made_measured_and_compared_from_the_chat(tmp_path: Path):
     raw, made = tmp_path / "raw", tmp_path / "made"
     write_checkpoint(raw)

@@ -38,6 +38,7 @@ def shown(it: Running) -> str:
     return "\n".join(transcript.render_line(y).text for y in range(transcript.size.height))
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_stopped_and_gone_on_with(server: Hub, tmp_path: Path):
     async def main() -> None:
         async with running(tmp_path) as it:

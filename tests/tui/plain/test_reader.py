@@ -105,6 +105,7 @@ class Scene:
 # --- rows ---
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(BLOCKS, min_size=1, max_size=5), st.randoms(use_true_random=False), st.integers(20, 60))
 def test_rows_that_come_early_are_those_of_the_whole_text(blocks, random, width):

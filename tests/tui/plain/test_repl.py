@@ -80,6 +80,7 @@ def running(words: list[str], **env: str) -> Iterator[tuple[int, subprocess.Pope
     os.close(ours)
 
 
+@pytest.mark.slow
 def test_lines_from_a_pipe_are_answered_one_after_another_and_commands_done(model: Path):
     printed, said = piped(model, "hello", "/retry", "/frobnicate", "/undo", "/undo", "/bye")
     assert len(printed) >= 2
@@ -89,6 +90,7 @@ def test_lines_from_a_pipe_are_answered_one_after_another_and_commands_done(mode
     assert "there is no question yet" in said
 
 
+@pytest.mark.slow
 def test_quotes_hold_several_lines_together(model: Path):
     printed, _ = piped(model, '"""', "first", "second", '"""', "/show prompt", "/bye")
     assert "first\nsecond" in "\n".join(printed)
@@ -122,6 +124,7 @@ def test_a_screen_reader_hears_who_speaks_and_no_drawing(model: Path):
     assert not re.search("[\u2500-\u25ff]", screen)
 
 
+@pytest.mark.slow
 def test_what_is_typed_during_a_reply_waits_for_its_end_unseen(model: Path):
     with in_terminal(model, "--plain", "--max-tokens", "200", NO_COLOR="1") as (terminal, process):
         read_until(terminal, "ctrl+d leaves")

@@ -266,6 +266,7 @@ def test_an_engine_that_cannot_load_is_a_sentence(tmp_path: Path):
 # --- commands, files, the editor ---
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_the_app_without_an_internal_error(tmp_path: Path, monkeypatch):
     """A command may refuse in a sentence; nothing else may come of it."""
     monkeypatch.setattr(editor, "edit", lambda text: text)

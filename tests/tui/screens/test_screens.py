@@ -418,6 +418,7 @@ def test_the_sheets_are_drawn_in_windows_of_all_sizes(tmp_path: Path, size):
 # --- themes ---
 
 
+@pytest.mark.slow
 def test_a_theme_is_worn_under_the_cursor_kept_with_enter_and_put_off_with_escape(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
@@ -482,6 +483,7 @@ def test_a_settings_file_that_cannot_be_changed_keeps_the_theme_and_says_so(
         await it.until(lambda: any("cannot be" in toast.message for toast in it.app._notifications))
 
 
+@pytest.mark.slow
 def test_screens_over_a_reply_do_not_hold_it_up(tmp_path: Path):
     """A list is open while words arrive: nothing is lost, and the chat is up to date when it is closed."""
 

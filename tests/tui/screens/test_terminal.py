@@ -139,6 +139,7 @@ def start() -> Iterator[Callable[..., Terminal]]:
         terminal.close()
 
 
+@pytest.mark.slow
 def test_a_chat_is_resized_loses_its_engine_goes_on_and_is_left(start: Callable[..., Terminal]):
     """One run for all, since each start costs seconds."""
     it = start("-o", "temperature=0")
@@ -196,6 +197,7 @@ def test_a_signal_ends_it_as_its_user_would(
     assert "half typed" in (hermetic / "state/qchat/history").read_text()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_can_do_nothing_gets_lines(start: Callable[..., Terminal]):
     it = start("--no-think", "-o", "temperature=0", TERM="dumb")
     it.until_shown("embedded")

@@ -101,6 +101,7 @@ def shown(lines: list[Line]) -> str:
     return "\n".join(plain(line) for line in lines)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sources, st.lists(st.integers(0, 10_000), max_size=30), frames)
 @example("- a\n- b\n\n- c\n  - d\n1. x\n1. y", list(range(40)), Frame(30, 30))
@@ -122,6 +123,7 @@ def test_no_line_is_wider_than_there_is_room(source: str, width: int, more: int)
     assert all(width_of(line.spans) <= frame.wide for line in document(printable(source), frame))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(sources, st.lists(st.integers(0, 10_000), max_size=8))
 def test_finished_pieces_are_never_taken_back_and_make_up_the_text(source: str, cuts: list[int]):
