@@ -90,7 +90,10 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from ..user.settings import KEYS, Settings
 
     flags = {name: value for name, value in vars(args).items() if name in KEYS and name != "model"}
-    return Settings.load(flags, options=args.options)
+    settings = Settings.load(flags, options=args.options)
+    if args.model:
+        settings.change("model", args.model, "the command line")
+    return settings
 
 
 def _is_chat(args: argparse.Namespace) -> bool:

@@ -196,7 +196,7 @@ def test_the_variables_of_others_are_those_that_the_program_reads():
 def test_no_word_makes_any_key_fail_but_in_a_sentence(word: str):
     for key in KEYS.values():
         try:
-            key.checked(key.parsed(word, "here"), "here")
+            key.check(key.parse(word, "here"), "here")
         except UsageError as error:
             assert str(error).startswith(f"here: {key.name} is ")
 
