@@ -12,7 +12,7 @@ from ..user.attachments import complete as complete_path
 from ..user.attachments import read
 from ..user.kinds import Choice, Flag
 from ..user.paths import config_file
-from ..user.settings import KEYS, Key, Settings
+from ..user.settings import KEYS, Key, Settings, save, unsave
 from .base import Command, Front, choice, first_words, need_model, starting, turns
 from .parameters import ALIASES, MODEL, OF_REPLIES, change, format_value, in_force, key_called
 from .thinking import describe_thinking, set_thinking
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 DEFAULT = "default"
+SAVE = " --save"
 SWITCHES = ("think", "nothink", "verbose", "quiet")
 AT_START = tuple(key.name for key in KEYS.values() if key.applies == "next start")
 # what the front end shows, or says that it cannot
@@ -57,12 +58,13 @@ def read_system(argument: str) -> str | None:
 class Set(Command):
     """Change a setting for this run: /set temperature 0.7, /set think off; default restores the default.
 
+    With --save it also becomes your default: the settings file is changed, and nothing else in it.
     Ollama's words are understood too: /set parameter NAME VALUE, /set think, /set nothink, /set system TEXT,
     /set verbose, /set quiet.
     """
 
     names = ("set",)
-    usage = "NAME VALUE"
+    usage = "NAME VALUE [--save]"
     while_busy = True
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
@@ -77,15 +79,16 @@ class Set(Command):
         if not argument:
             front.report(parameters_report(chat))
             return
-        name, _, value = argument.partition(" ")
+        given = argument.removesuffix(SAVE)
+        name, _, value = given.partition(" ")
         if name == "parameter":
             name, _, value = value.strip().partition(" ")
             if not name:
                 raise self.wrong("say which parameter")
-        elif name in SWITCHES and not value:
+        elif argument in SWITCHES:
             self._switch(chat, front, name)
             return
-        await self._set(chat, front, name, value.strip())
+        await self._set(chat, front, name, value.strip(), keep=given != argument)
 
     def _switch(self, chat: "Chat", front: Front, name: str) -> None:
         if name in ("think", "nothink"):
@@ -95,24 +98,40 @@ class Set(Command):
         chat.show_stats = name == "verbose"
         front.note("each reply ends with its figures" if chat.show_stats else "replies end without figures")
 
-    async def _set(self, chat: "Chat", front: Front, name: str, text: str) -> None:
+    async def _set(self, chat: "Chat", front: Front, name: str, text: str, *, keep: bool) -> None:
         key = key_called(name, "/set")
-        if key.name in AT_START:
-            raise UsageError(
-                f"/set {key.name}: it takes effect only when qchat starts; `qchat config edit` sets it in "
-                f"{config_file()}"
-            )
         if not text:
             raise UsageError(f"/set {key.name}: the value is missing, wanted {key.kind.wanted}")
+        if key.name in AT_START and not keep:
+            raise UsageError(
+                f"/set {key.name}: it takes effect only when qchat starts; /set {key.name} {text:.60}{SAVE} "
+                f"saves it in {config_file()}"
+            )
         if key.name == "model":
             from .models import Model
 
             await Model().run(chat, front, "" if text == DEFAULT else text)
+            value = chat.settings["model"]
+        else:
+            value = None if text == DEFAULT else _parse(key, text)
+            await self._apply(chat, front, key, value)
+        if keep:
+            front.note(_save(key, value, remove=text == DEFAULT or (value is None and key.name == "system")))
+
+    async def _apply(self, chat: "Chat", front: Front, key: Key, value: Any) -> None:
+        if key.name in AT_START:
             return
-        value = None if text == DEFAULT else _parse(key, text)
         changed = await change(chat, front, key.name, value, "/set")
         if key.name not in SHOWN_BY_FRONT:
             front.note(changed)
+
+
+def _save(key: Key, value: Any, *, remove: bool) -> str:
+    """Save a setting in the user's file, or remove it there; return a sentence that says so."""
+    if remove:
+        unsave(key.name)
+        return f"{config_file()} no longer sets {key.name}"
+    return f"{key.name} is saved in {save(key.name, value)}"
 
 
 def _parse(key: Key, text: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ...core.errors import UsageError
 from .kinds import Choice, Flag, Kind, Number, Size, Table, Text, Texts
 from .paths import config_file, make_config_dir
-from .toml_file import read_toml, replace_line
+from .toml_file import edit_toml, read_toml
 
 PROJECT_FILE = ".qchat.toml"
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
@@ -349,12 +349,20 @@ def _from_file(path: Path, *, project: bool) -> dict[str, Setting]:
     return layer
 
 
-def remember(name: str, value: str) -> None:
-    """Set a key to a text in the user's file, where nothing else changes. Raises UsageError."""
+def save(name: str, value: Any) -> Path:
+    """Set a key in the user's file, None as "auto", and return its path. Raises UsageError."""
     path = config_file()
-    value = KEYS[name].check(value, str(path))
-    try:
-        make_config_dir()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
-    replace_line(path, name, value)
+    value = "auto" if value is None else value
+    KEYS[name].check(value, str(path))
+    make_config_dir()
+    edit_toml(path, lambda table: table.update({name: value}))
+    return path
+
+
+def unsave(name: str) -> bool:
+    """Remove a key from the user's file; return whether it was there. Raises UsageError."""
+    path = config_file()
+    if name not in read_toml(path):
+        return False
+    edit_toml(path, lambda table: table.pop(name))
+    return True

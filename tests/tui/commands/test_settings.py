@@ -1,5 +1,6 @@
 """Every way to change a setting during a run: `/show config` shows the new value and where it came from."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from qchat.core.errors import UsageError
 from qchat.tui.chat.controller import Chat
 from qchat.tui.commands.settings import AT_START, config_report
 from qchat.tui.text.report import Table
+from qchat.tui.user.paths import config_file
 from qchat.tui.user.settings import KEYS, Settings
 from tests.tui.chat_stage import Stage as ViewStage
 from tests.tui.fake_front import FakeFront, Stage
@@ -218,3 +220,27 @@ def test_what_was_changed_on_the_full_screen_holds_line_by_line(tmp_path: Path, 
     monkeypatch.setattr("qchat.tui.plain.repl.run", run_lines)
     assert launch.run(launch.Launch(settings=settings, model="embedded")) == 0
     assert seen == [{"temperature": "/set", "plain": "/plain"}]
+
+
+# --- saved as the default ---
+
+
+def test_a_setting_is_saved_on_request_and_unsaved_by_its_default(tmp_path: Path):
+    stage = Stage(tmp_path)
+    path = config_file()
+    front = stage.play("/set temperature 0.5 --save", "/set think off --save", "/set measure 120 --save")
+    assert not front.all("error")
+    assert f"temperature is saved in {path}" in front.said
+    assert tomllib.loads(path.read_text()) == {"temperature": 0.5, "think": False, "measure": 120}
+    assert row(stage.chat, "temperature") == ("0.5", "/set")
+    assert row(stage.chat, "measure") == ("100", "default")  # takes effect when qchat starts
+    front = Stage(tmp_path).play("/set temperature default --save", "/set seed default --save")
+    assert not front.all("error")
+    assert f"{path} no longer sets temperature" in front.said
+    assert tomllib.loads(path.read_text()) == {"think": False, "measure": 120}
+
+
+def test_a_change_is_saved_only_on_request_and_only_if_it_succeeds(tmp_path: Path):
+    front = Stage(tmp_path).play("/set seed 3", "/set seed x --save", "/set model nosuch --save")
+    assert len(front.all("error")) == 2
+    assert not config_file().exists()
