@@ -174,6 +174,11 @@ def list_models(locations: Locations | None = None) -> list[LocalModel]:
     return [with_details(found) for found in _candidates(locations or Locations())]
 
 
+def model_names(locations: Locations | None = None) -> list[str]:
+    """Return the names of all models on this machine, without reading a file of theirs."""
+    return [found.name for found in _candidates(locations or Locations())]
+
+
 def select_model(name: str, listed: Sequence[LocalModel]) -> LocalModel:
     """Return the listed model given as a name, a unique prefix of one or a folder. Raises ModelError."""
     path = _expand_path(name).resolve()

@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line that is being typed may continue
+        from .completers import complete
+
+        complete()
     if follows():
         from ...core import flushing, follow
 

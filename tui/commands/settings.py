@@ -10,7 +10,7 @@ from ...core.errors import UsageError
 from ..text.report import Lines, Report, Spark, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
-from ..user.kinds import Choice, Flag
+from ..user.kinds import list_words
 from ..user.paths import config_file
 from ..user.settings import KEYS, Key, Settings, save, unsave
 from .base import Command, Front, choice, first_words, need_model, starting, turns
@@ -141,12 +141,7 @@ def _parse(key: Key, text: str) -> Any:
 def _values(name: str) -> tuple[str, ...]:
     """Return the values that a setting may have, if they can be listed."""
     key = KEYS.get(ALIASES.get(name, name))
-    match key and key.kind:
-        case Choice(options):
-            return (*map(str, options), DEFAULT)
-        case Flag():
-            return ("on", "off", DEFAULT)
-    return (DEFAULT,)
+    return (*(list_words(key.kind) if key else ()), DEFAULT)
 
 
 class Show(Command):

@@ -47,6 +47,16 @@ class Flag:
         return self.check(True if word in YES else False if word in NO else word)
 
 
+def list_words(kind: Kind) -> tuple[str, ...]:
+    """Return the words that a kind takes, if they can be listed."""
+    match kind:
+        case Choice(options):
+            return tuple(map(str, options))
+        case Flag(auto):
+            return ("on", "off", "auto") if auto else ("on", "off")
+    return ()
+
+
 @dataclass(frozen=True)
 class Number:
     """A number from `low` to `high`, or `alone`, a value outside that range with a meaning of its own."""

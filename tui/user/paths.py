@@ -5,10 +5,12 @@ where there is no such user, and where a folder cannot be made.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...core.errors import UsageError
+
+SHIPPED_THEMES = Path(__file__).parents[2] / "themes"
 
 
 def user_path(text: str | Path) -> Path:
@@ -28,6 +30,12 @@ def config_dir(env: Mapping[str, str] | None = None) -> Path:
 
 def config_file(env: Mapping[str, str] | None = None) -> Path:
     return config_dir(env) / "config.toml"
+
+
+def theme_files(env: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """Yield the files of the shipped themes, then of the user's."""
+    for folder in (SHIPPED_THEMES, config_dir(env) / "themes"):
+        yield from sorted(folder.glob("*.toml"))
 
 
 def data_dir() -> Path:
