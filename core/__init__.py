@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from .model.memory_plan import plan_folder as plan_folder
     from .model.memory_plan import plan_table as plan_table
     from .quant.plan import load_config as load_config
+    from .quant.recipe_file import BUILTIN as BUILTIN
     from .quant.recipes import Options as Options
     from .storage.export import export_conversation as export_conversation
     from .storage.importer import import_conversation as import_conversation
     from .storage.store import Store as Store
 
 _HOMES = {
+    "BUILTIN": "quant.recipe_file",
     "BUILT_IN_MODEL": "hub.catalog",
     "Engine": "engine.engine",
     "Measurements": "measuring.measurements",

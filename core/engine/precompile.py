@@ -23,7 +23,8 @@ from ..checkpoint.packed import Packed
 from ..checkpoint.weights import Tensor, Weights, load_weights
 from ..errors import QchatError
 from ..machine import fusion
-from ..machine.backend import DTYPES, Policy, cache_path, choose_policy, mx, on_gpu
+from ..machine.backend import DTYPES, Policy, choose_policy, mx, on_gpu
+from ..machine.files import cache_path
 from ..machine.fusion import Kernels, kernel_home, loading, mlx_folder
 from ..model.network import Model
 

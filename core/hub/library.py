@@ -20,7 +20,7 @@ from ..checkpoint.header import printable
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
 from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards, read_headers
 from ..errors import ModelError, UsageError
-from ..machine.files import read_json, write_whole
+from ..machine.files import read_json, user_folder, write_whole
 from .cache import (
     CONFIG_NAME,
     SMALL_NAMES,
@@ -94,9 +94,10 @@ def _default_folders() -> tuple[Path, ...]:
 
 
 def _used_file() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    home = Path(base) if Path(base).is_absolute() else Path("~/.local/state").expanduser()
-    return home / "qchat" / "models.json"
+    folder = user_folder("XDG_STATE_HOME", ".local/state")
+    if folder is None:
+        raise UsageError("there is no home folder for the list of used models: set HOME or XDG_STATE_HOME")
+    return folder / "models.json"
 
 
 def find_model(name: str, locations: Locations | None = None) -> Path:
@@ -172,6 +173,11 @@ def published_id(name: str) -> str:
 def list_models(locations: Locations | None = None) -> list[LocalModel]:
     """Return all models on this machine, by location and name. Reads the headers of their weight files."""
     return [with_details(found) for found in _candidates(locations or Locations())]
+
+
+def model_names(locations: Locations | None = None) -> list[str]:
+    """Return the names of all models on this machine, without reading a file of theirs."""
+    return [found.name for found in _candidates(locations or Locations())]
 
 
 def select_model(name: str, listed: Sequence[LocalModel]) -> LocalModel:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from ..machine.backend import cache_path, mx
-from ..machine.files import write_whole
+from ..machine.backend import mx
+from ..machine.files import cache_path, write_whole
 
 # numbered by CUDA's major version
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")

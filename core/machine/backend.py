@@ -8,24 +8,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UsageError
+from .files import cache_path
 from .fusion import Fused, choice
 from .linux_cpu import keep_freed_pages, open_blas
 from .memory import host_available_nbytes
 from .subnormals import flush_on_request
-
-
-def cache_path(name: str) -> Path | None:
-    """Return the path `name` in qchat's cache folder; None where there is no home folder."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # the XDG specification says to ignore relative paths
-        return (base if base.is_absolute() else Path.home() / ".cache") / "qchat" / name
-    except RuntimeError:
-        return None
 
 
 def _keep_compiled_kernels() -> None:
@@ -42,7 +32,7 @@ _keep_compiled_kernels()
 
 import mlx.core as mx  # noqa: E402  the BLAS must be opened first
 
-__all__ = ["Policy", "cache_path", "choose_policy", "fuse", "mx", "on_gpu"]
+__all__ = ["Policy", "choose_policy", "fuse", "mx", "on_gpu"]
 
 F = TypeVar("F", bound=Callable)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}

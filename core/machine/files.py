@@ -1,4 +1,4 @@
-"""Files read whole and bounded (bytes, text, one JSON object), and files written whole or not at all.
+"""Files read whole and bounded (bytes, text, one JSON object), written whole or not at all; users' folders.
 
 Reading refuses what is not a regular file (a pipe would hang, a device has no end), what is larger than its
 limit, and JSON that is no object, holds NaN or infinity, or nests deeper than Python can follow.
@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,6 +65,25 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{digits[:40]} is out of range")
     return value
+
+
+def cache_path(name: str) -> Path | None:
+    """Return the path `name` in qchat's cache folder; None where there is no home folder."""
+    folder = user_folder("XDG_CACHE_HOME", ".cache")
+    return None if folder is None else folder / name
+
+
+def user_folder(variable: str, default: str, env: Mapping[str, str] | None = None) -> Path | None:
+    """Return qchat's folder below the XDG base folder that `variable` names, else below `default` at home.
+
+    None where there is no home folder. Not made here.
+    """
+    base = Path((os.environ if env is None else env).get(variable, ""))
+    try:
+        # the XDG specification says to ignore relative paths
+        return (base if base.is_absolute() else Path.home() / default) / "qchat"
+    except RuntimeError:
+        return None
 
 
 def write_whole(

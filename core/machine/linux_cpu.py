@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UsageError
-from .files import whole_file
+from .files import cache_path, whole_file
 
 # the matrix products that libmlx.so imports; factorizations stay with the reference library
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -86,7 +86,7 @@ def renamed_openblas() -> Path:
     where the renaming fails, RuntimeError where there is no home folder.
     """
     version = importlib.metadata.version("scipy-openblas32")
-    cached = _cache_folder() / f"openblas-{version}.so"
+    cached = _blas_folder() / f"openblas-{version}.so"
     if not cached.exists():
         _rename_symbols(_packaged_openblas(), cached)
     return cached
@@ -99,11 +99,10 @@ def _packaged_openblas() -> Path:
     return Path(spec.origin).parent / "lib" / "libscipy_openblas.so"
 
 
-def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # the XDG specification says to ignore relative paths
-        base = Path.home() / ".cache"
-    folder = base / "qchat" / "blas"
+def _blas_folder() -> Path:
+    folder = cache_path("blas")
+    if folder is None:
+        raise RuntimeError("there is no home directory for the cache: set XDG_CACHE_HOME")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 

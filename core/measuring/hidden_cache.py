@@ -19,8 +19,8 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.header import read_header
 from ..checkpoint.shards import find_shards, read_headers, stamp_files
 from ..errors import DoesNotFit, QchatError, WeightsError
-from ..machine.backend import cache_path, choose_policy, mx
-from ..machine.files import MAX_JSON_NBYTES, read_bytes, whole_file
+from ..machine.backend import choose_policy, mx
+from ..machine.files import MAX_JSON_NBYTES, cache_path, read_bytes, whole_file
 
 FORMAT = 1
 LIMIT_NBYTES = 8 << 30

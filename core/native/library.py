@@ -12,7 +12,8 @@ from ctypes import POINTER, c_float, c_int, c_int32, c_int64
 from pathlib import Path
 
 from ..errors import UsageError
-from ..machine.backend import cache_path, mx, on_gpu
+from ..machine.backend import mx, on_gpu
+from ..machine.files import cache_path
 from . import compiler
 from .structures import SIZES, DeltaNet, Matrix, Memory, Network, address
 

@@ -18,7 +18,8 @@ from ..kernels.compile_cache import compiler_version
 from ..kernels.dequantize import dequantize, dequantize_kernel
 from ..kernels.expert_routing import route, route_kernel
 from ..kernels.launch import Kernel, backend, distrust, texts
-from ..machine.backend import cache_path, mx
+from ..machine.backend import mx
+from ..machine.files import cache_path
 from . import fused_matvec
 from .attention import attention
 from .elementwise import decay_and_beta, gated_norm, l2_normalise, silu

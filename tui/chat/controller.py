@@ -33,8 +33,8 @@ STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
 
 
 class Chat:
-    """`model` and `state` are the engine's ModelInfo and State; `settings` go with every reply. Jobs have
-    engines like the chat's, or of their own kind.
+    """`model` and `state` are the engine's ModelInfo and State; `settings` are the run's, which go with every
+    reply and every load. Jobs have engines like the chat's, or of their own kind.
 
     Every method raises QchatError with one sentence; EngineDied comes after the view was told of the death.
     """
@@ -49,13 +49,11 @@ class Chat:
         store: "Store | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.view, self.options, self.store = view, settings, store
+        self.view, self.settings, self.store = view, settings, store
         self.model: dict[str, Any] | None = None
         self.state: dict[str, Any] = dict(NO_STATE)
-        self.settings: dict[str, Any] = dict(settings.reply())
         self.queue: list[str] = []
         self.jobs: list[Job] = []
-        self.show_thinking = bool(settings["show_thinking"])
         self.show_stats = False
         self.client: EngineClient | None = None
         self.meter = Meter(clock)
@@ -90,27 +88,21 @@ class Chat:
         own = list(self.client.log) if self.client else []
         return [*own, *(line for job in self.jobs for line in job.log)]
 
-    def set_option(self, name: str, value: Any) -> None:
-        """Change a setting for the rest of this run, with None to its default. Raises UsageError."""
-        options = self.options
-        self.options = options.without(name) if value is None else options.replaced("/set", **{name: value})
-
     # the engine
 
-    async def load(self, model: str, *, conversation: int | None = None, **session: Any) -> None:
-        """Load the folder `model` and go on with the conversation, or with the stored one of this number.
+    async def load(self, model: str, *, conversation: int | None = None) -> None:
+        """Load the folder `model` and continue the conversation, or the stored one of this number.
 
-        Nothing of it is read before the next question. `session` stands over the settings' history,
-        context_limit, snapshot_budget, quantized_kv and system.
+        Nothing of it is read before the next question.
         """
         with self._at_work("starting"):
-            await self._load(model, conversation, session)
+            await self._load(model, conversation)
 
-    async def _load(self, model: str, conversation: int | None, session: Mapping[str, Any]) -> None:
+    async def _load(self, model: str, conversation: int | None) -> None:
         client = await self._running()
         kept = self.state if conversation is None else NO_STATE
         number = (conversation or kept["conversation"]) if self.store is not None else None
-        given = {**self.options.session(), **kept_settings(kept, number), **session}
+        given = {**self.settings.session(), **kept_settings(kept, number)}
         if self.store is not None:
             given |= {"store": str(self.store.path), "conversation": number}
         self.meter.begin("loading")
@@ -132,15 +124,17 @@ class Chat:
             await self._client().request("unload")
             self.model = None
 
-    async def restart(self, **session: Any) -> None:
-        """Start a new engine in place of a dead one, with the same model and conversation, and go on.
+    async def restart(self, *, context_limit: int | None = None) -> None:
+        """Start a new engine in place of a dead one, with the same model and conversation, and continue.
 
-        `session` may give another context_limit. A question that got no answer is asked again.
+        A `context_limit` becomes the setting. A question that got no answer is asked again.
         """
         if self._path is None:
             raise UsageError("no model was loaded: /load NAME")
+        if context_limit is not None:
+            self.settings.change("context_limit", context_limit, "the restart")
         with self._at_work("starting"):
-            await self._load(self._path, None, session)
+            await self._load(self._path, None)
             turn, self._interrupted = self._interrupted, None
             if turn is not None:
                 await self._take_up(turn)
@@ -273,7 +267,7 @@ class Chat:
                 self.view.rebuilt({**self.state, "turns": before})
             self.view.question(turn)
             try:
-                call = client.call(method, **params, settings={**self.settings, **settings})
+                call = client.call(method, **params, settings={**self.settings.reply(), **settings})
                 result = await self._follow(call, turn)
             except EngineDied:
                 self._keep_partial(before, turn)
@@ -370,6 +364,16 @@ class Chat:
     def _hold(self, state: dict[str, Any]) -> None:
         self.state = state
         self.meter.hold(state)
+        if self.model is not None:
+            self._record_conversation_settings(self.model, state)
+
+    def _record_conversation_settings(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Record the system prompt and history mode that a conversation brings along."""
+        by_default = {"system": None, "history": "preserve" if model["can_preserve_thinking"] else "strip"}
+        for name, default in by_default.items():
+            current = default if self.settings[name] is None else self.settings[name]
+            if (state[name] or None) != current:
+                self.settings.record(name, state[name] or None, "the conversation")
 
     # jobs
 

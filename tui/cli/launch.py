@@ -147,6 +147,7 @@ def _run_app(
         raise app.failure
     chat = app.chat
     if goal == "plain":
+        settings.change("plain", True, "/plain")
         model = str((chat.model or {}).get("path") or beginning.model)
         return 0, replace(beginning, model=model, conversation=chat.state["conversation"], text="")
     _say_farewell(chat)

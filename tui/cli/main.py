@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line that is being typed may continue
+        from .completers import complete
+
+        complete()
     if follows():
         from ...core import flushing, follow
 
@@ -90,7 +94,10 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from ..user.settings import KEYS, Settings
 
     flags = {name: value for name, value in vars(args).items() if name in KEYS and name != "model"}
-    return Settings.load(flags, options=args.options)
+    settings = Settings.load(flags, options=args.options)
+    if args.model:
+        settings.change("model", args.model, "the command line")
+    return settings
 
 
 def _is_chat(args: argparse.Namespace) -> bool:

@@ -91,7 +91,7 @@ def _target(chat: "Chat", source: Path, args: Namespace) -> Path:
 
 def models_folder(chat: "Chat") -> Path:
     """The first of the user's folders, made when missing. Raises UsageError."""
-    folder = user_path(chat.options["models_dir"][0])
+    folder = user_path(chat.settings["models_dir"][0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -221,7 +221,7 @@ class Compare(Command):
                 "models": [str(model) for model in models],
                 "text": text,
                 "system": (chat.state or {}).get("system"),
-                "settings": dict(chat.settings),
+                "settings": chat.settings.reply(),
             },
             shown.compared,
             alone=crowded(chat, *models),

@@ -48,6 +48,7 @@ class Model(Command):
         if name:
             folder = await resolve(chat, front, name)
             await chat.load(str(folder))
+            chat.settings.change("model", str(folder), f"/{self.name}")
             remember(chat, folder)
 
 
@@ -123,7 +124,7 @@ def places(chat: "Chat") -> "Locations":
     """Where the user's models are looked for."""
     from ...core.hub.library import Locations
 
-    return Locations.from_setting(chat.options["models_dir"])
+    return Locations.from_setting(chat.settings["models_dir"])
 
 
 def known(chat: "Chat") -> "list[LocalModel]":
@@ -136,7 +137,7 @@ def complete_model(chat: "Chat", argument: str) -> list[str]:
     """Names that are known, and paths."""
     is_path = "/" in argument or argument.startswith((".", "~"))
     paths = complete_path(argument, Path.cwd()) if is_path else []
-    names = _names(tuple(chat.options["models_dir"]), int(time.monotonic() / NAMES_SECONDS))
+    names = _names(tuple(chat.settings["models_dir"]), int(time.monotonic() / NAMES_SECONDS))
     return [*starting(argument, names), *paths]
 
 

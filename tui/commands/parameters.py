@@ -1,65 +1,53 @@
-"""The settings of a reply as commands write and show them; the table of keys is `tui/settings.py`'s.
+"""Settings as commands change and show them: other names, values as text, the effects of a change.
 
-Understands the names of sessions and of ollama beside those of the settings.
+Every command that changes a setting does it by `change` or `Settings.change`, so that `/show config` knows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
-from ..user.settings import KEYS, Key, key_of
-from .base import words
+from ..user.settings import KEYS, Key, Settings, key_of
+from .base import Front, words
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 ALIASES = {
-    "temp": "temperature",
-    "num_predict": "max_tokens",
-    "num_ctx": "context_limit",
-    "repeat_penalty": "repetition_penalty",
-    "budget": "thinking_budget",
-    **{key.reply: key.name for key in KEYS.values() if key.reply},
+    alias: key.name for key in KEYS.values() for alias in (*key.aliases, key.reply) if alias is not None
 }
 OF_REPLIES = tuple(key.name for key in KEYS.values() if key.reply)
+MODEL = "the model"  # the origin of what its authors recommend
 
 
 def key_called(name: str, where: str) -> Key:
-    """A setting by any of its names. Raises UsageError that begins with `where` and has the nearest one."""
+    """Return a key by any of its names. Raises UsageError that begins with `where`."""
     plain = name.lower().replace("-", "_")
     return key_of(ALIASES.get(plain, plain), where)
 
 
 def reply_key(name: str, where: str) -> Key:
-    """The same, of settings that replies have."""
+    """Return the key of a setting of replies by any of its names. Raises UsageError."""
     key = key_called(name, where)
     if key.reply is None:
-        raise UsageError(f"{where}: {key.name} is no setting of a reply, wanted {', '.join(OF_REPLIES)}")
+        raise UsageError(f"{where}: {key.name} is not a setting of replies, wanted {', '.join(OF_REPLIES)}")
     return key
 
 
 def parse_pairs(argument: str, where: str) -> dict[str, Any]:
-    """`temperature=0.9 top_k=40` as the session names them. Raises UsageError."""
+    """Parse `temperature=0.9 top_k=40` into the parameters of a reply. Raises UsageError."""
     given: dict[str, Any] = {}
     for word in words(argument):
         name, equals, text = word.partition("=")
         if not equals:
-            raise UsageError(f"{where}: {word!r:.40} sets nothing, wanted SETTING=VALUE")
+            raise UsageError(f"{where}: {word!r:.40} has no =, wanted SETTING=VALUE")
         key = reply_key(name, where)
-        given[str(key.reply)] = key.parsed(text, where)
+        given[str(key.reply)] = key.parse(text, where)
     return given
 
 
-def set_reply(chat: "Chat", name: str, value: Any) -> None:
-    """From now on; None leaves it to the model. `name` is the session's."""
-    if value is None:
-        chat.settings.pop(name, None)
-    else:
-        chat.settings[name] = value
-
-
-def shown(value: Any) -> str:
-    """A setting's value as one would type it."""
+def format_value(value: Any) -> str:
+    """Return a setting's value as one would type it."""
     match value:
         case None:
             return "default"
@@ -72,17 +60,53 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def in_force(model: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Every setting of replies: its name, its value, and who gave it."""
-    recommended = (model or {}).get("parameters", {})
-    rows = []
-    for key in KEYS.values():
-        if not key.reply:
-            continue
-        if settings.get(key.reply) is not None:
-            rows.append((key.name, shown(settings[key.reply]), "you"))
-        elif recommended.get(key.reply) is not None:
-            rows.append((key.name, shown(recommended[key.reply]), "the model"))
-        else:
-            rows.append((key.name, "default", ""))
-    return rows
+def in_force(chat: "Chat") -> Settings:
+    """Return the chat's settings, with what the loaded model's authors recommend in place of defaults."""
+    return chat.settings.with_model((chat.model or {}).get("parameters", {}), MODEL)
+
+
+async def change(chat: "Chat", front: Front, name: str, value: Any, origin: str) -> str:
+    """Change a setting, None to its default, and make the change take effect; return a sentence that says so.
+
+    A change that fails leaves the setting as it was. Raises QchatError.
+    """
+    key = KEYS[name]
+    effect = _EFFECTS.get(name)
+    if effect is not None:
+        await effect(chat, front, key.default if value is None else key.check(value, origin))
+    chat.settings.change(name, value, origin)
+    if name == "system":
+        return "the system prompt holds from the next question; the conversation is read again under it"
+    when = {"now": "now", "next load": "from the next /load"}.get(key.applies, f"from the {key.applies}")
+    return f"{key.name} is {format_value(chat.settings[name])} {when}"
+
+
+async def _apply_system(chat: "Chat", _front: Front, text: str | None) -> None:
+    await chat.set_system(text)
+
+
+async def _apply_history(chat: "Chat", _front: Front, mode: str | None) -> None:
+    by_default = "preserve" if (chat.model or {}).get("can_preserve_thinking") else "strip"
+    await chat.set_history(mode or by_default)
+
+
+async def _apply_theme(_chat: "Chat", front: Front, name: str) -> None:
+    front.set_theme(name)
+
+
+async def _apply_mouse(_chat: "Chat", front: Front, on: bool) -> None:
+    front.mouse(on)
+
+
+async def _apply_show_thinking(_chat: "Chat", front: Front, shown: bool) -> None:
+    front.show_thinking(shown)
+
+
+# settings whose change reaches something that is already there; all others are read when they are needed
+_EFFECTS: Mapping[str, Callable[["Chat", Front, Any], Awaitable[None]]] = {
+    "system": _apply_system,
+    "history": _apply_history,
+    "theme": _apply_theme,
+    "mouse": _apply_mouse,
+    "show_thinking": _apply_show_thinking,
+}

@@ -1,4 +1,4 @@
-"""Commands that set and show: the system prompt, settings, the model's facts, statistics."""
+"""Commands that change and show settings, and show facts about the model and statistics."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -10,26 +10,28 @@ from ...core.errors import UsageError
 from ..text.report import Lines, Report, Spark, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
+from ..user.kinds import list_words
 from ..user.paths import config_file
-from ..user.settings import KEYS, Choice, Flag
-from .base import Command, Front, choice, need_model, starting, turns
-from .parameters import ALIASES, OF_REPLIES, in_force, key_called, set_reply, shown
-from .thinking import described, set_thinking
+from ..user.settings import KEYS, Key, Settings, save, unsave
+from .base import Command, Front, choice, first_words, need_model, starting, turns
+from .parameters import ALIASES, MODEL, OF_REPLIES, change, format_value, in_force, key_called
+from .thinking import describe_thinking, set_thinking
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 GIB = 2**30
 DEFAULT = "default"
+SAVE = " --save"
 SWITCHES = ("think", "nothink", "verbose", "quiet")
-# what is asked for only when a model is loaded, and only when the program starts
-AT_LOAD = ("context_limit", "snapshot_budget", "kv_bits")
-AT_START = ("measure", "plain", "screen_reader", "keys")
+AT_START = tuple(key.name for key in KEYS.values() if key.applies == "next start")
+# what the front end shows, or says that it cannot
+SHOWN_BY_FRONT = ("theme", "mouse")
 SUBJECTS = ("info", "model", "parameters", "system", "template", "prompt", "config")
 
 
 class System(Command):
-    """Set the system prompt, from a file with @FILE; "" has none; without words show it."""
+    """Set the system prompt, from a file with @FILE; "" removes it; without TEXT show it."""
 
     names = ("system",)
     usage = '[TEXT|@FILE|""]'
@@ -43,21 +45,26 @@ class System(Command):
         if not argument:
             front.report(system_report(chat))
             return
-        text = read(argument[1:], Path.cwd()).text if argument.startswith("@") else argument
-        text = text.strip().removeprefix('"""').removesuffix('"""').strip()
-        await chat.set_system(None if text in ("", '""') else text)
-        front.note("the system prompt holds from the next question; what was said is read again under it")
+        front.note(await change(chat, front, "system", read_system(argument), "/system"))
+
+
+def read_system(argument: str) -> str | None:
+    """Return the system prompt that TEXT, @FILE or an empty pair of quotes stands for."""
+    text = read(argument[1:], Path.cwd()).text if argument.startswith("@") else argument
+    text = text.strip().removeprefix('"""').removesuffix('"""').strip()
+    return None if text in ("", '""') else text
 
 
 class Set(Command):
-    """Set something from now on: /set temperature 0.7, /set think off; default leaves it to the model.
+    """Change a setting for this run: /set temperature 0.7, /set think off; default restores the default.
 
-    Ollama's words are understood: /set parameter NAME VALUE, /set think, /set nothink, /set system TEXT,
+    With --save it also becomes your default: the settings file is changed, and nothing else in it.
+    Ollama's words are understood too: /set parameter NAME VALUE, /set think, /set nothink, /set system TEXT,
     /set verbose, /set quiet.
     """
 
     names = ("set",)
-    usage = "NAME VALUE"
+    usage = "NAME VALUE [--save]"
     while_busy = True
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
@@ -72,91 +79,69 @@ class Set(Command):
         if not argument:
             front.report(parameters_report(chat))
             return
-        name, _, value = argument.partition(" ")
+        given = argument.removesuffix(SAVE)
+        name, _, value = given.partition(" ")
         if name == "parameter":
             name, _, value = value.strip().partition(" ")
             if not name:
                 raise self.wrong("say which parameter")
-        elif name in SWITCHES and not value:
+        elif argument in SWITCHES:
             self._switch(chat, front, name)
             return
-        await self._set(chat, front, name, value.strip())
+        await self._set(chat, front, name, value.strip(), keep=given != argument)
 
     def _switch(self, chat: "Chat", front: Front, name: str) -> None:
         if name in ("think", "nothink"):
-            set_thinking(chat, name == "think")
-            front.note(described(chat))
+            set_thinking(chat, name == "think", "/set")
+            front.note(describe_thinking(chat))
             return
         chat.show_stats = name == "verbose"
         front.note("each reply ends with its figures" if chat.show_stats else "replies end without figures")
 
-    async def _set(self, chat: "Chat", front: Front, name: str, text: str) -> None:
+    async def _set(self, chat: "Chat", front: Front, name: str, text: str, *, keep: bool) -> None:
         key = key_called(name, "/set")
-        if key.name in AT_START:
-            where = f"`qchat config edit` sets it in {config_file()}"
-            raise UsageError(f"/set {key.name}: it counts only when qchat starts; {where}")
-        usual = None if key.reply else key.default
         if not text:
-            raise UsageError(f"/set {key.name}: say the value, wanted {key.kind.wanted}")
-        value = usual if text == DEFAULT else key.parsed(text, "/set")
-        if key.reply:
-            set_reply(chat, key.reply, value)
-            front.note(f"{key.name} is {shown(value)} from the next reply")
-        elif key.name in _ELSEWHERE:
-            await _ELSEWHERE[key.name](chat, front, value)
+            raise UsageError(f"/set {key.name}: the value is missing, wanted {key.kind.wanted}")
+        if key.name in AT_START and not keep:
+            raise UsageError(
+                f"/set {key.name}: it takes effect only when qchat starts; /set {key.name} {text:.60}{SAVE} "
+                f"saves it in {config_file()}"
+            )
+        if key.name == "model":
+            from .models import Model
+
+            await Model().run(chat, front, "" if text == DEFAULT else text)
+            value = chat.settings["model"]
         else:
-            chat.set_option(key.name, value)
-            since = "from the next /load" if key.name in AT_LOAD else "now"
-            front.note(f"{key.name} is {shown(value)} {since}")
+            value = None if text == DEFAULT else _parse(key, text)
+            await self._apply(chat, front, key, value)
+        if keep:
+            front.note(_save(key, value, remove=text == DEFAULT or (value is None and key.name == "system")))
+
+    async def _apply(self, chat: "Chat", front: Front, key: Key, value: Any) -> None:
+        if key.name in AT_START:
+            return
+        changed = await change(chat, front, key.name, value, "/set")
+        if key.name not in SHOWN_BY_FRONT:
+            front.note(changed)
 
 
-async def _set_system(chat: "Chat", front: Front, value: Any) -> None:
-    await System().run(chat, front, value or '""')
+def _save(key: Key, value: Any, *, remove: bool) -> str:
+    """Save a setting in the user's file, or remove it there; return a sentence that says so."""
+    if remove:
+        unsave(key.name)
+        return f"{config_file()} no longer sets {key.name}"
+    return f"{key.name} is saved in {save(key.name, value)}"
 
 
-async def _set_history(chat: "Chat", front: Front, value: Any) -> None:
-    await chat.set_history(value or "preserve")
-    front.note(f"history is {chat.state.get('history')}")
-
-
-async def _set_theme(_chat: "Chat", front: Front, value: Any) -> None:
-    front.set_theme(value or "auto")
-
-
-async def _set_mouse(_chat: "Chat", front: Front, value: Any) -> None:
-    front.mouse(value is not False)
-
-
-async def _set_show_thinking(chat: "Chat", front: Front, value: Any) -> None:
-    chat.show_thinking = bool(value)
-    front.show_thinking(chat.show_thinking)
-
-
-async def _set_model(chat: "Chat", front: Front, value: Any) -> None:
-    from .models import Model
-
-    await Model().run(chat, front, value or "")
-
-
-_ELSEWHERE = {
-    "system": _set_system,
-    "history": _set_history,
-    "theme": _set_theme,
-    "mouse": _set_mouse,
-    "show_thinking": _set_show_thinking,
-    "model": _set_model,
-}
+def _parse(key: Key, text: str) -> Any:
+    return read_system(text) if key.name == "system" else key.parse(text, "/set")
 
 
 def _values(name: str) -> tuple[str, ...]:
-    """What a setting may be, where that can be listed."""
+    """Return the values that a setting may have, if they can be listed."""
     key = KEYS.get(ALIASES.get(name, name))
-    match key and key.kind:
-        case Choice(options):
-            return (*map(str, options), DEFAULT)
-        case Flag():
-            return ("on", "off", DEFAULT)
-    return (DEFAULT,)
+    return (*(list_words(key.kind) if key else ()), DEFAULT)
 
 
 class Show(Command):
@@ -192,10 +177,10 @@ class Show(Command):
         need_model(chat)
         if chat.busy:
             raise UsageError(
-                "/show prompt asks the model's process, which is answering: wait or stop the reply"
+                "/show prompt needs the engine, which is writing a reply: wait for it, or stop it first"
             )
-        told = await chat.request("prompt", text=text or None, settings=chat.settings)
-        front.report(Report(f"Prompt · {told['tokens']:,} tokens", (Lines(told["text"].split("\n")),)))
+        prompt = await chat.request("prompt", text=text or None, settings=chat.settings.reply())
+        front.report(Report(f"Prompt · {prompt['tokens']:,} tokens", (Lines(prompt["text"].split("\n")),)))
 
 
 class Stats(Command):
@@ -218,7 +203,7 @@ class Stats(Command):
 
 
 def stats_json(chat: "Chat") -> dict[str, Any]:
-    """The figures of every turn, as plain values."""
+    """Return the figures of every turn as plain values."""
     state = chat.state or {}
     return {
         "model": (chat.model or {}).get("name"),
@@ -229,8 +214,8 @@ def stats_json(chat: "Chat") -> dict[str, Any]:
 
 
 def stats_report(chat: "Chat") -> Report:
-    """One line for each turn, and the speed over turns as a picture."""
-    told = stats_json(chat)
+    """Return a row for each turn, and a sparkline of the speeds."""
+    stats = stats_json(chat)
     columns = (
         "turn",
         "prompt",
@@ -242,12 +227,12 @@ def stats_report(chat: "Chat") -> Report:
         "tok/s",
         "peak GiB",
     )
-    speeds = [turn.get("performance", {}).get("decode_tokens_per_s", 0.0) for turn in told["turns"]]
-    table = Table(columns, [_stats_row(turn) for turn in told["turns"]], ">" * len(columns))
-    used = f"context {told['tokens']:,} of {told['context_limit']:,} tokens"
-    title = f"{told['model'] or 'no model'} · {used}"
+    speeds = [turn.get("performance", {}).get("decode_tokens_per_s", 0.0) for turn in stats["turns"]]
+    table = Table(columns, [_stats_row(turn) for turn in stats["turns"]], ">" * len(columns))
+    used = f"context {stats['tokens']:,} of {stats['context_limit']:,} tokens"
+    title = f"{stats['model'] or 'no model'} · {used}"
     if not speeds:
-        return Report(title, (Lines(("nothing was said yet",)),))
+        return Report(title, (Lines(("there is no reply yet",)),))
     return Report(title, (table, Spark(speeds, f"tokens/s by turn, at most {max(speeds):,.1f}")))
 
 
@@ -267,7 +252,7 @@ def _stats_row(turn: dict[str, Any]) -> tuple[str, ...]:
 
 
 def model_report(model: Any) -> Report:
-    """What is known of the loaded model."""
+    """Return facts about the loaded model."""
     rows = [
         ("folder", str(model["path"])),
         ("size", f"{model['nbytes'] / 10**9:,.2f} GB, {model['bits_per_weight']:.2f} bits per weight"),
@@ -282,10 +267,19 @@ def model_report(model: Any) -> Report:
 
 
 def parameters_report(chat: "Chat") -> Report:
+    """Return every setting of replies, and whether the user or the model gave it."""
+    settings = in_force(chat)
     rows = [
-        (name, value, who, KEYS[name].kind.wanted) for name, value, who in in_force(chat.model, chat.settings)
+        (name, format_value(settings[name]), _giver(settings, name), KEYS[name].kind.wanted)
+        for name in OF_REPLIES
     ]
     return Report("Parameters · /set NAME VALUE", (Table(("name", "value", "from", "wanted"), rows),))
+
+
+def _giver(settings: Settings, name: str) -> str:
+    if settings.given(name):
+        return "you"
+    return MODEL if settings.origin(name) == MODEL else ""
 
 
 def system_report(chat: "Chat") -> Report:
@@ -294,9 +288,9 @@ def system_report(chat: "Chat") -> Report:
 
 
 def config_report(chat: "Chat") -> Report:
-    """Every setting that the program was started with, and what gave it; then those changed since."""
-    options = chat.options
-    rows = [(name, shown(options[name]), options.origin(name)) for name in options]
-    changed = [(name, value, "/set") for name, value, who in in_force(None, chat.settings) if who]
-    known = [row for row in rows if row[0] not in {name for name, _, _ in changed}]
-    return Report("Settings", (Table(("name", "value", "from"), [*changed, *known]),))
+    """Return every setting with its value in force and where that came from."""
+    settings = in_force(chat)
+    rows = [
+        (name, first_words(format_value(settings[name]), 200), settings.origin(name)) for name in settings
+    ]
+    return Report("Settings", (Table(("name", "value", "from"), rows),))

@@ -1,4 +1,4 @@
-"""Commands that decide how much the model thinks, what of it is kept, and what of it is shown."""
+"""Commands that set how much the model thinks, which thoughts stay in the context, and which are shown."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..user.settings import EFFORTS
 from .base import Command, Front, choice, starting, whole
-from .parameters import set_reply
+from .parameters import change
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -29,22 +29,20 @@ class Think(Command):
         return starting(argument, MODES)
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        if not argument:
-            front.note(described(chat))
-        elif argument.isdecimal():
-            set_reply(chat, "enable_thinking", True)
-            set_budget(chat, argument)
-            front.note(described(chat))
-        else:
-            self._set(chat, front, choice(argument, "thinking", MODES))
+        if argument:
+            await self._set(chat, front, argument)
+        front.note(describe_thinking(chat))
 
-    def _set(self, chat: "Chat", front: Front, mode: str) -> None:
-        if mode in ("show", "hide"):
-            chat.show_thinking = mode == "show"
-            front.show_thinking(chat.show_thinking)
-        else:
-            set_thinking(chat, {"on": True, "off": False, "auto": None}[mode])
-        front.note(described(chat))
+    async def _set(self, chat: "Chat", front: Front, argument: str) -> None:
+        if argument.isdecimal():
+            chat.settings.change("think", True, "/think")
+            set_budget(chat, argument, "/think")
+            return
+        match choice(argument, "thinking", MODES):
+            case "show" | "hide" as mode:
+                await change(chat, front, "show_thinking", mode == "show", "/think")
+            case mode:
+                set_thinking(chat, {"on": True, "off": False, "auto": None}[mode], "/think")
 
 
 class Effort(Command):
@@ -60,8 +58,8 @@ class Effort(Command):
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
             level = choice(argument, "the effort", (*EFFORTS, "default"))
-            set_reply(chat, "reasoning_effort", None if level == "default" else level)
-        front.note(described(chat))
+            chat.settings.change("effort", None if level == "default" else level, "/effort")
+        front.note(describe_thinking(chat))
 
 
 class Budget(Command):
@@ -76,8 +74,8 @@ class Budget(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
-            set_budget(chat, argument)
-        front.note(described(chat))
+            set_budget(chat, argument, "/budget")
+        front.note(describe_thinking(chat))
 
 
 class History(Command):
@@ -91,35 +89,35 @@ class History(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
-            await chat.set_history(choice(argument, "the history", HISTORIES))
+            await change(chat, front, "history", choice(argument, "the history", HISTORIES), "/history")
         mode = (chat.state or {}).get("history", "not chosen yet")
         what = {"preserve": "stay in the context", "strip": "are dropped from the context"}.get(mode)
         front.note(f"history is {mode}" + (f": earlier thoughts {what}" if what else ""))
 
 
-def set_thinking(chat: "Chat", on: bool | None) -> None:
-    """None is the model's own way. An effort that says otherwise gives way."""
-    set_reply(chat, "enable_thinking", on)
-    set_reply(chat, "reasoning_effort", None)
+def set_thinking(chat: "Chat", on: bool | None, origin: str) -> None:
+    """Turn thinking on or off, or leave it to the model with None; resets an effort that might contradict."""
+    chat.settings.change("think", on, origin)
+    chat.settings.change("effort", None, origin)
     if not on:
-        set_reply(chat, "thinking_token_budget", None)
+        chat.settings.change("thinking_budget", None, origin)
 
 
-def set_budget(chat: "Chat", text: str) -> None:
-    """Raises UsageError for what is no number of tokens."""
+def set_budget(chat: "Chat", text: str, origin: str) -> None:
+    """Set the budget of each thought. Raises UsageError for something that is not a number of tokens."""
     off = text.lower() in NO_BUDGET
-    set_reply(chat, "thinking_token_budget", None if off else whole(text, "the budget", 0, MAX_BUDGET))
+    budget = None if off else whole(text, "the budget", 0, MAX_BUDGET)
+    chat.settings.change("thinking_budget", budget, origin)
 
 
-def described(chat: "Chat") -> str:
-    """What the settings in force mean, in a sentence."""
+def describe_thinking(chat: "Chat") -> str:
+    """Describe in a sentence what the settings mean for thinking."""
     settings = chat.settings
-    on, effort = settings.get("enable_thinking"), settings.get("reasoning_effort")
-    budget = settings.get("thinking_token_budget")
-    words = [{True: "thinking is on", False: "thinking is off", None: "thinking is as the model does"}[on]]
+    on, effort, budget = settings["think"], settings["effort"], settings["thinking_budget"]
+    words = [{True: "thinking is on", False: "thinking is off", None: "the model decides about thinking"}[on]]
     if effort:
         words.append(f"effort {effort}")
     if budget is not None:
         words.append(f"at most {budget:,} tokens")
-    words.append("thoughts are shown" if chat.show_thinking else "thoughts are folded")
+    words.append("thoughts are shown" if settings["show_thinking"] else "thoughts are folded")
     return ", ".join(words)

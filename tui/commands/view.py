@@ -1,4 +1,4 @@
-"""Commands for what is seen and how: help, copying, finding, files, themes, keys, the log, the way out."""
+"""Commands for the screen and beyond: copy, find, attach files, themes, keys, the mouse, the log, leaving."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -16,6 +16,7 @@ from ..user.attachments import read
 from ..user.keymap import Keymap
 from ..user.paths import user_path
 from .base import Command, Front, choice, starting, switch, turns, whole, words
+from .parameters import change
 from .sessions import need_store
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ class Theme(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
-            front.set_theme(choice(argument, "the theme", theme_names()))
+            name = choice(argument, "the theme", theme_names())
+            await change(chat, front, "theme", name, "/theme")
         elif not front.screen("theme"):
             front.report(Report("Themes", (Lines(theme_names()),)))
 
@@ -167,7 +169,7 @@ class Mouse(Command):
         return starting(argument, ("on", "off"))
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        front.mouse(switch(argument, "the mouse"))
+        await change(chat, front, "mouse", switch(argument, "the mouse"), "/mouse")
 
 
 class Plain(Command):

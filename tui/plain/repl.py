@@ -257,7 +257,7 @@ class Repl:
         if self._thought is None:
             self._thought = _Thought()
         self._thought.tokens += event.get("tokens", 1)
-        if self.chat.show_thinking and self.attended:
+        if self.chat.settings["show_thinking"] and self.attended:
             self.out.thought(event["text"])
 
     def _answer(self, text: str) -> None:

@@ -21,7 +21,7 @@ from ..chat.controller import Chat, View
 from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
 from ..commands import completions, hint, parse, perform
-from ..commands.thinking import described, set_budget, set_thinking
+from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..user.attachments import attach, complete
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
@@ -134,7 +134,7 @@ class ChatScreen(Screen[None]):
         yield Static(TOO_SMALL, id="too-small")
 
     def on_mount(self) -> None:
-        self.front.show_thinking(self.chat.show_thinking)
+        self.front.show_thinking(self.chat.settings["show_thinking"])
         self.show_status(self.chat.status)
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
@@ -207,11 +207,11 @@ class ChatScreen(Screen[None]):
 
     def _think(self) -> str:
         settings = self.chat.settings
-        if settings.get("enable_thinking") is False:
+        if settings["think"] is False:
             return "think:off"
-        budget = settings.get("thinking_token_budget")
+        budget = settings["thinking_budget"]
         by_default = (self.chat.model or {}).get("thinks_by_default", True)
-        on = settings.get("enable_thinking") or by_default
+        on = settings["think"] or by_default
         return f"think:{budget}" if budget is not None else f"think:{'on' if on else 'off'}"
 
     # --- lines ---
@@ -383,19 +383,21 @@ class ChatScreen(Screen[None]):
 
     def _toggle_thoughts(self) -> None:
         self.transcript.toggle_thoughts()
+        shown = self.transcript.thoughts == "open"
+        self.chat.settings.change("show_thinking", shown, self.keymap.shown("thoughts"))
 
     def _cycle_thinking(self) -> None:
         """On, off, with a budget, and on again."""
-        settings = self.chat.settings
-        if settings.get("enable_thinking") is False:
-            set_thinking(self.chat, True)
-            set_budget(self.chat, BUDGET)
-        elif settings.get("thinking_token_budget") is not None:
-            set_budget(self.chat, "off")
+        settings, key = self.chat.settings, self.keymap.shown("thinking")
+        if settings["think"] is False:
+            set_thinking(self.chat, True, key)
+            set_budget(self.chat, BUDGET, key)
+        elif settings["thinking_budget"] is not None:
+            set_budget(self.chat, "off", key)
         else:
-            set_thinking(self.chat, False)
+            set_thinking(self.chat, False, key)
         self.show_keys()
-        self.keybar.say(described(self.chat))
+        self.keybar.say(describe_thinking(self.chat))
 
     def app_palette(self) -> None:
         self.app.action_command_palette()
@@ -454,7 +456,7 @@ class ChatScreen(Screen[None]):
     def on_text_selected(self) -> None:
         """What was selected with the mouse is copied at once, where the user wants that."""
         selected = self.get_selected_text()
-        if selected and self.chat.options["copy_on_select"]:
+        if selected and self.chat.settings["copy_on_select"]:
             self.keybar.say(self.front.copy(selected))
 
     # --- find ---

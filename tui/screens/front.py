@@ -16,6 +16,7 @@ from ..commands.base import Screen as ScreenName
 from ..text.report import Report
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
+from ..user.themes import Shelf
 from ..widgets.keybar import Keybar
 from ..widgets.prompt import Prompt
 from ..widgets.transcript.transcript import Transcript
@@ -154,6 +155,7 @@ class AppFront:
         return True
 
     def set_theme(self, name: str) -> None:
+        Shelf.open().find(name)  # refuses an unknown name here, where the command can still fail
         self._view.running_app.call_later(self._view.running_app.run_action, f"look({name!r})")
 
     def show_thinking(self, shown: bool) -> None:

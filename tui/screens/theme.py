@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from ...core.errors import UsageError
 from ..text.sanitise import printable
-from ..user.settings import remember
+from ..user.settings import save
 from ..user.themes import Shelf
 from .listing import CSS, key_line
 
@@ -108,7 +108,7 @@ class ThemeScreen(ModalScreen[str | None]):
         event.stop()
         name = self._worn
         try:
-            remember("theme", name)
+            save("theme", name)
         except UsageError as error:
             self.notify(printable(str(error)), severity="warning", markup=False)
         self.dismiss(f"/theme {name}")

@@ -1,18 +1,21 @@
-"""Where qchat keeps its files: the XDG base directories, also on macOS, readable by their owner only.
+"""The folders of qchat's files: the XDG base directories, also on macOS, readable by their owner only.
 
-`QCHAT_CONFIG_DIR` moves settings and themes. Every function raises UsageError: where the user has no home,
-where there is no such user, and where a folder cannot be made.
+`QCHAT_CONFIG_DIR` moves settings and themes. Every function raises UsageError where there is no home folder,
+no such user, or a folder cannot be made.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...core.errors import UsageError
+from ...core.machine.files import user_folder
+
+SHIPPED_THEMES = Path(__file__).parents[2] / "themes"
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user writes it, with ~ for a home, made absolute."""
+    """Return a path that a user wrote, with ~ expanded, as an absolute one."""
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
@@ -20,7 +23,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def config_dir(env: Mapping[str, str] | None = None) -> Path:
-    """Settings and the user's themes; not made here, since reading needs none."""
+    """Return the folder of the settings and the user's themes; reading needs none, so it is not made here."""
     env = os.environ if env is None else env
     own = env.get("QCHAT_CONFIG_DIR", "")
     return user_path(own) if own else _base(env, "XDG_CONFIG_HOME", ".config")
@@ -30,8 +33,14 @@ def config_file(env: Mapping[str, str] | None = None) -> Path:
     return config_dir(env) / "config.toml"
 
 
+def theme_files(env: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """Yield the files of the shipped themes, then of the user's."""
+    for folder in (SHIPPED_THEMES, config_dir(env) / "themes"):
+        yield from sorted(folder.glob("*.toml"))
+
+
 def data_dir() -> Path:
-    """What the user would miss: conversations."""
+    """Return the folder of data that cannot be replaced: conversations."""
     return _private(_base(os.environ, "XDG_DATA_HOME", ".local/share"))
 
 
@@ -40,29 +49,30 @@ def conversations_file() -> Path:
 
 
 def state_dir() -> Path:
-    """What survives a restart but would not be missed: history of prompts, logs."""
+    """Return the folder of what survives restarts but can be lost: earlier prompts, the last crash."""
     return _private(_base(os.environ, "XDG_STATE_HOME", ".local/state"))
 
 
 def cache_dir() -> Path:
-    """What can be made again: measurements, saved states."""
+    """Return the folder of what can be made again: measurements, compiled kernels."""
     return _private(_base(os.environ, "XDG_CACHE_HOME", ".cache"))
 
 
 def measurements_file() -> Path:
-    """What was measured of models, by all parts of qchat."""
+    """Return the file of all measurements of models."""
     return cache_dir() / "measurements.jsonl"
 
 
 def make_config_dir() -> Path:
-    """Its access rights stay where it is there already: it may be a part of something bigger."""
+    """Make the settings folder; one that exists keeps its access rights: other programs may use it."""
     return _made(config_dir())
 
 
 def _base(env: Mapping[str, str], variable: str, default: str) -> Path:
-    base = env.get(variable, "")
-    # the specification has relative paths ignored
-    return (Path(base) if Path(base).is_absolute() else user_path("~") / default) / "qchat"
+    folder = user_folder(variable, default, env)
+    if folder is None:
+        raise UsageError(f"there is no home folder: set HOME or {variable}")
+    return folder
 
 
 def _private(folder: Path) -> Path:

@@ -1,181 +1,42 @@
-"""What can be set, and where each value comes from: flags, environment, project, user, model, default.
+"""The settings of a run: the table of all keys, and one object that holds each value with its origin.
 
-Owns the table of keys. Refuses unknown keys with the nearest known one, and bad values, in one sentence with
-the file (or flag, or variable) and the key. A project's file comes with whatever folder one enters, so it may
-only shape replies and their look (`Key.project`): nothing in it names a file or a model, changes keys or
-decides about memory, and no key anywhere holds a command.
+Values come from flags, the environment, the project, the user's file, the model and defaults, and from what
+the user changes during the run. Refuses unknown keys with the nearest known one, and bad values, in one
+sentence with the source and the key. A project's file comes with any folder that one enters, so it may only
+shape replies and their look (`Key.project`): no file or model names, no keys, no memory limits, no commands.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from ...core.errors import UsageError
+from .kinds import Choice, Flag, Kind, Number, Size, Table, Text, Texts
 from .paths import config_file, make_config_dir
-from .toml_file import read_toml, replace_line
+from .toml_file import edit_toml, read_toml
 
 PROJECT_FILE = ".qchat.toml"
-MAX_TEXT = 1 << 14
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
-# variables that other parts read: the runtime's choices, and where this file's own files are
+# environment variables that are not settings: the runtime's, and the location of the settings file
 OTHERS = (
     "CONFIG_DIR", "ACTIVATIONS", "DENSE", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
     "BLAS", "BLAS_CORE", "MALLOC", "FRONT", "SUBNORMALS", "NATIVE", "NATIVE_THREADS",
 )  # fmt: skip
 OTHER_VARIABLES = {f"QCHAT_{name}" for name in OTHERS}
-YES, NO = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-
-
-class Kind(Protocol):
-    """What values a key takes; both functions raise ValueError for others."""
-
-    @property
-    def wanted(self) -> str: ...
-    def check(self, value: Any) -> Any:
-        """The value as it is kept, from TOML's."""
-        ...
-
-    def read(self, text: str) -> Any:
-        """The same from a word, as in a variable of the environment."""
-        ...
-
-
-@dataclass(frozen=True)
-class Flag:
-    auto: bool = False  # whether "auto" is a third choice, kept as None
-
-    @property
-    def wanted(self) -> str:
-        return "true, false or auto" if self.auto else "true or false"
-
-    def check(self, value: Any) -> bool | None:
-        if isinstance(value, bool):
-            return value
-        if self.auto and value == "auto":
-            return None
-        raise ValueError
-
-    def read(self, text: str) -> bool | None:
-        word = text.lower()
-        return self.check(True if word in YES else False if word in NO else word)
-
-
-@dataclass(frozen=True)
-class Number:
-    low: float
-    high: float
-    whole: bool = False
-    alone: float | None = None  # a value outside the range that means something of its own
-
-    @property
-    def wanted(self) -> str:
-        alone = "" if self.alone is None else f", or {self.alone:g}"
-        if self.whole:
-            return f"a whole number from {self.low:,} to {self.high:,}{alone}"
-        return f"a number from {self.low:g} to {self.high:g}{alone}"
-
-    def check(self, value: Any) -> float:
-        kinds = int if self.whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise ValueError
-        if not self.low <= value <= self.high and value != self.alone:
-            raise ValueError
-        return value
-
-    def read(self, text: str) -> float:
-        return self.check(int(text) if self.whole else float(text))
-
-
-@dataclass(frozen=True)
-class Size:
-    wanted = "bytes, as a number or like '2 GB' or '512 MiB'"
-
-    def check(self, value: Any) -> int:
-        if isinstance(value, str):
-            return self.read(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 50:
-            return value
-        raise ValueError
-
-    def read(self, text: str) -> int:
-        found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kmg]i?|)b?", text.strip().lower())
-        if found is None:
-            raise ValueError
-        return self.check(int(float(found[1]) * UNITS[found[2]]))
-
-
-@dataclass(frozen=True)
-class Choice:
-    options: tuple[Any, ...]
-
-    @property
-    def wanted(self) -> str:
-        return " or ".join(map(str, self.options))
-
-    def check(self, value: Any) -> Any:
-        if isinstance(value, bool) or value not in self.options:
-            raise ValueError
-        return value
-
-    def read(self, text: str) -> Any:
-        return self.check(next((option for option in self.options if str(option) == text), None))
-
-
-@dataclass(frozen=True)
-class Text:
-    pattern: str = r"(?s).+"
-    wanted: str = "a text"
-
-    def check(self, value: Any) -> str:
-        if isinstance(value, str) and len(value) <= MAX_TEXT and re.fullmatch(self.pattern, value):
-            return value
-        raise ValueError
-
-    def read(self, text: str) -> str:
-        return self.check(text)
-
-
-@dataclass(frozen=True)
-class Texts:
-    most: int = 32
-    separator: str | None = None  # between texts in one word; None: the word is one text
-
-    @property
-    def wanted(self) -> str:
-        return f"at most {self.most} texts, none of them empty"
-
-    def check(self, value: Any) -> list[str]:
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or len(texts) > self.most:
-            raise ValueError
-        return [Text().check(text) for text in texts]
-
-    def read(self, text: str) -> list[str]:
-        return self.check(text.split(self.separator) if self.separator else [text])
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is in it is checked by whoever uses it."""
-
-    wanted = "a table"
-
-    def check(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError
-        return value
-
-    def read(self, text: str) -> dict[str, Any]:
-        raise ValueError(text)
+# when a change takes effect
+Applies = Literal["now", "next reply", "next load", "next start"]
 
 
 @dataclass(frozen=True)
 class Key:
-    """`reply` is the session's name for a setting of replies; `project`: a project's file may set it."""
+    """A setting and everything that is decided about it.
+
+    `reply` and `session` are its names as a parameter of replies and of sessions; `aliases` are other names
+    that slash commands understand. `project`: a project's file may set it. `of_model`: the model's
+    generation_config.json may recommend it, under the same name.
+    """
 
     name: str
     kind: Kind
@@ -183,81 +44,113 @@ class Key:
     default: Any = None
     project: bool = False
     reply: str | None = None
+    session: str | None = None
+    of_model: bool = False
+    applies: Applies = "now"
+    aliases: tuple[str, ...] = ()
 
-    def checked(self, value: Any, where: str) -> Any:
-        """Raises UsageError that begins with `where`."""
+    def check(self, value: Any, where: str) -> Any:
+        """Check a TOML value. Raises UsageError that begins with `where`."""
         try:
             return self.kind.check(value)
         except ValueError:
-            raise self._wrong(value, where) from None
+            raise self._error(value, where) from None
 
-    def parsed(self, text: str, where: str) -> Any:
-        """From one word. Raises UsageError that begins with `where`."""
+    def parse(self, text: str, where: str) -> Any:
+        """Parse one word. Raises UsageError that begins with `where`."""
         try:
             return self.kind.read(text)
         except ValueError:
-            raise self._wrong(text, where) from None
+            raise self._error(text, where) from None
 
-    def _wrong(self, value: Any, where: str) -> UsageError:
+    def _error(self, value: Any, where: str) -> UsageError:
         return UsageError(f"{where}: {self.name} is {value!r:.60}, wanted {self.kind.wanted}")
 
 
-def _reply(name: str, kind: Kind, meaning: str, session_name: str = "") -> Key:
-    return Key(name, kind, meaning, project=True, reply=session_name or name)
+def _reply(name: str, kind: Kind, meaning: str, **options: Any) -> Key:
+    given = {"reply": name, "project": True, "applies": "next reply", **options}
+    return Key(name, kind, meaning, **given)
 
 
-def _penalty(low: float) -> Number:
-    return Number(low, 100)
+def _sampling(name: str, kind: Kind, meaning: str, *aliases: str) -> Key:
+    return _reply(name, kind, meaning, of_model=True, aliases=aliases)
 
 
 KEYS: dict[str, Key] = {
     key.name: key
     for key in (
         Key("model", Text(), "the model that qchat starts with: a folder or a name"),
-        Key(
-            "models_dir", Texts(separator=os.pathsep), "folders in which models are looked for", ["~/models"]
-        ),
-        Key("system", Text(), "the system prompt", project=True),
+        Key("models_dir", Texts(separator=os.pathsep), "folders in which models are found", ["~/models"]),
+        Key("system", Text(most=1 << 22), "the system prompt", project=True, session="system"),
         _reply(
-            "think", Flag(auto=True), "think before answering; auto: as the model does", "enable_thinking"
+            "think",
+            Flag(auto=True),
+            "think before answering; auto: as the model does",
+            reply="enable_thinking",
         ),
-        _reply("effort", Choice(EFFORTS), "how much to think", "reasoning_effort"),
+        _reply("effort", Choice(EFFORTS), "how much to think", reply="reasoning_effort"),
         _reply(
             "thinking_budget",
             Number(0, 1 << 22, whole=True),
-            "end a thought after so many tokens",
-            "thinking_token_budget",
+            "end each thought after this many tokens",
+            reply="thinking_token_budget",
+            aliases=("budget",),
         ),
         _reply(
             "drafts",
             Number(0, 3, whole=True),
-            "tokens that the draft head guesses ahead at most",
-            "draft_tokens",
+            "the most draft tokens per step of speculative decoding",
+            reply="draft_tokens",
         ),
-        _reply("max_tokens", Number(1, 1 << 22, whole=True), "the longest reply", "max_new_tokens"),
+        _reply(
+            "max_tokens",
+            Number(1, 1 << 22, whole=True),
+            "the longest reply, in tokens",
+            reply="max_new_tokens",
+            aliases=("num_predict",),
+        ),
         _reply("stop", Texts(), "texts that end a reply"),
-        _reply("temperature", Number(0, 100), "0 takes the likeliest token"),
-        _reply("top_p", Number(0, 1), "keep the likeliest tokens up to this probability in all"),
-        _reply("top_k", Number(0, 1 << 22, whole=True), "keep so many tokens; 0 keeps all"),
-        _reply("min_p", Number(0, 1), "keep tokens at least this likely relative to the likeliest"),
-        _reply("repetition_penalty", _penalty(0.01), "divides the logits of generated tokens; 1 is none"),
-        _reply("presence_penalty", _penalty(-100), "subtracted from the logits of generated tokens"),
-        _reply("frequency_penalty", _penalty(-100), "subtracted for each time a token was generated"),
-        _reply("seed", Number(0, (1 << 63) - 1, whole=True), "equal seeds give equal replies"),
+        _sampling("temperature", Number(0, 100), "0 takes the most likely token", "temp"),
+        _sampling("top_p", Number(0, 1), "sample from the tokens that add up to this probability"),
+        _sampling("top_k", Number(0, 1 << 22, whole=True), "sample from this many tokens; 0 keeps all"),
+        _sampling("min_p", Number(0, 1), "drop tokens less likely than this times the most likely one"),
+        _sampling(
+            "repetition_penalty",
+            Number(0.01, 100),
+            "divides the logits of generated tokens; 1 has no effect",
+            "repeat_penalty",
+        ),
+        _sampling("presence_penalty", Number(-100, 100), "subtracted from the logits of generated tokens"),
+        _sampling("frequency_penalty", Number(-100, 100), "subtracted for each time a token was generated"),
+        _reply("seed", Number(0, (1 << 63) - 1, whole=True), "the same seed gives the same reply"),
         Key("show_thinking", Flag(), "show thoughts unfolded", False, project=True),
         Key(
             "history",
             Choice(("preserve", "strip")),
-            "keep earlier thoughts in the context or not",
+            "keep earlier thoughts in the context, or drop them",
             project=True,
+            session="history",
         ),
-        Key("context_limit", Number(256, 1 << 24, whole=True), "refuse longer contexts, in tokens"),
-        Key("snapshot_budget", Size(), "memory for kept states"),
-        Key("kv_bits", Choice((8, 16)), "bits of a kept key or value", 16),
+        Key(
+            "context_limit",
+            Number(256, 1 << 24, whole=True),
+            "refuse longer contexts, in tokens",
+            session="context_limit",
+            applies="next load",
+            aliases=("num_ctx",),
+        ),
+        Key(
+            "snapshot_budget",
+            Size(),
+            "memory for snapshots",
+            session="snapshot_budget",
+            applies="next load",
+        ),
+        Key("kv_bits", Choice((8, 16)), "bits of each cached key and value", 16, applies="next load"),
         Key(
             "theme",
             Text(r"[\w-]{1,40}", "the name of a theme, or auto"),
-            "colours; auto: what suits the terminal",
+            "colour theme; auto matches the terminal",
             "auto",
             project=True,
         ),
@@ -267,41 +160,44 @@ KEYS: dict[str, Key] = {
             "the widest line of text, in columns; 0: the whole width",
             100,
             project=True,
+            applies="next start",
         ),
         Key("copy_on_select", Flag(), "copy what the mouse selects", True),
         Key("mouse", Flag(), "use the mouse", True),
-        Key("plain", Flag(), "chat line by line instead of full-screen", False),
-        Key("screen_reader", Flag(), "line by line, with words for what is drawn", False),
-        Key("keys", Table(), "keys of actions, by action id", {}),
+        Key("plain", Flag(), "chat line by line instead of full-screen", False, applies="next start"),
+        Key(
+            "screen_reader",
+            Flag(),
+            "chat line by line, with words in place of drawings",
+            False,
+            applies="next start",
+        ),
+        Key("keys", Table(), "keys of actions, by action id", {}, applies="next start"),
     )
 }
-# how the model's generation_config.json names what it may set
-OF_MODEL = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and what gave it: a flag, a variable, a file's path, or "default"."""
+    """A value and its origin: a flag, a variable, a file's path, a command, or "default".
+
+    `given`: by the user, not by the model or as a default.
+    """
 
     value: Any
     origin: str
-    given: bool = True  # by the user, not by the model or by default
+    given: bool = True
 
 
 class Settings(Mapping[str, Any]):
-    """All settings in force, by key; `replaced` makes another one."""
+    """The values in force, by key, with their origins.
+
+    A run has one such object. Whoever needs a value reads it here each time, and `change` is the only way to
+    change one, so that every part of qchat sees the same value and can tell where it came from.
+    """
 
     def __init__(self, settings: Mapping[str, Setting] | None = None):
-        default = {key.name: Setting(key.default, "default", given=False) for key in KEYS.values()}
-        self._settings = default | dict(settings or {})
+        self._settings = {name: _default(name) for name in KEYS} | dict(settings or {})
 
     @classmethod
     def load(
@@ -311,7 +207,7 @@ class Settings(Mapping[str, Any]):
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
     ) -> "Settings":
-        """Flags by key (None: not given), over `options` KEY=VALUE, over variables, over files.
+        """Load all sources: flags by key (None: not given) before KEY=VALUE `options`, variables, files.
 
         Raises UsageError that names the file, flag or variable and the key.
         """
@@ -338,32 +234,37 @@ class Settings(Mapping[str, Any]):
         return self._settings[name].origin
 
     def given(self, name: str) -> bool:
-        """Whether the user gave it."""
+        """Tell whether the user gave it."""
         return self._settings[name].given
 
-    def replaced(self, origin: str, **values: Any) -> "Settings":
-        """Return a copy with these values, checked. Raises UsageError."""
-        changed = {
-            name: Setting(key_of(name, origin).checked(value, origin), origin)
-            for name, value in values.items()
-        }
-        return Settings(self._settings | changed)
+    def change(self, name: str, value: Any, origin: str) -> None:
+        """Change a setting for the rest of the run; None restores its default. Raises UsageError."""
+        key = key_of(name, origin)
+        changed = _default(key.name) if value is None else Setting(key.check(value, origin), origin)
+        self._settings[key.name] = changed
 
-    def without(self, name: str) -> "Settings":
-        """Return a copy in which this setting has its default."""
-        return Settings({key: setting for key, setting in self._settings.items() if key != name})
+    def record(self, name: str, value: Any, origin: str) -> None:
+        """Record a value that is in force already, because another part decided it."""
+        self._settings[name] = Setting(value, origin)
+
+    def replaced(self, origin: str, **values: Any) -> "Settings":
+        """Return a copy with these values. Raises UsageError."""
+        copy = Settings(self._settings)
+        for name, value in values.items():
+            copy.change(name, value, origin)
+        return copy
 
     def with_model(self, generation_config: Mapping[str, Any], origin: str) -> "Settings":
-        """What the model's authors recommend, where nothing was given; the loader refuses bad values."""
+        """Return a copy with the recommendations of the model's authors where the user gave nothing."""
         recommended = {
-            name: Setting(generation_config[name], origin, given=False)
-            for name in OF_MODEL
-            if generation_config.get(name) is not None and not self.given(name)
+            key.name: Setting(generation_config[key.name], origin, given=False)
+            for key in KEYS.values()
+            if key.of_model and generation_config.get(key.name) is not None and not self.given(key.name)
         }
         return Settings(self._settings | recommended)
 
     def reply(self) -> dict[str, Any]:
-        """What was given for replies, named as the session names it."""
+        """Return what the user gave for replies, by the names of their parameters."""
         return {
             key.reply: self[key.name]
             for key in KEYS.values()
@@ -371,17 +272,17 @@ class Settings(Mapping[str, Any]):
         }
 
     def session(self) -> dict[str, Any]:
-        """What was given for a session, named as its parameters."""
-        chosen = {
-            name: self[name]
-            for name in ("system", "history", "context_limit", "snapshot_budget")
-            if self.given(name)
-        }
-        return chosen | ({"quantized_kv": True} if self["kv_bits"] == 8 else {})
+        """Return what the user gave for sessions, by the names of their parameters."""
+        given = {key.session: self[key.name] for key in KEYS.values() if key.session and self.given(key.name)}
+        return given | ({"quantized_kv": True} if self["kv_bits"] == 8 else {})
+
+
+def _default(name: str) -> Setting:
+    return Setting(KEYS[name].default, "default", given=False)
 
 
 def key_of(name: str, where: str) -> Key:
-    """The key called so; dashes may stand for underscores. Raises UsageError with the nearest name."""
+    """Return the key of this name, written with dashes or underscores. Raises UsageError with the nearest."""
     key = KEYS.get(name.replace("-", "_"))
     if key is None:
         near = nearest(name)
@@ -391,13 +292,14 @@ def key_of(name: str, where: str) -> Key:
 
 
 def nearest(name: str, cutoff: float = 0.6) -> str | None:
-    """The key called most like `name`; the session's names for keys count too."""
-    of_session = {key.reply: key.name for key in KEYS.values() if key.reply}
-    near = closest(name.lower(), [*KEYS, *of_session], cutoff)
-    return of_session.get(near or "", near)
+    """Return the key whose name, or name as a reply's parameter, is most like `name`."""
+    parameters = {key.reply: key.name for key in KEYS.values() if key.reply}
+    near = closest(name.lower(), [*KEYS, *parameters], cutoff)
+    return parameters.get(near or "", near)
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the one of `known` that is most like `name`, or None if none is."""
     from difflib import get_close_matches
 
     return next(iter(get_close_matches(name, list(known), 1, cutoff)), None)
@@ -406,7 +308,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 def _from_flags(flags: Mapping[str, Any]) -> dict[str, Setting]:
     given = {name: value for name, value in flags.items() if value is not None}
     return {
-        name: Setting(key_of(name, flag).checked(value, flag), flag)
+        name: Setting(key_of(name, flag).check(value, flag), flag)
         for name, value in given.items()
         for flag in [f"--{name.replace('_', '-')}"]
     }
@@ -419,21 +321,21 @@ def _from_options(options: Sequence[str]) -> dict[str, Setting]:
         if not equals:
             raise UsageError(f"-o {option:.60}: wanted KEY=VALUE")
         key = key_of(name.strip(), "-o")
-        layer[key.name] = Setting(key.parsed(text, "-o"), f"-o {key.name}")
+        layer[key.name] = Setting(key.parse(text, "-o"), f"-o {key.name}")
     return layer
 
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Setting]:
-    """Variables of unknown names are others' unless they look like a slip of the pen."""
+    """Read QCHAT_ variables; an unknown one belongs to another program, unless it looks like a typo."""
     layer: dict[str, Setting] = {}
     for variable, text in env.items():
         if not variable.startswith("QCHAT_") or variable in OTHER_VARIABLES or not text:
             continue
         name = variable.removeprefix("QCHAT_").lower()
         if name in KEYS:
-            layer[name] = Setting(KEYS[name].parsed(text, variable), variable)
+            layer[name] = Setting(KEYS[name].parse(text, variable), variable)
         elif near := nearest(name, 0.8):
-            raise UsageError(f"{variable} is no variable of qchat; did you mean QCHAT_{near.upper()}?")
+            raise UsageError(f"qchat has no variable {variable}; did you mean QCHAT_{near.upper()}?")
     return layer
 
 
@@ -443,16 +345,24 @@ def _from_file(path: Path, *, project: bool) -> dict[str, Setting]:
         key = key_of(name, str(path))
         if project and not key.project:
             raise UsageError(f"{path}: {key.name} may not be set by a project, only in {config_file()}")
-        layer[key.name] = Setting(key.checked(value, str(path)), str(path))
+        layer[key.name] = Setting(key.check(value, str(path)), str(path))
     return layer
 
 
-def remember(name: str, value: str) -> None:
-    """Set a key to a text in the user's file, where nothing else changes. Raises UsageError."""
+def save(name: str, value: Any) -> Path:
+    """Set a key in the user's file, None as "auto", and return its path. Raises UsageError."""
     path = config_file()
-    value = KEYS[name].checked(value, str(path))
-    try:
-        make_config_dir()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
-    replace_line(path, name, value)
+    value = "auto" if value is None else value
+    KEYS[name].check(value, str(path))
+    make_config_dir()
+    edit_toml(path, lambda table: table.update({name: value}))
+    return path
+
+
+def unsave(name: str) -> bool:
+    """Remove a key from the user's file; return whether it was there. Raises UsageError."""
+    path = config_file()
+    if name not in read_toml(path):
+        return False
+    edit_toml(path, lambda table: table.pop(name))
+    return True

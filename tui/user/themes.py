@@ -15,11 +15,11 @@ from textual.color import Color, ColorParseError
 from textual.theme import BUILTIN_THEMES, Theme
 
 from ...core.errors import UsageError
+from .paths import SHIPPED_THEMES as SHIPPED
 from .paths import config_dir
 from .settings import closest
 from .toml_file import read_toml
 
-SHIPPED = Path(__file__).parents[2] / "themes"
 MAX_THEMES = 200
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # colours of Textual's own, each with a meaning everywhere

@@ -1,9 +1,9 @@
-"""Small TOML files: read with a limit, and one line of them replaced.
+"""Small TOML files: read with a size limit, edited with their comments and order kept, written whole.
 
-Refuses, in one sentence with the file's name, what is too large, no regular file, or no TOML.
+Refuses, in one sentence with the file's name, what is too large, not a regular file, or not TOML.
 """
 
-import re
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ MAX_FILE_NBYTES = 64 << 10
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A small TOML file; nothing where there is none. Raises UsageError naming it."""
-    data = _bytes_of(path)
+    """Return the content of a small TOML file; empty if there is none. Raises UsageError that names it."""
+    data = _read_bytes(path)
     if not data:
         return {}
-    import tomllib  # a hundredth of a second, spent where there is something to read
+    import tomllib  # takes a hundredth of a second, so only where there is something to read
 
     try:
         return tomllib.loads(data.decode())
@@ -32,11 +32,43 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} nests deeper than any settings do") from error
 
 
-def _bytes_of(path: Path) -> bytes:
+def edit_toml(path: Path, change: Callable[[MutableMapping[str, Any]], Any]) -> None:
+    """Apply `change` to a TOML file's table and write the file; comments, order and a link at `path` stay.
+
+    Raises UsageError where the file cannot be read or written; it is then unchanged.
+    """
+    expected = read_toml(path)
+    import tomllib
+
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(_read_bytes(path).decode())
+        change(document)
+        text = tomlkit.dumps(document)
+        change(expected)
+        same = tomllib.loads(text) == expected
+    except (TOMLKitError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} could not be changed: {error}; edit it by hand") from error
+    if not same:  # the file's form is one that the editing library damages
+        raise UsageError(f"{path} could not be changed without damage to its other lines; edit it by hand")
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, in one step, through a link at `path`. Raises UsageError."""
+    try:
+        write_whole(path.resolve(), text, mode=0o600)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         if not path.exists():
             return b""
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             raise UsageError(f"{path} is not a regular file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_NBYTES + 1)
@@ -45,31 +77,3 @@ def _bytes_of(path: Path) -> bytes:
     if len(data) > MAX_FILE_NBYTES:
         raise UsageError(f"{path} has more than {MAX_FILE_NBYTES >> 10} KiB, which no settings need")
     return data
-
-
-def replace_line(path: Path, name: str, value: str) -> None:
-    """Set the top-level key `name` to a text without quotes or escapes; every other line stays.
-
-    Raises UsageError where the file cannot be read or written, or its form does not allow that.
-    """
-    import tomllib
-
-    before = read_toml(path)
-    line = f'{name} = "{value}"'
-    text = _bytes_of(path).decode()
-    changed, count = re.subn(rf"(?m)^{name}[ \t]*=.*$", line, text, count=1)
-    text = changed if count else f"{line}\n{text}"
-    try:
-        same = tomllib.loads(text) == before | {name: value}
-    except tomllib.TOMLDecodeError:
-        same = False
-    if not same:  # the line was within a longer text or in a table
-        raise UsageError(f"{path} could not be changed: write {line} at its beginning")
-    _replace(path.resolve(), text)
-
-
-def _replace(path: Path, text: str) -> None:
-    try:
-        write_whole(path, text, mode=0o600)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

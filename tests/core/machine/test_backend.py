@@ -83,7 +83,7 @@ def test_a_relative_cache_folder_is_ignored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert linux_cpu._cache_folder() == tmp_path / "home/.cache/qchat/blas"
+    assert linux_cpu._blas_folder() == tmp_path / "home/.cache/qchat/blas"
     assert not (tmp_path / "here").exists()
 
 

@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core.errors import ConfigError
-from qchat.core.machine.files import parse_json, read_bytes, read_json, whole_file, write_whole
+from qchat.core.errors import ConfigError, UsageError
+from qchat.core.hub.library import Locations
+from qchat.core.machine.files import (
+    cache_path,
+    parse_json,
+    read_bytes,
+    read_json,
+    user_folder,
+    whole_file,
+    write_whole,
+)
+from qchat.tui.user.paths import cache_dir
 from tests.paths import ROOT
 
 WRITE = """
@@ -158,3 +168,23 @@ def test_a_temporary_file_is_hidden_and_ends_like_the_file_unless_told_otherwise
     for suffix, wanted in ((None, ".safetensors"), (".part", ".part")):
         with whole_file(tmp_path / "a.safetensors", suffix=suffix) as temporary:
             assert temporary.name.startswith(".a.safetensors.") and temporary.suffix == wanted
+
+
+def test_every_part_finds_its_folders_by_the_same_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Absolute XDG variables count, relative ones do not, and without a home there is no folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, folder in (("/elsewhere", Path("/elsewhere")), ("not/absolute", tmp_path / ".cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_path("kernels") == folder / "qchat" / "kernels"
+        assert user_folder("XDG_CACHE_HOME", ".cache") == folder / "qchat"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_path("kernels") is None
+    with pytest.raises(UsageError, match="set HOME or XDG_CACHE_HOME"):
+        cache_dir()
+    monkeypatch.delenv("XDG_STATE_HOME")
+    with pytest.raises(UsageError, match="set HOME or XDG_STATE_HOME"):
+        Locations((), tmp_path)

@@ -34,7 +34,7 @@ def test_the_settings_in_force_go_with_every_reply_and_single_ones_stand_over_th
     stage = Stage(tmp_path)
 
     async def scene(stage: Stage) -> None:
-        stage.chat.settings["temperature"] = 0.5
+        stage.chat.settings.change("temperature", 0.5, "test")
         await stage.chat.send("a")
         await stage.chat.retry(temperature=1.5)
 

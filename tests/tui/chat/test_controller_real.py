@@ -8,6 +8,7 @@ import pytest
 
 from qchat.core import BUILT_IN_MODEL, Store
 from qchat.tui.chat.client import EngineDied
+from qchat.tui.chat.controller import Chat
 from tests.tui.chat_stage import Stage, render
 
 MODEL = str(BUILT_IN_MODEL)
@@ -20,6 +21,13 @@ LONG_TEXT = "The quick brown fox jumps over the lazy dog. " * 55
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store(tmp_path / "conversations.db") as store:
         yield store
+
+
+def be_brief(chat: Chat) -> None:
+    """Have every reply begin with BRIEF."""
+    for name, value in (("temperature", 0.0), ("think", False), ("max_tokens", 30)):
+        chat.settings.change(name, value, "test")
+    assert chat.settings.reply() == BRIEF
 
 
 def killed_while(stage: Stage, phase: str) -> asyncio.Task[None]:
@@ -45,7 +53,7 @@ def test_an_engine_killed_in_a_reply_costs_nothing_that_was_said(tmp_path: Path,
 
     async def scene(stage: Stage) -> None:
         chat = stage.chat
-        chat.settings |= BRIEF
+        be_brief(chat)
         await chat.send("What is the capital of France?")
         first = chat.state["turns"][0]["answer"]
         killing = killed_while(stage, phase)
@@ -82,7 +90,7 @@ def test_an_engine_killed_while_it_loads_is_started_again(tmp_path: Path, store:
             await waiting
         await killing
         assert stage.chat.queue == ["What is the capital of France?"]
-        stage.chat.settings |= BRIEF
+        be_brief(stage.chat)
         await stage.chat.restart()
         await stage.until(lambda: stage.view.all("finished"))
 

@@ -233,7 +233,7 @@ def test_retry_passes_settings_for_one_reply(tmp_path):
         ("/retry temp=hot", "temperature is 'hot', wanted a number from 0 to 100"),
         ("/retry temp", "wanted SETTING=VALUE"),
         ("/retry temprature=1", "did you mean temperature"),
-        ("/retry theme=dark", "no setting of a reply"),
+        ("/retry theme=dark", "is not a setting of replies"),
         ("/edit 5 new", "the question is 5, wanted a whole number from 1 to 1"),
         ("/edit x", "wanted its number: /edit [N] [TEXT]"),
         ("/fork 2", "wanted a whole number from 1 to 1"),
@@ -460,7 +460,7 @@ def test_set_reaches_what_is_no_setting_of_replies(tmp_path):
     seen = []
 
     async def look(stage: Stage) -> None:
-        seen.append((stage.chat.options["context_limit"], stage.chat.show_stats))
+        seen.append((stage.chat.settings["context_limit"], stage.chat.show_stats))
 
     front = stage.play(
         "/set theme dark", "/set mouse off", "/set num_ctx 4096", "/set verbose", look, "/set quiet", look
@@ -478,7 +478,7 @@ def test_set_says_from_when_a_setting_counts(tmp_path):
         "copy_on_select is off now",
         "models_dir is '/else' now",
     ]
-    assert stage.chat.options["models_dir"] == ["/else"] and not stage.chat.options["copy_on_select"]
+    assert stage.chat.settings["models_dir"] == ["/else"] and not stage.chat.settings["copy_on_select"]
 
 
 @pytest.mark.parametrize("name", AT_START)
@@ -486,7 +486,7 @@ def test_set_refuses_what_counts_only_at_the_start_and_says_where_it_is_set(tmp_
     stage = Stage(tmp_path)
     front = stage.play(f"/set {name} 60")
     assert str(config_file()) in front.all("error")[0]
-    assert stage.chat.options.origin(name) == "default"
+    assert stage.chat.settings.origin(name) == "default"
     assert completions(f"/set {name}", stage.chat) == []
 
 
@@ -496,7 +496,7 @@ def test_every_setting_has_a_default_to_go_back_to(tmp_path):
     names = [name for name in KEYS if name not in ("model", *AT_START)]
     stage.play("/set num_ctx 4096", *(f"/set {name} default" for name in names))
     assert not front.all("error")
-    assert (stage.chat.options["context_limit"], stage.chat.options.origin("context_limit")) == (
+    assert (stage.chat.settings["context_limit"], stage.chat.settings.origin("context_limit")) == (
         None,
         "default",
     )
@@ -532,7 +532,7 @@ def test_stats_have_a_row_for_each_turn_and_a_form_for_programs(tmp_path):
 
 
 def test_stats_before_the_first_question(tmp_path):
-    assert "nothing was said yet" in Stage(tmp_path).play("/stats").said
+    assert "there is no reply yet" in Stage(tmp_path).play("/stats").said
 
 
 # --- what is seen ---

@@ -76,7 +76,7 @@ def test_copying_on_selection_is_set_at_once(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(it.screen, "get_selected_text", lambda: "chosen")
         it.screen.on_text_selected()
         await it.say("/set copy_on_select off")
-        await it.until(lambda: not it.chat.options["copy_on_select"])
+        await it.until(lambda: not it.chat.settings["copy_on_select"])
         it.screen.on_text_selected()
         assert copied == ["chosen"]
 
@@ -434,7 +434,7 @@ def test_a_remapped_key_works_and_the_bar_shows_it(tmp_path: Path):
     async def check(it: Running) -> None:
         assert "f6 think:on" in it.keys
         await it.pilot.press("f6")
-        assert it.chat.settings["enable_thinking"] is False
+        assert it.chat.settings["think"] is False
         await it.pilot.press("f7")
         assert it.prompt.searching
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qchat.core.errors import UsageError
 from qchat.tui.cli.arguments import parser
 from qchat.tui.user.paths import cache_dir, config_dir, config_file, data_dir, state_dir
-from qchat.tui.user.settings import KEYS, OTHER_VARIABLES, PROJECT_FILE, Settings, key_of, remember
+from qchat.tui.user.settings import KEYS, OTHER_VARIABLES, PROJECT_FILE, Settings, key_of, save
 from qchat.tui.user.toml_file import MAX_FILE_NBYTES, read_toml
 from tests.paths import ROOT
 
@@ -196,7 +196,7 @@ def test_the_variables_of_others_are_those_that_the_program_reads():
 def test_no_word_makes_any_key_fail_but_in_a_sentence(word: str):
     for key in KEYS.values():
         try:
-            key.checked(key.parsed(word, "here"), "here")
+            key.check(key.parse(word, "here"), "here")
         except UsageError as error:
             assert str(error).startswith(f"here: {key.name} is ")
 
@@ -233,14 +233,14 @@ def test_dashes_stand_for_underscores():
 
 
 def test_remembering_changes_one_line_and_makes_the_file_private(tmp_path: Path):
-    remember("theme", "night")
+    save("theme", "night")
     path = config_file()
     assert read_toml(path) == {"theme": "night"}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     path.write_text("# mine\nseed = 4  # a comment\ntheme = 'night' # old\n\n[keys]\nstop = 'escape'\n")
-    remember("theme", "day")
-    text = "# mine\nseed = 4  # a comment\ntheme = \"day\"\n\n[keys]\nstop = 'escape'\n"
+    save("theme", "day")
+    text = "# mine\nseed = 4  # a comment\ntheme = \"day\" # old\n\n[keys]\nstop = 'escape'\n"
     assert path.read_text() == text
     assert Settings.load(cwd=tmp_path)["theme"] == "day"
 
@@ -249,12 +249,35 @@ def test_remembering_changes_one_line_and_makes_the_file_private(tmp_path: Path)
 def test_remembering_never_changes_anything_else(text: str):
     path = write_user(text)
     try:
-        remember("theme", "day")
+        save("theme", "day")
     except UsageError as error:
         assert 'write theme = "day" at its beginning' in str(error)
         assert path.read_text() == text
     else:
         assert read_toml(path)["theme"] == "day"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# only a comment",
+        "[keys]\nstop = 'escape'\n",
+        "keys.stop = 'escape'\nseed = 1",
+        "keys = {stop = 'escape'} # inline\n\n\nseed = 1\n",
+        "\r\nseed = 1\r\n",
+        "stop = [\n  'a', # one\n  'b',\n]\n[keys]\n[keys.transcript]\ncopy = 'x'\n",
+        'system = """\n[keys]\ntheme = 1\n"""\n',
+        "theme = 'x'",
+    ],
+)
+def test_saving_keeps_all_other_values_and_lines_of_any_file(text: str):
+    path = write_user(text)
+    before = read_toml(path)
+    save("theme", "day")
+    assert read_toml(path) == before | {"theme": "day"}
+    kept = [line for line in text.splitlines() if not line.startswith("theme = 'x'")]
+    assert [line for line in path.read_text().splitlines() if line in kept] == kept
 
 
 def test_remembering_through_a_link_changes_what_it_leads_to(tmp_path: Path):
@@ -264,7 +287,7 @@ def test_remembering_through_a_link_changes_what_it_leads_to(tmp_path: Path):
     real.write_text("seed = 1\n")
     path.unlink()
     path.symlink_to(real)
-    remember("theme", "day")
+    save("theme", "day")
     assert path.is_symlink()
     assert read_toml(real) == {"theme": "day", "seed": 1}
 

@@ -19,7 +19,7 @@ VERBS = {
     "calibrate": "measure which inputs matter, for convert's --imatrix-path",
     "card": "rewrite a model folder's card",
     "completion": "print a completion script for bash, zsh or fish",
-    "config": "show the settings and where each comes from",
+    "config": "show the settings and their origins, get or set one",
     "convert": "make a quantized model, or plan one",
     "eval": "measure a model's quality, alone or against another model",
     "help": "show this page, or a command's: qchat help COMMAND",
