@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
+from ...core.worker.wire import ModelInfo
 from ..user.settings import KEYS, Key, key_of
 from .base import words
 
@@ -72,9 +73,9 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def in_force(model: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def in_force(model: ModelInfo | None, settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Every setting of replies: its name, its value, and who gave it."""
-    recommended = (model or {}).get("parameters", {})
+    recommended = model.parameters if model else {}
     rows = []
     for key in KEYS.values():
         if not key.reply:

@@ -256,7 +256,7 @@ def test_snapshots_stay_within_their_budget(tiny):
     for _ in range(8):
         session.send("hello")
         assert session.live.snapshots.nbytes <= 300_000
-    assert describe_cache(session)["snapshot_nbytes"] <= 300_000
+    assert describe_cache(session).snapshot_nbytes <= 300_000
 
 
 def test_many_turns_take_what_the_snapshots_and_the_live_state_say_and_no_more(tiny):
