@@ -135,18 +135,16 @@ class Outbox:
 
 
 def _append_or_merge(events: list[dict[str, Any]], event: dict[str, Any]) -> None:
-    """Append `event`, or merge it into the last event if that is of the same kind."""
+    """Append `event`, or merge it into the last event if that is of the same kind and side."""
     last, kind = events[-1] if events else {}, event["event"]
-    if last.get("event") != kind or kind not in REPLACEABLE + JOINABLE:
+    alike = last.get("event") == kind and last.get("side") == event.get("side")
+    if not alike or kind not in REPLACEABLE + JOINABLE:
         events.append(event)
     elif kind in REPLACEABLE:
         events[-1] = event
     else:
-        events[-1] = {
-            "event": kind,
-            "text": last["text"] + event["text"],
-            "tokens": last["tokens"] + event["tokens"],
-        }
+        text, tokens = last["text"] + event["text"], last["tokens"] + event["tokens"]
+        events[-1] = {**event, "text": text, "tokens": tokens}
 
 
 class Inbox:

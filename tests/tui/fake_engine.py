@@ -33,6 +33,10 @@ from typing import Any
 from qchat.core.errors import QchatError, UsageError
 from qchat.core.worker.protocol import PROTOCOL_VERSION, Cancelled, Request, decode, encode, error_message
 
+sys.path[:0] = [str(Path(__file__).parents[2])]  # this file is run by its path
+
+from tests.tui.fake_jobs import RESULTS_OF_JOBS  # noqa: E402
+
 Step = dict[str, Any]
 MODEL = {
     "name": "fake-4bit",

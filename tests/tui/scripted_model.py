@@ -1,6 +1,6 @@
 """The real engine process, whose model's first reply thinks, answers and calls a tool: run as a file.
 
-Besides that reply it has an idle work that fails once, something to do in the background, and short measurements.
+Its idle work fails once, it always has something to do in the background, and it measures little.
 """
 
 import sys

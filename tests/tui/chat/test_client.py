@@ -186,6 +186,32 @@ def test_a_process_that_is_no_engine_is_refused_in_one_sentence(script: str, tol
     run(go())
 
 
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ({"result": {}}, r"result of state: .*required field `state`"),
+        ({"result": {"state": {"turns": "none"}}}, "result of state: "),
+        ({"result": []}, "result of state: "),
+        ({"events": [{"event": "text"}]}, r"event text: .*required field `text`"),
+        ({"events": [{"event": "song", "text": "la"}]}, "there is no event 'song'"),
+        ({"events": [{"text": "la"}]}, "there is no event None"),
+        ({"error": {"kind": "ModelError", "message": 5}}, "error: "),
+    ],
+)
+def test_a_message_of_another_form_ends_the_engine_in_one_sentence(tmp_path: Path, step: dict, told: str):
+    async def go():
+        client = await loaded(FakeEngine(tmp_path, {"method": "state", **step}))
+        deaths: list[str] = []
+        client.on_death = deaths.append
+        with pytest.raises(EngineDied, match=f"no message.*{told}"):
+            await client.request("state")
+        await client.stop()
+        return deaths
+
+    (death,) = run(go())
+    assert "\n" not in death
+
+
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "MAX_LINE_NBYTES", 1 << 16)
     script = "import sys\nwhile True: sys.stdout.write('x' * 9999)"
