@@ -1,5 +1,9 @@
-"""The events of a reply: frozen values, in the order they happen, with exactly one `Done` at the end."""
+"""Events: the frozen values that a reply yields, and those that an engine process sends besides.
 
+A reply yields them in the order they happen, with exactly one `Done` at the end.
+"""
+
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -110,6 +114,79 @@ class Done:
 Event = Notice | Sync | Prefill | Thought | Text | ToolUse | Done
 
 
-def to_json(event: Event) -> dict[str, Any]:
-    """Return the event as a dict for JSON; the key `event` holds its type in lower case."""
-    return {"event": type(event).__name__.lower(), **asdict(event)}
+@dataclass(frozen=True)
+class LoadProgress:
+    """Loading progress: `done_nbytes` of `total_nbytes` are in memory, now the tensor `detail`."""
+
+    done_nbytes: int
+    total_nbytes: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """The engine dropped its model."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """MLX's memory in bytes, and the device's limit.
+
+    `copy_bandwidth` is in bytes per second, None until it was measured.
+    """
+
+    active_nbytes: int
+    cache_nbytes: int
+    peak_nbytes: int
+    limit_nbytes: int
+    copy_bandwidth: float | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The first message of an engine process: the version of its protocol and its process id."""
+
+    protocol: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Background:
+    """Work of the engine beside all calls, in one line; empty when it has ended."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line for the log."""
+
+    text: str
+
+
+# what a call of the chat sends, and what belongs to no call
+CallEvent = Event | LoadProgress | Unloaded | Memory
+Announcement = Ready | Background | LogLine
+
+# the name of each in JSON, under the key `event`
+EVENTS: Mapping[str, type[CallEvent | Announcement]] = {
+    "notice": Notice,
+    "sync": Sync,
+    "prefill": Prefill,
+    "thought": Thought,
+    "text": Text,
+    "tooluse": ToolUse,
+    "done": Done,
+    "load": LoadProgress,
+    "unloaded": Unloaded,
+    "memory": Memory,
+    "ready": Ready,
+    "background": Background,
+    "log": LogLine,
+}
+_NAMES = {kind: name for name, kind in EVENTS.items()}
+
+
+def to_json(event: CallEvent | Announcement) -> dict[str, Any]:
+    """Return the event as a dict for JSON; the key `event` holds its name."""
+    return {"event": _NAMES[type(event)], **asdict(event)}

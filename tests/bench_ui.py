@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ from textual.app import App, ComposeResult
 from textual.events import AppBlur, AppFocus, Key, Resize
 from textual.geometry import Size
 
+from qchat.core.conversation.summary import ConversationState, Turn, TurnStats
+from qchat.core.events import Performance, Text, Thought
+from qchat.tui.chat.turns import NO_STATE
 from qchat.tui.user import themes
 from qchat.tui.widgets.transcript.transcript import Transcript
 from tests import app_probe
@@ -83,16 +87,24 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S{1,5}|\s+", text)[:TOKENS]
 
 
-def turn(number: int) -> dict[str, Any]:
-    return {
-        "number": number,
-        "question": f"Question {number}: explain merge sort with code, and say why",
-        "thinking": THOUGHT[:400],
-        "answer": ANSWER,
-        "created": 1.7e9 + number,
-        "seconds_thinking": 4.1,
-        "stats": {"reasoning_tokens": 212},
-    }
+def turn(number: int) -> Turn:
+    return Turn(
+        number=number,
+        role="user",
+        question=f"Question {number}: explain merge sort with code, and say why",
+        thinking=THOUGHT[:400],
+        answer=ANSWER,
+        tool_calls=(),
+        finish_reason="stop",
+        node=number,
+        siblings=(number,),
+        stats=TurnStats(reasoning_tokens=212, performance=Performance(seconds_thinking=4.1)),
+        created=1.7e9 + number,
+    )
+
+
+def conversation(turns: int) -> ConversationState:
+    return replace(NO_STATE, conversation=1, turns=tuple(turn(number + 1) for number in range(turns)))
 
 
 # --- the stage ---
@@ -121,7 +133,7 @@ async def stage(turns: int = 0) -> AsyncIterator[tuple[Stage, Transcript]]:
         transcript = app.query_one(Transcript)
         transcript.focus()
         if turns:
-            transcript.show({"conversation": 1, "turns": [turn(number + 1) for number in range(turns)]})
+            transcript.show(conversation(turns))
         await painted(app)
         gc.collect()
         gc.freeze()  # as the app does after its first paint
@@ -157,10 +169,10 @@ async def streamed(kind: str, text: str, limit: float) -> AsyncIterator[Row]:
         transcript.begin_answer(turn(21))
         late: list[float] = []
         watch = asyncio.create_task(watched(late))
-        event = "thought" if kind == "thought" else "text"
+        event = Thought if kind == "thought" else Text
         pieces, began, clock = tokens(text), time.process_time(), time.perf_counter()
         for number, token in enumerate(pieces):
-            transcript.feed([{"event": event, "text": token, "tokens": 1}])
+            transcript.feed([event(token)])
             await asyncio.sleep(max(0, clock + (number + 1) / TOKENS_PER_S - time.perf_counter()))
         await painted(app)
         spent = time.process_time() - began
@@ -214,7 +226,7 @@ async def thought() -> AsyncIterator[Row]:
 async def long_conversation() -> AsyncIterator[Row]:
     """2,000 turns: what opening, scrolling and changes of the whole screen cost."""
     async with stage() as (app, transcript):
-        state = {"conversation": 1, "turns": [turn(number + 1) for number in range(TURNS)]}
+        state = conversation(TURNS)
         yield Row("load 2,000 turns, first paint", 500, await cost(app, lambda: transcript.show(state)), "ms")
         transcript.scroll_to(y=transcript.virtual_size.height // 2, animate=False)
         await painted(app)
@@ -272,7 +284,7 @@ async def keypress() -> AsyncIterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         async with running(Path(folder)) as it:
             await it.idle()
-            state = {"conversation": 1, "turns": [turn(number + 1) for number in range(TURNS)]}
+            state = conversation(TURNS)
             it.screen.transcript.show(state)
             await painted(it.app)
             gc.collect()

@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / ".dev")]
 
 # ruff: noqa: E402
 from qchat.core import BUILT_IN_MODEL, Session, load_session
+from qchat.core.events import Done
 from qchat.tui.chat.client import EngineClient
 
 RUNS, TOKENS = 20, 128
@@ -32,7 +33,8 @@ async def there(client: EngineClient) -> float:
     await client.request("reset")
     call = client.call("send", text=QUESTION, settings=SETTINGS)
     done = [event async for batch in call for event in batch][-1]
-    return done["performance"]["decode_tokens_per_s"]
+    assert isinstance(done, Done)
+    return done.performance.decode_tokens_per_s
 
 
 async def measure(model: str) -> Iterator[list[float]]:

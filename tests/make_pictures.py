@@ -67,9 +67,9 @@ class Session:
         await self.pilot.pause()
 
     async def ask(self, text: str) -> None:
-        turns = len(self.chat.state["turns"])
+        turns = len(self.chat.state.turns)
         await self.enter(text)
-        await self.until(lambda: len(self.chat.state["turns"]) > turns)
+        await self.until(lambda: len(self.chat.state.turns) > turns)
         await self.idle()
 
     async def photograph(self, name: str) -> None:

@@ -27,6 +27,7 @@ MODULES_OF = {
 }
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {
+    "conversation.summary",
     "conversion.card",
     "errors",
     "events",
@@ -38,8 +39,17 @@ PUBLIC_MODULES = {
     "storage.records",
     "storage.store",
     "worker.protocol",
+    "worker.wire",
 }
-WITHOUT_MLX = ("errors", "events", "checkpoint.config", "text.tokenizer", "text.template", "hub.library")
+WITHOUT_MLX = (
+    "errors",
+    "events",
+    "checkpoint.config",
+    "text.tokenizer",
+    "text.template",
+    "hub.library",
+    "worker.wire",
+)
 MAX_MODULES, MAX_LINES = 14, 500
 
 

@@ -3,5 +3,6 @@
 Owns everything that changes while a model answers. Never re-encodes generated ids from text, and never knows
 a front end.
 
-Public names: describe_cache, describe_session, History, Session.
+Public names: Branch, CacheSummary, ConversationState, describe_cache, describe_session, History, Session,
+SnapshotSummary, ToolCall, Turn, TurnStats.
 """

@@ -1,44 +1,149 @@
-"""A session as plain JSON values for front ends: turns and branches, prefixes reused, snapshots kept.
+"""A session as frozen values for front ends: turns and branches, prefixes reused, snapshots kept.
 
-Looks at a session from above. Imported conversations may hold anything in their statistics: unknown names and
-values that are not numbers are left out.
+Looks at a session from above, without MLX. Imported conversations may hold anything in their statistics:
+unknown names and values that are not numbers are left out.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..events import Done, FinishReason, Performance
 from ..storage.records import make_title
-from .session import Session
-from .transcript import Node, Output, tool_calls_of
+from .transcript import History, Node, Output, tool_calls_of
 
-COUNTS = [field.name for field in fields(Done) if field.name.endswith("_tokens")]
-SPEEDS = [field.name for field in fields(Performance)]
+if TYPE_CHECKING:
+    from .session import Session, TurnCost
+    from .snapshots import Snapshot
+
+COUNTS = [item.name for item in fields(Done) if item.name.endswith("_tokens")]
+# an imported number beyond this is no figure of a reply
+MAX_NUMBER = 1 << 63
 
 
-def describe_session(session: Session) -> dict[str, Any]:
-    """Describe the conversation: its current branch as turns from 1, and the ends of all branches.
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that a reply calls, with its arguments as the model wrote them."""
 
-    `tokens` is the branch's share of `context_limit`; times are in seconds, `created` since 1970. A turn's
-    `siblings` are the replies to the same question and to its edits, itself included.
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """The token counts of a reply, as in `Done`, and its `performance`; zero where nothing was stored."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefilled_tokens: int = 0
+    reasoning_tokens: int = 0
+    generated_tokens: int = 0
+    performance: Performance = field(default_factory=Performance)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its reply. `number` counts from 1; `role` tells who asked: the user, or a tool.
+
+    `node` is the reply's node number. `siblings` are those of the replies to the same question and to its
+    edits, itself included. `created` is in seconds since 1970.
     """
+
+    number: int
+    role: Literal["user", "tool"]
+    question: str
+    thinking: str
+    answer: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    node: int
+    siblings: tuple[int, ...]
+    stats: TurnStats
+    created: float
+
+    @property
+    def seconds_thinking(self) -> float:
+        """The seconds that the reply spent on reasoning."""
+        return self.stats.performance.seconds_thinking
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The end of a branch: its last reply's node `number`, and the first words of the question before it."""
+
+    number: int
+    first_words: str
+    current: bool
+
+
+@dataclass(frozen=True)
+class ConversationState:
+    """The conversation: its current branch as `turns`, and the ends of all branches.
+
+    `conversation` is its number in the store, None before the first question and without a store. `tokens` of
+    `context_limit` are the branch's share of the context. `leaf` is the node number of the last reply.
+    """
+
+    conversation: int | None
+    title: str
+    system: str | None
+    history: History
+    tokens: int
+    context_limit: int
+    leaf: int | None
+    turns: tuple[Turn, ...]
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class TurnReuse:
+    """How one reply's prompt used the cache: how it was synced, why, and the tokens of each kind."""
+
+    turn: int
+    how: Literal["extend", "restore", "rebuild"]
+    why: str
+    prompt_tokens: int
+    cached_tokens: int
+    prefilled_tokens: int
+
+
+@dataclass(frozen=True)
+class SnapshotSummary:
+    """One snapshot: the turn and the place in it, its length in tokens, the bytes of its recurrent state."""
+
+    turn: int
+    kind: str
+    tokens: int
+    state_nbytes: int
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """The prompt cache: what each turn reused and read, every snapshot, their bytes and budget in all."""
+
+    history: History
+    turns: tuple[TurnReuse, ...]
+    snapshots: tuple[SnapshotSummary, ...]
+    snapshot_nbytes: int
+    snapshot_budget_nbytes: int
+
+
+def describe_session(session: "Session") -> ConversationState:
+    """Describe the conversation of a session."""
     tree = session.tree
-    nodes = tree.branch()
-    outputs = [node for node in nodes if isinstance(node, Output)]
+    outputs = [node for node in tree.branch() if isinstance(node, Output)]
     siblings = _siblings(tree.nodes)
-    return {
-        "conversation": session.conversation,
-        "title": session.title,
-        "system": session.system,
-        "history": session.history,
-        "tokens": len(session.prompt_ids()),
-        "context_limit": session.context_limit,
-        "leaf": tree.leaf.number if tree.leaf else None,
-        "turns": [_turn(number, node, siblings) for number, node in enumerate(outputs, 1)],
-        "branches": [_branch(end, end is tree.leaf) for end in tree.branch_ends()],
-    }
+    return ConversationState(
+        conversation=session.conversation,
+        title=session.title,
+        system=session.system,
+        history=session.history,
+        tokens=len(session.prompt_ids()),
+        context_limit=session.context_limit,
+        leaf=tree.leaf.number if tree.leaf else None,
+        turns=tuple(_turn(number, node, siblings) for number, node in enumerate(outputs, 1)),
+        branches=tuple(_branch(end, end is tree.leaf) for end in tree.branch_ends()),
+    )
 
 
 def _siblings(nodes: Sequence[Node]) -> dict[int | None, list[int]]:
@@ -54,63 +159,67 @@ def _previous_reply(node: Output) -> int | None:
     return node.parent.parent.number if node.parent.parent else None
 
 
-def _turn(number: int, node: Output, siblings: dict[int | None, list[int]]) -> dict[str, Any]:
-    stats = _stats(node.stats)
-    reason = node.stats.get("finish_reason")
-    return {
-        "number": number,
-        "role": "user" if node.parent.is_question else "tool",
-        "question": node.parent.text,
-        "thinking": node.message.get("reasoning_content", ""),
-        "answer": node.message["content"],
-        "tool_calls": tool_calls_of(node.message),
-        "finish_reason": reason if reason in get_args(FinishReason) else "cancelled",
-        "node": node.number,
-        "siblings": siblings[_previous_reply(node)],
-        "stats": stats,
-        "seconds_thinking": stats["performance"]["seconds_thinking"],
-        "created": node.created,
-    }
+def _turn(number: int, node: Output, siblings: Mapping[int | None, Sequence[int]]) -> Turn:
+    reason: Any = node.stats.get("finish_reason")
+    return Turn(
+        number=number,
+        role="user" if node.parent.is_question else "tool",
+        question=node.parent.text,
+        thinking=node.message.get("reasoning_content") or "",
+        answer=node.message["content"],
+        tool_calls=tuple(ToolCall(**call) for call in tool_calls_of(node.message)),
+        finish_reason=reason if reason in get_args(FinishReason) else "cancelled",
+        node=node.number,
+        siblings=tuple(siblings[_previous_reply(node)]),
+        stats=_stats(node.stats),
+        created=node.created,
+    )
 
 
-def _stats(stored: dict[str, Any]) -> dict[str, Any]:
-    performance = stored.get("performance")
-    measured = performance if isinstance(performance, dict) else {}
-    return {
-        **{name: int(_number(stored.get(name))) for name in COUNTS},
-        "performance": {name: _number(measured.get(name)) for name in SPEEDS},
-    }
+def _stats(stored: Mapping[str, Any]) -> TurnStats:
+    counts = {name: int(_number(stored.get(name))) for name in COUNTS}
+    return TurnStats(**counts, performance=_performance(stored.get("performance")))
 
 
-def _number(value: Any) -> int | float:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _performance(stored: Any) -> Performance:
+    measured = stored if isinstance(stored, dict) else {}
+    speeds = {item.name: _number(measured.get(item.name)) for item in fields(Performance)}
+    sizes = {name: int(value) for name, value in speeds.items() if name.endswith("nbytes")}
+    drafts = {} if measured.get("drafts_accepted") is not None else {"drafts_accepted": None}
+    return Performance(**speeds | sizes | drafts)  # pyright: ignore[reportArgumentType]
+
+
+def _number(value: Any) -> float:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
     return value if known else 0
 
 
-def _branch(end: Output, current: bool) -> dict[str, Any]:
-    return {"number": end.number, "first_words": make_title(end.parent.text), "current": current}
+def _branch(end: Output, current: bool) -> Branch:
+    return Branch(end.number, make_title(end.parent.text), current)
 
 
-def describe_cache(session: Session) -> dict[str, Any]:
-    """Describe the prompt cache: what each turn reused and read, and every snapshot with its bytes."""
+def describe_cache(session: "Session") -> CacheSummary:
+    """Describe the prompt cache of a session."""
     snapshots = session.live.snapshots
-    return {
-        "history": session.history,
-        "turns": [
-            {
-                "turn": turn.number,
-                "how": turn.sync.how,
-                "why": turn.sync.why,
-                "prompt_tokens": turn.prompt_tokens,
-                "cached_tokens": turn.sync.cached,
-                "prefilled_tokens": turn.prefilled_tokens,
-            }
-            for turn in session.turns
-        ],
-        "snapshots": [
-            {"turn": s.turn, "kind": s.kind, "tokens": s.length, "state_nbytes": s.cache.state_nbytes}
-            for s in snapshots
-        ],
-        "snapshot_nbytes": snapshots.nbytes,
-        "snapshot_budget_nbytes": snapshots.budget_nbytes,
-    }
+    return CacheSummary(
+        history=session.history,
+        turns=tuple(map(_reuse, session.turns)),
+        snapshots=tuple(map(_snapshot, snapshots)),
+        snapshot_nbytes=snapshots.nbytes,
+        snapshot_budget_nbytes=snapshots.budget_nbytes,
+    )
+
+
+def _reuse(turn: "TurnCost") -> TurnReuse:
+    return TurnReuse(
+        turn=turn.number,
+        how=turn.sync.how,
+        why=turn.sync.why,
+        prompt_tokens=turn.prompt_tokens,
+        cached_tokens=turn.sync.cached,
+        prefilled_tokens=turn.prefilled_tokens,
+    )
+
+
+def _snapshot(snapshot: "Snapshot") -> SnapshotSummary:
+    return SnapshotSummary(snapshot.turn, snapshot.kind, snapshot.length, snapshot.cache.state_nbytes)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import QchatError, UsageError
+from ..events import Memory, to_json
 from .protocol import (
     FRONT_END_VARIABLE,
     MAX_LINE_NBYTES,
@@ -24,6 +25,7 @@ from .protocol import (
     encode,
     error_message,
 )
+from .wire import Result
 
 LINES_PER_SECOND = 60
 MEMORY_SECONDS = 0.25
@@ -41,9 +43,9 @@ JOINABLE = ("thought", "text")
 class Outbox:
     """Writes lines to the file descriptor `output`; events at most `LINES_PER_SECOND` times a second."""
 
-    def __init__(self, output: int, memory_figures: Callable[[], Mapping[str, Any] | None]):
-        """Start the thread. During a call it sends the `memory_figures` every `MEMORY_SECONDS`."""
-        self._output, self._memory_figures = output, memory_figures
+    def __init__(self, output: int, memory: Callable[[], Memory | None]):
+        """Start the thread. During a call it sends the `memory` every `MEMORY_SECONDS`."""
+        self._output, self._memory = output, memory
         self._change = threading.Condition()
         self._lines: list[bytes] = []
         self._events: list[dict[str, Any]] = []
@@ -67,7 +69,7 @@ class Outbox:
             if first:
                 self._change.notify()
 
-    def end_call(self, call: int, result: dict[str, Any] | QchatError) -> None:
+    def end_call(self, call: int, result: Result | dict[str, Any] | QchatError) -> None:
         """Write the result or error of `call`, after its events."""
         failed = isinstance(result, QchatError)
         line = encode(error_message(result, call) if failed else {"id": call, "result": result})
@@ -118,8 +120,8 @@ class Outbox:
         now = time.monotonic()
         if self._call is not None and now - self._memory_sent_at >= MEMORY_SECONDS:
             self._memory_sent_at = now
-            if figures := self._memory_figures():
-                _append_or_merge(self._events, {"event": "memory", **figures})
+            if memory := self._memory():
+                _append_or_merge(self._events, to_json(memory))
 
     def _flush(self) -> None:
         if self._events:
@@ -133,18 +135,16 @@ class Outbox:
 
 
 def _append_or_merge(events: list[dict[str, Any]], event: dict[str, Any]) -> None:
-    """Append `event`, or merge it into the last event if that is of the same kind."""
+    """Append `event`, or merge it into the last event if that is of the same kind and side."""
     last, kind = events[-1] if events else {}, event["event"]
-    if last.get("event") != kind or kind not in REPLACEABLE + JOINABLE:
+    alike = last.get("event") == kind and last.get("side") == event.get("side")
+    if not alike or kind not in REPLACEABLE + JOINABLE:
         events.append(event)
     elif kind in REPLACEABLE:
         events[-1] = event
     else:
-        events[-1] = {
-            "event": kind,
-            "text": last["text"] + event["text"],
-            "tokens": last["tokens"] + event["tokens"],
-        }
+        text, tokens = last["text"] + event["text"], last["tokens"] + event["tokens"]
+        events[-1] = {**event, "text": text, "tokens": tokens}
 
 
 class Inbox:

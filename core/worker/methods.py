@@ -13,12 +13,12 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from ..conversation.session import Session
-from ..conversation.summary import describe_cache, describe_session
+from ..conversation.summary import CacheSummary, ConversationState, describe_cache, describe_session
 from ..conversation.transcript import History
 from ..engine.engine import Engine
 from ..engine.followers import drop_collected
 from ..errors import DoesNotFit, UsageError
-from ..events import Event, Notice, to_json
+from ..events import CallEvent, Event, LoadProgress, Memory, Notice, Unloaded, to_json
 from ..generation.reply_settings import ReplySettings
 from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
@@ -26,6 +26,18 @@ from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..storage.store import Store
 from .jobs import EventSink, run_job
 from .protocol import JOB_METHODS, Cancelled
+from .wire import (
+    CountResult,
+    Empty,
+    LoadResult,
+    MemoryResult,
+    ModelInfo,
+    PromptResult,
+    Result,
+    SaveResult,
+    StateResult,
+    UndoResult,
+)
 
 COMPILING = "compiling faster kernels for this model"
 # parameters of `load` that configure the session
@@ -33,7 +45,6 @@ SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapsh
 # session options that a stored conversation has of its own
 STORED_OPTIONS = ("system", "history")
 
-Result = dict[str, Any]
 Params = Mapping[str, Any]
 
 
@@ -62,8 +73,8 @@ class EngineMethods:
         self._bandwidth: float | None = None
         self._replied = False
 
-    def call(self, method: str, params: Params) -> Result:
-        """Run one of `protocol.METHODS` with checked parameters and return its result.
+    def call(self, method: str, params: Params) -> Result | dict[str, Any]:
+        """Run one of `protocol.METHODS` with checked parameters and return what `wire.RESULTS` says.
 
         Raises QchatError and MLX errors.
         """
@@ -83,15 +94,15 @@ class EngineMethods:
         if (session := self._session) is not None:
             session.close_thought()
 
-    def memory_figures(self) -> dict[str, Any]:
-        """Return MLX's memory counters in bytes and the copy bandwidth. Callable from any thread."""
-        return {
-            "active_nbytes": mx.get_active_memory(),
-            "cache_nbytes": mx.get_cache_memory(),
-            "peak_nbytes": mx.get_peak_memory(),
-            "limit_nbytes": device_limit_nbytes(),
-            "copy_bandwidth": self._bandwidth,
-        }
+    def memory(self) -> Memory:
+        """Return MLX's memory counters and the copy bandwidth. Callable from any thread."""
+        return Memory(
+            active_nbytes=mx.get_active_memory(),
+            cache_nbytes=mx.get_cache_memory(),
+            peak_nbytes=mx.get_peak_memory(),
+            limit_nbytes=device_limit_nbytes(),
+            copy_bandwidth=self._bandwidth,
+        )
 
     def idle_work(self) -> Generator[None]:
         """Compile kernels, measure the machine and prefill ahead, in small steps, while no request waits."""
@@ -136,17 +147,23 @@ class EngineMethods:
             raise Cancelled("cancelled")
         self._send_event(event)
 
+    def _send(self, event: CallEvent) -> None:
+        self._send_event(to_json(event))
+
     def _require_session(self) -> Session:
         if self._session is None:
             raise UsageError("no model is loaded")
         return self._session
 
-    def _state_result(self) -> Result:
-        return {"state": describe_session(self._require_session())}
+    def _state(self) -> ConversationState:
+        return describe_session(self._require_session())
+
+    def _state_result(self) -> StateResult:
+        return StateResult(self._state())
 
     # the model
 
-    def _load(self, params: Params) -> Result:
+    def _load(self, params: Params) -> LoadResult:
         ReplySettings.parse(params["defaults"] or {})
         if params["history"] not in (None, *get_args(History)):
             raise UsageError(f"history is {params['history']!r:.40}, wanted {' or '.join(get_args(History))}")
@@ -172,7 +189,7 @@ class EngineMethods:
             self.close()
             self._store = store
         self._send_load_event(engine.model.nbytes, engine.model.nbytes, "")
-        return {"model": _model_info(engine, self._session), **self._state_result()}
+        return LoadResult(self._state(), _model_info(engine, self._session))
 
     def _report_loading(self, done: int, total: int, tensor: str) -> None:
         """Unload the previous model, to free memory, once the folder is checked; send the progress."""
@@ -183,44 +200,44 @@ class EngineMethods:
         self._send_load_event(done, total, tensor)
 
     def _send_load_event(self, done: int, total: int, tensor: str) -> None:
-        self._send_event({"event": "load", "done_nbytes": done, "total_nbytes": total, "detail": tensor})
+        self._send(LoadProgress(done, total, tensor))
 
     def _unload_engine(self) -> None:
         self._engine = self._session = None
         gc.collect()  # layers and their fused functions form reference cycles
         mx.clear_cache()
         drop_collected()
-        self._send_event({"event": "unloaded"})
+        self._send(Unloaded())
 
-    def _unload(self, _: Params) -> Result:
+    def _unload(self, _: Params) -> Empty:
         self._unload_engine()
-        return {}
+        return Empty()
 
     # replies
 
-    def _stream_reply(self, start: Callable[[Session], Generator[Event]]) -> Result:
+    def _stream_reply(self, start: Callable[[Session], Generator[Event]]) -> StateResult:
         session = self._require_session()
         with closing(start(session)) as events:
             if self._cancelled():
                 session.cancel()  # cancelled before the reply started
             for event in events:
-                self._send_event(to_json(event))
+                self._send(event)
         self._replied = True
         return self._state_result()
 
-    def _send(self, params: Params) -> Result:
+    def _ask(self, params: Params) -> StateResult:
         settings = _reply_settings(params)
         return self._stream_reply(lambda session: session.stream(params["text"], **settings))
 
-    def _retry(self, params: Params) -> Result:
+    def _retry(self, params: Params) -> StateResult:
         settings = _reply_settings(params)
         return self._stream_reply(lambda session: session.retry(**settings))
 
-    def _edit(self, params: Params) -> Result:
+    def _edit(self, params: Params) -> StateResult:
         settings = _reply_settings(params)
         return self._stream_reply(lambda session: session.edit(params["turn"], params["text"], **settings))
 
-    def _answer_tools(self, params: Params) -> Result:
+    def _answer_tools(self, params: Params) -> StateResult:
         settings, results = _reply_settings(params), params["results"]
         if not all(isinstance(result, str) for result in results):
             raise UsageError("results has a value that is not text, wanted a list of texts")
@@ -228,82 +245,84 @@ class EngineMethods:
 
     # the conversation
 
-    def _undo(self, _: Params) -> Result:
-        return {"question": self._require_session().undo(), **self._state_result()}
+    def _undo(self, _: Params) -> UndoResult:
+        question = self._require_session().undo()
+        return UndoResult(self._state(), question)
 
-    def _fork(self, params: Params) -> Result:
+    def _fork(self, params: Params) -> StateResult:
         self._require_session().fork(params["turn"])
         return self._state_result()
 
-    def _switch(self, params: Params) -> Result:
+    def _switch(self, params: Params) -> StateResult:
         self._require_session().switch(params["number"])
         return self._state_result()
 
-    def _reset(self, _: Params) -> Result:
+    def _reset(self, _: Params) -> StateResult:
         self._require_session().reset()
         return self._state_result()
 
-    def _prime(self, params: Params) -> Result:
+    def _prime(self, params: Params) -> StateResult:
         self._require_session().prime(params["messages"])
         return self._state_result()
 
-    def _set_system(self, params: Params) -> Result:
+    def _set_system(self, params: Params) -> StateResult:
         self._require_session().set_system(params["text"])
         return self._state_result()
 
-    def _history(self, params: Params) -> Result:
+    def _history(self, params: Params) -> StateResult:
         self._require_session().history = params["mode"]
         return self._state_result()
 
-    def _open(self, params: Params) -> Result:
+    def _open(self, params: Params) -> StateResult:
         session, store = self._require_session(), _require_store(self._store)
         try:
             session.save_state()
         except DoesNotFit as error:
-            self._send_event(to_json(Notice(str(error))))
+            self._send(Notice(str(error)))
         self._session = Session.reopen(session.engine, store, params["conversation"], **self._options)
         return self._state_result()
 
-    def _rename(self, params: Params) -> Result:
+    def _rename(self, params: Params) -> StateResult:
         self._require_session().rename(params["title"])
         return self._state_result()
 
     # queries
 
-    def _explain(self, _: Params) -> Result:
+    def _explain(self, _: Params) -> CacheSummary:
         return describe_cache(self._require_session())
 
-    def _prompt(self, params: Params) -> Result:
+    def _prompt(self, params: Params) -> PromptResult:
         ids = self._require_session().prompt_ids(params["text"], **_reply_settings(params))
-        return {"text": self._require_session().engine.tokenizer.decode_with_special(ids), "tokens": len(ids)}
+        return PromptResult(self._require_session().engine.tokenizer.decode_with_special(ids), len(ids))
 
-    def _count(self, params: Params) -> Result:
-        return {"tokens": len(self._require_session().engine.tokenizer.encode(params["text"], special=False))}
+    def _count(self, params: Params) -> CountResult:
+        ids = self._require_session().engine.tokenizer.encode(params["text"], special=False)
+        return CountResult(len(ids))
 
-    def _memory(self, _: Params) -> Result:
+    def _memory(self, _: Params) -> MemoryResult:
         session = self._require_session()
-        return {
-            **self.memory_figures(),
-            "weights_nbytes": session.engine.model.nbytes,
-            "context_nbytes": session.live.cache.nbytes,
-            "snapshot_nbytes": session.live.snapshots.nbytes,
-            "snapshot_budget_nbytes": session.live.snapshots.budget_nbytes,
-        }
+        return MemoryResult(
+            **vars(self.memory()),
+            weights_nbytes=session.engine.model.nbytes,
+            context_nbytes=session.live.cache.nbytes,
+            snapshot_nbytes=session.live.snapshots.nbytes,
+            snapshot_budget_nbytes=session.live.snapshots.budget_nbytes,
+        )
 
-    def _save_state(self, _: Params) -> Result:
-        return {"saved": self._require_session().save_state()}
+    def _save_state(self, _: Params) -> SaveResult:
+        return SaveResult(self._require_session().save_state())
 
-    def _shutdown(self, _: Params) -> Result:
-        return {}
+    def _shutdown(self, _: Params) -> Empty:
+        return Empty()
 
-    def _get_state(self, _: Params) -> Result:
+    def _get_state(self, _: Params) -> StateResult:
         return self._state_result()
 
 
 _METHODS: Mapping[str, Callable[[EngineMethods, Params], Result]] = {
     "load": EngineMethods._load,
     "unload": EngineMethods._unload,
-    "send": EngineMethods._send,
+    "send": EngineMethods._ask,
     "retry": EngineMethods._retry,
     "edit": EngineMethods._edit,
     "answer_tools": EngineMethods._answer_tools,
@@ -336,21 +355,21 @@ def _reply_settings(params: Params) -> dict[str, Any]:
     return params["settings"] or {}
 
 
-def _model_info(engine: Engine, session: Session) -> Result:
+def _model_info(engine: Engine, session: Session) -> ModelInfo:
     model, thinks = engine.model, engine.thinks_by_default
-    return {
-        "name": engine.name,
-        "path": str(engine.folder),
-        "nbytes": model.nbytes,
-        "bits_per_weight": 8 * model.nbytes / max(model.parameters, 1),
-        "max_position_embeddings": engine.config.max_position_embeddings,
-        "context_limit": session.context_limit,
-        "moe": engine.config.is_moe,
-        "mtp": model.mtp is not None,
-        "can_preserve_thinking": engine.template.can_preserve_thinking,
-        "thinks_by_default": thinks,
-        "notices": [*engine.notices, *model.repairs],
-        "parameters": asdict(resolve_sampling({}, engine.generation_config, thinks)),
-        "template": engine.template.source,
-        "bytes_per_token": model.step_nbytes,
-    }
+    return ModelInfo(
+        name=engine.name,
+        path=str(engine.folder),
+        nbytes=model.nbytes,
+        bits_per_weight=8 * model.nbytes / max(model.parameters, 1),
+        max_position_embeddings=engine.config.max_position_embeddings,
+        context_limit=session.context_limit,
+        moe=engine.config.is_moe,
+        mtp=model.mtp is not None,
+        can_preserve_thinking=engine.template.can_preserve_thinking,
+        thinks_by_default=thinks,
+        notices=(*engine.notices, *model.repairs),
+        parameters=asdict(resolve_sampling({}, engine.generation_config, thinks)),
+        template=engine.template.source,
+        bytes_per_token=model.step_nbytes,
+    )

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.launcher import follows
 from ..errors import DoesNotFit, GenerationError, QchatError, UsageError
+from ..events import Announcement, Background, LogLine, Ready, to_json
 from ..machine.subnormals import flush_process
 from .channel import WAKE, Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
+from .wire import Empty
 
 if TYPE_CHECKING:
     from .methods import EngineMethods
+    from .wire import Result
 
 
 class Worker:
@@ -34,14 +37,14 @@ class Worker:
         self._to_cancel: set[int] = set()
         self._disconnected = False
         self._background = ""
-        self._outbox = Outbox(output, lambda: self._methods.memory_figures() if self._methods else None)
+        self._outbox = Outbox(output, lambda: self._methods.memory() if self._methods else None)
 
     def serve(self) -> None:
         """Serve requests until the last one.
 
         Raises ImportError for an incomplete installation, GenerationError if other ranks do not connect.
         """
-        self._outbox.send_message({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
+        self._announce(Ready(PROTOCOL_VERSION, os.getpid()))
         inbox = Inbox(self._source, self._serve_urgent, self._report_invalid, self._disconnect)
         from ..engine.followers import stop_followers
         from ..engine.ranks import join_ranks
@@ -69,6 +72,9 @@ class Worker:
         stop_followers()
         self._outbox.close()
 
+    def _announce(self, event: Announcement) -> None:
+        self._outbox.send_message(to_json(event))
+
     # on the reader's thread
 
     def _serve_urgent(self, request: Request) -> None:
@@ -76,7 +82,7 @@ class Worker:
             self._cancel(request.params["id"])
         elif self._methods is not None:
             self._methods.close_thought()
-        self._outbox.end_call(request.id, {})
+        self._outbox.end_call(request.id, Empty())
 
     def _report_invalid(self, error: UsageError, call: int | None) -> None:
         self._outbox.send_message(error_message(error, call))
@@ -97,7 +103,7 @@ class Worker:
     def _report_background(self, text: str) -> None:
         if text != self._background:
             self._background = text
-            self._outbox.send_message({"event": "background", "text": text})
+            self._announce(Background(text))
 
     def _is_cancelled(self) -> bool:
         return self._disconnected or self._current in self._to_cancel
@@ -112,9 +118,9 @@ class Worker:
             pass
         except Exception as error:  # optional work must not end the process
             text = " ".join(str(error).split()) or type(error).__name__
-            self._outbox.send_message({"event": "log", "text": f"idle work failed: {text}"})
+            self._announce(LogLine(f"idle work failed: {text}"))
 
-    def _call(self, methods: "EngineMethods", request: Request) -> dict[str, Any] | QchatError:
+    def _call(self, methods: "EngineMethods", request: Request) -> "Result | dict[str, Any] | QchatError":
         with self._lock:
             self._current = request.id
         try:

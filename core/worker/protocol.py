@@ -8,16 +8,15 @@
              {"event": "background", "text": ...}, work beside all calls, empty at its end;
              an error with the id null, for an invalid line
 
-A reply sends the events of `events.py`. Other events are `load` (done_nbytes, total_nbytes, detail),
-`unloaded`, `memory` (active_nbytes, cache_nbytes, peak_nbytes, limit_nbytes, copy_bandwidth) and, from jobs,
-`progress` (done, total, unit, detail, seconds_left) and `row`. METHODS lists the methods. Owns the format of
+Events are those of `events.py`; jobs send `notice`, `progress` (done, total, unit, detail, seconds_left) and
+`row`. METHODS lists the methods with their parameters, `wire.RESULTS` what each ends with. Owns the format of
 the lines; refuses lines over 64 MiB and parameters of a wrong type.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, get_args
 
 from ..errors import QchatError, UsageError
@@ -150,15 +149,25 @@ def _type_name(kind: Any) -> str:
 def encode(message: Mapping[str, Any]) -> bytes:
     """Return the message as one line of ASCII, which can be split at any byte.
 
-    NaN and infinity, which JSON lacks, become null.
+    Dataclasses in it become objects; NaN and infinity, which JSON lacks, become null.
     """
     try:
-        return json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = json.dumps(message, separators=(",", ":"), allow_nan=False, default=_fields)
     except ValueError:
         return encode(_replace_nan(message))
+    return line.encode() + b"\n"
+
+
+def _fields(value: object) -> dict[str, Any]:
+    """Return the fields of a dataclass; does not copy what is in them, as the slower `asdict` does."""
+    if not is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} has no form in JSON")
+    return vars(value)
 
 
 def _replace_nan(value: Any) -> Any:
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {name: _replace_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -179,7 +188,15 @@ def decode(line: bytes) -> dict[str, Any]:
     return message
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An error as it goes over the pipe; `kind` is the name of its class."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
 def error_message(error: QchatError, number: int | None) -> dict[str, Any]:
     """Return the message that ends call `number` with `error`; without a number it belongs to no call."""
-    fields = {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-    return {"id": number, "error": fields}
+    return {"id": number, "error": Failure(type(error).__name__, str(error), error.exit_code)}

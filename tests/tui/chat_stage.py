@@ -5,8 +5,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from qchat.core.conversation.summary import ConversationState, Turn
+from qchat.core.events import Done, Text
 from qchat.tui.chat.client import EngineClient
 from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.decoding import Batch
 from qchat.tui.chat.jobs import Job
 from qchat.tui.text.report import Lines, Report
 from qchat.tui.user.settings import Settings
@@ -21,21 +24,21 @@ class Recorder:
         self.phases: list[str] = []
         self.text = ""
 
-    def question(self, turn: dict[str, Any]) -> None:
+    def question(self, turn: Turn) -> None:
         self.text = ""
-        self.told.append(("question", turn["question"]))
+        self.told.append(("question", turn.question))
 
-    def events(self, events: list[dict[str, Any]]) -> None:
-        self.text += "".join(event["text"] for event in events if event["event"] == "text")
+    def events(self, batch: Batch) -> None:
+        self.text += "".join(event.text for event in batch if isinstance(event, Text))
 
-    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
-        self.told.append(("finished", (done["finish_reason"], turn["answer"])))
+    def finished(self, done: Done, turn: Turn) -> None:
+        self.told.append(("finished", (done.finish_reason, turn.answer)))
 
     def returned(self, text: str) -> None:
         self.told.append(("returned", text))
 
-    def rebuilt(self, state: dict[str, Any]) -> None:
-        self.told.append(("rebuilt", [turn["question"] for turn in state["turns"]]))
+    def rebuilt(self, state: ConversationState) -> None:
+        self.told.append(("rebuilt", [turn.question for turn in state.turns]))
 
     def status(self, status: Any) -> None:
         if self.phases[-1:] != [status.phase]:

@@ -5,6 +5,8 @@ one after the other and the last one again and again; a method without steps doe
 step has
 
     thought, answer   what to reply (methods that reply), word by word
+    calls, notice     tools that the reply calls, as {"name", "arguments"}, and a notice before it
+    background, log   what to tell beside all calls, before everything else
     events            what to yield instead, or of any other method, in order
     seconds           to wait before each event; a cancel is heeded there
     result            what to end with, instead of the usual
@@ -31,6 +33,10 @@ from typing import Any
 from qchat.core.errors import QchatError, UsageError
 from qchat.core.worker.protocol import PROTOCOL_VERSION, Cancelled, Request, decode, encode, error_message
 
+sys.path[:0] = [str(Path(__file__).parents[2])]  # this file is run by its path
+
+from tests.tui.fake_jobs import RESULTS_OF_JOBS  # noqa: E402
+
 Step = dict[str, Any]
 MODEL = {
     "name": "fake-4bit",
@@ -44,7 +50,16 @@ MODEL = {
     "can_preserve_thinking": True,
     "thinks_by_default": True,
     "notices": [],
-    "parameters": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0},
+    "parameters": {
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.8,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": None,
+    },
     "template": "{{ messages }}",
     "bytes_per_token": 4 << 30,
 }
@@ -53,9 +68,11 @@ PERFORMANCE = {
     "prefill_tokens_per_s": 400.0,
     "decode_tokens_per_s": 25.0,
     "seconds": 2.0,
+    "seconds_thinking": 0.0,
     "active_nbytes": 5 << 30,
     "peak_nbytes": 6 << 30,
     "cache_nbytes": 1 << 28,
+    "drafts_accepted": None,
 }
 MEMORY = {
     "event": "memory",
@@ -138,10 +155,9 @@ class Conversation:
                 "question": question,
                 "thinking": done["thinking"],
                 "answer": done["text"],
-                "tool_calls": [],
+                "tool_calls": [_without(call, "raw", "tokens") for call in done.get("tool_calls", ())],
                 "finish_reason": done["finish_reason"],
                 "stats": stats,
-                "seconds_thinking": 1.5 if done["thinking"] else 0.0,
                 "created": 1_700_000_000.0 + number,
             }
         )
@@ -175,7 +191,7 @@ class Conversation:
 
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
         siblings = [other["node"] for other in self.nodes if other["parent"] == node["parent"]]
-        own = {name: value for name, value in node.items() if name != "parent"}
+        own = _without(node, "parent")
         return {"number": number, "role": "user", **own, "siblings": siblings}
 
 
@@ -200,7 +216,7 @@ class Engine:
         return self._conversations[-1]
 
     def serve(self) -> None:
-        self._write({"event": "ready", "protocol": PROTOCOL_VERSION, "version": "fake", "pid": os.getpid()})
+        self._write({"event": "ready", "protocol": PROTOCOL_VERSION, "pid": os.getpid()})
         threading.Thread(target=self._read, daemon=True).start()
         while (request := self._waiting.get()) is not None:
             try:
@@ -249,6 +265,9 @@ class Engine:
             raise UsageError("no model is loaded")
         told = []
         self._closed.clear()
+        for name in ("background", "log"):
+            if name in step:
+                self._write({"event": name, "text": step[name]})
         for event in self._events(request, step, replies):
             if event.get("event") != "done":
                 time.sleep(step.get("seconds", 0.0))
@@ -305,8 +324,9 @@ class Engine:
     def _usual(self, request: Request) -> dict[str, Any]:
         act: Callable[..., dict[str, Any] | None] | None = getattr(self, f"_do_{request.method}", None)
         if act is None:
-            return {}
-        return act(**request.params) or {"state": self.here.state()}
+            return RESULTS_OF_JOBS.get(request.method, {})
+        result = act(**request.params)
+        return {"state": self.here.state()} if result is None else result
 
     def _do_load(self, model: str, conversation: int | None, system: str | None, **_: Any) -> dict[str, Any]:
         self._loaded = True
@@ -394,7 +414,20 @@ class Engine:
         return {"tokens": len(text.split())}
 
     def _do_memory(self) -> dict[str, Any]:
-        return {name: value for name, value in MEMORY.items() if name != "event"}
+        sizes = {
+            "weights_nbytes": MODEL["nbytes"],
+            "context_nbytes": 1 << 24,
+            "snapshot_nbytes": 1 << 20,
+            "snapshot_budget_nbytes": 1 << 30,
+        }
+        return _without(MEMORY, "event") | sizes
+
+    def _do_save_state(self) -> dict[str, Any]:
+        return {"saved": self._loaded}
+
+    def _do_unload(self) -> dict[str, Any]:
+        self._loaded = False
+        return {}
 
 
 class ScriptedError(Exception):
@@ -402,6 +435,8 @@ class ScriptedError(Exception):
 
 
 def _usual_events(method: str) -> list[dict[str, Any]]:
+    if method == "unload":
+        return [{"event": "unloaded"}]
     if method != "load":
         return []
     total = MODEL["nbytes"]
@@ -414,13 +449,19 @@ def _usual_events(method: str) -> list[dict[str, Any]]:
 def _reply_events(step: Step) -> list[dict[str, Any]]:
     thought, answer = step.get("thought", ""), step.get("answer", "Yes.")
     return [
+        *({"event": "notice", "text": text} for text in [step.get("notice")] if text),
         {"event": "sync", "how": "extend", "cached": 10, "why": "the live state goes on"},
         {"event": "prefill", "done": 10, "total": 20, "cached": 10},
         {"event": "prefill", "done": 20, "total": 20, "cached": 10},
         MEMORY,
         *({"event": "thought", "text": word, "tokens": 1} for word in _words(thought)),
         *({"event": "text", "text": word, "tokens": 1} for word in _words(answer)),
+        *({"event": "tooluse", "raw": "", "tokens": 1, **call} for call in step.get("calls", ())),
     ]
+
+
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def _words(text: str) -> list[str]:
@@ -444,7 +485,8 @@ def _done(said: list[dict[str, Any]], reason: str) -> dict[str, Any]:
         "generated_tokens": sum(counts.values()) + 1,
         "thinking_cut": bool(thinking and not text),
         "detail": "",
-        "performance": PERFORMANCE,
+        "tool_calls": [_without(event, "event") for event in said if event["event"] == "tooluse"],
+        "performance": PERFORMANCE | {"seconds_thinking": 1.5 if thinking else 0.0},
     }
 
 

@@ -5,7 +5,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from qchat.core.conversation.summary import ConversationState, Turn
+from qchat.core.events import Done
 from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.decoding import Batch
 from qchat.tui.chat.jobs import Job
 from qchat.tui.commands import perform
 from qchat.tui.text.report import Report, report_lines, report_text
@@ -20,20 +23,20 @@ class FakeFront:
         self.answers, self.screens = list(answers), screens
         self.calls: list[tuple[str, Any]] = []
 
-    def question(self, turn: dict[str, Any]) -> None:
-        self.calls.append(("question", turn["question"]))
+    def question(self, turn: Turn) -> None:
+        self.calls.append(("question", turn.question))
 
-    def events(self, events: list[dict[str, Any]]) -> None: ...
+    def events(self, batch: Batch) -> None: ...
 
-    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
+    def finished(self, done: Done, turn: Turn) -> None:
         del done
-        self.calls.append(("finished", turn["answer"]))
+        self.calls.append(("finished", turn.answer))
 
     def returned(self, text: str) -> None:
         self.calls.append(("returned", text))
 
-    def rebuilt(self, state: dict[str, Any]) -> None:
-        self.calls.append(("rebuilt", [turn["question"] for turn in state["turns"]]))
+    def rebuilt(self, state: ConversationState) -> None:
+        self.calls.append(("rebuilt", [turn.question for turn in state.turns]))
 
     def status(self, status: Any) -> None: ...
 

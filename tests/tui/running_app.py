@@ -79,9 +79,9 @@ class Running:
 
     async def ask(self, text: str) -> None:
         """Say it and wait for the answer."""
-        turns = len(self.chat.state["turns"])
+        turns = len(self.chat.state.turns)
         await self.say(text)
-        await self.until(lambda: len(self.chat.state["turns"]) > turns)
+        await self.until(lambda: len(self.chat.state.turns) > turns)
         await self.idle()
 
 

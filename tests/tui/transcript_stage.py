@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from rich.cells import cell_len
@@ -13,6 +14,9 @@ from textual.geometry import Offset
 from textual.message import Message
 from textual.pilot import Pilot
 
+from qchat.core.conversation.summary import ConversationState, Turn, TurnStats
+from qchat.core.events import Performance, Text, Thought
+from qchat.tui.chat.turns import NO_STATE
 from qchat.tui.widgets.transcript.messages import (
     CopyRequested,
     EditRequested,
@@ -29,30 +33,36 @@ UNICODE = "漢字を書く 👩‍👩‍👧 👍🏽 ❤️ e\u0301 עברית
 CODE = "# Title\n\ntext\n\n```python\ndef f(x):\n\treturn x\n```\n\n- item\n\n  ```sh\n  ls -l\n  ```\n\nend"
 
 
-def turn(number: int, **more: Any) -> dict[str, Any]:
-    return {
-        "number": number,
-        "question": f"question {number}",
-        "thinking": f"thought {number}",
-        "answer": f"answer {number}",
-        "created": 1_700_000_000.0,
-        "seconds_thinking": 4.1,
-        "stats": {"reasoning_tokens": 1212},
-        "finish_reason": "stop",
-        **more,
-    }
+STATS = TurnStats(reasoning_tokens=1212, performance=Performance(seconds_thinking=4.1))
 
 
-def state(*turns: dict[str, Any], conversation: int | None = 1) -> dict[str, Any]:
-    return {"conversation": conversation, "turns": list(turns)}
+def turn(number: int, **more: Any) -> Turn:
+    made = Turn(
+        number=number,
+        role="user",
+        question=f"question {number}",
+        thinking=f"thought {number}",
+        answer=f"answer {number}",
+        tool_calls=(),
+        finish_reason="stop",
+        node=0,
+        siblings=(),
+        stats=STATS,
+        created=1_700_000_000.0,
+    )
+    return replace(made, **more)
 
 
-def long_turns(count: int) -> list[dict[str, Any]]:
+def state(*turns: Turn, conversation: int | None = 1) -> ConversationState:
+    return replace(NO_STATE, conversation=conversation, turns=turns)
+
+
+def long_turns(count: int) -> list[Turn]:
     return [turn(n + 1, answer=f"answer {n + 1}\n\n" + "some words " * (n * 7 % 60)) for n in range(count)]
 
 
-def said(text: str, kind: str = "text") -> dict[str, Any]:
-    return {"event": kind, "text": text, "tokens": 1}
+def said(text: str, kind: str = "text") -> Text | Thought:
+    return Text(text) if kind == "text" else Thought(text)
 
 
 class Stage(App[None]):
@@ -99,7 +109,7 @@ class Scene:
         await self.pilot.press(*keys)
         await self.settle()
 
-    async def show(self, *turns: dict[str, Any], conversation: int | None = 1) -> None:
+    async def show(self, *turns: Turn, conversation: int | None = 1) -> None:
         self.transcript.show(state(*turns, conversation=conversation))
         await self.settle()
 

@@ -6,16 +6,20 @@ moment; what was said stays here and in the store, and `restart` goes on. Refuse
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ...core.conversation.summary import CacheSummary, ConversationState, Turn
 from ...core.errors import QchatError, UsageError
+from ...core.events import Done, Memory, Unloaded
+from ...core.worker.wire import LoadResult, ModelInfo, PromptResult, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
 from .jobs import Job, Render
 from .meter import Meter, Phase, Status
-from .turns import NO_STATE, collect, kept_settings, messages_of, new_turn, said, spoken
+from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, reply_text
 from .view import View
 
 if TYPE_CHECKING:
@@ -24,19 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
-# events that are figures, for `status` alone
-FIGURES = ("memory", "done")
 # jobs whose figures the model picker shows
 MEASURING = ("bench", "eval")
-# how long leaving may take: for the reply to stop, and for the live state to be written
+# the time that leaving may take: for the reply to stop, and for the live state to be written
 STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
 
 
 class Chat:
-    """`model` and `state` are the engine's ModelInfo and State; `settings` are the run's, which go with every
-    reply and every load. Jobs have engines like the chat's, or of their own kind.
+    """One conversation with one engine. `settings` are the run's, which go with every reply and every load.
 
-    Every method raises QchatError with one sentence; EngineDied comes after the view was told of the death.
+    `model` is None while none is loaded; `state` is the conversation as the engine described it last. Jobs
+    have engines of their own. Every method raises QchatError with one sentence; EngineDied comes after the
+    view was told of the death.
     """
 
     def __init__(
@@ -50,8 +53,8 @@ class Chat:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.view, self.settings, self.store = view, settings, store
-        self.model: dict[str, Any] | None = None
-        self.state: dict[str, Any] = dict(NO_STATE)
+        self.model: ModelInfo | None = None
+        self.state = NO_STATE
         self.queue: list[str] = []
         self.jobs: list[Job] = []
         self.show_stats = False
@@ -65,7 +68,7 @@ class Chat:
         # jobs that need the memory of the chat's model, or wait for it; where that model is loaded from again
         self._memory, self._parking = asyncio.Lock(), 0
         self._parked_path: str | None = None
-        self._interrupted: dict[str, Any] | None = None
+        self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -101,21 +104,21 @@ class Chat:
     async def _load(self, model: str, conversation: int | None) -> None:
         client = await self._running()
         kept = self.state if conversation is None else NO_STATE
-        number = (conversation or kept["conversation"]) if self.store is not None else None
+        number = (conversation or kept.conversation) if self.store is not None else None
         given = {**self.settings.session(), **kept_settings(kept, number)}
         if self.store is not None:
             given |= {"store": str(self.store.path), "conversation": number}
         self.meter.begin("loading")
         try:
-            result = await self._follow(client.call("load", model=model, **given))
+            loaded: LoadResult = await self._follow(client.call("load", model=model, **given))
         except EngineDied:
             self._path = model  # what a restart has to load
             raise
-        self.model, self._path = result["model"], model
-        self.meter.bytes_per_token = result["model"].get("bytes_per_token", 0)
-        self._hold(result["state"])
-        if self.store is None and kept["turns"]:
-            self._hold((await client.request("prime", messages=messages_of(kept["turns"])))["state"])
+        self.model, self._path = loaded.model, model
+        self.meter.bytes_per_token = loaded.model.bytes_per_token
+        self._hold(loaded.state)
+        if self.store is None and kept.turns:
+            self._hold((await client.request("prime", messages=messages_of(kept.turns))).state)
         self.view.rebuilt(self.state)
 
     async def unload(self) -> None:
@@ -139,23 +142,19 @@ class Chat:
             if turn is not None:
                 await self._take_up(turn)
 
-    async def _take_up(self, turn: dict[str, Any]) -> None:
-        """Go on after a turn that an engine died in: the store may have less of it than was shown here."""
-        last = self.state["turns"][-1] if self.state["turns"] else None
-        kept = (
-            last
-            if last and (last["number"], last["question"]) == (turn["number"], turn["question"])
-            else None
-        )
-        if kept and len(spoken(kept)) >= max(len(spoken(turn)), 1):
+    async def _take_up(self, turn: Turn) -> None:
+        """Continue after a turn in which an engine died; the store may have less of it than was shown."""
+        last = self.state.turns[-1] if self.state.turns else None
+        kept = last if last and (last.number, last.question) == (turn.number, turn.question) else None
+        if kept and len(reply_text(kept)) >= max(len(reply_text(turn)), 1):
             return
         client = self._client()
         if kept:
-            self._hold((await client.request("undo"))["state"])
-        if said(turn):
-            self._hold((await client.request("prime", messages=messages_of([turn])))["state"])
+            self._hold((await client.request("undo")).state)
+        if has_reply(turn):
+            self._hold((await client.request("prime", messages=messages_of([turn]))).state)
         else:
-            self.queue.insert(0, turn["question"])
+            self.queue.insert(0, turn.question)
         self.view.rebuilt(self.state)
 
     async def quit(self) -> None:
@@ -223,18 +222,18 @@ class Chat:
             await self._ask(text, settings)
 
     async def _ask(self, text: str, settings: Mapping[str, Any]) -> None:
-        await self._reply("send", self.state["turns"], text, {"text": text}, settings)
+        await self._reply("send", self.state.turns, text, {"text": text}, settings)
 
     async def retry(self, **settings: Any) -> None:
         """Answer the last question again, beside the reply that stands."""
-        turns = self.state["turns"]
+        turns = self.state.turns
         if not turns:
             raise UsageError("there is no question yet")
-        await self._reply("retry", turns[:-1], turns[-1]["question"], {}, settings)
+        await self._reply("retry", turns[:-1], turns[-1].question, {}, settings)
 
     async def edit(self, turn: int, text: str, **settings: Any) -> None:
         """Ask `text` in place of question `turn`, on a branch of its own."""
-        turns = self.state["turns"]
+        turns = self.state.turns
         if not 1 <= turn <= len(turns):
             raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
         await self._reply("edit", turns[: turn - 1], text, {"turn": turn, "text": text}, settings)
@@ -255,64 +254,64 @@ class Chat:
     async def _reply(
         self,
         method: str,
-        before: list[dict[str, Any]],
+        before: Sequence[Turn],
         question: str,
         params: Mapping[str, Any],
         settings: Mapping[str, Any],
     ) -> None:
         client = self._client()
-        turn = new_turn(len(before) + 1, question)
+        running = RunningTurn(len(before) + 1, question)
         with self._at_work("reading"):
-            if len(before) < len(self.state["turns"]):
-                self.view.rebuilt({**self.state, "turns": before})
-            self.view.question(turn)
+            if len(before) < len(self.state.turns):
+                self.view.rebuilt(replace(self.state, turns=tuple(before)))
+            self.view.question(running.turn)
             try:
                 call = client.call(method, **params, settings={**self.settings.reply(), **settings})
-                result = await self._follow(call, turn)
+                result: StateResult = await self._follow(call, running)
             except EngineDied:
-                self._keep_partial(before, turn)
+                self._keep_partial(before, running)
                 raise
             except QchatError:
                 self.view.rebuilt(self.state)
                 self.view.returned(question)
                 raise
-            self._hold(result["state"])
-            if len(self.state["turns"]) <= len(before):  # nothing was said, so nothing was asked
+            self._hold(result.state)
+            if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
                 self.view.rebuilt(self.state)
                 self.view.returned(question)
                 return
-            self.view.finished(turn["done"], self.state["turns"][-1])
+            self.view.finished(running.done, self.state.turns[-1])
 
-    async def _follow(self, call: Call, turn: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Show a call's events until it ends; returns its result."""
+    async def _follow(self, call: Call, running: RunningTurn | None = None) -> Any:
+        """Show a call's events until it ends; return its result."""
         self._call = call
         try:
             async for batch in call:
                 for event in batch:
                     self.meter.follow(event)
-                    if event.get("event") == "unloaded":
+                    if isinstance(event, Unloaded):
                         self.model = None
-                if turn is not None:
-                    collect(turn, batch)
-                    self.view.events([event for event in batch if event.get("event") not in FIGURES])
+                if running is not None:
+                    running.collect(batch)
+                    self.view.events([event for event in batch if not isinstance(event, Memory | Done)])
                 self.view.status(self.status)
             return await call.result()
         finally:
             self._call = None
 
-    def _keep_partial(self, before: list[dict[str, Any]], turn: dict[str, Any]) -> None:
-        """The engine died answering `turn`: what it said stays."""
-        self._interrupted = turn
-        turn["finish_reason"] = "error"
-        done = {"event": "done", "finish_reason": "error", "detail": self.status.reason, "performance": {}}
-        self.state = {**self.state, "turns": [*before, turn]}
-        self.view.finished(done, turn)
+    def _keep_partial(self, before: Sequence[Turn], running: RunningTurn) -> None:
+        """Keep what an engine said before it died."""
+        running.fail(self.status.reason)
+        self._interrupted = running.turn
+        self.state = replace(self.state, turns=(*before, running.turn))
+        self.view.finished(running.done, running.turn)
 
     # moving in the conversation
 
     async def undo(self) -> str:
-        """Take the last question and its reply back; returns the question."""
-        return (await self._move("undo"))["question"]
+        """Take the last question and its reply back; return the question."""
+        undone: UndoResult = await self._move("undo")
+        return undone.question
 
     async def fork(self, turn: int) -> None:
         """Go on from the reply to question `turn`."""
@@ -345,35 +344,46 @@ class Chat:
     async def rename(self, title: str) -> None:
         await self.request("rename", title=title)
 
-    async def _move(self, method: str, **params: Any) -> dict[str, Any]:
+    async def _move(self, method: str, **params: Any) -> Any:
         client = self._client()
         with self._at_work("working"):
             result = await client.request(method, **params)
-            self._hold(result["state"])
+            self._hold(result.state)
             self.view.rebuilt(self.state)
             return result
 
-    async def request(self, method: str, **params: Any) -> dict[str, Any]:
-        """Ask the engine for anything else; it answers when what runs has ended."""
+    async def explain(self) -> CacheSummary:
+        """Return what each turn reused of the cache, and the snapshots kept."""
+        return await self.request("explain")
+
+    async def prompt(self, text: str | None) -> PromptResult:
+        """Return what the model would read if `text` were sent now, or what it has read so far."""
+        return await self.request("prompt", text=text, settings=self.settings.reply())
+
+    async def request(self, method: str, **params: Any) -> Any:
+        """Call any other method and return its result; the engine answers when what runs has ended."""
         result = await self._client().request(method, **params)
-        if isinstance(result.get("state"), dict):
-            self._hold(result["state"])
+        if isinstance(result, StateResult):
+            self._hold(result.state)
             self.view.status(self.status)
         return result
 
-    def _hold(self, state: dict[str, Any]) -> None:
+    def _hold(self, state: ConversationState) -> None:
         self.state = state
         self.meter.hold(state)
         if self.model is not None:
             self._record_conversation_settings(self.model, state)
 
-    def _record_conversation_settings(self, model: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    def _record_conversation_settings(self, model: ModelInfo, state: ConversationState) -> None:
         """Record the system prompt and history mode that a conversation brings along."""
-        by_default = {"system": None, "history": "preserve" if model["can_preserve_thinking"] else "strip"}
-        for name, default in by_default.items():
+        by_default = "preserve" if model.can_preserve_thinking else "strip"
+        for name, value, default in (
+            ("system", state.system or None, None),
+            ("history", state.history, by_default),
+        ):
             current = default if self.settings[name] is None else self.settings[name]
-            if (state[name] or None) != current:
-                self.settings.record(name, state[name] or None, "the conversation")
+            if value != current:
+                self.settings.record(name, value, "the conversation")
 
     # jobs
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...core.errors import QchatError
 from ...core.worker.protocol import Cancelled
-from .client import Call, EngineClient, Events
+from .client import Call, EngineClient
 
 if TYPE_CHECKING:
     from ..text.report import Report
@@ -96,7 +96,7 @@ class Job:
             self._take(batch)
         self.result = await self._call.result()
 
-    def _take(self, batch: Events) -> None:
+    def _take(self, batch: list[Any]) -> None:
         for event in batch:
             if event.get("event") == "progress":
                 self.events = [other for other in self.events if other.get("event") != "progress"]

@@ -1,20 +1,24 @@
-"""The live figures of an engine: what it is at, how far, how fast, and the memory it takes.
+"""The live figures of an engine: its phase, progress, speed and memory.
 
-Pure: events of the protocol in, one `Status` out; the clock is given. Speeds are those of quarter seconds.
+Pure: events of the protocol in, one `Status` out; the clock is given. Speeds are measured over quarters of a
+second.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from ...core.conversation.summary import ConversationState
+from ...core.events import CallEvent, Done, LoadProgress, Memory, Prefill, Text, Thought, ToolUse
 
 Phase = Literal["starting", "loading", "reading", "thinking", "answering", "idle", "working", "dead"]
 GB = 10**9
 WINDOW_SECONDS = 0.25
 WINDOWS = 8
-# of them, how many the speed that is shown is the mean of
+# the speed shown is the mean of so many windows
 RECENT = 4
-# before that, a share of the whole tells too little about the rest
+# an earlier share of the whole is too small to estimate the rest from
 ESTIMATE_AFTER_SECONDS = 0.3
 
 
@@ -23,8 +27,8 @@ class Status:
     """What a status row shows; `done` of `total` in bytes while loading and in tokens while reading.
 
     `seconds` since the phase's task began; `history_of_speed` in tokens/s, the last quarter seconds, oldest
-    first; `bandwidth_share` of what the machine copies per second; `last` is the `performance` of the last
-    reply, with its counts; `reason` is why the engine is dead; `background` is what it does unasked.
+    first; `bandwidth_share` of what the machine copies per second; `last` is the end of the last reply;
+    `reason` is why the engine is dead; `background` is its work beside all calls.
     """
 
     phase: Phase = "starting"
@@ -44,13 +48,13 @@ class Status:
     limit_nbytes: int = 0
     drafts_accepted: float | None = None
     bandwidth_share: float | None = None
-    last: dict[str, Any] = field(default_factory=dict)
+    last: Done | None = None
     reason: str = ""
     background: str = ""
 
 
 class Meter:
-    """Keeps `status` up to date from the events it is shown. `bytes_per_token` are read to decode one."""
+    """Keeps `status` up to date from the events it is shown; decoding a token reads `bytes_per_token`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.status = Status()
@@ -61,7 +65,7 @@ class Meter:
         self._drawn = self._first_done = 0
 
     def begin(self, phase: Phase) -> None:
-        """A task begins: its progress and speed are not yet known."""
+        """Begin a task, whose progress and speed are not yet known."""
         status = self.status
         status.phase, status.reason = phase, ""
         status.done = status.total = status.thought_tokens = status.answer_tokens = 0
@@ -72,29 +76,32 @@ class Meter:
         self._drawn = self._first_done = 0
 
     def end(self, phase: Phase, reason: str = "") -> None:
-        """The task is over; its figures stay to be read."""
+        """End the task; its figures stay."""
         self.status.phase, self.status.reason = phase, reason
         self.status.seconds_left = None
 
-    def hold(self, state: Mapping[str, Any]) -> None:
-        """Take the size of the context from the engine's account of the conversation."""
-        self.status.context_tokens = state.get("tokens", 0)
-        self.status.context_limit = state.get("context_limit", 0)
+    def hold(self, state: ConversationState) -> None:
+        """Take over the length of the context and its limit."""
+        self.status.context_tokens, self.status.context_limit = state.tokens, state.context_limit
 
-    def follow(self, event: Mapping[str, Any]) -> None:
+    def follow(self, event: CallEvent) -> None:
         """Count one event in."""
         status, now = self.status, self._clock()
         status.seconds = now - self._begin
-        match event.get("event"):
-            case "load":
-                self._progress("loading", event["done_nbytes"], event["total_nbytes"])
-            case "prefill":
-                self._read(event)
-            case "thought" | "text" | "tooluse" as kind:
-                self._draw(kind, event.get("tokens", 1), now)
-            case "memory":
+        match event:
+            case LoadProgress(done, total):
+                self._progress("loading", done, total)
+            case Prefill(done, total):
+                self._read(done, total)
+            case Thought(_, tokens):
+                status.thought_tokens += tokens
+                self._draw("thinking", tokens, now)
+            case Text(tokens=tokens) | ToolUse(tokens=tokens):
+                status.answer_tokens += tokens
+                self._draw("answering", tokens, now)
+            case Memory():
                 self._remember(event)
-            case "done":
+            case Done():
                 self._done(event)
         if status.phase in ("thinking", "answering"):
             self._measure(now)
@@ -106,31 +113,27 @@ class Meter:
         if gained > 0 and status.seconds >= ESTIMATE_AFTER_SECONDS:
             status.seconds_left = status.seconds / gained * max(total - done, 0)
 
-    def _read(self, event: Mapping[str, Any]) -> None:
-        """What came from the cache was not read, so it says nothing about the speed."""
+    def _read(self, done: int, total: int) -> None:
+        """Follow the prefill; tokens from the cache were not read, so they do not count for the speed."""
         if self.status.phase != "reading" or not self.status.total:
-            self._first_done = event["done"]
-        self._progress("reading", event["done"], event["total"])
-        gained = event["done"] - self._first_done
+            self._first_done = done
+        self._progress("reading", done, total)
+        gained = done - self._first_done
         self.status.tokens_per_s = gained / self.status.seconds if gained and self.status.seconds else 0.0
-        self.status.context_tokens = event["done"]
+        self.status.context_tokens = done
 
-    def _draw(self, kind: str, tokens: int, now: float) -> None:
+    def _draw(self, phase: Phase, tokens: int, now: float) -> None:
         status = self.status
         if status.phase not in ("thinking", "answering"):
             status.tokens_per_s, status.seconds_left = 0.0, None
             self._window, self._drawn = now, 0
         else:
             self._drawn += tokens
-        status.phase = "thinking" if kind == "thought" else "answering"
+        status.phase = phase
         status.context_tokens += tokens
-        if kind == "thought":
-            status.thought_tokens += tokens
-        else:
-            status.answer_tokens += tokens
 
     def _measure(self, now: float) -> None:
-        """Close the window that is over. The first token only starts it: it took the prompt's reading."""
+        """Close the window that is over. The first token only starts it, because prefill took its time."""
         status, length = self.status, now - self._window
         if length < WINDOW_SECONDS:
             return
@@ -141,28 +144,26 @@ class Meter:
             status.bandwidth_share = self.bytes_per_token * status.tokens_per_s / self._bandwidth
         self._window, self._drawn = now, 0
 
-    def _remember(self, event: Mapping[str, Any]) -> None:
+    def _remember(self, memory: Memory) -> None:
         status = self.status
-        status.active_nbytes, status.cache_nbytes = event["active_nbytes"], event["cache_nbytes"]
-        status.peak_nbytes, status.limit_nbytes = event["peak_nbytes"], event["limit_nbytes"]
-        self._bandwidth = event.get("copy_bandwidth") or self._bandwidth
+        status.active_nbytes, status.cache_nbytes = memory.active_nbytes, memory.cache_nbytes
+        status.peak_nbytes, status.limit_nbytes = memory.peak_nbytes, memory.limit_nbytes
+        self._bandwidth = memory.copy_bandwidth or self._bandwidth
 
-    def _done(self, event: Mapping[str, Any]) -> None:
-        status, speed = self.status, event.get("performance", {})
-        counts = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "generated_tokens", "finish_reason")
-        status.last = {**speed, **{name: event.get(name, 0) for name in counts}}
-        status.drafts_accepted = speed.get("drafts_accepted")
-        status.tokens_per_s = speed.get("decode_tokens_per_s", 0.0)
+    def _done(self, done: Done) -> None:
+        self.status.last = done
+        self.status.drafts_accepted = done.performance.drafts_accepted
+        self.status.tokens_per_s = done.performance.decode_tokens_per_s
 
 
-def figures(done: Mapping[str, Any]) -> str:
-    """The counts and speeds of a reply that has ended, in one line."""
-    speed = done.get("performance", {})
+def figures(done: Done) -> str:
+    """Return the counts and speeds of a reply that has ended, in one line."""
+    speed = done.performance
     parts = (
-        f"{done.get('prompt_tokens', 0):,} prompt tokens ({done.get('cached_tokens', 0):,} reused)",
-        f"first token after {speed.get('seconds_to_first_token', 0.0):.2f} s",
-        f"{done.get('generated_tokens', 0):,} generated ({done.get('reasoning_tokens', 0):,} thinking) "
-        f"at {speed.get('decode_tokens_per_s', 0.0):,.1f}/s",
-        f"{speed.get('peak_nbytes', 0) / GB:,.2f} GB at peak",
+        f"{done.prompt_tokens:,} prompt tokens ({done.cached_tokens:,} reused)",
+        f"first token after {speed.seconds_to_first_token:.2f} s",
+        f"{done.generated_tokens:,} generated ({done.reasoning_tokens:,} thinking) "
+        f"at {speed.decode_tokens_per_s:,.1f}/s",
+        f"{speed.peak_nbytes / GB:,.2f} GB at peak",
     )
     return " · ".join(parts)

@@ -1,12 +1,15 @@
-"""What a chat begins with, for both front ends."""
+"""What a chat begins with, in both front ends."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """`model` is a folder, `conversation` a stored one to go on with, `text` what is sent at once, `said`
-    what the user should know first."""
+    """The beginning of a chat.
+
+    `model` is a folder, `conversation` the number of a stored one to continue, `text` the first message if
+    any, `said` what to tell the user first; with `stats` each reply ends with its figures.
+    """
 
     model: str
     conversation: int | None = None

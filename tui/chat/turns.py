@@ -1,81 +1,96 @@
-"""A conversation as the front end holds it: plain turns, in the form of the engine's own account of them."""
+"""A conversation as the front end holds it: the engine's own turns, and the one that is being answered."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from .client import Events
+from ...core.conversation.summary import ConversationState, ToolCall, Turn, TurnStats
+from ...core.events import CallEvent, Done, Text, Thought, ToolUse
 
-NO_STATE: Mapping[str, Any] = {
-    "conversation": None,
-    "title": "",
-    "system": None,
-    "history": "preserve",
-    "tokens": 0,
-    "context_limit": 0,
-    "leaf": None,
-    "turns": [],
-    "branches": [],
-}
-
-
-def new_turn(number: int, question: str) -> dict[str, Any]:
-    """A turn of which there is only the question."""
-    return {
-        "number": number,
-        "role": "user",
-        "question": question,
-        "thinking": "",
-        "answer": "",
-        "tool_calls": [],
-        "finish_reason": "",
-        "node": None,
-        "siblings": [],
-        "stats": {},
-        "seconds_thinking": 0.0,
-        "created": time.time(),
-    }
+NO_STATE = ConversationState(
+    conversation=None,
+    title="",
+    system=None,
+    history="preserve",
+    tokens=0,
+    context_limit=0,
+    leaf=None,
+    turns=(),
+    branches=(),
+)
 
 
-def collect(turn: dict[str, Any], batch: Events) -> None:
-    """Write what was said into a turn that the engine has not closed yet."""
-    for event in batch:
-        match event.get("event"):
-            case "thought":
-                turn["thinking"] += event["text"]
-            case "text":
-                turn["answer"] += event["text"]
-            case "tooluse":
-                turn["tool_calls"].append({"name": event["name"], "arguments": event["arguments"]})
-            case "done":
-                turn["done"] = event
+def new_turn(number: int, question: str) -> Turn:
+    """Return a turn without a reply; the engine has no node for it yet."""
+    return Turn(
+        number=number,
+        role="user",
+        question=question,
+        thinking="",
+        answer="",
+        tool_calls=(),
+        finish_reason="cancelled",
+        node=0,
+        siblings=(),
+        stats=TurnStats(),
+        created=time.time(),
+    )
 
 
-def said(turn: Mapping[str, Any]) -> bool:
-    """Whether there is anything of an answer."""
-    return bool(spoken(turn) or turn["tool_calls"])
+class RunningTurn:
+    """A turn while it is being answered: the `turn` so far, and its `done`, which is a cancelled one until
+    the engine's has come."""
+
+    def __init__(self, number: int, question: str):
+        self.turn = new_turn(number, question)
+        self.done = Done("cancelled")
+
+    def collect(self, batch: Sequence[CallEvent]) -> None:
+        """Add a batch of events to the turn."""
+        for event in batch:
+            turn = self.turn
+            match event:
+                case Thought(text):
+                    self.turn = replace(turn, thinking=turn.thinking + text)
+                case Text(text):
+                    self.turn = replace(turn, answer=turn.answer + text)
+                case ToolUse(name, arguments):
+                    self.turn = replace(turn, tool_calls=(*turn.tool_calls, ToolCall(name, arguments)))
+                case Done():
+                    self.done = event
+
+    def fail(self, reason: str) -> None:
+        """End the turn with an error; what was said stays."""
+        self.turn, self.done = replace(self.turn, finish_reason="error"), Done("error", detail=reason)
 
 
-def spoken(turn: Mapping[str, Any]) -> str:
-    """Thought and answer."""
-    return turn["thinking"] + turn["answer"]
+def has_reply(turn: Turn) -> bool:
+    """Whether there is anything of a reply."""
+    return bool(reply_text(turn) or turn.tool_calls)
 
 
-def kept_settings(state: Mapping[str, Any], number: int | None) -> dict[str, Any]:
-    """What stands over the settings for a newly loaded model: a stored conversation brings its own."""
+def reply_text(turn: Turn) -> str:
+    """Return thought and answer."""
+    return turn.thinking + turn.answer
+
+
+def kept_settings(state: ConversationState, number: int | None) -> dict[str, Any]:
+    """Return what overrides the settings for a newly loaded model.
+
+    A stored conversation, which `number` names, has its own.
+    """
     if number is not None:
         return {"system": None, "history": None}
-    kept = {"system": state["system"]} if state["system"] else {}
-    return kept | ({"history": state["history"]} if state["turns"] else {})
+    kept = {"system": state.system} if state.system else {}
+    return kept | ({"history": state.history} if state.turns else {})
 
 
-def messages_of(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Turns for a model that has not held them; one without a word of answer cannot be gone on from."""
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Return turns as messages for a model that has not held them; those without a reply are left out."""
     messages: list[dict[str, Any]] = []
-    for turn in turns:
-        if not said(turn):
-            continue
-        thought = {"reasoning_content": turn["thinking"]} if turn["thinking"] else {}
-        messages.append({"role": "user", "content": turn["question"]})
-        messages.append({"role": "assistant", "content": turn["answer"], **thought})
+    for turn in filter(has_reply, turns):
+        thought = {"reasoning_content": turn.thinking} if turn.thinking else {}
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer, **thought})
     return messages

@@ -1,8 +1,10 @@
-"""What a front end shows of a chat, as a protocol: the app's screen and the plain REPL each are one."""
+"""What a chat asks a front end to show; the full-screen app and the line-based chat implement it."""
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from .client import Events
+from ...core.conversation.summary import ConversationState, Turn
+from ...core.events import Done
+from .decoding import Batch
 from .jobs import Job
 from .meter import Status
 
@@ -13,36 +15,44 @@ NoteKind = Literal["info", "warning", "error"]
 
 
 class View(Protocol):
-    """What a front end shows; everything is called on the event loop."""
+    """A front end as a chat sees it; every method is called on the event loop."""
 
-    def question(self, turn: dict[str, Any]) -> None:
-        """A new turn begins with its question."""
+    def question(self, turn: Turn) -> None:
+        """Show the question of a new turn."""
         ...
 
-    def events(self, events: Events) -> None:
-        """A batch of events of the turn being answered."""
+    def events(self, batch: Batch) -> None:
+        """Show a batch of events of the turn being answered."""
         ...
 
-    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
-        """The turn is answered."""
+    def finished(self, done: Done, turn: Turn) -> None:
+        """Show the end of the turn."""
         ...
 
     def returned(self, text: str) -> None:
-        """A question was not answered and is no part of the conversation: the user may want to change it."""
+        """Give a question back to the user that was not answered and is no part of the conversation."""
         ...
 
-    def rebuilt(self, state: dict[str, Any]) -> None:
-        """The conversation is another: draw all of it anew."""
+    def rebuilt(self, state: ConversationState) -> None:
+        """Draw all of the conversation anew: another one, or another branch of it."""
         ...
 
     def status(self, status: Status) -> None:
-        """The figures changed; comes often."""
+        """Show changed figures; called often."""
         ...
 
-    def note(self, text: str, kind: NoteKind = "info") -> None: ...
-    def report(self, report: "Report") -> None: ...
+    def note(self, text: str, kind: NoteKind = "info") -> None:
+        """Show a sentence about what happens."""
+        ...
+
+    def report(self, report: "Report") -> None:
+        """Show a report."""
+        ...
+
     def job(self, job: Job) -> None:
-        """A job began; show it as a live block."""
+        """Show a job that began as a live block."""
         ...
 
-    def job_changed(self, job: Job) -> None: ...
+    def job_changed(self, job: Job) -> None:
+        """Show a job's new state."""
+        ...

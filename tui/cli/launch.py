@@ -148,22 +148,22 @@ def _run_app(
     chat = app.chat
     if goal == "plain":
         settings.change("plain", True, "/plain")
-        model = str((chat.model or {}).get("path") or beginning.model)
-        return 0, replace(beginning, model=model, conversation=chat.state["conversation"], text="")
+        model = chat.model.path if chat.model else beginning.model
+        return 0, replace(beginning, model=model, conversation=chat.state.conversation, text="")
     _say_farewell(chat)
     return app.return_code or 0, None
 
 
 def _say_farewell(chat: "Chat") -> None:
     """The last exchange stays readable where the full screen was."""
-    turns = chat.state["turns"]
+    turns = chat.state.turns
     if not turns:
         return
-    answer = turns[-1]["answer"].strip().splitlines()
+    answer = turns[-1].answer.strip().splitlines()
     left_out = len(answer) - ANSWER_LINES
     shown = [f"… {left_out:,} lines before", *answer[-ANSWER_LINES:]] if left_out > 0 else answer
-    question = " ".join(turns[-1]["question"].split())
+    question = " ".join(turns[-1].question.split())
     lines = [f"❯ {question if len(question) <= 200 else question[:199] + '…'}", "", *shown, ""]
-    if chat.state["conversation"] is not None:
+    if chat.state.conversation is not None:
         lines.append("qchat -c goes on with this conversation")
     write(sys.stdout, "\n".join(lines) + "\n")

@@ -6,12 +6,14 @@ is typed and checked; what is wrong with one becomes a sentence that says what w
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from io import StringIO
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
+from ...core.worker.wire import ModelInfo
 from ..chat.controller import View
 
 if TYPE_CHECKING:
@@ -167,9 +169,9 @@ def starting(argument: str, known: Sequence[str]) -> list[str]:
 # --- turns ---
 
 
-def turns(chat: "Chat") -> list[Mapping[str, Any]]:
-    """The turns of the current branch. Raises nothing: before a model there are none."""
-    return list((chat.state or {}).get("turns", ()))
+def turns(chat: "Chat") -> Sequence[Turn]:
+    """Return the turns of the current branch; none before a model is loaded."""
+    return chat.state.turns
 
 
 def turn_number(chat: "Chat", text: str) -> int:
@@ -181,11 +183,11 @@ def turn_number(chat: "Chat", text: str) -> int:
 
 
 def complete_turn(chat: "Chat", argument: str) -> list[str]:
-    return starting(argument, [str(turn["number"]) for turn in reversed(turns(chat))])
+    return starting(argument, [str(turn.number) for turn in reversed(turns(chat))])
 
 
-def need_model(chat: "Chat") -> Mapping[str, Any]:
-    """What is known of the loaded model. Raises UsageError where there is none."""
+def need_model(chat: "Chat") -> ModelInfo:
+    """Return the loaded model. Raises UsageError if there is none."""
     if chat.model is None:
         raise UsageError("no model is loaded: /load NAME, /models lists what there is")
     return chat.model

@@ -2,8 +2,10 @@
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from ...core.conversation.summary import Branch, CacheSummary, Turn
 from ...core.errors import UsageError
 from ..text.report import Report, Table
 from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
@@ -68,7 +70,7 @@ class Edit(Command):
         if argument and not first.removeprefix("#").isdecimal():
             raise self.wrong(f"the question is {first!r:.40}, wanted its number")
         turn = turn_number(chat, first or str(len(turns(chat)) or 1))
-        before = turns(chat)[turn - 1]["question"]
+        before = turns(chat)[turn - 1].question
         text = rest.strip() or await front.edit_text(before)
         if text is None or text.strip() in ("", before.strip()):
             front.note(f"question {turn} stays as it is")
@@ -109,13 +111,13 @@ class Switch(Command):
     usage = "[NUMBER]"
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
-        return starting(argument, [str(branch["number"]) for branch in branches(chat)])
+        return starting(argument, [str(branch.number) for branch in chat.state.branches])
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        known = branches(chat)
+        known = chat.state.branches
         if not known:
             raise UsageError("there are no branches yet: /retry, /edit and /fork make them")
-        options = [(str(one["number"]), _branch_label(one)) for one in known]
+        options = [(str(one.number), _branch_label(one)) for one in known]
         chosen = argument or await front.choose("Which branch?", options)
         if chosen:
             await chat.switch(whole(chosen, "the branch", 0))
@@ -152,12 +154,12 @@ class Compact(Command):
         before = turns(chat)
         if len(before) <= keep:
             raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
-        tokens, title = chat.state.get("tokens", 0), chat.state.get("title", "")
+        tokens, title = chat.state.tokens, chat.state.title
         await chat.send(SUMMARY_REQUEST, enable_thinking=False, max_new_tokens=SUMMARY_TOKENS)
         asked = turns(chat)
-        if len(asked) != len(before) + 1 or asked[-1]["question"] != SUMMARY_REQUEST:
+        if len(asked) != len(before) + 1 or asked[-1].question != SUMMARY_REQUEST:
             raise UsageError("no summary was written: the conversation is as it was")
-        summary, reason = asked[-1]["answer"].strip(), asked[-1]["finish_reason"]
+        summary, reason = asked[-1].answer.strip(), asked[-1].finish_reason
         await chat.undo()
         if not summary or reason not in ("stop", "length"):
             raise UsageError(f"the summary was not finished ({reason}): the conversation is as it was")
@@ -167,19 +169,19 @@ class Compact(Command):
             await chat.rename(f"{title} (summary)")
         front.note(
             f"{len(before) - keep} turns became a summary, {keep} were kept as they are; "
-            f"{tokens:,} tokens became {chat.state.get('tokens', 0):,}; the original stays in /sessions"
+            f"{tokens:,} tokens became {chat.state.tokens:,}; the original stays in /sessions"
         )
 
 
-def summarised(summary: str, kept: "list[Any]") -> list[dict[str, str]]:
+def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, str]]:
     """The messages of a conversation that goes on from a summary and the turns after it."""
     messages = [
         {"role": "user", "content": f"{SUMMARY_INTRODUCTION}\n\n{summary}"},
         {"role": "assistant", "content": SUMMARY_REPLY},
     ]
     for turn in kept:
-        messages.append({"role": "user", "content": turn["question"]})
-        messages.append({"role": "assistant", "content": turn["answer"]})
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer})
     return messages
 
 
@@ -190,22 +192,20 @@ class Cache(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         need_model(chat)
-        front.report(cache_report(await chat.request("explain")))
+        front.report(cache_report(await chat.explain()))
 
 
-def cache_report(told: dict[str, Any]) -> Report:
-    """`Session.explain` as tables."""
+def cache_report(cache: CacheSummary) -> Report:
+    """Return the prompt cache as tables."""
     rows = [
-        (str(t["turn"]), t["how"], f"{t['cached_tokens']:,}", f"{t['prefilled_tokens']:,}", t["why"])
-        for t in told["turns"]
+        (str(t.turn), t.how, f"{t.cached_tokens:,}", f"{t.prefilled_tokens:,}", t.why) for t in cache.turns
     ]
     states = [
-        (str(s["turn"]), s["kind"], f"{s['tokens']:,}", f"{s['state_nbytes'] / 2**20:,.1f}")
-        for s in told["snapshots"]
+        (str(s.turn), s.kind, f"{s.tokens:,}", f"{s.state_nbytes / 2**20:,.1f}") for s in cache.snapshots
     ]
-    held, allowed = told["snapshot_nbytes"] / 2**20, told["snapshot_budget_nbytes"] / 2**20
+    held, allowed = cache.snapshot_nbytes / 2**20, cache.snapshot_budget_nbytes / 2**20
     return Report(
-        f"Cache · history {told['history']} · {len(states)} kept states, {held:,.0f} of {allowed:,.0f} MiB",
+        f"Cache · history {cache.history} · {len(states)} kept states, {held:,.0f} of {allowed:,.0f} MiB",
         (
             Table(("turn", "how", "reused", "read", "why"), rows, "<<>><"),
             Table(("state of turn", "kind", "tokens", "MiB of its own"), states, "<<>>"),
@@ -217,16 +217,11 @@ async def choose_turn(chat: "Chat", front: Front, title: str) -> str | None:
     """The number of a question, the last one first. Raises UsageError where there is none."""
     turn_number(chat, "1")
     options = [
-        (str(turn["number"]), f"{turn['number']}  {first_words(turn['question'])}")
-        for turn in reversed(turns(chat))
+        (str(turn.number), f"{turn.number}  {first_words(turn.question)}") for turn in reversed(turns(chat))
     ]
     return await front.choose(title, options)
 
 
-def branches(chat: "Chat") -> list[dict[str, Any]]:
-    return list((chat.state or {}).get("branches", ()))
-
-
-def _branch_label(branch: dict[str, Any]) -> str:
-    here = " (here)" if branch.get("current") else ""
-    return f"{branch['number']}  {first_words(branch['first_words'])}{here}"
+def _branch_label(branch: Branch) -> str:
+    here = " (here)" if branch.current else ""
+    return f"{branch.number}  {first_words(branch.first_words)}{here}"

@@ -210,7 +210,7 @@ class Compare(Command):
         second, text = first_word(rest)
         if not second:
             raise self.wrong("say which two models")
-        text = text or next((turn["question"] for turn in reversed(turns(chat))), "")
+        text = text or next((turn.question for turn in reversed(turns(chat))), "")
         if not text:
             raise self.wrong("there is no question yet: say what both are to answer")
         models = [await resolve(chat, front, name) for name in (first, second)]
@@ -220,7 +220,7 @@ class Compare(Command):
             {
                 "models": [str(model) for model in models],
                 "text": text,
-                "system": (chat.state or {}).get("system"),
+                "system": chat.state.system,
                 "settings": chat.settings.reply(),
             },
             shown.compared,
@@ -250,13 +250,13 @@ class Inspect(Command):
 
 async def chosen(chat: "Chat", front: Front, name: str) -> Path:
     """The model called so, by default the loaded one. Raises UsageError."""
-    return await resolve(chat, front, name) if name else Path(need_model(chat)["path"])
+    return await resolve(chat, front, name) if name else Path(need_model(chat).path)
 
 
 def crowded(chat: "Chat", *models: Path) -> bool:
     """Whether the largest of `models` has no room beside the chat's model, or beside a job that it left."""
     limit = ROOM * chat.status.limit_nbytes
-    taken = (chat.model or {}).get("nbytes", 0)
+    taken = chat.model.nbytes if chat.model else 0
     return chat.parked or 0 < limit < taken + max(map(shown.folder_nbytes, models))
 
 

@@ -72,7 +72,7 @@ class Models(Command):
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         here = await asyncio.to_thread(known, chat)
         figures = await asyncio.to_thread(measured, here)
-        front.report(models_report(here, figures, (chat.model or {}).get("path")))
+        front.report(models_report(here, figures, chat.model.path if chat.model else None))
 
 
 def measured(models: "Sequence[LocalModel]") -> dict[str, dict[str, Any]]:

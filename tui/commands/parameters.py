@@ -62,7 +62,7 @@ def format_value(value: Any) -> str:
 
 def in_force(chat: "Chat") -> Settings:
     """Return the chat's settings, with what the loaded model's authors recommend in place of defaults."""
-    return chat.settings.with_model((chat.model or {}).get("parameters", {}), MODEL)
+    return chat.settings.with_model(chat.model.parameters if chat.model else {}, MODEL)
 
 
 async def change(chat: "Chat", front: Front, name: str, value: Any, origin: str) -> str:
@@ -86,7 +86,7 @@ async def _apply_system(chat: "Chat", _front: Front, text: str | None) -> None:
 
 
 async def _apply_history(chat: "Chat", _front: Front, mode: str | None) -> None:
-    by_default = "preserve" if (chat.model or {}).get("can_preserve_thinking") else "strip"
+    by_default = "preserve" if chat.model and chat.model.can_preserve_thinking else "strip"
     await chat.set_history(mode or by_default)
 
 

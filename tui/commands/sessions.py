@@ -88,7 +88,7 @@ class Export(Command):
         from ...core import export_conversation
 
         store, number = need_store(chat), need_conversation(chat)
-        path = user_path(argument or f"{slug(chat.state.get('title', ''))}.md")
+        path = user_path(argument or f"{slug(chat.state.title)}.md")
         if path.suffix.lower() not in SUFFIXES:
             raise self.wrong(
                 f"cannot export to {path.name}, wanted a name that ends with {', '.join(SUFFIXES)}"
@@ -128,7 +128,7 @@ def need_store(chat: "Chat") -> "Store":
 
 
 def current(chat: "Chat") -> int | None:
-    return (chat.state or {}).get("conversation")
+    return chat.state.conversation
 
 
 def need_conversation(chat: "Chat") -> int:

@@ -3,10 +3,13 @@
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
+from ...core.worker.wire import ModelInfo
 from ..text.report import Lines, Report, Spark, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
@@ -167,7 +170,7 @@ class Show(Command):
             case "system":
                 front.report(system_report(chat))
             case "template":
-                front.report(Report("Chat template", (Lines(need_model(chat)["template"].split("\n")),)))
+                front.report(Report("Chat template", (Lines(need_model(chat).template.split("\n")),)))
             case "prompt":
                 await self._prompt(chat, front, text.strip())
             case "config":
@@ -179,8 +182,8 @@ class Show(Command):
             raise UsageError(
                 "/show prompt needs the engine, which is writing a reply: wait for it, or stop it first"
             )
-        prompt = await chat.request("prompt", text=text or None, settings=chat.settings.reply())
-        front.report(Report(f"Prompt · {prompt['tokens']:,} tokens", (Lines(prompt["text"].split("\n")),)))
+        prompt = await chat.prompt(text or None)
+        front.report(Report(f"Prompt · {prompt.tokens:,} tokens", (Lines(prompt.text.split("\n")),)))
 
 
 class Stats(Command):
@@ -204,18 +207,17 @@ class Stats(Command):
 
 def stats_json(chat: "Chat") -> dict[str, Any]:
     """Return the figures of every turn as plain values."""
-    state = chat.state or {}
     return {
-        "model": (chat.model or {}).get("name"),
-        "tokens": state.get("tokens", 0),
-        "context_limit": state.get("context_limit", 0),
-        "turns": [{"turn": turn["number"], **turn.get("stats", {})} for turn in turns(chat)],
+        "model": chat.model.name if chat.model else None,
+        "tokens": chat.state.tokens,
+        "context_limit": chat.state.context_limit,
+        "turns": [{"turn": turn.number, **asdict(turn.stats)} for turn in turns(chat)],
     }
 
 
 def stats_report(chat: "Chat") -> Report:
     """Return a row for each turn, and a sparkline of the speeds."""
-    stats = stats_json(chat)
+    state = chat.state
     columns = (
         "turn",
         "prompt",
@@ -227,43 +229,43 @@ def stats_report(chat: "Chat") -> Report:
         "tok/s",
         "peak GiB",
     )
-    speeds = [turn.get("performance", {}).get("decode_tokens_per_s", 0.0) for turn in stats["turns"]]
-    table = Table(columns, [_stats_row(turn) for turn in stats["turns"]], ">" * len(columns))
-    used = f"context {stats['tokens']:,} of {stats['context_limit']:,} tokens"
-    title = f"{stats['model'] or 'no model'} · {used}"
+    speeds = [turn.stats.performance.decode_tokens_per_s for turn in state.turns]
+    table = Table(columns, [_stats_row(turn) for turn in state.turns], ">" * len(columns))
+    used = f"context {state.tokens:,} of {state.context_limit:,} tokens"
+    title = f"{chat.model.name if chat.model else 'no model'} · {used}"
     if not speeds:
         return Report(title, (Lines(("there is no reply yet",)),))
     return Report(title, (table, Spark(speeds, f"tokens/s by turn, at most {max(speeds):,.1f}")))
 
 
-def _stats_row(turn: dict[str, Any]) -> tuple[str, ...]:
-    speed = turn.get("performance", {})
+def _stats_row(turn: Turn) -> tuple[str, ...]:
+    stats, speed = turn.stats, turn.stats.performance
     return (
-        str(turn["turn"]),
-        f"{turn.get('prompt_tokens', 0):,}",
-        f"{turn.get('cached_tokens', 0):,}",
-        f"{speed.get('seconds_to_first_token', 0.0):.2f} s",
-        f"{speed.get('prefill_tokens_per_s', 0.0):,.0f}",
-        f"{turn.get('reasoning_tokens', 0):,}",
-        f"{turn.get('generated_tokens', 0):,}",
-        f"{speed.get('decode_tokens_per_s', 0.0):,.1f}",
-        f"{speed.get('peak_nbytes', 0) / GIB:.2f}",
+        str(turn.number),
+        f"{stats.prompt_tokens:,}",
+        f"{stats.cached_tokens:,}",
+        f"{speed.seconds_to_first_token:.2f} s",
+        f"{speed.prefill_tokens_per_s:,.0f}",
+        f"{stats.reasoning_tokens:,}",
+        f"{stats.generated_tokens:,}",
+        f"{speed.decode_tokens_per_s:,.1f}",
+        f"{speed.peak_nbytes / GIB:.2f}",
     )
 
 
-def model_report(model: Any) -> Report:
-    """Return facts about the loaded model."""
+def model_report(model: ModelInfo) -> Report:
+    """Return the facts about a loaded model."""
     rows = [
-        ("folder", str(model["path"])),
-        ("size", f"{model['nbytes'] / 10**9:,.2f} GB, {model['bits_per_weight']:.2f} bits per weight"),
-        ("context", f"{model['context_limit']:,} of {model['max_position_embeddings']:,} tokens"),
-        ("experts", "yes" if model["moe"] else "no"),
-        ("draft head", "yes" if model["mtp"] else "no"),
-        ("thinks by default", "yes" if model["thinks_by_default"] else "no"),
-        ("may keep thoughts", "yes" if model["can_preserve_thinking"] else "no"),
+        ("folder", model.path),
+        ("size", f"{model.nbytes / 10**9:,.2f} GB, {model.bits_per_weight:.2f} bits per weight"),
+        ("context", f"{model.context_limit:,} of {model.max_position_embeddings:,} tokens"),
+        ("experts", "yes" if model.moe else "no"),
+        ("draft head", "yes" if model.mtp else "no"),
+        ("thinks by default", "yes" if model.thinks_by_default else "no"),
+        ("may keep thoughts", "yes" if model.can_preserve_thinking else "no"),
     ]
-    notices = tuple(f"- {notice}" for notice in model.get("notices", ()))
-    return Report(str(model["name"]), (Table(("", ""), rows), Lines(notices, "dim")))
+    notices = tuple(f"- {notice}" for notice in model.notices)
+    return Report(model.name, (Table(("", ""), rows), Lines(notices, "dim")))
 
 
 def parameters_report(chat: "Chat") -> Report:
@@ -283,7 +285,7 @@ def _giver(settings: Settings, name: str) -> str:
 
 
 def system_report(chat: "Chat") -> Report:
-    text = (chat.state or {}).get("system")
+    text = chat.state.system
     return Report("System prompt", (Lines(text.split("\n") if text else ("there is none",)),))
 
 

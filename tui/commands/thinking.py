@@ -90,9 +90,9 @@ class History(Command):
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
             await change(chat, front, "history", choice(argument, "the history", HISTORIES), "/history")
-        mode = (chat.state or {}).get("history", "not chosen yet")
-        what = {"preserve": "stay in the context", "strip": "are dropped from the context"}.get(mode)
-        front.note(f"history is {mode}" + (f": earlier thoughts {what}" if what else ""))
+        mode = chat.state.history
+        what = {"preserve": "stay in the context", "strip": "are dropped from the context"}[mode]
+        front.note(f"history is {mode}: earlier thoughts {what}")
 
 
 def set_thinking(chat: "Chat", on: bool | None, origin: str) -> None:

@@ -34,20 +34,20 @@ class Copy(Command):
     while_busy = True
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
-        return starting(argument, ["code", "all", *(str(turn["number"]) for turn in reversed(turns(chat)))])
+        return starting(argument, ["code", "all", *(str(turn.number) for turn in reversed(turns(chat)))])
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         front.note(front.copy(self._chosen(chat, argument.split())))
 
     def _chosen(self, chat: "Chat", given: list[str]) -> str:
-        answers = [turn["answer"] for turn in turns(chat)]
+        answers = [turn.answer for turn in turns(chat)]
         if not answers:
             raise UsageError("there is no answer yet")
         match given:
             case []:
                 return answers[-1]
             case ["all"]:
-                return "\n\n".join(f"> {turn['question']}\n\n{turn['answer']}" for turn in turns(chat))
+                return "\n\n".join(f"> {turn.question}\n\n{turn.answer}" for turn in turns(chat))
             case ["code", *which] if len(which) < 2:
                 return _block(answers[-1], which[0] if which else None)
             case [number]:
@@ -219,7 +219,7 @@ class About(Command):
         rows = [
             ("qchat", __version__),
             ("Python", f"{platform.python_version()} on {platform.platform()}"),
-            ("model", str((chat.model or {}).get("path", "none"))),
+            ("model", chat.model.path if chat.model else "none"),
             ("settings", str(config_file())),
             ("conversations", str(need_store(chat).path) if chat.store else "not kept"),
         ]

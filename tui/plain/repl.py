@@ -13,9 +13,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError, UsageError
+from ...core.events import Done, Notice, Text, Thought, ToolUse
 from ..chat.client import EngineDied
 from ..chat.controller import Chat
+from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.meter import Status, figures
 from ..chat.start import Beginning
@@ -76,7 +79,7 @@ class Repl:
         self._interrupts: list[float] = []
         self._main: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[str] | None = None
-        self._thought: _Thought | None = None
+        self._thought: _RunningThought | None = None
         self._jobs: set[Job] = set()  # whose end was not yet told
 
     def _reader(self, history: History) -> Reader:
@@ -129,7 +132,7 @@ class Repl:
         if beginning.said:
             self.out.line(beginning.said, "dim")
         if self.attended:
-            name = (self.chat.model or {}).get("name", "no model is loaded")
+            name = self.chat.model.name if self.chat.model else "no model is loaded"
             self.out.line(f"{name}; /help lists the commands, ctrl+d leaves", "dim")
         if beginning.text:
             await self._do(beginning.text)
@@ -232,33 +235,33 @@ class Repl:
 
     # what the chat shows
 
-    def question(self, turn: dict[str, Any]) -> None:
-        """What was typed stands above already."""
-        if self.attended and turn["question"] != self._typed:
-            self.out.line(f"{self._prompt}{first_words(turn['question'], 200)}", "dim")
+    def question(self, turn: Turn) -> None:
+        """Print the question, unless it stands in the prompt above."""
+        if self.attended and turn.question != self._typed:
+            self.out.line(f"{self._prompt}{first_words(turn.question, 200)}", "dim")
         self._typed = ""
         self._thought = None
         self.out.begin_answer()
         self._answering = False
 
-    def events(self, events: list[dict[str, Any]]) -> None:
-        for event in events:
-            match event["event"]:
-                case "thought":
+    def events(self, batch: Batch) -> None:
+        for event in batch:
+            match event:
+                case Thought():
                     self._think(event)
-                case "text":
-                    self._answer(event["text"])
-                case "notice":
-                    self.note(event["text"])
-                case "tooluse":
-                    self.note(f"the model calls {event['name']}")
+                case Text(text):
+                    self._answer(text)
+                case Notice(text):
+                    self.note(text)
+                case ToolUse(name):
+                    self.note(f"the model calls {name}")
 
-    def _think(self, event: dict[str, Any]) -> None:
+    def _think(self, piece: Thought) -> None:
         if self._thought is None:
-            self._thought = _Thought()
-        self._thought.tokens += event.get("tokens", 1)
+            self._thought = _RunningThought()
+        self._thought.tokens += piece.tokens
         if self.chat.settings["show_thinking"] and self.attended:
-            self.out.thought(event["text"])
+            self.out.thought(piece.text)
 
     def _answer(self, text: str) -> None:
         if not self._answering:
@@ -269,7 +272,7 @@ class Repl:
         self.out.answer(text)
 
     def _end_thought(self) -> None:
-        """Its line, with time and tokens."""
+        """Print the thought's line, with time and tokens."""
         if self._thought is None or not self.attended:
             return
         seconds = time.monotonic() - self._thought.begin
@@ -278,12 +281,12 @@ class Repl:
         self.out.line(f"Thought ({seconds:.1f} s)." if self.spoken else text, "dim")
         self._thought = None
 
-    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
+    def finished(self, done: Done, turn: Turn) -> None:
         del turn
         self._end_thought()
         self.out.end_answer()
         ended = {"cancelled": "stopped", "length": "the reply was cut at its token limit"}
-        said = done.get("detail") or ended.get(done["finish_reason"])
+        said = done.detail or ended.get(done.finish_reason)
         if said and said != self.chat.status.reason:  # of a death the chat has told already
             self.note(said)
         if self.chat.show_stats:
@@ -294,17 +297,17 @@ class Repl:
         self.out.end_answer()
         self.put_prompt(text)
 
-    def rebuilt(self, state: dict[str, Any]) -> None:
-        """Nothing is drawn again; another conversation is introduced by its end."""
-        if state["conversation"] == self._conversation or not self.attended:
+    def rebuilt(self, state: ConversationState) -> None:
+        """Introduce another conversation by its last turn; nothing is drawn again."""
+        if state.conversation == self._conversation or not self.attended:
             return
-        self._conversation = state["conversation"]
-        if not state["turns"]:
+        self._conversation = state.conversation
+        if not state.turns:
             return
-        last = state["turns"][-1]
-        self.out.line(f"{state['title'] or 'conversation'} · {len(state['turns'])} turns", "title")
-        self.out.line(f"{self._prompt}{first_words(last['question'], 200)}", "dim")
-        self.out.line(last["answer"][-RECAP_CHARACTERS:])
+        last = state.turns[-1]
+        self.out.line(f"{state.title or 'conversation'} · {len(state.turns)} turns", "title")
+        self.out.line(f"{self._prompt}{first_words(last.question, 200)}", "dim")
+        self.out.line(last.answer[-RECAP_CHARACTERS:])
 
     def status(self, status: Status) -> None:
         if self.attended and status.phase in ("loading", "reading") and status.total:
@@ -384,12 +387,12 @@ class Repl:
         sys.stdout.flush()
 
     def find(self, text: str) -> int:
-        """Shows where it stands, since nothing can be scrolled to."""
+        """Print the lines with `text`, since nothing can be scrolled to."""
         wanted, rows = text.lower(), []
-        for turn in self.chat.state["turns"]:
-            for part in ("question", "answer"):
-                lines = [line for line in turn[part].split("\n") if wanted in line.lower()]
-                rows += [(str(turn["number"]), part, line.strip()) for line in lines]
+        for turn in self.chat.state.turns:
+            for part, whole in (("question", turn.question), ("answer", turn.answer)):
+                lines = [line for line in whole.split("\n") if wanted in line.lower()]
+                rows += [(str(turn.number), part, line.strip()) for line in lines]
         if rows:
             self.report(Report("", (Table(("turn", "", "line"), rows[:FOUND]),)))
         return len(rows)
@@ -415,8 +418,8 @@ class Repl:
             self.note("this is the line-based chat already")
 
 
-class _Thought:
-    """A thought that is being thought."""
+class _RunningThought:
+    """When a thought began, and its tokens so far."""
 
     def __init__(self) -> None:
         self.begin = time.monotonic()

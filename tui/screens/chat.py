@@ -210,7 +210,7 @@ class ChatScreen(Screen[None]):
         if settings["think"] is False:
             return "think:off"
         budget = settings["thinking_budget"]
-        by_default = (self.chat.model or {}).get("thinks_by_default", True)
+        by_default = self.chat.model.thinks_by_default if self.chat.model else True
         on = settings["think"] or by_default
         return f"think:{budget}" if budget is not None else f"think:{'on' if on else 'off'}"
 
@@ -415,7 +415,7 @@ class ChatScreen(Screen[None]):
     @on(RetryRequested)
     def _retry(self, event: RetryRequested) -> None:
         """An earlier question is answered again on a branch of its own."""
-        if event.turn == len(self.chat.state["turns"]):
+        if event.turn == len(self.chat.state.turns):
             self.run_line("/retry")
         else:
             self.go(self.chat.edit(event.turn, self._question(event.turn)))
@@ -426,10 +426,10 @@ class ChatScreen(Screen[None]):
 
     @on(SiblingRequested)
     def _show_sibling(self, event: SiblingRequested) -> None:
-        turn = self.chat.state["turns"][event.turn - 1]
-        siblings = turn["siblings"]
+        turn = self.chat.state.turns[event.turn - 1]
+        siblings = turn.siblings
         if len(siblings) > 1:
-            place = siblings.index(turn["node"]) + event.step
+            place = siblings.index(turn.node) + event.step
             self.go(self.chat.switch(siblings[place % len(siblings)]))
 
     @on(MenuRequested)
@@ -451,7 +451,7 @@ class ChatScreen(Screen[None]):
                 self.run_line(f"/fork {turn}")
 
     def _question(self, turn: int) -> str:
-        return self.chat.state["turns"][turn - 1]["question"]
+        return self.chat.state.turns[turn - 1].question
 
     def on_text_selected(self) -> None:
         """What was selected with the mouse is copied at once, where the user wants that."""

@@ -7,8 +7,11 @@ from typing import Any, Literal, Protocol
 from textual.app import App
 from textual.timer import Timer
 
+from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError
+from ...core.events import Done
 from ..chat.controller import Chat
+from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
@@ -63,25 +66,25 @@ class AppFront:
 
     # what the chat shows
 
-    def question(self, turn: dict[str, Any]) -> None:
+    def question(self, turn: Turn) -> None:
         self._view.transcript.add_question(turn)
         self._view.transcript.begin_answer(turn)
 
-    def events(self, events: list[dict[str, Any]]) -> None:
-        self._view.transcript.feed(events)
+    def events(self, batch: Batch) -> None:
+        self._view.transcript.feed(batch)
 
-    def finished(self, done: dict[str, Any], turn: dict[str, Any]) -> None:
+    def finished(self, done: Done, turn: Turn) -> None:
         self._view.transcript.end_answer(done, turn)
         if self._chat.show_stats:
             self.note(figures(done))
         # a conversation gets its number with its first reply
-        self._view.transcript.conversation = self._chat.state["conversation"]
+        self._view.transcript.conversation = self._chat.state.conversation
         if not self._chat.queue:
             self._view.typed.clear()
         self._view.show_facts()
 
     def returned(self, text: str) -> None:
-        """Back into the prompt, or where the user types already, into the history."""
+        """Put the question back into the prompt, or into the history if the user types already."""
         text = self._view.typed.get(text, text)
         if self._view.prompt.text:
             self._view.prompt.remember(text)
@@ -89,7 +92,7 @@ class AppFront:
         else:
             self._view.prompt.put(text)
 
-    def rebuilt(self, state: dict[str, Any]) -> None:
+    def rebuilt(self, state: ConversationState) -> None:
         self._view.transcript.show(state)
         self._view.show_facts()
 

@@ -248,5 +248,5 @@ def make(chat: "Chat", front: "Front") -> ModelsScreen:
 
     del front
     return ModelsScreen(
-        library.Locations.from_setting(chat.settings["models_dir"]), (chat.model or {}).get("path")
+        library.Locations.from_setting(chat.settings["models_dir"]), chat.model.path if chat.model else None
     )

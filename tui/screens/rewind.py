@@ -1,11 +1,12 @@
 """The questions of this conversation, to go back to one: edit it, or go on from its answer."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
 
+from ...core.conversation.summary import SnapshotSummary, Turn
 from ...core.errors import QchatError
 from ..commands.base import turns
 from .listing import Column, Keys, Listing, Row
@@ -52,11 +53,11 @@ class RewindScreen(Listing):
         if self._chat.busy or self._chat.model is None:
             return
         try:
-            told = await self._chat.request("explain")
+            cache = await self._chat.explain()
         except QchatError:
             return
         if self.is_open:
-            self.show_rows(rows_of(turns(self._chat), told.get("snapshots", ())))
+            self.show_rows(rows_of(turns(self._chat), cache.snapshots))
 
     def chosen(self, row: Row) -> None:
         self.dismiss(f"/edit {row.id}")
@@ -66,18 +67,15 @@ class RewindScreen(Listing):
             self.dismiss(f"/fork {self.current.id}")
 
 
-def rows_of(turns: Sequence[Mapping[str, Any]], snapshots: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row a turn: what editing its question would read again, given the kept states."""
+def rows_of(turns: Sequence[Turn], snapshots: Sequence[SnapshotSummary]) -> list[Row]:
+    """Return a row for each turn, with what editing its question would read again, given the snapshots."""
     rows, begin = [], 0
     for turn in turns:
-        stats = turn.get("stats", {})
-        kept = max((one["tokens"] for one in snapshots if one["tokens"] <= begin), default=0)
+        kept = max((one.tokens for one in snapshots if one.tokens <= begin), default=0)
         cost = "⟲ snapshot" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
-        generated = stats.get("generated_tokens", 0)
-        rows.append(
-            Row(str(turn["number"]), (f"#{turn['number']}", turn["question"], shown(generated), cost))
-        )
-        begin = stats.get("prompt_tokens", 0) + generated
+        generated = turn.stats.generated_tokens
+        rows.append(Row(str(turn.number), (f"#{turn.number}", turn.question, shown(generated), cost)))
+        begin = turn.stats.prompt_tokens + generated
     return rows
 
 

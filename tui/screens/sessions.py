@@ -207,4 +207,4 @@ def make(chat: "Chat", front: "Front") -> SessionsScreen:
     del front
     if chat.store is None:
         raise UsageError("conversations are not kept in this run")
-    return SessionsScreen(chat.store, (chat.state or {}).get("conversation"))
+    return SessionsScreen(chat.store, chat.state.conversation)

@@ -3,7 +3,7 @@
 It paints four times a second while something happens and not at all otherwise.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..text.output import printable
 from .line import Line, Piece, piece
@@ -117,9 +117,10 @@ class Status(Line):
         if not self.has_model:
             return [piece("○ no model", "mark"), piece("f2 or /load chooses one", "dim", 1)]
         pieces = [piece("○ ready", "mark")]
-        if speed := _figure(facts.last, "decode_tokens_per_s"):
-            first = _figure(facts.last, "seconds_to_first_token")
-            pieces.append(piece(f"last {_speed(speed)} tok/s · first token {first:.1f} s", "dim", 4))
+        last = facts.last.performance if facts.last else None
+        if last and last.decode_tokens_per_s:
+            speed, first = _speed(last.decode_tokens_per_s), last.seconds_to_first_token
+            pieces.append(piece(f"last {speed} tok/s · first token {first:.1f} s", "dim", 4))
         if facts.background:
             pieces.append(piece(printable(facts.background), "dim", 6))
         return pieces
@@ -128,12 +129,6 @@ class Status(Line):
 def _is_hot(facts: "Facts", phase: str) -> bool:
     """Whether the row, when idle, has nothing more important to say than that the context is full."""
     return phase == "idle" and bool(facts.context_limit) and facts.context_tokens >= HOT * facts.context_limit
-
-
-def _figure(last: Any, name: str) -> float:
-    """A figure of the last reply, which came through the pipe as a mapping."""
-    value = last.get(name, 0.0) if isinstance(last, dict) else getattr(last, name, 0.0)
-    return float(value or 0.0)
 
 
 def _death(reason: str) -> str:

@@ -261,7 +261,7 @@ def test_snapshots_stay_within_their_budget(tiny):
     for _ in range(8):
         session.send("hello")
         assert session.live.snapshots.nbytes <= 300_000
-    assert describe_cache(session)["snapshot_nbytes"] <= 300_000
+    assert describe_cache(session).snapshot_nbytes <= 300_000
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_cancelling_during_prefill_ends_before_a_token(engine, monkeypatch):
     done = finished(map(cancel_once_begun, session.stream("word " * 40)))
     assert (done.finish_reason, done.generated_tokens) == ("cancelled", 0)
     assert 0 < done.prefilled_tokens == len(session.ids) < done.prompt_tokens
-    assert describe_cache(session)["turns"][0]["prefilled_tokens"] == done.prefilled_tokens
+    assert describe_cache(session).turns[0].prefilled_tokens == done.prefilled_tokens
     assert session.send("short").finish_reason in ("stop", "length")
 
 

@@ -84,12 +84,12 @@ def test_a_killed_conversation_lacks_two_seconds_of_its_last_reply_at_most(
     with Store(path) as store:
         (conversation,) = store.conversations()
         session = Session.reopen(engine, store, conversation.id, max_new_tokens=5)
-        kept = describe_session(session)["turns"]
+        kept = describe_session(session).turns
         for turn, (text, whole) in turns.items():
-            said = kept[turn]["thinking"] + kept[turn]["answer"]
+            said = kept[turn].thinking + kept[turn].answer
             assert said == text if whole else said.startswith(text)
         assert session.send("And now?").finish_reason in ("stop", "length")
-        assert len(describe_session(session)["turns"]) == len(kept) + 1
+        assert len(describe_session(session).turns) == len(kept) + 1
 
 
 @pytest.mark.slow

@@ -3,16 +3,17 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import convert
 
 from qchat.core import Session, Store, export_conversation, import_conversation
 from qchat.core.conversation import recorder
-from qchat.core.conversation.summary import describe_session
+from qchat.core.conversation.summary import ConversationState, describe_session
 from qchat.core.conversation.transcript import Input, Output
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import StoreError, UsageError
@@ -71,7 +72,7 @@ def shape(session: Session) -> dict[str, Any]:
 
 
 def state_without_numbers(session: Session) -> dict[str, Any]:
-    state = describe_session(session)
+    state = asdict(describe_session(session))
     for turn in state["turns"]:
         turn["siblings"] = turn["siblings"].index(turn.pop("node"))
     for branch in state["branches"]:
@@ -123,17 +124,17 @@ def test_the_state_is_plain_json_with_what_the_turns_were(engine, store):
     first = session.send("one")
     list(session.retry(seed=5))
     state = describe_session(session)
-    assert json.loads(json.dumps(state)) == state
-    (turn,) = state["turns"]
-    assert (turn["number"], turn["question"], turn["role"]) == (1, "one", "user")
-    assert len(turn["siblings"]) == len(state["branches"]) == 2
-    assert turn["node"] == state["leaf"] == turn["siblings"][1]
-    assert turn["stats"]["performance"]["seconds_to_first_token"] > 0
-    session.switch(turn["siblings"][0])
-    (turn,) = describe_session(session)["turns"]
-    assert (turn["answer"], turn["thinking"]) == (first.text, first.thinking)
-    assert turn["stats"]["generated_tokens"] == first.generated_tokens
-    assert state["tokens"] >= first.prompt_tokens
+    assert convert(json.loads(json.dumps(asdict(state))), ConversationState) == state
+    (turn,) = state.turns
+    assert (turn.number, turn.question, turn.role) == (1, "one", "user")
+    assert len(turn.siblings) == len(state.branches) == 2
+    assert turn.node == state.leaf == turn.siblings[1]
+    assert turn.stats.performance.seconds_to_first_token > 0
+    session.switch(turn.siblings[0])
+    (turn,) = describe_session(session).turns
+    assert (turn.answer, turn.thinking) == (first.text, first.thinking)
+    assert turn.stats.generated_tokens == first.generated_tokens
+    assert state.tokens >= first.prompt_tokens
 
 
 def test_a_turn_is_whole_in_the_store_when_done_is_said(engine, store):
@@ -180,9 +181,9 @@ def test_a_killed_reply_says_what_its_ids_say_and_goes_on_as_a_cancelled_one(eng
     ids = leaf_of(session).ids[:9]
     leave_streaming(store, number_of(session), ids)
     again = Session.reopen(engine, store, number_of(session), **SETTINGS)
-    (turn,) = describe_session(again)["turns"]
-    assert turn["finish_reason"] == "cancelled"
-    assert turn["answer"].startswith(engine.tokenizer.decode(ids).lstrip("\n")[:5])
+    (turn,) = describe_session(again).turns
+    assert turn.finish_reason == "cancelled"
+    assert turn.answer.startswith(engine.tokenizer.decode(ids).lstrip("\n")[:5])
     events = list(again.stream("and?"))
     assert not [e for e in events if isinstance(e, Notice) and "differ" in e.text]
     assert engine.tokenizer.token_id("<|im_end|>") == again.ids[again.ids.index(ids[0]) :][len(ids)]
@@ -197,7 +198,7 @@ def test_a_question_whose_process_was_killed_before_a_token_is_told(engine, stor
     question = store.add_node(conversation, store.branch(conversation)[-1].id, "user", text="lost?", ids=[1])
     store.add_node(conversation, question, "assistant", state="streaming")
     again = Session.reopen(engine, store, conversation, **SETTINGS)
-    assert len(describe_session(again)["turns"]) == 1
+    assert len(describe_session(again).turns) == 1
     assert any("lost?" in e.text for e in again.stream("next") if isinstance(e, Notice))
 
 
@@ -315,7 +316,7 @@ def test_an_imported_conversation_keeps_ids_that_say_what_its_messages_do(
     assert forged.messages == session.messages
     assert all(engine.tokenizer.token_id("<|im_start|>") not in n.ids for n in forged.tree.nodes[1:2])
     assert forged.tree.nodes[0].ids == session.tree.nodes[0].ids
-    assert describe_session(forged)["turns"][1]["stats"]["generated_tokens"] == 0
+    assert describe_session(forged).turns[1].stats.generated_tokens == 0
     assert [text for text in notices(forged) if "imported" in text]
 
 
@@ -373,7 +374,7 @@ def test_a_new_conversation_saves_the_state_of_the_old_one(engine, store):
     session.send("hello")
     first = number_of(session)
     session.reset()
-    assert (session.conversation, describe_session(session)["turns"], session.title) == (None, [], "")
+    assert (session.conversation, describe_session(session).turns, session.title) == (None, (), "")
     session.send("another")
     assert session.conversation not in (None, first)
     assert Session.reopen(engine, store, first).ids != []

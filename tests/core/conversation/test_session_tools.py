@@ -112,7 +112,7 @@ def test_a_loop_of_tools_is_read_once_and_says_what_the_template_would(engine, h
     assert finished(last).prefilled_tokens <= new
     assert not [e for e in [*events, *results, *last] if isinstance(e, Notice)]
     assert relative_rms(session.live.logits(), engine.logits(session.ids)[-1]) <= 2e-5
-    assert [turn["role"] for turn in describe_session(session)["turns"]] == ["user", "tool", "user"]
+    assert [turn.role for turn in describe_session(session).turns] == ["user", "tool", "user"]
 
 
 @pytest.mark.slow

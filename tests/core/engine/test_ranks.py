@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from qchat.core.engine.launcher import follows, is_rank
 from qchat.core.engine.ranks import Ranks, addresses, slice_for_rank
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
+from qchat.core.worker.wire import ModelInfo
 from qchat.tui.chat.client import EngineClient, behind_launcher, shared_command
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 from tests.compare import relative_rms
@@ -181,17 +181,17 @@ def test_a_process_knows_whether_it_is_a_rank_and_follows(
 
 @pytest.mark.slow
 def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):
-    async def chat() -> tuple[dict[str, Any], str, list[int]]:
+    async def chat() -> tuple[ModelInfo, str, list[int]]:
         client = EngineClient(shared_command(ranks=2), behind_launcher())
         await client.start()
         loaded = await client.request("load", model=str(folders[0]), defaults={"max_new_tokens": 5})
         ranks = children(client.pid)
         result = await client.request("send", text="hello ❯")
         await client.stop()
-        return loaded["model"], result["state"]["turns"][-1]["question"], ranks
+        return loaded.model, result.state.turns[-1].question, ranks
 
     model, question, ranks = asyncio.run(chat())
-    assert model["nbytes"] < 0.75 * Engine.load(folders[0]).model.nbytes
+    assert model.nbytes < 0.75 * Engine.load(folders[0]).model.nbytes
     assert question == "hello ❯"
     assert len(ranks) == 2
     assert ended(ranks)

@@ -49,7 +49,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def do(methods: EngineMethods, method: str, **params: Any) -> dict[str, Any]:
+def do(methods: EngineMethods, method: str, **params: Any) -> Any:
     return methods.call(method, dict.fromkeys(METHODS[method]) | params)
 
 
@@ -63,7 +63,7 @@ def test_a_load_that_fails_leaves_the_store_before_it(
     with pytest.raises(QchatError, match="no conversation 9"):
         do(methods, "load", model=model, store=str(tmp_path / "c.db"), conversation=9)
     assert closed == ["b.db", "c.db"]
-    assert len(do(methods, "open", conversation=1)["state"]["turns"]) == 1
+    assert len(do(methods, "open", conversation=1).state.turns) == 1
 
 
 def test_another_store_takes_the_place_of_the_one_before(
@@ -97,4 +97,4 @@ def test_idle_work_that_fails_is_forgotten(
         said = lines.read()
     assert f"idle work failed: {error or 'RuntimeError'}" in said
     assert methods._require_session().ids == []
-    assert do(methods, "send", text="hello", settings=BRIEF)["state"]["turns"]
+    assert do(methods, "send", text="hello", settings=BRIEF).state.turns

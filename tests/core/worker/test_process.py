@@ -160,6 +160,21 @@ def test_events_come_at_a_bounded_pace_and_lose_no_text():
     assert 3 < len(messages) <= LINES_PER_SECOND * seconds + 3
 
 
+def test_joined_pieces_of_two_compared_models_stay_apart_and_known():
+    source, output = os.pipe()
+    box = Outbox(output, lambda: None)
+    box.begin_call(1)
+    for side in (0, 0, 1, 1):
+        box.send_event({"event": "text", "text": f"{side}", "tokens": 1, "side": side})
+    box.end_call(1, {})
+    box.close()
+    os.close(output)
+    with os.fdopen(source, "rb") as file:
+        events = [event for line in file for event in json.loads(line).get("events", ())]
+    said = {side: "".join(e["text"] for e in events if e["side"] == side) for side in (0, 1)}
+    assert said == {0: "00", 1: "11"}
+
+
 def test_a_reader_that_is_slow_does_not_hold_up_the_model():
     source, output = os.pipe()
     box = Outbox(output, lambda: None)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qchat.core.errors import QchatError
+from qchat.core.events import Done, Text
 from qchat.core.worker.protocol import Cancelled
 from qchat.tui.chat import client as client_module
 from qchat.tui.chat.client import EngineClient, EngineDied, EngineError
@@ -38,16 +39,16 @@ def test_a_call_yields_its_events_and_ends_with_its_result(tmp_path: Path):
         return events, result
 
     events, result = run(go())
-    assert "".join(event["text"] for event in events if event["event"] == "text") == "Paris it is."
-    assert events[-1]["event"] == "done"
-    assert result["state"]["turns"][0]["answer"] == "Paris it is."
+    assert "".join(event.text for event in events if isinstance(event, Text)) == "Paris it is."
+    assert isinstance(events[-1], Done)
+    assert result.state.turns[0].answer == "Paris it is."
 
 
 def test_calls_of_one_client_keep_their_events_apart(tmp_path: Path):
     async def go():
         client = await loaded(FakeEngine(tmp_path, {"method": "send", "answer": "one two"}))
         first, second = client.call("send", text="a"), client.call("count", text="b c d")
-        assert (await second.result())["tokens"] == 3
+        assert (await second.result()).tokens == 3
         assert [b async for b in second] == []
         assert len([b async for b in first]) > 3
         await client.stop()
@@ -80,16 +81,16 @@ def test_a_cancelled_reply_ends_with_what_was_said(tmp_path: Path):
         done = None
         async for batch in call:
             for event in batch:
-                if event["event"] == "text":
+                if isinstance(event, Text):
                     call.cancel()
-                done = event if event["event"] == "done" else done
+                done = event if isinstance(event, Done) else done
         await client.stop()
         return done
 
     done = run(go())
     assert done is not None
-    assert done["finish_reason"] == "cancelled"
-    assert done["text"].startswith("word")
+    assert done.finish_reason == "cancelled"
+    assert done.text.startswith("word")
 
 
 def test_a_cancelled_job_raises_cancelled(tmp_path: Path):
@@ -136,7 +137,7 @@ def test_a_death_ends_every_call_and_is_told_in_one_sentence(tmp_path: Path, ste
         deaths: list[str] = []
         client.on_death = deaths.append
         calls = client.call("send", text="a"), client.call("state")
-        text = [e["text"] async for batch in calls[0] for e in batch if e["event"] == "text"]
+        text = [e.text async for batch in calls[0] for e in batch if isinstance(e, Text)]
         for call in calls:
             with pytest.raises(EngineDied, match=told.split(":")[0]):
                 await call.result()
@@ -185,6 +186,32 @@ def test_a_process_that_is_no_engine_is_refused_in_one_sentence(script: str, tol
     run(go())
 
 
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ({"result": {}}, r"result of state: .*required field `state`"),
+        ({"result": {"state": {"turns": "none"}}}, "result of state: "),
+        ({"result": []}, "result of state: "),
+        ({"events": [{"event": "text"}]}, r"event text: .*required field `text`"),
+        ({"events": [{"event": "song", "text": "la"}]}, "there is no event 'song'"),
+        ({"events": [{"text": "la"}]}, "there is no event None"),
+        ({"error": {"kind": "ModelError", "message": 5}}, "error: "),
+    ],
+)
+def test_a_message_of_another_form_ends_the_engine_in_one_sentence(tmp_path: Path, step: dict, told: str):
+    async def go():
+        client = await loaded(FakeEngine(tmp_path, {"method": "state", **step}))
+        deaths: list[str] = []
+        client.on_death = deaths.append
+        with pytest.raises(EngineDied, match=f"no message.*{told}"):
+            await client.request("state")
+        await client.stop()
+        return deaths
+
+    (death,) = run(go())
+    assert "\n" not in death
+
+
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client_module, "MAX_LINE_NBYTES", 1 << 16)
     script = "import sys\nwhile True: sys.stdout.write('x' * 9999)"
@@ -221,7 +248,7 @@ def test_texts_of_any_kind_survive_the_pipe(tmp_path: Path):
         fake = FakeEngine(tmp_path)
         client = await loaded(fake)
         await client.request("rename", title=text)
-        title = (await client.request("state"))["state"]["title"]
+        title = (await client.request("state")).state.title
         await client.stop()
         return title
 
@@ -231,7 +258,7 @@ def test_texts_of_any_kind_survive_the_pipe(tmp_path: Path):
 def test_half_a_surrogate_pair_does_not_break_the_pipe(tmp_path: Path):
     async def go():
         client = await loaded(FakeEngine(tmp_path))
-        tokens = (await client.request("count", text="a \ud800 b"))["tokens"]
+        tokens = (await client.request("count", text="a \ud800 b")).tokens
         await client.stop()
         return tokens
 

@@ -22,8 +22,8 @@ def test_a_question_is_shown_answered_and_kept(tmp_path: Path):
     async def scene(stage: Stage) -> None:
         await stage.chat.send("Capital of France?")
         assert stage.view.text == "Paris."
-        turn = stage.chat.state["turns"][0]
-        assert (turn["thinking"], turn["answer"]) == ("A capital.", "Paris.")
+        turn = stage.chat.state.turns[0]
+        assert (turn.thinking, turn.answer) == ("A capital.", "Paris.")
 
     stage.play(scene)
     assert stage.view.told == [("question", "Capital of France?"), ("finished", ("stop", "Paris."))]
@@ -91,7 +91,7 @@ def test_stop_ends_a_reply_and_keeps_what_was_said(tmp_path: Path):
 
     stage.play(scene)
     assert stage.view.all("finished")[0][0] == "cancelled"
-    assert stage.chat.state["turns"][0]["thinking"].startswith("hm")
+    assert stage.chat.state.turns[0].thinking.startswith("hm")
 
 
 def test_a_question_stopped_before_any_answer_comes_back(tmp_path: Path):
@@ -119,7 +119,7 @@ def test_closing_a_thought_goes_on_to_the_answer(tmp_path: Path):
 
     stage.play(scene)
     assert stage.view.all("finished") == [("stop", "Done.")]
-    assert len(stage.chat.state["turns"][0]["thinking"]) < len(SLOW["thought"])
+    assert len(stage.chat.state.turns[0].thinking) < len(SLOW["thought"])
 
 
 def test_retry_and_edit_show_the_conversation_up_to_where_they_begin(tmp_path: Path):
@@ -129,9 +129,9 @@ def test_retry_and_edit_show_the_conversation_up_to_where_they_begin(tmp_path: P
         await stage.chat.send("one")
         await stage.chat.send("two")
         await stage.chat.retry()
-        assert len(stage.chat.state["turns"][1]["siblings"]) == 2
+        assert len(stage.chat.state.turns[1].siblings) == 2
         await stage.chat.edit(1, "uno")
-        stage.view.told.append(("turns", [turn["question"] for turn in stage.chat.state["turns"]]))
+        stage.view.told.append(("turns", [turn.question for turn in stage.chat.state.turns]))
 
     stage.play(scene)
     assert stage.view.all("rebuilt") == [["one"], []]
@@ -148,7 +148,7 @@ def test_moving_in_the_conversation_draws_it_anew(tmp_path: Path):
             await chat.send(text)
         assert await chat.undo() == "three"
         await chat.fork(1)
-        await chat.switch(chat.state["branches"][0]["number"])
+        await chat.switch(chat.state.branches[0].number)
         await chat.new()
         await chat.open(1)
 
@@ -225,8 +225,8 @@ def test_a_model_that_cannot_be_loaded_leaves_the_chat_as_it_was(tmp_path: Path)
 
     stage.play(scene)
     assert stage.chat.model is not None
-    assert stage.chat.model["path"] == "/models/a"
-    assert len(stage.chat.state["turns"]) == 2
+    assert stage.chat.model.path == "/models/a"
+    assert len(stage.chat.state.turns) == 2
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -243,7 +243,7 @@ def test_a_death_keeps_everything_and_restart_goes_on(tmp_path: Path, said: bool
             await chat.send("two")
         assert chat.status.phase == "dead"
         assert "SIGKILL" in chat.status.reason
-        assert [turn["question"] for turn in chat.state["turns"]] == ["one", "two"]
+        assert [turn.question for turn in chat.state.turns] == ["one", "two"]
         await chat.send("three")
         assert chat.queue == ["three"]
         with pytest.raises(UsageError, match="restart"):
@@ -256,7 +256,7 @@ def test_a_death_keeps_everything_and_restart_goes_on(tmp_path: Path, said: bool
     stage.play(scene)
     assert [kind for kind, _ in stage.view.all("note")] == ["error"]
     assert stage.fake.asked("load")[1]["context_limit"] == 1024
-    answers = [(turn["question"], turn["answer"]) for turn in stage.chat.state["turns"]]
+    answers = [(turn.question, turn.answer) for turn in stage.chat.state.turns]
     second = ("two", "half an" if said else "Again.")
     assert answers == [("one", "Yes."), second, ("three", "Again.")]
 
@@ -280,7 +280,7 @@ def test_what_was_shown_of_an_answer_stays_though_the_store_has_less(tmp_path: P
         "content": "half an",
         "reasoning_content": "hm",
     }
-    assert [(turn["question"], turn["answer"]) for turn in stage.chat.state["turns"]] == [("two", "half an")]
+    assert [(turn.question, turn.answer) for turn in stage.chat.state.turns] == [("two", "half an")]
 
 
 def test_a_death_while_loading_is_told_and_can_be_restarted(tmp_path: Path):

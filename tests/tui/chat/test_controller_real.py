@@ -55,21 +55,21 @@ def test_an_engine_killed_in_a_reply_costs_nothing_that_was_said(tmp_path: Path,
         chat = stage.chat
         be_brief(chat)
         await chat.send("What is the capital of France?")
-        first = chat.state["turns"][0]["answer"]
+        first = chat.state.turns[0].answer
         killing = killed_while(stage, phase)
         question = LONG_TEXT if phase == "reading" else "Write a long story about a cat."
         with pytest.raises(EngineDied, match="SIGKILL"):
             await chat.send(question, **(ENDLESS | {"enable_thinking": True} if phase == "thinking" else {}))
         await killing
-        shown = chat.state["turns"][-1]["thinking"]
+        shown = chat.state.turns[-1].thinking
         await chat.restart()
         await chat.send("And of Germany?")
-        await stage.until(lambda: len(chat.state["turns"]) == 3)
-        turns = chat.state["turns"]
-        assert [turn["question"] for turn in turns][:2] == ["What is the capital of France?", question]
-        assert turns[0]["answer"] == first
-        assert turns[1]["thinking"].startswith(shown) if phase == "thinking" else turns[1]["answer"]
-        assert turns[2]["answer"]
+        await stage.until(lambda: len(chat.state.turns) == 3)
+        turns = chat.state.turns
+        assert [turn.question for turn in turns][:2] == ["What is the capital of France?", question]
+        assert turns[0].answer == first
+        assert turns[1].thinking.startswith(shown) if phase == "thinking" else turns[1].answer
+        assert turns[2].answer
 
     stage.play(scene, load=MODEL)
     assert [conversation.title for conversation in store.conversations()] == [
@@ -119,7 +119,7 @@ def test_a_conversion_whose_engine_is_killed_leaves_the_chat_and_can_be_done_aga
         await chat.load(params["target"])
         await chat.send("What is the capital of France?", **BRIEF)
         assert chat.model is not None
-        assert chat.model["name"] == "variant"
+        assert chat.model.name == "variant"
 
     stage.play(scene, load=MODEL)
     assert stage.view.all("finished")
@@ -151,10 +151,10 @@ def test_a_conversation_is_left_and_opened_again_without_being_read_again(tmp_pa
         latest = store.latest()
         assert latest is not None
         await stage.chat.load(MODEL, conversation=latest.id)
-        assert len(stage.chat.state["turns"]) == 1
+        assert len(stage.chat.state.turns) == 1
         await stage.chat.send("And of Germany?", **BRIEF)
         told = await stage.chat.request("explain")
-        assert told["turns"][0]["cached_tokens"] > 20
+        assert told.turns[0].cached_tokens > 20
 
     Stage(tmp_path, store=store, real=True).play(begin, load=MODEL)
     Stage(tmp_path, store=store, real=True).play(go_on, load="")

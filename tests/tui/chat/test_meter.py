@@ -2,6 +2,7 @@
 
 import pytest
 
+from qchat.core.events import Done, LoadProgress, Memory, Performance, Prefill, Text, Thought
 from qchat.tui.chat.meter import WINDOWS, Meter
 
 
@@ -23,21 +24,21 @@ def meter(clock: Clock) -> Meter:
     return Meter(clock)
 
 
-def memory(**changes: float) -> dict:
-    figures = {"active_nbytes": 5, "cache_nbytes": 2, "peak_nbytes": 7, "limit_nbytes": 24}
-    return {"event": "memory", **figures, "copy_bandwidth": 1e9, **changes}
+MEMORY = Memory(active_nbytes=5, cache_nbytes=2, peak_nbytes=7, limit_nbytes=24, copy_bandwidth=1e9)
 
 
-def decode(meter: Meter, clock: Clock, seconds: float, tokens_per_s: float, kind: str = "text") -> None:
+def decode(
+    meter: Meter, clock: Clock, seconds: float, tokens_per_s: float, kind: type[Text | Thought] = Text
+) -> None:
     for _ in range(round(seconds * tokens_per_s)):
         clock.now += 1 / tokens_per_s
-        meter.follow({"event": kind, "text": "x", "tokens": 1})
+        meter.follow(kind("x"))
 
 
 def test_loading_tells_how_long_it_will_take(meter: Meter, clock: Clock):
     meter.begin("loading")
     for done in (0, 25, 50):
-        meter.follow({"event": "load", "done_nbytes": done, "total_nbytes": 100})
+        meter.follow(LoadProgress(done, 100, ""))
         clock.now += 1
     status = meter.status
     assert (status.phase, status.done, status.total) == ("loading", 50, 100)
@@ -46,9 +47,9 @@ def test_loading_tells_how_long_it_will_take(meter: Meter, clock: Clock):
 
 def test_what_the_cache_holds_does_not_count_as_read(meter: Meter, clock: Clock):
     meter.begin("reading")
-    meter.follow({"event": "prefill", "done": 8000, "total": 10000, "cached": 8000})
+    meter.follow(Prefill(8000, 10000, 8000))
     clock.now += 2
-    meter.follow({"event": "prefill", "done": 9000, "total": 10000, "cached": 8000})
+    meter.follow(Prefill(9000, 10000, 8000))
     assert meter.status.tokens_per_s == pytest.approx(500)
     assert meter.status.seconds_left == pytest.approx(2.0)
     assert meter.status.context_tokens == 9000
@@ -58,9 +59,9 @@ def test_speed_is_measured_over_quarter_seconds_without_the_wait_before_the_firs
     meter: Meter, clock: Clock
 ):
     meter.begin("reading")
-    meter.follow({"event": "prefill", "done": 10, "total": 10, "cached": 0})
+    meter.follow(Prefill(10, 10))
     clock.now += 30
-    decode(meter, clock, 4, 40, "thought")
+    decode(meter, clock, 4, 40, Thought)
     status = meter.status
     assert status.phase == "thinking"
     assert len(status.history_of_speed) == WINDOWS
@@ -78,7 +79,7 @@ def test_an_engine_that_stalls_slows_down_on_the_screen(meter: Meter, clock: Clo
     decode(meter, clock, 2, 40)
     for _ in range(WINDOWS + 1):
         clock.now += 0.3
-        meter.follow(memory())
+        meter.follow(MEMORY)
     assert meter.status.tokens_per_s == 0
     assert meter.status.history_of_speed == [0] * WINDOWS
 
@@ -88,7 +89,7 @@ def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter,
     meter.begin("reading")
     decode(meter, clock, 1, 40)
     assert meter.status.bandwidth_share is None
-    meter.follow(memory())
+    meter.follow(MEMORY)
     decode(meter, clock, 2, 40)
     assert meter.status.bandwidth_share == pytest.approx(0.4, rel=0.15)
     assert (meter.status.active_nbytes, meter.status.limit_nbytes) == (5, 24)
@@ -97,13 +98,15 @@ def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter,
 def test_a_new_task_begins_without_the_figures_of_the_one_before(meter: Meter, clock: Clock):
     meter.begin("reading")
     decode(meter, clock, 2, 40)
-    performance = {"decode_tokens_per_s": 39.5, "drafts_accepted": 0.8}
-    meter.follow({"event": "done", "generated_tokens": 80, "performance": performance})
+    performance = Performance(decode_tokens_per_s=39.5, drafts_accepted=0.8)
+    meter.follow(Done("stop", generated_tokens=80, performance=performance))
     meter.end("idle")
     assert meter.status.tokens_per_s == 39.5
     assert meter.status.drafts_accepted == 0.8
-    assert meter.status.last["generated_tokens"] == 80
+    assert meter.status.last is not None
+    assert meter.status.last.generated_tokens == 80
     meter.begin("reading")
     status = meter.status
     assert (status.tokens_per_s, status.answer_tokens, status.history_of_speed) == (0, 0, [])
-    assert status.last["generated_tokens"] == 80
+    assert status.last is not None
+    assert status.last.generated_tokens == 80

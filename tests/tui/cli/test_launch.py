@@ -1,15 +1,18 @@
 """What is decided before a chat begins, and what is left on the terminal after it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
+from qchat.core.conversation.summary import Turn
 from qchat.core.errors import UsageError
 from qchat.tui.chat.client import COMMAND, behind_launcher
 from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.turns import NO_STATE, new_turn
 from qchat.tui.cli import launch
 from qchat.tui.user.settings import Settings
 
@@ -50,25 +53,25 @@ def test_no_full_screen_where_it_is_not_wanted(terminal: pytest.MonkeyPatch, set
     assert not launch.is_full(Settings().replaced("test", **{setting: True}))
 
 
-def left_behind(turns: list[dict[str, Any]], conversation: int | None, capsys: pytest.CaptureFixture) -> str:
-    chat = SimpleNamespace(state={"turns": turns, "conversation": conversation})
+def left_behind(turns: tuple[Turn, ...], conversation: int | None, capsys: pytest.CaptureFixture) -> str:
+    chat = SimpleNamespace(state=replace(NO_STATE, turns=turns, conversation=conversation))
     launch._say_farewell(cast(Chat, chat))
     return capsys.readouterr().out
 
 
 def test_the_last_exchange_stays_on_the_terminal(capsys: pytest.CaptureFixture):
     answer = "\n".join(f"line {n}" for n in range(20))
-    said = left_behind([{"question": "a\nlong one", "answer": answer}], 7, capsys).splitlines()
+    said = left_behind((replace(new_turn(1, "a\nlong one"), answer=answer),), 7, capsys).splitlines()
     assert said[:3] == ["❯ a long one", "", "… 8 lines before"]
     assert said[3:] == [*(f"line {n}" for n in range(8, 20)), "", "qchat -c goes on with this conversation"]
 
 
 def test_what_is_not_stored_is_not_said_to_go_on(capsys: pytest.CaptureFixture):
-    assert "qchat -c" not in left_behind([{"question": "a", "answer": "b"}], None, capsys)
+    assert "qchat -c" not in left_behind((replace(new_turn(1, "a"), answer="b"),), None, capsys)
 
 
 def test_a_chat_without_a_word_leaves_nothing(capsys: pytest.CaptureFixture):
-    assert left_behind([], None, capsys) == ""
+    assert left_behind((), None, capsys) == ""
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qchat.core import Store
+from qchat.core.conversation.summary import Branch, ConversationState
 from qchat.core.errors import UsageError
 from qchat.tui import commands
 from qchat.tui.commands import BY_NAME, COMMANDS, completions, help_report, hint, markdown_table, parse
@@ -344,19 +345,20 @@ def test_new_begins_another_conversation(tmp_path):
 
 def test_compact_goes_on_from_a_summary_and_keeps_the_last_turns(tmp_path):
     stage = Stage(tmp_path, fakes(), fakes("Berlin."), fakes("Madrid."), fakes("Capitals were named."))
-    seen: dict[str, Any] = {}
+    seen: list[ConversationState] = []
 
     async def look(stage: Stage) -> None:
-        seen.update(stage.chat.state)
+        seen.append(stage.chat.state)
 
     front = stage.play(*CAPITALS, "And of Spain?", "/compact", look)
     asked = stage.fake.asked("send")[-1]
     assert asked["settings"] == {"enable_thinking": False, "max_new_tokens": 1024}
     assert len(stage.fake.asked("undo")) == len(stage.fake.asked("reset")) == 1
-    turns = [(turn["question"], turn["answer"]) for turn in seen["turns"]]
+    (state,) = seen
+    turns = [(turn.question, turn.answer) for turn in state.turns]
     assert turns[0][0].endswith("Capitals were named.")
     assert turns[1:] == [("And of Spain?", "Madrid.")]
-    assert seen["title"] == f"{CAPITALS[0]} (summary)"
+    assert state.title == f"{CAPITALS[0]} (summary)"
     assert "2 turns became a summary, 1 were kept" in front.said and "/sessions" in front.said
 
 
@@ -659,7 +661,7 @@ def test_neither_mlx_nor_the_full_screen_is_imported_for_commands_and_lines():
 
 
 def test_labels_of_branches_are_short():
-    branch = {"number": 4, "first_words": "word " * 100, "current": True}
+    branch = Branch(4, "word " * 100, current=True)
     assert len(commands.conversation._branch_label(branch)) < 80
 
 

@@ -60,5 +60,5 @@ def test_a_model_is_made_measured_and_compared_from_the_chat(tmp_path: Path):
     assert "embed" in told["inspect"]
     assert "raw" in told["compare"] and "nats on average" in told["compare"]
     assert "sustained tok/s" in told["bench"]
-    assert chat.model is not None and chat.model["path"] == str(made)
+    assert chat.model is not None and chat.model.path == str(made)
     assert "<|im_start|>user\nhello<|im_end|>" in front.said

@@ -300,7 +300,7 @@ def test_inspect_asks_for_the_loaded_model(tmp_path):
 @pytest.mark.parametrize(("limit", "alone"), [(0, False), (1 << 20, True), (1 << 40, False)])
 def test_a_model_without_room_beside_the_chats_has_it_unloaded(limit, alone):
     status = SimpleNamespace(limit_nbytes=limit)
-    chat: Any = SimpleNamespace(status=status, model={"nbytes": 10**6}, parked=False)
+    chat: Any = SimpleNamespace(status=status, model=SimpleNamespace(nbytes=10**6), parked=False)
     assert jobs.crowded(chat, BUILT_IN_MODEL) is alone
     chat.parked = True  # another job has the memory: this one waits for it
     assert jobs.crowded(chat, BUILT_IN_MODEL)

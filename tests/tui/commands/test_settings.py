@@ -14,6 +14,7 @@ from qchat.tui.text.report import Table
 from qchat.tui.user.paths import config_file
 from qchat.tui.user.settings import KEYS, Settings
 from tests.tui.chat_stage import Stage as ViewStage
+from tests.tui.fake_engine import MODEL
 from tests.tui.fake_front import FakeFront, Stage
 from tests.tui.running_app import Running, chatting
 
@@ -100,8 +101,8 @@ def test_show_config_has_what_a_command_changed(tmp_path, monkeypatch, name, lin
 def test_a_default_restored_has_no_other_origin(tmp_path: Path, name: str):
     stage = Stage(tmp_path)
     stage.play(CHANGES[name][0][0], f"/set {name} default")
-    expected = {"temperature": "the model", "top_p": "the model", "top_k": "the model", "min_p": "the model"}
-    assert row(stage.chat, name)[1] == expected.get(name, "default")
+    recommended = {parameter for parameter, value in MODEL["parameters"].items() if value is not None}
+    assert row(stage.chat, name)[1] == ("the model" if name in recommended else "default")
 
 
 @pytest.mark.parametrize("line", ["/set theme nosuch", "/history strip", "/system Be brief.", "/set top_p 2"])

@@ -5,6 +5,7 @@ import contextlib
 import io
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 
 from qchat.core import Store
 from qchat.core.errors import QchatError
+from qchat.core.events import Text
 from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.decoding import Batch
 from qchat.tui.chat.start import Beginning
+from qchat.tui.chat.turns import NO_STATE, new_turn
 from qchat.tui.plain.printer import Flow, Printer
 from qchat.tui.plain.reader import Interrupted, message
 from qchat.tui.plain.repl import Repl
@@ -257,9 +261,9 @@ def test_ctrl_c_stops_a_reply_and_the_chat_goes_on(tmp_path, capsys):
     scene = Scene(tmp_path, LONG, {"method": "send", "answer": "Second."})
     begin = scene.repl.events
 
-    def interrupt_once(events: list[dict[str, Any]]) -> None:
-        begin(events)
-        if any(event["event"] == "text" for event in events):
+    def interrupt_once(batch: Batch) -> None:
+        begin(batch)
+        if any(isinstance(event, Text) for event in batch):
             scene.repl.events = begin
             scene.repl.interrupt()
 
@@ -346,9 +350,10 @@ def test_what_only_a_full_screen_has_says_so(tmp_path, capsys):
 
 def test_an_earlier_conversation_is_introduced_by_its_end(tmp_path, capsys):
     scene = Scene(tmp_path)
-    turn = {"question": "Where?", "answer": "In Paris."}
-    scene.repl.rebuilt({"conversation": 7, "title": "Cities", "turns": [turn, turn]})
-    scene.repl.rebuilt({"conversation": 7, "title": "Cities", "turns": [turn]})
+    turn = replace(new_turn(1, "Where?"), answer="In Paris.")
+    state = replace(NO_STATE, conversation=7, title="Cities", turns=(turn, turn))
+    scene.repl.rebuilt(state)
+    scene.repl.rebuilt(replace(state, turns=(turn,)))
     out = capsys.readouterr().out
     assert out.count("Cities · 2 turns") == 1 and out.count("In Paris.") == 1
 

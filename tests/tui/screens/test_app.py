@@ -22,9 +22,9 @@ def test_what_is_typed_is_answered_and_the_row_rests_again(tmp_path: Path):
     @chatting(tmp_path, {"method": "send", "thought": "Hm.", "answer": "Paris."})
     async def check(it: Running) -> None:
         await it.pilot.press(*"hi", "enter")
-        await it.until(lambda: it.chat.state["turns"])
+        await it.until(lambda: it.chat.state.turns)
         await it.idle()
-        assert it.chat.state["turns"][0]["answer"] == "Paris."
+        assert it.chat.state.turns[0].answer == "Paris."
         row = it.screen.status_row.render_line(0).text
         assert "ready" in row
         assert "last 25.0 tok/s" in row
@@ -37,14 +37,14 @@ def test_what_is_typed_while_the_model_loads_is_sent_then(tmp_path: Path):
         load = {
             "method": "load",
             "seconds": 0.1,
-            "events": [{"event": "load", "done_nbytes": 1, "total_nbytes": 9}] * 4,
+            "events": [{"event": "load", "done_nbytes": 1, "total_nbytes": 9, "detail": "layers"}] * 4,
         }
         async with running(tmp_path, load) as it:
             await it.until(lambda: it.phase == "loading")
             await it.say("early")
             await it.until(lambda: it.chat.queue == ["early"] and it.screen.queued.display)
             await it.until(lambda: "early" in it.screen.queued.render_line(0).text)
-            await it.until(lambda: it.chat.state["turns"])
+            await it.until(lambda: it.chat.state.turns)
             await it.idle()
             assert it.engine.asked("send")[0]["text"] == "early"
             assert not it.screen.queued.display
@@ -84,8 +84,8 @@ def test_copying_on_selection_is_set_at_once(tmp_path: Path, monkeypatch: pytest
 def test_the_first_words_of_the_command_line_are_sent(tmp_path: Path):
     async def main() -> None:
         async with running(tmp_path, text="first words") as it:
-            await it.until(lambda: it.chat.state["turns"])
-            assert it.chat.state["turns"][0]["question"] == "first words"
+            await it.until(lambda: it.chat.state.turns)
+            assert it.chat.state.turns[0].question == "first words"
 
     asyncio.run(main())
 
@@ -109,7 +109,7 @@ def test_escape_stops_the_reply_and_keeps_what_was_said(tmp_path: Path):
         assert "esc stop" in it.keys
         await it.pilot.press("escape")
         await it.idle()
-        assert it.chat.state["turns"][0]["finish_reason"] == "cancelled"
+        assert it.chat.state.turns[0].finish_reason == "cancelled"
         assert "enter send" in it.keys
 
 
@@ -361,7 +361,7 @@ def test_a_conversation_is_saved_while_a_reply_is_written_once_that_has_ended(tm
         await it.until(lambda: it.phase == "answering")
         await it.say("/save My talk")
         await it.until(lambda: any("saved as conversation" in text for _, text in it.said))
-        assert it.chat.state["turns"][1]["answer"].count("word") == 60
+        assert it.chat.state.turns[1].answer.count("word") == 60
         assert len(it.engine.asked("save_state")) == 1
 
 
@@ -408,14 +408,14 @@ def test_retrying_keeps_both_answers_and_the_arrows_flip_them(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
         await it.ask("one")
-        first = it.chat.state["turns"][0]["node"]
+        first = it.chat.state.turns[0].node
         await it.pilot.press("shift+tab", "r")
         await it.until(lambda: it.engine.asked("retry"))
         await it.idle()
-        assert it.chat.state["turns"][0]["node"] != first
+        assert it.chat.state.turns[0].node != first
         it.screen.transcript.focus()
         await it.pilot.press("left")
-        await it.until(lambda: it.chat.state["turns"][0]["node"] == first)
+        await it.until(lambda: it.chat.state.turns[0].node == first)
 
 
 def test_finding_counts_and_escape_returns_to_the_prompt(tmp_path: Path):
@@ -494,7 +494,7 @@ def test_a_new_conversation_begins_without_the_notes_of_the_one_before(tmp_path:
         await it.ask("one")
         it.front.note("about one")
         await it.pilot.press("ctrl+n")
-        await it.until(lambda: not it.chat.state["turns"])
+        await it.until(lambda: not it.chat.state.turns)
         await it.idle()
         assert not it.screen.transcript.blocks
 

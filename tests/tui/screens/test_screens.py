@@ -1,6 +1,7 @@
 """The full-height screens on a scripted engine: what they list, and what each key of theirs does."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 from textual.widgets import Input, OptionList, Static
 
 from qchat.core import Measurements, Store
+from qchat.core.conversation.summary import SnapshotSummary, TurnStats
 from qchat.core.errors import UsageError
 from qchat.core.hub import cache as hubcache
+from qchat.tui.chat.turns import new_turn
 from qchat.tui.commands import COMMANDS
 from qchat.tui.screens.listing import Ask, Column, Listing, Row, key_line, painted, shown_columns
 from qchat.tui.screens.models import ModelsScreen
@@ -188,7 +191,7 @@ def test_the_conversation_at_hand_is_marked_and_not_deleted(tmp_path: Path, stor
     @chatting(tmp_path, store=store)
     async def check(it: Running) -> None:
         await it.say("/open 3")
-        await it.until(lambda: it.chat.state["conversation"] == 3)
+        await it.until(lambda: it.chat.state.conversation == 3)
         await it.idle()
         screen = await open_screen(it, "/sessions", SessionsScreen)
         await it.until(lambda: len(list_text(screen)) == 3)
@@ -370,10 +373,11 @@ def test_rewinding_lists_the_questions_and_edits_or_forks(tmp_path: Path, monkey
 
 def test_what_going_back_costs_is_told_from_the_kept_states():
     turns = [
-        {"number": n, "question": "q", "stats": {"prompt_tokens": 1000 * n, "generated_tokens": 500}}
+        replace(new_turn(n, "q"), stats=TurnStats(prompt_tokens=1000 * n, generated_tokens=500))
         for n in (1, 2, 3)
     ]
-    rows = rows_of(turns, [{"tokens": 1480}, {"tokens": 9999}])
+    snapshots = [SnapshotSummary(1, "B", tokens, 1 << 20) for tokens in (1480, 9999)]
+    rows = rows_of(turns, snapshots)
     assert [row.cells[3] for row in rows] == ["⟲ snapshot", "⟲ snapshot", "re-reads 1.0k tokens"]
     assert [row.cells[3] for row in rows_of(turns, ())][1] == "re-reads 1.5k tokens"
 
@@ -473,7 +477,7 @@ def test_a_settings_file_that_cannot_be_changed_keeps_the_theme_and_says_so(
     def refuse(name: str, value: str) -> None:
         raise UsageError(f"{name} cannot be {value}")
 
-    monkeypatch.setattr("qchat.tui.screens.theme.remember", refuse)
+    monkeypatch.setattr("qchat.tui.screens.theme.save", refuse)
 
     @chatting(tmp_path)
     async def check(it: Running) -> None:
@@ -496,7 +500,7 @@ def test_screens_over_a_reply_do_not_hold_it_up(tmp_path: Path):
         await it.idle()
         await it.pilot.press("escape")
         await it.until(lambda: it.app.screen is it.screen)
-        assert it.chat.state["turns"][0]["answer"].count("word") == 400
+        assert it.chat.state.turns[0].answer.count("word") == 400
 
 
 @pytest.mark.parametrize("width", [30, 60, 100])

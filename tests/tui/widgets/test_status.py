@@ -8,7 +8,11 @@ from dataclasses import replace
 import pytest
 from textual.app import App, ComposeResult
 
+from qchat.core.conversation.summary import Branch
+from qchat.core.events import Done, Performance
+from qchat.core.worker.wire import ModelInfo
 from qchat.tui.chat.meter import Status as Facts
+from qchat.tui.chat.turns import NO_STATE
 from qchat.tui.user.themes import extra_defaults
 from qchat.tui.widgets.header import Header
 from qchat.tui.widgets.keybar import Keybar
@@ -16,6 +20,23 @@ from qchat.tui.widgets.line import fit, piece
 from qchat.tui.widgets.status import Status
 from tests.paths import ROOT
 
+MODEL = ModelInfo(
+    name="Qwen",
+    path="/models/Qwen",
+    nbytes=9 << 30,
+    bits_per_weight=2.68,
+    max_position_embeddings=262_144,
+    context_limit=32_768,
+    moe=False,
+    mtp=True,
+    can_preserve_thinking=True,
+    thinks_by_default=True,
+    notices=(),
+    parameters={},
+    template="",
+    bytes_per_token=9 << 30,
+)
+LAST = Done("stop", performance=Performance(decode_tokens_per_s=23.1, seconds_to_first_token=0.9))
 CSS = ROOT / "themes" / "app.tcss"
 GB = 10**9
 WRITING = Facts(
@@ -90,7 +111,7 @@ def run(check, width: int = 120) -> None:
         ),
         (replace(WRITING, drafts_accepted=0.71, bandwidth_share=0.63), ["drafts 71%", "bw 63%"]),
         (
-            replace(WRITING, phase="idle", last={"decode_tokens_per_s": 23.1, "seconds_to_first_token": 0.9}),
+            replace(WRITING, phase="idle", last=LAST),
             ["○ ready", "last 23.1 tok/s · first token 0.9 s", "3.1k/33k", "mem 11.5/24 GB"],
         ),
         (
@@ -164,7 +185,7 @@ def test_nothing_is_painted_while_idle_and_four_times_a_second_while_busy():
 def test_control_characters_in_a_reason_or_a_name_do_not_reach_the_terminal():
     def check(app: Rows) -> None:
         assert "\x1b" not in app.said(Facts(phase="dead", reason="a\x1b[2Jb"))
-        app.header.show({"name": "evil\x1b]0;x\x07"}, {"title": "a\x1b[31mb"})
+        app.header.show(replace(MODEL, name="evil\x1b]0;x\x07"), replace(NO_STATE, title="a\x1b[31mb"))
         assert "\x1b" not in app.header.render_line(0).text
 
     run(check)
@@ -172,8 +193,8 @@ def test_control_characters_in_a_reason_or_a_name_do_not_reach_the_terminal():
 
 def test_the_header_names_model_title_and_branch():
     def check(app: Rows) -> None:
-        branches = [{"number": 1, "current": False}, {"number": 2, "current": True}]
-        app.header.show({"name": "Qwen", "bits_per_weight": 2.68}, {"title": "Sorting", "branches": branches})
+        branches = (Branch(1, "", False), Branch(2, "", True))
+        app.header.show(MODEL, replace(NO_STATE, title="Sorting", branches=branches))
         row = app.header.render_line(0).text
         assert row.startswith(" Qwen  · 2.7 bpw  · MLX")
         assert row.rstrip().endswith("Sorting  ⌥ 2/2")
@@ -183,7 +204,7 @@ def test_the_header_names_model_title_and_branch():
 
 def test_a_narrow_header_keeps_the_model():
     def check(app: Rows) -> None:
-        app.header.show({"name": "Qwen3.6-27B-UD-Q2_K_XL-mlx", "bits_per_weight": 2.7}, {"title": "Sorting"})
+        app.header.show(replace(MODEL, name="Qwen3.6-27B-UD-Q2_K_XL-mlx"), replace(NO_STATE, title="Sorting"))
         assert app.header.render_line(0).text.strip() == "Qwen3.6-27B-UD-Q2_K_XL-mlx"
 
     run(check, 30)

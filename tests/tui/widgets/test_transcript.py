@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import pytest
 
+from qchat.core.conversation.summary import ToolCall
+from qchat.core.events import Done, FinishReason, ToolUse
 from qchat.tui.text.report import Lines, Markdown, Report, Table
-from tests.tui.transcript_stage import CODE, HOSTILE, UNICODE, long_turns, played, said, scene, turn
+from tests.tui.transcript_stage import CODE, HOSTILE, UNICODE, long_turns, played, said, scene, state, turn
 
 # --- what is shown ---
 
@@ -25,7 +27,7 @@ async def test_a_turn_is_a_numbered_question_a_folded_thought_and_an_answer():
 @played
 async def test_other_answers_to_a_question_are_counted_and_reached_by_click():
     async with scene() as it:
-        await it.show(turn(1, node=7, siblings=[5, 7, 9]))
+        await it.show(turn(1, node=7, siblings=(5, 7, 9)))
         assert "‹ 2/3 ›" in it.rows()[0]
         await it.click("›")
         await it.click("‹")
@@ -53,7 +55,7 @@ async def test_the_last_lines_of_a_thought_are_shown_while_it_goes_on_and_then_f
         await it.stream("Yes.")
         assert it.rows()[2].startswith("  ▸ thought 2.0 s · 3 tokens")
         assert it.rows()[4] == "  Yes."
-        it.transcript.end_answer({"finish_reason": "stop"}, turn(1, thinking="x"))
+        it.transcript.end_answer(Done("stop"), turn(1, thinking="x"))
         await it.settle()
         assert it.rows()[2].startswith("  ▸ thought 4.1 s · 1,212 tokens")
 
@@ -91,14 +93,12 @@ async def test_without_live_lines_a_thought_is_one_line_from_the_start():
     ],
 )
 @played
-async def test_a_reply_that_did_not_come_to_its_end_says_so(reason: str, shown: str):
+async def test_a_reply_that_did_not_come_to_its_end_says_so(reason: FinishReason, shown: str):
     async with scene() as it:
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
         await it.stream("half an ans")
-        it.transcript.end_answer(
-            {"finish_reason": reason, "detail": "why" if reason == "error" else ""}, turn(1)
-        )
+        it.transcript.end_answer(Done(reason, detail="why" if reason == "error" else ""), turn(1))
         await it.settle()
         assert it.rows()[4] == f"  {shown}"
 
@@ -108,14 +108,12 @@ async def test_tool_calls_are_lines_that_open():
     async with scene() as it:
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
-        it.transcript.feed(
-            [{"event": "tooluse", "name": "weather", "arguments": {"city": "Rome"}, "raw": ""}]
-        )
+        it.transcript.feed([ToolUse("weather", {"city": "Rome"}, "")])
         await it.settle()
         assert it.rows()[2] == '  → weather { "city": "Rome" }'
         await it.click("weather")
         assert it.rows()[2:5] == ["  → weather {", '    "city": "Rome"', "  }"]
-        await it.show(turn(2, tool_calls=[{"name": "again", "arguments": {}}]))
+        await it.show(turn(2, tool_calls=(ToolCall("again", {}),)))
         assert "  → again {}" in it.rows()
 
 
@@ -184,15 +182,15 @@ async def test_a_reply_that_came_in_pieces_is_shown_as_the_same_reply_loaded(see
     async with scene(70, 12) as it:
         it.transcript.add_question(finished)
         it.transcript.begin_answer(finished)
-        await it.stream(*pieces(finished["thinking"]), kind="thought")
+        await it.stream(*pieces(finished.thinking), kind="thought")
         for piece in pieces(answer):
             it.transcript.feed([said(piece)])
             if choose.random() < 0.2:
                 await it.settle()
-        it.transcript.end_answer({"finish_reason": "stop"}, finished)
+        it.transcript.end_answer(Done("stop"), finished)
         await it.settle()
         grown, fixed = it.all_rows(), it.transcript._rows.total
-        it.transcript.clear()
+        it.transcript.show(state(conversation=2))
         await it.show(finished)
         assert it.all_rows() == grown
         assert it.transcript._rows.total == fixed == len(grown)

@@ -1,13 +1,14 @@
 """The conversation on a screen: sizes, themes, many turns; keys, code, finding and selecting."""
 
 import re
-from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from textual.geometry import Offset
 from textual.selection import Selection
 
+from qchat.core.conversation.summary import ToolCall, Turn
+from qchat.core.events import Done
 from qchat.tui.text.report import Lines, Markdown, Report
 from qchat.tui.widgets.transcript.messages import (
     CopyRequested,
@@ -103,7 +104,7 @@ async def test_every_theme_can_be_painted(theme: str):
         assert it.app.export_screenshot()
 
 
-def hostile_conversation() -> dict[str, Any]:
+def hostile_turn() -> Turn:
     nasty = f"{HOSTILE} {UNICODE} " + "x" * 300
     parts = (
         nasty,
@@ -112,14 +113,14 @@ def hostile_conversation() -> dict[str, Any]:
         f"| {UNICODE} | b |\n|--|--|\n| {nasty} | c |",
         f"> {nasty}",
     )
-    call = {"name": nasty, "arguments": {nasty.replace("\udc80", ""): [nasty]}}
+    call = ToolCall(nasty, {nasty.replace("\udc80", ""): [nasty]})
     return turn(
         1,
         question=nasty,
         thinking=nasty,
         answer="\n\n".join(parts),
-        tool_calls=[call],
-        siblings=[1, 2],
+        tool_calls=(call,),
+        siblings=(1, 2),
         node=1,
     )
 
@@ -129,7 +130,7 @@ def hostile_conversation() -> dict[str, Any]:
 async def test_every_strip_has_the_width_of_the_widget_and_nothing_raw_in_it(width: int):
     async with scene(width, 30) as it:
         it.transcript.thoughts = "open"
-        await it.show(hostile_conversation())
+        await it.show(hostile_turn())
         it.transcript.add_note(HOSTILE * 9, "error")
         it.transcript.add_report(Report(HOSTILE, (Lines((HOSTILE, UNICODE * 9)), Markdown(f"- {HOSTILE}"))))
         it.transcript.fold(it.transcript.blocks[3])
@@ -148,7 +149,7 @@ async def test_a_line_of_a_hundred_thousand_letters_is_broken_into_rows():
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
         await it.stream("x" * 50_000, "x" * 50_000)
-        it.transcript.end_answer({"finish_reason": "stop"}, turn(1, answer="x" * 100_000))
+        it.transcript.end_answer(Done("stop"), turn(1, answer="x" * 100_000))
         await it.settle()
         assert it.transcript._rows.total > 100_000 // 57
         assert it.rows()[-2].strip("x ") == ""

@@ -5,10 +5,11 @@ No widget and no colours here. What models and files wrote is made printable on 
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ....core.conversation.summary import ToolCall, Turn
 from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
 from ...text.markdown.lines import lay, lay_hard
 from ...text.report import Markdown, Report, report_lines, report_text
@@ -114,11 +115,11 @@ class Question(Block):
     margin = Span("▌ ", "bar", "")
     foldable = True
 
-    def __init__(self, turn: Mapping[str, Any]) -> None:
-        super().__init__(int(turn.get("number", 0)))
-        self._text = printable(str(turn.get("question", ""))).rstrip()
-        self._created = turn.get("created")
-        self._is_tool = turn.get("role") == "tool"
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.number)
+        self._text = printable(turn.question).rstrip()
+        self._created = turn.created
+        self._is_tool = turn.role == "tool"
         self.siblings = place_of(turn)
 
     @property
@@ -152,16 +153,16 @@ class Question(Block):
         if count > 1:
             facts = [Span("‹ ", "button", "", "previous"), Span(f"{place}/{count}", "fact", "")]
             facts += [Span(" › ", "button", "", "next"), Span(" ", "fact", "")]
-        moment = time.strftime("%H:%M", time.localtime(self._created)) if self._created else ""
+        moment = time.strftime("%H:%M", time.localtime(self._created))
         label = "tool result" if self._is_tool else f"#{self.turn}" if self.turn else ""
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
 
 
-def place_of(turn: Mapping[str, Any]) -> tuple[int, int]:
-    """(place, count) of a turn's reply among those to the same question."""
-    siblings = list(turn.get("siblings") or ())
-    node = turn.get("node")
-    return (siblings.index(node) + 1, len(siblings)) if node in siblings else (1, max(1, len(siblings)))
+def place_of(turn: Turn) -> tuple[int, int]:
+    """Return the place of a turn's reply, from 1, among those to the same question, and their number."""
+    siblings = turn.siblings
+    place = siblings.index(turn.node) + 1 if turn.node in siblings else 1
+    return place, max(1, len(siblings))
 
 
 class Thought(Block):
@@ -179,10 +180,10 @@ class Thought(Block):
         self._plain: _Plain | None = None
 
     @classmethod
-    def of(cls, turn: Mapping[str, Any]) -> "Thought":
-        """A finished turn's thought."""
-        thought = cls(int(turn.get("number", 0)))
-        thought._text = printable(str(turn.get("thinking", ""))).strip()
+    def of(cls, turn: Turn) -> "Thought":
+        """Return a finished turn's thought."""
+        thought = cls(turn.number)
+        thought._text = printable(turn.thinking).strip()
         thought.end(turn)
         return thought
 
@@ -196,14 +197,14 @@ class Thought(Block):
         self.tokens += tokens
         self._text = (self._text + self._cleaner.feed(text)).lstrip()
 
-    def end(self, turn: Mapping[str, Any] | None = None) -> None:
-        """The thought is complete; the turn's own figures are better than ours."""
+    def end(self, turn: Turn | None = None) -> None:
+        """Complete the thought; the engine's figures, once it gives them, replace the measured ones."""
         if self.running:
             self.running, self.seconds = False, self._clock() - self._began
             self._text += self._cleaner.flush()
-        stats = (turn or {}).get("stats") or {}
-        self.seconds = float((turn or {}).get("seconds_thinking") or self.seconds)
-        self.tokens = int(stats.get("reasoning_tokens") or self.tokens)
+        if turn is not None:
+            self.seconds = turn.seconds_thinking or self.seconds
+            self.tokens = turn.stats.reasoning_tokens or self.tokens
         self._plain = None
         self.forget()
 
@@ -341,9 +342,10 @@ class Tools(Block):
         super().__init__(turn)
         self._calls: list[tuple[str, str]] = []
 
-    def add(self, call: Mapping[str, Any]) -> None:
-        name = " ".join(printable(str(call.get("name", "?"))).split())
-        self._calls.append((name, printable(_json(call.get("arguments")))))
+    def add(self, call: ToolCall) -> None:
+        """Add a call."""
+        name = " ".join(printable(call.name).split())
+        self._calls.append((name, printable(json.dumps(call.arguments, ensure_ascii=False, indent=2))))
         self.forget()
 
     @property
@@ -359,10 +361,6 @@ class Tools(Block):
             mark = Span(head, "accent", f"{name} ", "fold")
             lines += lay_hard([mark, Span(arguments, "code")], look.frame.wide)
         return lines
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) if value is not None else "{}"
 
 
 class Note(Block):

@@ -6,10 +6,13 @@ painted. Never imports screens or the app.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
+from ....core import events
+from ....core.conversation.summary import ConversationState, ToolCall, Turn
+from ....core.events import CallEvent
 from ...text.report import Report
 from .blocks import Answer, Block, Ending, Note, NoteKind, Question, Reported, Thought, Tools
 from .reader import Reader
@@ -34,8 +37,8 @@ class Transcript(Reader):
     ) -> None:
         super().__init__(measure, id)
         self._clock = clock
-        self.conversation: Any = None
-        self._turns: dict[int, Mapping[str, Any]] = {}
+        self.conversation: int | None = None
+        self._turns: dict[int, Turn] = {}
         self._replying = 0  # the turn that is being answered
         self._reply: list[Thought | Answer | Tools] = []
         self._flush_due = False
@@ -45,12 +48,12 @@ class Transcript(Reader):
 
     # whole conversations
 
-    def show(self, state: Mapping[str, Any]) -> None:
-        """A whole conversation in place of what is here; notes and reports of the same one stay."""
+    def show(self, state: ConversationState) -> None:
+        """Replace what is here by a whole conversation; notes and reports of the same one stay."""
         self._end_reply()
-        turns = {int(turn["number"]): turn for turn in state.get("turns") or ()}
-        same = self.conversation in (None, state.get("conversation"))
-        self.conversation = state.get("conversation")
+        turns = {turn.number: turn for turn in state.turns}
+        same = self.conversation in (None, state.conversation)
+        self.conversation = state.conversation
         own: dict[int, list[Block]] = defaultdict(list)
         extras: dict[int, list[Block]] = defaultdict(list)
         for block in self.blocks if same else ():
@@ -65,53 +68,48 @@ class Transcript(Reader):
             self.replace_all(blocks)
         self._turns = turns
 
-    def clear(self) -> None:
-        """Nothing is left but the reports that are still to be updated, which come back when they are."""
-        self.conversation = object()
-        self.show({})
-
     # a turn
 
-    def add_question(self, turn: Mapping[str, Any]) -> None:
-        """A new turn; those with its number or a later one are gone. The end is followed from here on."""
+    def add_question(self, turn: Turn) -> None:
+        """Add a new turn in place of those from its number on, and follow the end from now on."""
         self._end_reply()
-        number = int(turn.get("number", 0))
+        number = turn.number
         with self.kept_in_place():
             self.replace_all([b for b in self.blocks if b.turn < number or b.is_extra])
             self._turns = {n: old for n, old in self._turns.items() if n < number}
             self.insert(len(self.blocks), Question(turn))
             self.follow = True
 
-    def begin_answer(self, turn: Mapping[str, Any]) -> None:
-        """The turn is being answered (again): what its reply was so far is gone."""
+    def begin_answer(self, turn: Turn) -> None:
+        """Begin the turn's reply, in place of an earlier one."""
         self._end_reply()
-        self._replying = int(turn.get("number", 0))
+        self._replying = turn.number
         self._turns.pop(self._replying, None)
         with self.kept_in_place():
             reply = [b for b in self._blocks_of_turn(self._replying) if not isinstance(b, Question)]
             self.replace_all([b for b in self.blocks if b not in reply])
 
-    def feed(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """More of the reply: `thought`, `text`, `tooluse` and `notice` events; others say nothing here."""
-        for event in events:
-            match event.get("event"):
-                case "thought":
-                    self._block_for(Thought).feed(str(event.get("text", "")), int(event.get("tokens", 1)))
-                case "text":
-                    self._block_for(Answer).feed(str(event.get("text", "")))
-                case "tooluse":
-                    self._block_for(Tools).add(event)
-                case "notice":
-                    self.add_note(str(event.get("text", "")))
+    def feed(self, batch: Sequence[CallEvent]) -> None:
+        """Add more of the reply: thought, answer, tool calls and notices; ignore other events."""
+        for event in batch:
+            match event:
+                case events.Thought(text, tokens):
+                    self._block_for(Thought).feed(text, tokens)
+                case events.Text(text):
+                    self._block_for(Answer).feed(text)
+                case events.ToolUse(name, arguments):
+                    self._block_for(Tools).add(ToolCall(name, arguments))
+                case events.Notice(text):
+                    self.add_note(text)
         if self._reply and not self._flush_due:
             self._flush_due = True
             self.set_timer(min(max(_COST_SHARE * self._cost, _FASTEST), _SLOWEST), self._flush)
 
-    def end_answer(self, done: Mapping[str, Any], turn: Mapping[str, Any]) -> None:
-        """The reply is complete: its own figures replace the running ones."""
-        number, reply = self._replying or int(turn.get("number", 0)), self._reply
+    def end_answer(self, done: events.Done, turn: Turn) -> None:
+        """Complete the reply; its own figures replace the measured ones."""
+        number, reply = self._replying or turn.number, self._reply
         self._end_reply()
-        ending = ending_of(number, {**turn, **done})
+        ending = Ending.of(number, done.finish_reason, done.detail)
         with self.kept_in_place():
             for block in reply:
                 if isinstance(block, Thought):
@@ -210,16 +208,11 @@ class Transcript(Reader):
         self.insert(self.index(own[-1]) + 1 if own else len(self.blocks), block)
 
 
-def blocks_of(turn: Mapping[str, Any]) -> list[Block]:
-    """All that a finished turn shows."""
-    number = int(turn.get("number", 0))
-    tools = Tools(number)
-    for call in turn.get("tool_calls") or ():
+def blocks_of(turn: Turn) -> list[Block]:
+    """Return the blocks of a finished turn."""
+    tools = Tools(turn.number)
+    for call in turn.tool_calls:
         tools.add(call)
-    parts = [Question(turn), Thought.of(turn), Answer(number, str(turn.get("answer", ""))), tools]
-    ending = ending_of(number, turn)
-    return [block for block in (*parts, *([ending] if ending else ())) if block.text]
-
-
-def ending_of(number: int, turn: Mapping[str, Any]) -> Ending | None:
-    return Ending.of(number, str(turn.get("finish_reason") or "stop"), str(turn.get("detail") or ""))
+    ending = Ending.of(turn.number, turn.finish_reason)
+    parts = [Question(turn), Thought.of(turn), Answer(turn.number, turn.answer), tools, ending]
+    return [block for block in parts if block is not None and block.text]

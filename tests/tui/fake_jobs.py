@@ -1,0 +1,160 @@
+"""What jobs of the scripted engine end with, and the progress that they report."""
+
+from typing import Any
+
+OPTIONS = {
+    "recipe": "none",
+    "bits": 4,
+    "group_size": 32,
+    "mode": "affine",
+    "mxfp": False,
+    "float_map": False,
+    "keep_bf16": False,
+    "mtp": "keep",
+    "vision": "keep",
+}
+PROGRESS = {"event": "progress", "done": 1, "total": 4, "unit": "bytes", "detail": "x", "seconds_left": 3.0}
+
+
+def _score(kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "tokens": 756,
+        "perplexity": 8.0,
+        "reference_perplexity": 7.5,
+        "kl_mean": 0.02,
+        "kl_p99": 0.5,
+        "top1_agreement": 0.9,
+    }
+
+
+def _answer_row(side: int, model: str, text: str) -> dict[str, Any]:
+    return {
+        "event": "row",
+        "side": side,
+        "model": model,
+        "path": f"/models/{model}",
+        "nbytes": 4 << 30,
+        "text": text,
+        "thinking": "",
+        "finish_reason": "stop",
+        "generated_tokens": 12,
+        "reasoning_tokens": 0,
+        "seconds_to_first_token": 0.5,
+        "prefill_tokens_per_s": 400.0,
+        "decode_tokens_per_s": 25.0,
+        "seconds": 2.0,
+        "seconds_thinking": 0.0,
+        "active_nbytes": 5 << 30,
+        "peak_nbytes": 6 << 30,
+        "cache_nbytes": 1 << 28,
+        "drafts_accepted": None,
+    }
+
+
+RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
+    "convert": {
+        "name": "new-4bit",
+        "source": "new",
+        "command": "qchat convert -i new -o new-4bit -q",
+        "options": OPTIONS,
+        "nbytes": 295_304,
+        "bits_per_weight": 5.8,
+        "seconds": 0.1,
+        "total_seconds": 1.2,
+        "kept_shards": 0,
+        "warnings": [],
+        "repairs": ["raw layout"],
+        "notes": [],
+        "awq": [],
+        "check": {
+            "weights": {"affine 4-bit group 32": 0.08, "affine 8-bit group 64": 0.007, "dense": 0.002},
+            "tokens": 8,
+            "logits_error": 0.7,
+            "kl_divergence": 0.3,
+            "same_top": 0.1,
+        },
+    },
+    "calibrate": {
+        "path": "/models/x.gguf",
+        "chunks": 2,
+        "chunk_size": 64,
+        "resumed": 0,
+        "modules": 40,
+        "experts": 0,
+        "unreached": 0,
+    },
+    "eval": {
+        "model": "/models/new-4bit",
+        "reference": "/models/new",
+        "context": 64,
+        "scores": [_score("prose")],
+        "overall": _score("all"),
+    },
+    "bench": {
+        "rows": [
+            {
+                "event": "row",
+                "place": 0,
+                "model": "new",
+                "path": "/models/new",
+                "nbytes": 4 << 30,
+                "load_seconds": 0.1,
+                "capitals_tokens_per_s": 24.0,
+                "decode_tokens_per_s": 25.0,
+                "prefill_tokens_per_s": 400.0,
+                "prefills": {"64": 400.0},
+                "first_token_seconds": 0.5,
+                "cached_first_token_seconds": 0.1,
+                "peak_nbytes": 6 << 30,
+                "step_nbytes": 4 << 30,
+                "bandwidth": 200e9,
+                "speeds": [24.0, 25.0],
+                "bandwidth_share": 0.5,
+            }
+        ]
+    },
+    "compare": {
+        "rows": [_answer_row(0, "new", "Paris."), _answer_row(1, "new-4bit", "It is Paris.")],
+        "kl_mean": 0.3,
+        "kl_p99": 0.9,
+        "top1_agreement": 0.8,
+    },
+    "inspect": {
+        "model": "/models/new",
+        "model_type": "qwen3_5",
+        "layers": 4,
+        "hidden_size": 64,
+        "vocab_size": 288,
+        "context": 4096,
+        "weights": 380_536,
+        "total_bytes": 761_288,
+        "bits_per_weight": 16.0,
+        "classes": [],
+        "repairs": [],
+        "notices": [],
+    },
+    "plan": {
+        "source": "/models/new/config.json",
+        "options": OPTIONS,
+        "total_bytes": 277_728,
+        "bits_per_weight": 5.8,
+        "bytes_per_token": 194_272,
+        "disk_bytes": 50_651_376,
+        "classes": [
+            {
+                "name": "embed",
+                "mode": "affine 4-bit group 32",
+                "tensors": 1,
+                "weights": 18_432,
+                "nbytes": 11_520,
+                "read_nbytes": 11_520,
+                "bits_per_weight": 5.0,
+            }
+        ],
+        "notes": [],
+        "bandwidth_gb_s": 400.0,
+        "tokens_per_s": 2000.0,
+    },
+    "fetch": {"path": "/models/new", "nbytes": 4 << 30},
+}
