@@ -4,7 +4,7 @@ PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format lint types imports test fuzz pictures tables bench-conversation bench-peer
+.PHONY: help setup check format lint types imports test test-all fuzz pictures tables bench-conversation bench-peer
 .PHONY: bench-convert bench-ui bench-start bench-turns bench-gpu
 
 help: ## list the targets
@@ -29,7 +29,10 @@ types: ## check the types of the code and of the tests
 imports: ## check the import rules and the maps of modules in the READMEs (part of test)
 	$(PYTHON) -m pytest tests/test_imports.py
 
-test: ## run every test
+test: ## run every test but the slow ones
+	$(PYTHON) -m pytest -m 'not slow' $(PYTEST_FLAGS)
+
+test-all: ## run every test
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
 fuzz: ## run 320 random conversations, each step compared with a cold run, and 200 downloads with random faults

@@ -10,12 +10,14 @@ from dataclasses import fields
 from typing import Any, get_args
 
 from ..events import Done, FinishReason, Performance
+from ..generation.draft_gate import MAX_DRAFTS
 from ..storage.records import make_title
 from .session import Session
 from .transcript import Node, Output, tool_calls_of
 
 COUNTS = [field.name for field in fields(Done) if field.name.endswith("_tokens")]
-SPEEDS = [field.name for field in fields(Performance)]
+BY_PLACE = "drafts_by_place"
+SPEEDS = [field.name for field in fields(Performance) if field.name != BY_PLACE]
 
 
 def describe_session(session: Session) -> dict[str, Any]:
@@ -78,8 +80,15 @@ def _stats(stored: dict[str, Any]) -> dict[str, Any]:
     measured = performance if isinstance(performance, dict) else {}
     return {
         **{name: int(_number(stored.get(name))) for name in COUNTS},
-        "performance": {name: _number(measured.get(name)) for name in SPEEDS},
+        "performance": {
+            **{name: _number(measured.get(name)) for name in SPEEDS},
+            BY_PLACE: _numbers(measured.get(BY_PLACE)),
+        },
     }
+
+
+def _numbers(values: Any) -> list[int | float]:
+    return [_number(value) for value in values[:MAX_DRAFTS]] if isinstance(values, list) else []
 
 
 def _number(value: Any) -> int | float:

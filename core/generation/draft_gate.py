@@ -6,6 +6,7 @@ then. An account of the time that drafts have gained and lost pays for that, so 
 never pay loses hardly any.
 """
 
+from collections.abc import Iterator
 from itertools import accumulate
 from operator import mul
 from typing import Literal, NamedTuple
@@ -27,6 +28,8 @@ RATE_SHARE, TIME_SHARE = 0.05, 0.1
 MARGIN = 1.02
 # steps between two tries of a number that was never measured, and of others
 NEW_TRY_STEPS, TRY_STEPS = 4, 32
+# a step is charged at most so many steps for each id it reads when it is measured for the first time
+DEAREST = 2
 # after so many steps with drafts the time of a step without is measured again
 PLAIN_STEPS = 256
 # the account, in steps without drafts: its first balance, its limits, and what each step adds
@@ -113,10 +116,9 @@ class DraftGate:
         counts = [n for n in COUNTS[source] if n <= limit]
         known = [Choice(n, self._speed(source, n)) for n in counts if n in self._times[source]]
         best = max([NO_DRAFTS, *(c for c in known if c.speed >= MARGIN)], key=lambda choice: choice.speed)
-        other = self._other(source, counts, best)
-        if other and self._account >= self._risk(source, other):
-            return Choice(other, self._speed(source, other), rival=best.speed)
-        return best
+        affordable = (n for n in self._tries(source, counts, best) if self._account >= self._risk(source, n))
+        other = next(affordable, 0)
+        return Choice(other, self._speed(source, other), rival=best.speed) if other else best
 
     def learn_plain(self, seconds: float | None) -> None:
         """Learn from a step without drafts; None where its time says nothing."""
@@ -131,7 +133,7 @@ class DraftGate:
         time.add(seconds)
         self._rates[source].add(choice.count, accepted)
         if time.count == 1:  # which may include the compilation of a kernel
-            seconds = min(seconds, 2 * (choice.count + 1) * self._plain.seconds)
+            seconds = min(seconds, DEAREST * (choice.count + 1) * self._plain.seconds)
         cost = seconds / self._plain.seconds
         self._since_plain += 1
         self._finish_step(INCOME + accepted + 1 - cost)
@@ -144,16 +146,17 @@ class DraftGate:
         for source in self._since_try:
             self._since_try[source] += 1
 
-    def _other(self, source: Source, counts: list[int], best: Choice) -> int:
-        """Return the number to try in place of the best one; 0 if no try is due."""
+    def _tries(self, source: Source, counts: list[int], best: Choice) -> Iterator[int]:
+        """Yield the numbers that are due to be tried in place of the best one."""
         times, since = self._times[source], self._since_try[source]
         new = next((n for n in counts if n not in times), 0)
         if new and (since >= NEW_TRY_STEPS or self._speed(source, new) > MARGIN * best.speed):
-            return new
-        if since < TRY_STEPS:
-            return 0
-        uncertain = (n for n in counts if n in times and times[n].count < 2)
-        return next(uncertain, 0) or next((n for n in counts if n > best.count), 0)
+            yield new
+        if since >= TRY_STEPS:
+            yield from (n for n in counts if n in times and times[n].count < 2)
+        more = next((n for n in counts if n > best.count and n in times), 0)
+        if more and since >= TRY_STEPS * max(1.0, self._loss(source, more, best)):
+            yield more
 
     def _speed(self, source: Source, count: int) -> float:
         """Return the speed with so many drafts, relative to none."""
@@ -176,5 +179,13 @@ class DraftGate:
 
         One that was never measured is expected to take as long as its ids one by one, or longer.
         """
-        loss = self._cost(source, count) - 1
-        return loss if count in self._times[source] else max(loss, count)
+        time = self._times[source].get(count)
+        if time and time.count > 1:
+            return time.seconds / self._plain.seconds - 1
+        loss = min(self._cost(source, count), DEAREST * (count + 1)) - 1
+        return loss if time else max(loss, count)
+
+    def _loss(self, source: Source, count: int, best: Choice) -> float:
+        """Return how much longer the ids of a step with so many drafts take than with the best number."""
+        cost = self._risk(source, count) + 1
+        return cost - self._rates[source].expected_ids(count) / best.speed

@@ -41,6 +41,7 @@ class DraftFigures:
     steps: int = 0  # with drafts
     seconds: float = 0.0  # which those took
     plain_steps: int = 0
+    plain_seconds: float = 0.0  # of one step without drafts; 0 before any was measured
 
     def add(self, drafted: int, accepted: int, seconds: float) -> None:
         """Count a step that accepted the first `accepted` of its drafts."""
@@ -60,16 +61,19 @@ class DraftFigures:
         """The same for each place at which a draft was tried."""
         return tuple(a / n for a, n in zip(self.accepted, self.tried, strict=True) if n)
 
-    def cost(self, plain: float) -> float | None:
-        """The mean time of a step with drafts, relative to `plain`, the seconds of one without."""
-        return self.seconds / self.steps / plain if self.steps and plain else None
+    @property
+    def cost(self) -> float | None:
+        """The mean time of a step with drafts, relative to one without; None where either is missing."""
+        plain = self.steps * self.plain_seconds
+        return self.seconds / plain if plain else None
 
-    def gain(self, plain: float) -> float | None:
+    @property
+    def gain(self) -> float | None:
         """The speed of the reply, relative to the speed without drafts."""
-        if not (self.steps and plain):
+        if self.cost is None:
             return None
         ids = self.plain_steps + self.steps + sum(self.accepted)
-        return ids / (self.plain_steps + self.seconds / plain)
+        return ids / (self.plain_steps + self.steps * self.cost)
 
 
 class SpeculativeDecoder:
@@ -96,8 +100,8 @@ class SpeculativeDecoder:
         if cache.hidden is None:
             raise ValueError("cannot decode from an empty cache: prefill a prompt first")
         self._model, self._cache, self._limit, self._clock = model, cache, limit, clock
-        memory = memory or DraftMemory()
-        self._copies, self.gate = memory.copies, memory.gate
+        self.memory = memory or DraftMemory()
+        self._copies, self._gate = self.memory.copies, self.memory.gate
         self._head = DraftHead(model, cache) if model.mtp is not None else None
         self._verifier = make_verifier(settings)
         self.figures = DraftFigures()
@@ -167,13 +171,13 @@ class SpeculativeDecoder:
     def _choose(self, *, matches: bool) -> tuple[Source, Choice]:
         """Return whose drafts to verify, and how many; `matches` means that the copies know all ids."""
         source, copies = self._choose_copies() if matches else ("long copy", NO_DRAFTS)
-        head = self.gate.choose("head", self._limit) if self._head else NO_DRAFTS
+        head = self._gate.choose("head", self._limit) if self._head else NO_DRAFTS
         return ("head", head) if head.speed > copies.speed or not copies.count else (source, copies)
 
     def _choose_copies(self) -> tuple[Source, Choice]:
         matched = self._copies.matched
         source: Source = "long copy" if matched >= LONG_MATCH else "short copy"
-        return source, self.gate.choose(source, self._limit) if matched else NO_DRAFTS
+        return source, self._gate.choose(source, self._limit) if matched else NO_DRAFTS
 
     def _step_without_drafts(self, first: int | mx.array, state: SamplerState) -> None:
         """Read the drawn id, and start the draw after it before waiting for it."""
@@ -186,8 +190,9 @@ class SpeculativeDecoder:
         self._ids, self._returned = [int(first)], 0
         if waits:
             self._copies.add(self._ids[0])
-        self.gate.learn_plain(self._clock() - begin if waits and self._is_ahead else None)
+        self._gate.learn_plain(self._clock() - begin if waits and self._is_ahead else None)
         self.figures.plain_steps += 1
+        self.figures.plain_seconds = self._gate.plain_seconds
         self._is_ahead = True
 
     def _step_with_drafts(self, first: int, state: SamplerState, source: Source, choice: Choice) -> None:
@@ -204,8 +209,9 @@ class SpeculativeDecoder:
         self._drawn, self._states = list(found), [state, *states]
         self._ids, self._returned, self._read = read[: accepted + 1], 0, len(read)
         seconds = self._clock() - begin
-        self.gate.learn(source, choice, accepted, seconds)
+        self._gate.learn(source, choice, accepted, seconds)
         self.figures.add(choice.count, accepted, seconds)
+        self.figures.plain_seconds = self._gate.plain_seconds
         self._is_ahead = False
 
     def _draft(self, source: Source, count: int, state: SamplerState) -> list[Draft]:

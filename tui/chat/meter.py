@@ -23,7 +23,8 @@ class Status:
     """What a status row shows; `done` of `total` in bytes while loading and in tokens while reading.
 
     `seconds` since the phase's task began; `history_of_speed` in tokens/s, the last quarter seconds, oldest
-    first; `bandwidth_share` of what the machine copies per second; `last` is the `performance` of the last
+    first; `bandwidth_share` of what the machine copies per second; `draft_cost` and `draft_gain` of the last
+    reply are relative to steps and speed without drafts; `last` is the `performance` of the last
     reply, with its counts; `reason` is why the engine is dead; `background` is what it does unasked.
     """
 
@@ -43,6 +44,8 @@ class Status:
     peak_nbytes: int = 0
     limit_nbytes: int = 0
     drafts_accepted: float | None = None
+    draft_cost: float | None = None
+    draft_gain: float | None = None
     bandwidth_share: float | None = None
     last: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
@@ -152,6 +155,7 @@ class Meter:
         counts = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "generated_tokens", "finish_reason")
         status.last = {**speed, **{name: event.get(name, 0) for name in counts}}
         status.drafts_accepted = speed.get("drafts_accepted")
+        status.draft_cost, status.draft_gain = speed.get("draft_cost"), speed.get("draft_gain")
         status.tokens_per_s = speed.get("decode_tokens_per_s", 0.0)
 
 

@@ -240,6 +240,9 @@ def stats_report(chat: "Chat") -> Report:
         "thought",
         "generated",
         "tok/s",
+        "drafts",
+        "gain",
+        "cost",
         "peak GiB",
     )
     speeds = [turn.get("performance", {}).get("decode_tokens_per_s", 0.0) for turn in told["turns"]]
@@ -262,8 +265,17 @@ def _stats_row(turn: dict[str, Any]) -> tuple[str, ...]:
         f"{turn.get('reasoning_tokens', 0):,}",
         f"{turn.get('generated_tokens', 0):,}",
         f"{speed.get('decode_tokens_per_s', 0.0):,.1f}",
+        *_draft_columns(speed),
         f"{speed.get('peak_nbytes', 0) / GIB:.2f}",
     )
+
+
+def _draft_columns(speed: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the share of accepted drafts, and their gain and cost relative to steps without."""
+    if not speed.get("draft_cost"):
+        return "–", "–", "–"
+    gain, cost = speed.get("draft_gain", 0.0), speed["draft_cost"]
+    return f"{speed.get('drafts_accepted', 0.0):.0%}", f"×{gain:.2f}", f"×{cost:.2f}"
 
 
 def model_report(model: Any) -> Report:

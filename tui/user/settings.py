@@ -230,8 +230,8 @@ KEYS: dict[str, Key] = {
         ),
         _reply(
             "drafts",
-            Number(0, 3, whole=True),
-            "tokens that the draft head guesses ahead at most",
+            Number(0, 16, whole=True),
+            "tokens guessed ahead at most; 0 guesses none",
             "draft_tokens",
         ),
         _reply("max_tokens", Number(1, 1 << 22, whole=True), "the longest reply", "max_new_tokens"),
