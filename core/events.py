@@ -71,8 +71,10 @@ class Performance:
 
     `seconds_to_first_token` covers template, tokenizer and prefill; `prefill_tokens_per_s` covers the prefill
     alone. Decode speed is (n - 1) / (time of the last token - time of the first). `seconds_thinking` is the
-    time spent on reasoning tokens. `drafts_accepted` is the share of draft tokens that were accepted, None
-    without speculative decoding.
+    time spent on reasoning tokens. `drafts_accepted` is the share of draft tokens that were accepted,
+    `drafts_by_place` the same for the first draft of a step, the second, and so on. `draft_cost` is the time
+    of a step with drafts relative to one without, `draft_gain` the reply's speed relative to the speed
+    without drafts. All are None or empty where no drafts were tried.
     """
 
     seconds_to_first_token: float = 0.0
@@ -84,6 +86,9 @@ class Performance:
     peak_nbytes: int = 0
     cache_nbytes: int = 0
     drafts_accepted: float | None = None
+    drafts_by_place: tuple[float, ...] = ()
+    draft_cost: float | None = None
+    draft_gain: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ..engine.engine import Engine
 from ..errors import UsageError
 from ..events import Sync
 from ..generation.decode import prefill
+from ..generation.speculate import DraftMemory
 from ..machine.backend import mx
 from ..model.cache import Cache
 from .snapshots import SnapshotKind, Snapshots
@@ -25,6 +26,7 @@ class LiveState:
             snapshot_budget = engine.model.plan.snapshot_budget_nbytes or None
         self.snapshots = Snapshots(snapshot_budget)
         self.drafts = False  # whether the MTP head reads prompts too
+        self.draft_memory = DraftMemory()
         self.forget()
 
     def sync(self, ids: Sequence[int]) -> Sync:

@@ -143,12 +143,15 @@ class PendingReply:
     def _decode(self) -> Iterator[Event]:
         engine = self._context.engine
         budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
-        decoder = make_decoder(engine.model, self._context.live.cache, self._sampling, self._draft_limit)
+        live = self._context.live
+        if self._draft_limit:
+            live.draft_memory.copies.follow(live.ids)
+        decoder = make_decoder(engine.model, live.cache, self._sampling, self._draft_limit, live.draft_memory)
         try:
             yield from self._draw(decoder, budget)
         finally:
             decoder.finish()
-            self._clock.drafted, self._clock.accepted = decoder.drafted, decoder.accepted
+            self._clock.drafts = decoder.figures
 
     def _draw(self, decoder: AnyDecoder, budget: ThinkingBudget) -> Iterator[Event]:
         context, text, ids = self._context, self._text, self.output.ids

@@ -3,6 +3,7 @@
 import time
 
 from ..events import Performance
+from ..generation.speculate import DraftFigures
 from ..machine.backend import mx
 
 
@@ -15,7 +16,7 @@ class ReplyClock:
         self.prefill_start = self.first = self.last = time.perf_counter()
         self.requested = self.prefill_start - encoding_seconds
         self.tokens, self.seconds_thinking = 0, 0.0
-        self.drafted = self.accepted = 0
+        self.drafts = DraftFigures()
 
     def count_token(self, *, thinking: bool) -> None:
         """Count a token drawn now; `thinking` means inside a thought."""
@@ -39,5 +40,8 @@ class ReplyClock:
             active_nbytes=mx.get_active_memory(),
             peak_nbytes=mx.get_peak_memory(),
             cache_nbytes=mx.get_cache_memory(),
-            drafts_accepted=self.accepted / self.drafted if self.drafted else None,
+            drafts_accepted=self.drafts.share,
+            drafts_by_place=self.drafts.by_place,
+            draft_cost=self.drafts.cost,
+            draft_gain=self.drafts.gain,
         )

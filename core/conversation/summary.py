@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..events import Done, FinishReason, Performance
+from ..generation.draft_gate import MAX_DRAFTS
 from ..storage.records import make_title
 from .transcript import History, Node, Output, tool_calls_of
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .snapshots import Snapshot
 
 COUNTS = [item.name for item in fields(Done) if item.name.endswith("_tokens")]
+BY_PLACE = "drafts_by_place"
+OPTIONAL = [item.name for item in fields(Performance) if item.default is None]
 # an imported number beyond this is no figure of a reply
 MAX_NUMBER = 1 << 63
 
@@ -185,8 +188,13 @@ def _performance(stored: Any) -> Performance:
     measured = stored if isinstance(stored, dict) else {}
     speeds = {item.name: _number(measured.get(item.name)) for item in fields(Performance)}
     sizes = {name: int(value) for name, value in speeds.items() if name.endswith("nbytes")}
-    drafts = {} if measured.get("drafts_accepted") is not None else {"drafts_accepted": None}
-    return Performance(**speeds | sizes | drafts)  # pyright: ignore[reportArgumentType]
+    unmeasured = {name: None for name in OPTIONAL if measured.get(name) is None}
+    by_place = {BY_PLACE: _numbers(measured.get(BY_PLACE))}
+    return Performance(**speeds | sizes | unmeasured | by_place)  # pyright: ignore[reportArgumentType]
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(map(_number, values[:MAX_DRAFTS])) if isinstance(values, list) else ()
 
 
 def _number(value: Any) -> float:

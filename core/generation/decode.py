@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
 from ..model.network import Model
+from .draft_gate import MAX_DRAFTS
+from .draft_head import prefill_draft_head
 from .sampling import Sampling, count_token, initial_state, make_sampler
-from .speculate import MAX_DRAFTS, SpeculativeDecoder, prefill_draft_head
+from .speculate import DraftFigures, DraftMemory, SpeculativeDecoder
 
 # small enough to cancel promptly during prefill, large enough for matrix products at full speed
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
@@ -52,7 +54,7 @@ class Decoder:
         if cache.hidden is None:
             raise ValueError("cannot decode from an empty cache: prefill a prompt first")
         self._model, self._cache = model, cache
-        self.drafted = self.accepted = 0
+        self.figures = DraftFigures()
         self._sample = make_sampler(settings)
         self._state = initial_state(settings, model.config.vocab_size)
         self._draw(cache.hidden)
@@ -86,13 +88,22 @@ AnyDecoder = Decoder | SpeculativeDecoder
 
 
 def draft_limit(model: Model, requested: int | None) -> int:
-    """Return the most drafts of a step: `requested`, or the default for None; 0 without a draft head."""
-    if model.mtp is None:
+    """Return the most drafts of a step: `requested`, or for None as many as pay.
+
+    Returns 0 for a model shared by ranks, where a step with drafts would cost as much as they save.
+    """
+    if model.shared:
         return 0
-    default = MAX_DRAFTS if on_gpu() else 0  # on a CPU verifying drafts costs as much as they save
-    return default if requested is None else min(requested, MAX_DRAFTS)
+    return MAX_DRAFTS if requested is None else min(requested, MAX_DRAFTS)
 
 
-def make_decoder(model: Model, cache: Cache, settings: Sampling, drafts: int) -> AnyDecoder:
-    """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off."""
-    return SpeculativeDecoder(model, cache, settings, drafts) if drafts else Decoder(model, cache, settings)
+def make_decoder(
+    model: Model, cache: Cache, settings: Sampling, drafts: int, memory: DraftMemory | None = None
+) -> AnyDecoder:
+    """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off.
+
+    `memory` is that of the conversation whose prompt the cache has read.
+    """
+    if not drafts:
+        return Decoder(model, cache, settings)
+    return SpeculativeDecoder(model, cache, settings, drafts, memory)

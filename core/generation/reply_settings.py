@@ -24,7 +24,7 @@ class ReplySettings:
     off, the others turn it on; a template with its own efforts receives the word itself.
     thinking_token_budget: closes the thought after this many tokens. include_reasoning: reports thoughts as
     events. stop: strings that end the answer. draft_tokens: the most drafts in one step of speculative
-    decoding, which never changes a reply; None means 3 on a GPU for a model with an MTP head, otherwise 0.
+    decoding; None means as many as pay, 0 none. With temperature 0 or a seed drafts change no id of a reply.
     sampling: the given sampling values by name. given: all settings as given.
     """
 

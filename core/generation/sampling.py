@@ -14,6 +14,8 @@ from ..errors import ConfigError, UsageError
 from ..machine.backend import mx
 
 MAX_SEED = (1 << 63) - 1
+# of so many ids one may be a candidate for a random number of its own to take less time than one for each id
+FEW_IDS = 8
 
 
 class _Range(NamedTuple):
@@ -150,7 +152,7 @@ def make_sampler(settings: Sampling) -> Sampler:
             token = mx.argmax(logits)
         else:
             key, this = mx.random.split(state.key)
-            token = draw(*candidates(logits, settings), this)
+            token = draw(*candidates(logits, settings), this, logits.shape[0])
             state = state._replace(key=key)
         return token, count_token(state, token)
 
@@ -235,7 +237,29 @@ def candidates(logits: mx.array, settings: Sampling) -> tuple[mx.array, mx.array
     return scores, ids
 
 
-def draw(scores: mx.array, ids: mx.array | None, key: mx.array) -> mx.array:
-    """Draw one of `ids` [n], or of 0 to n - 1 for None, with probabilities softmax(`scores` [n])."""
-    place = mx.random.categorical(scores, key=key)
-    return place if ids is None else ids[place]
+def draw(scores: mx.array, ids: mx.array | None, key: mx.array, vocab_size: int) -> mx.array:
+    """Draw one of `ids` [n], or of 0 to n - 1 for None, with probabilities softmax(`scores` [n]).
+
+    Random numbers belong to ids, not to ranks: similar distributions mostly draw the same id from one key.
+    """
+    if ids is None:
+        return mx.random.categorical(scores, key=key)
+    return ids[mx.argmax(scores + _noise(ids, key, vocab_size))]
+
+
+def _noise(ids: mx.array, key: mx.array, vocab_size: int) -> mx.array:
+    """Return Gumbel noise [n] for `ids` [n], where an id always has the same under one key."""
+    if ids.size > vocab_size // FEW_IDS:
+        return mx.random.gumbel([vocab_size], key=key)[ids]
+    keys = mx.stack([key[0] ^ ids, mx.broadcast_to(key[1], ids.shape)], axis=-1)  # [n, 2]
+    return mx.vmap(lambda key: mx.random.gumbel((), key=key))(keys)
+
+
+def probabilities(logits: mx.array, counts: mx.array | None, settings: Sampling) -> mx.array:
+    """Return the probabilities [V] with which a sampler draws the ids from logits [V].
+
+    `counts` are those of its state.
+    """
+    scores, ids = candidates(penalize(logits.astype(mx.float32), counts, settings), settings)
+    probs = mx.softmax(scores)
+    return probs if ids is None else mx.zeros(logits.shape, mx.float32).at[ids].add(probs)

@@ -1,106 +1,122 @@
-"""Speculative decoding: the MTP head drafts the next ids, and the model verifies all drafts in one step.
+"""Speculative decoding: drafts of the next ids, all verified by the model in one step.
 
-A draft is accepted where the model draws the same id at its position. So the ids have exactly the
-distribution of plain decoding, and for equal seeds are the same (Leviathan et al., arXiv 2211.17192, with a
-deterministic draft). The number of drafts adapts to the acceptance rates.
+Drafts are copied from the context where its last ids occurred before, or come from the MTP head, whichever
+promises more; `draft_gate` decides how many, `verification` which are accepted. Steps without drafts run one
+ahead of the id returned, as those of `decode.Decoder` do.
 """
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import cast
 
 from ..machine.backend import mx
-from ..model.cache import Cache, KVCache
+from ..model.cache import Cache
 from ..model.network import Model
-from .sampling import Sampling, count_token, initial_state, make_sampler
+from .copy_drafts import CopyDrafts
+from .draft_gate import MAX_DRAFTS, NO_DRAFTS, Choice, DraftGate, Source
+from .draft_head import DraftHead
+from .sampling import SamplerState, Sampling, count_token, initial_state
+from .verification import Draft, make_verifier
 
-MAX_DRAFTS = 3
-INITIAL_RATE = 0.8
-# a draft is worth verifying from this chance of acceptance on: about what it adds to a step's time
-MIN_CHANCE = 0.35
-# weight of the newest outcome in an acceptance rate
-LEARNING_RATE = 0.1
-# every so many steps one draft is tried although its chance is too small
-RETRY_STEPS = 32
-# last tokens of the prompt that the draft head reads: more take time and do not improve its drafts
-WINDOW = 128
+# from so many ids on a match is a long one: drafts after it are accepted more often
+LONG_MATCH = 8
 
 
-def prefill_draft_head(
-    model: Model, cache: Cache, ids: list[int], before: mx.array | None, hidden: mx.array
-) -> None:
-    """Have the draft head read `ids`, the last that the cache has read; at most WINDOW of them.
+@dataclass
+class DraftMemory:
+    """What drafts need of a conversation: its ids, and what was learned in its replies."""
 
-    `before` is the hidden state [1, 1, hidden] before the first id, `hidden` [1, T, hidden] those after each.
-    Where the draft head has missed earlier ids, its cache starts over.
-    """
-    if model.mtp is None:
-        return
-    begin = max(0, len(ids) - WINDOW)
-    first = cache.length - len(ids)
-    if begin or cache.draft_end != first:
-        cache.draft = KVCache()
-    if begin:
-        states = hidden[:, begin - 1 : -1]
-    elif before is not None:
-        states = mx.concatenate([before, hidden[:, :-1]], axis=1)
-    else:
-        begin, states = 1, hidden[:, :-1]
-    if states.shape[1]:
-        model.mtp_hidden(mx.array(ids[begin:]), states, cache.draft)
-    cache.draft_end = cache.length
+    copies: CopyDrafts = field(default_factory=CopyDrafts)
+    gate: DraftGate = field(default_factory=DraftGate)
 
 
-class AcceptanceRates:
-    """Moving averages of how often the draft at each position is accepted."""
+@dataclass
+class DraftFigures:
+    """How drafts did in one reply: how many were tried and accepted, by place, and what their steps took."""
 
-    def __init__(self):
-        self.rates = [INITIAL_RATE] * MAX_DRAFTS
-        self.steps = 0
+    tried: list[int] = field(default_factory=lambda: [0] * MAX_DRAFTS)
+    accepted: list[int] = field(default_factory=lambda: [0] * MAX_DRAFTS)
+    steps: int = 0  # with drafts
+    seconds: float = 0.0  # which those took
+    plain_steps: int = 0
+    plain_seconds: float = 0.0  # of one step without drafts; 0 before any was measured
 
-    def draft_count(self, limit: int) -> int:
-        """Return how many drafts the next step should verify, at most `limit`."""
+    def add(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Count a step that accepted the first `accepted` of its drafts."""
+        for place in range(drafted):
+            self.tried[place] += 1
+            self.accepted[place] += place < accepted
         self.steps += 1
-        chance, number = 1.0, 0
-        for rate in self.rates[:limit]:
-            chance *= rate
-            if chance < MIN_CHANCE:
-                break
-            number += 1
-        return max(number, int(self.steps % RETRY_STEPS == 0 and limit > 0))
+        self.seconds += seconds
 
-    def update(self, drafted: int, accepted: int) -> None:
-        """Learn from a step that accepted the first `accepted` of `drafted` drafts."""
-        for position in range(min(drafted, accepted + 1)):
-            self.rates[position] += LEARNING_RATE * ((position < accepted) - self.rates[position])
+    @property
+    def share(self) -> float | None:
+        """The share of drafts that were accepted; None where none were tried."""
+        return sum(self.accepted) / sum(self.tried) if self.steps else None
+
+    @property
+    def by_place(self) -> tuple[float, ...]:
+        """The same for each place at which a draft was tried."""
+        return tuple(a / n for a, n in zip(self.accepted, self.tried, strict=True) if n)
+
+    @property
+    def cost(self) -> float | None:
+        """The mean time of a step with drafts, relative to one without; None where either is missing."""
+        plain = self.steps * self.plain_seconds
+        return self.seconds / plain if plain else None
+
+    @property
+    def gain(self) -> float | None:
+        """The speed of the reply, relative to the speed without drafts."""
+        if self.cost is None:
+            return None
+        ids = self.plain_steps + self.steps + sum(self.accepted)
+        return ids / (self.plain_steps + self.steps * self.cost)
 
 
 class SpeculativeDecoder:
-    """Draws the same ids as `decode.Decoder`, several a step where drafts are accepted.
+    """Draws ids as `decode.Decoder` does, several a step where drafts are accepted.
 
     After `finish` the cache has read exactly the prompt and the ids that `next` returned.
     """
 
-    def __init__(self, model: Model, cache: Cache, settings: Sampling, max_drafts: int = MAX_DRAFTS):
-        """Decode after the prompt that `cache` has read, with a `model` that has a draft head.
+    def __init__(
+        self,
+        model: Model,
+        cache: Cache,
+        settings: Sampling,
+        limit: int = MAX_DRAFTS,
+        memory: DraftMemory | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Decode after the prompt that `cache` has read, with at most `limit` drafts a step.
 
-        Raises ValueError for an empty cache.
+        Drafts are copied from the ids of `memory`, which are those of the prompt. Raises ValueError for an
+        empty cache.
         """
         if cache.hidden is None:
             raise ValueError("cannot decode from an empty cache: prefill a prompt first")
-        self._model, self._cache, self._max_drafts = model, cache, min(max_drafts, MAX_DRAFTS)
-        self._sample = make_sampler(settings)
-        self._rates = AcceptanceRates()
-        self.drafted = self.accepted = 0
-        # the last step: its accepted ids, how many of them were returned, and how many ids the model read
+        self._model, self._cache, self._limit, self._clock = model, cache, limit, clock
+        self.memory = memory or DraftMemory()
+        self._copies, self._gate = self.memory.copies, self.memory.gate
+        self._head = DraftHead(model, cache) if model.mtp is not None else None
+        self._verifier = make_verifier(settings)
+        self.figures = DraftFigures()
+        # the last step: its accepted ids, how many of them were returned, and how many ids may be rolled back
         self._ids: list[int] = []
         self._returned = self._read = 0
+        self._is_ahead = False  # whether the device computed while the last id was waited for
         # hidden states and logits after each id read
         self._hidden = cache.hidden
         self._logits = model.logits(cache.hidden)
         # the id drawn after each of them, and the sampler's states before and after each draw
         state = initial_state(settings, model.config.vocab_size)
-        token, after = self._sample(self._logits[-1], state)
-        self._drawn, self._states = [int(token)], [state, after]
+        drawn, states = self._verifier.verify(self._logits, state)
+        self._drawn: list[int | mx.array] = [drawn[0]]
+        self._states = [state, *states]
 
     def next(self) -> int:
         """Return the next id."""
@@ -134,42 +150,80 @@ class SpeculativeDecoder:
         return max(self._returned - 1, 0)
 
     def _step(self) -> None:
-        """Read the drawn id and drafts after it; accept the drafts that the model draws too."""
+        """Read the drawn id, with drafts after it where they pay."""
         self.finish()
         position = self._position
         first, state = self._drawn[position], self._states[position + 1]
-        drafts = self._draft(first, self._rates.draft_count(self._max_drafts))
-        ids = mx.concatenate([mx.array([first], mx.uint32), *drafts])
+        self._copies.extend(self._ids[1 : self._returned])
+        if isinstance(first, mx.array) and self._choose_copies()[1].count:
+            first = int(first)  # the match may go on after it
+        if isinstance(first, int):
+            self._copies.add(first)
+        if self._head:
+            new = mx.array(self._ids[1 : self._returned], mx.uint32)
+            self._head.note(mx.concatenate([new, _row(first)]), self._hidden[:, : position + 1])
+        source, choice = self._choose(matches=isinstance(first, int))
+        if choice.count:
+            self._step_with_drafts(int(first), state, source, choice)
+        else:
+            self._step_without_drafts(first, state)
+
+    def _choose(self, *, matches: bool) -> tuple[Source, Choice]:
+        """Return whose drafts to verify, and how many; `matches` means that the copies know all ids."""
+        source, copies = self._choose_copies() if matches else ("long copy", NO_DRAFTS)
+        head = self._gate.choose("head", self._limit) if self._head else NO_DRAFTS
+        return ("head", head) if head.speed > copies.speed or not copies.count else (source, copies)
+
+    def _choose_copies(self) -> tuple[Source, Choice]:
+        matched = self._copies.matched
+        source: Source = "long copy" if matched >= LONG_MATCH else "short copy"
+        return source, self._gate.choose(source, self._limit) if matched else NO_DRAFTS
+
+    def _step_without_drafts(self, first: int | mx.array, state: SamplerState) -> None:
+        """Read the drawn id, and start the draw after it before waiting for it."""
+        begin, waits = self._clock(), isinstance(first, mx.array)
+        self._hidden = self._model.hidden(_row(first), self._cache)
+        self._logits = self._model.logits(self._hidden)
+        drawn, states = self._verifier.verify(self._logits, state)
+        mx.async_eval(drawn)
+        self._drawn, self._states = [drawn[0]], [state, *states]
+        self._ids, self._returned = [int(first)], 0
+        if waits:
+            self._copies.add(self._ids[0])
+        self._gate.learn_plain(self._clock() - begin if waits and self._is_ahead else None)
+        self.figures.plain_steps += 1
+        self.figures.plain_seconds = self._gate.plain_seconds
+        self._is_ahead = True
+
+    def _step_with_drafts(self, first: int, state: SamplerState, source: Source, choice: Choice) -> None:
+        """Read the drawn id and drafts after it; keep the drafts that are accepted."""
+        begin = self._clock()
+        drafts = self._draft(source, choice.count, state)
+        ids = mx.concatenate([_row(first), *(_row(draft.token) for draft in drafts)])
         self._hidden = self._model.forward_speculative(ids, self._cache)
         self._logits = self._model.logits(self._hidden)
-        drawn, self._states = [], [state]
-        for logits in self._logits:
-            token, state = self._sample(logits, state)
-            drawn.append(token)
-            self._states.append(state)
-        both = cast(list[int], mx.concatenate([ids, mx.stack(drawn).astype(mx.uint32)]).tolist())
-        read, self._drawn = both[: ids.size], both[ids.size :]
-        pairs = zip(read[1:], self._drawn, strict=False)
-        accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        drawn, states = self._verifier.verify(self._logits, state, drafts)
+        both = cast(list[int], mx.concatenate([ids, drawn]).tolist())
+        read, found = both[: ids.size], both[ids.size :]
+        accepted = self._count_accepted(read[1:], found)
+        self._drawn, self._states = list(found), [state, *states]
         self._ids, self._returned, self._read = read[: accepted + 1], 0, len(read)
-        self._rates.update(len(drafts), accepted)
-        self.drafted += len(drafts)
-        self.accepted += accepted
+        seconds = self._clock() - begin
+        self._gate.learn(source, choice, accepted, seconds)
+        self.figures.add(choice.count, accepted, seconds)
+        self.figures.plain_seconds = self._gate.plain_seconds
+        self._is_ahead = False
 
-    def _draft(self, token: int, number: int) -> list[mx.array]:
-        """Return `number` drafts [1] of the ids after `token`; the draft head's cache keeps none of them."""
-        cache, model = self._cache, self._model
-        new = mx.array([*self._ids[1 : self._returned], token], mx.uint32)
-        if cache.draft_end != cache.length - new.size + 1:
-            cache.draft = KVCache()
-        states = model.mtp_hidden(new, self._hidden[:, : new.size], cache.draft)
-        cache.draft_end = cache.length + 1
-        drafts: list[mx.array] = []
-        for position in range(number):
-            state = states[:, -1:]
-            if position:
-                states = model.mtp_hidden(drafts[-1], state, cache.draft)
-                state = states
-            drafts.append(mx.argmax(model.logits(state), axis=-1).astype(mx.uint32))
-        cache.draft.trim(max(number - 1, 0))
-        return drafts
+    def _draft(self, source: Source, count: int, state: SamplerState) -> list[Draft]:
+        if source == "head" and self._head:
+            return self._head.draft(count, self._verifier, state)
+        return [Draft(mx.array(id, mx.uint32)) for id in self._copies.proposal(count)]
+
+    def _count_accepted(self, drafts: list[int], drawn: list[int]) -> int:
+        """Return how many of the drafts are followed by all that the model would have drawn."""
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafts, drawn, strict=False)))
+
+
+def _row(id: int | mx.array) -> mx.array:
+    """Return an id as an array [1]."""
+    return (mx.array(id) if isinstance(id, int) else id).astype(mx.uint32).reshape(1)

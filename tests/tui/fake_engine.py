@@ -73,6 +73,9 @@ PERFORMANCE = {
     "peak_nbytes": 6 << 30,
     "cache_nbytes": 1 << 28,
     "drafts_accepted": None,
+    "drafts_by_place": [],
+    "draft_cost": None,
+    "draft_gain": None,
 }
 MEMORY = {
     "event": "memory",

@@ -27,8 +27,9 @@ class Status:
     """What a status row shows; `done` of `total` in bytes while loading and in tokens while reading.
 
     `seconds` since the phase's task began; `history_of_speed` in tokens/s, the last quarter seconds, oldest
-    first; `bandwidth_share` of what the machine copies per second; `last` is the end of the last reply;
-    `reason` is why the engine is dead; `background` is its work beside all calls.
+    first; `bandwidth_share` of what the machine copies per second; `draft_cost` and `draft_gain` of the last
+    reply are relative to steps and speed without drafts; `last` is the end of the last reply; `reason` is why
+    the engine is dead; `background` is its work beside all calls.
     """
 
     phase: Phase = "starting"
@@ -47,6 +48,8 @@ class Status:
     peak_nbytes: int = 0
     limit_nbytes: int = 0
     drafts_accepted: float | None = None
+    draft_cost: float | None = None
+    draft_gain: float | None = None
     bandwidth_share: float | None = None
     last: Done | None = None
     reason: str = ""
@@ -151,9 +154,11 @@ class Meter:
         self._bandwidth = memory.copy_bandwidth or self._bandwidth
 
     def _done(self, done: Done) -> None:
-        self.status.last = done
-        self.status.drafts_accepted = done.performance.drafts_accepted
-        self.status.tokens_per_s = done.performance.decode_tokens_per_s
+        status, speed = self.status, done.performance
+        status.last = done
+        status.drafts_accepted = speed.drafts_accepted
+        status.draft_cost, status.draft_gain = speed.draft_cost, speed.draft_gain
+        status.tokens_per_s = speed.decode_tokens_per_s
 
 
 def figures(done: Done) -> str:

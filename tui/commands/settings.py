@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
+from ...core.events import Performance
 from ...core.worker.wire import ModelInfo
 from ..text.report import Lines, Report, Spark, Table
 from ..user.attachments import complete as complete_path
@@ -227,6 +228,9 @@ def stats_report(chat: "Chat") -> Report:
         "thought",
         "generated",
         "tok/s",
+        "drafts",
+        "gain",
+        "cost",
         "peak GiB",
     )
     speeds = [turn.stats.performance.decode_tokens_per_s for turn in state.turns]
@@ -249,8 +253,16 @@ def _stats_row(turn: Turn) -> tuple[str, ...]:
         f"{stats.reasoning_tokens:,}",
         f"{stats.generated_tokens:,}",
         f"{speed.decode_tokens_per_s:,.1f}",
+        *_draft_columns(speed),
         f"{speed.peak_nbytes / GIB:.2f}",
     )
+
+
+def _draft_columns(speed: Performance) -> tuple[str, str, str]:
+    """Return the share of accepted drafts, and their gain and cost relative to steps without."""
+    if not speed.draft_cost:
+        return "–", "–", "–"
+    return f"{speed.drafts_accepted or 0:.0%}", f"×{speed.draft_gain or 0:.2f}", f"×{speed.draft_cost:.2f}"
 
 
 def model_report(model: ModelInfo) -> Report:

@@ -98,8 +98,8 @@ KEYS: dict[str, Key] = {
         ),
         _reply(
             "drafts",
-            Number(0, 3, whole=True),
-            "the most draft tokens per step of speculative decoding",
+            Number(0, 16, whole=True),
+            "the most draft tokens per step of speculative decoding; 0 turns it off",
             reply="draft_tokens",
         ),
         _reply(

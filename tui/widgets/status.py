@@ -105,6 +105,9 @@ class Status(Line):
             pieces.append(Piece((("dim", "answer "), ("", _n(facts.answer_tokens))), 3))
         if facts.drafts_accepted is not None:
             pieces.append(Piece((("dim", "drafts "), ("", f"{facts.drafts_accepted:.0%}")), 7))
+        if facts.draft_gain and facts.draft_cost:
+            gain, cost = ("", f"×{facts.draft_gain:.2f}"), ("", f"×{facts.draft_cost:.2f}")
+            pieces.append(Piece((("dim", "gain "), gain, ("dim", " cost "), cost), 9))
         if facts.bandwidth_share:
             pieces.append(Piece((("dim", "bw "), ("", f"{facts.bandwidth_share:.0%}")), 8))
         return pieces

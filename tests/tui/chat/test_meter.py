@@ -98,11 +98,12 @@ def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter,
 def test_a_new_task_begins_without_the_figures_of_the_one_before(meter: Meter, clock: Clock):
     meter.begin("reading")
     decode(meter, clock, 2, 40)
-    performance = Performance(decode_tokens_per_s=39.5, drafts_accepted=0.8)
+    performance = Performance(decode_tokens_per_s=39.5, drafts_accepted=0.8, draft_gain=2.5, draft_cost=1.25)
     meter.follow(Done("stop", generated_tokens=80, performance=performance))
     meter.end("idle")
     assert meter.status.tokens_per_s == 39.5
     assert meter.status.drafts_accepted == 0.8
+    assert (meter.status.draft_gain, meter.status.draft_cost) == (2.5, 1.25)
     assert meter.status.last is not None
     assert meter.status.last.generated_tokens == 80
     meter.begin("reading")

@@ -111,6 +111,10 @@ def run(check, width: int = 120) -> None:
         ),
         (replace(WRITING, drafts_accepted=0.71, bandwidth_share=0.63), ["drafts 71%", "bw 63%"]),
         (
+            replace(WRITING, drafts_accepted=0.71, draft_gain=1.62, draft_cost=1.3),
+            ["drafts 71%", "gain ×1.62 cost ×1.30"],
+        ),
+        (
             replace(WRITING, phase="idle", last=LAST),
             ["○ ready", "last 23.1 tok/s · first token 0.9 s", "3.1k/33k", "mem 11.5/24 GB"],
         ),
