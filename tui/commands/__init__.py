@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
+from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, jobs, models, sessions, settings, thinking, view
+from . import conversation, models, sessions, settings, thinking, view
 from .base import Command, Front, starting
+from .task_command import TaskCommand
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -33,7 +35,7 @@ __all__ = [
 
 
 class Help(Command):
-    """List the commands, or tell how one of them is used."""
+    """List the commands, or show how one of them is used."""
 
     names = ("help", "?")
     usage = "[COMMAND]"
@@ -45,11 +47,14 @@ class Help(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
-            front.report(page(named(argument)))
+            front.report(named(argument).page())
         elif not front.screen("help"):
             front.report(help_report())
 
 
+# tasks whose commands do something of their own besides
+OWN_COMMANDS = ("sessions",)
+HELP_FLAGS = ("-h", "--help")
 COMMANDS: tuple[Command, ...] = (
     Help(),
     models.Model(),
@@ -69,8 +74,7 @@ COMMANDS: tuple[Command, ...] = (
     settings.Set(),
     settings.Show(),
     settings.Stats(),
-    sessions.Sessions(),
-    models.Models(),
+    sessions.SessionsCommand(),
     thinking.Effort(),
     thinking.Budget(),
     thinking.History(),
@@ -81,12 +85,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions.Export(),
     sessions.Import(),
     view.Find(),
-    jobs.Convert(),
-    jobs.Compare(),
-    jobs.Bench(),
-    jobs.Eval(),
-    jobs.Calibrate(),
-    jobs.Inspect(),
+    *(TaskCommand(task) for task in TASKS if task.name not in OWN_COMMANDS),
     view.Theme(),
     view.Keys(),
     view.Mouse(),
@@ -157,6 +156,9 @@ async def perform(line: str, chat: "Chat", front: Front) -> None:
                 await chat.send(asked.strip())
             return
         command, argument = asked
+        if argument in HELP_FLAGS:
+            front.report(command.page())
+            return
         if chat.busy and not command.while_busy:
             raise UsageError(f"/{command.name} has to wait for the reply: let it end, or stop it")
         if argument and not command.usage:
@@ -211,15 +213,6 @@ def help_report(keys: dict[str, str] | None = None) -> Report:
     columns = ("command", "key" if keys else "", "what it does")
     said = "Begin with a space to say something that starts with a slash; @PATH attaches a text file."
     return Report("Commands", (Table(columns, rows), Lines((said,), "dim")))
-
-
-def page(command: Command) -> Report:
-    """How one command is used."""
-    lines = [line.strip() for line in (command.__doc__ or "").strip().split("\n")]
-    others = ", ".join(f"/{name}" for name in command.names[1:])
-    also = [f"Also: {others}"] if others else []
-    usable = ["Works while a reply is being written."] if command.while_busy else []
-    return Report(f"/{command.name} {command.usage}".strip(), (Lines([*lines, *also, *usable]),))
 
 
 def markdown_table() -> str:

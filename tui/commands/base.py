@@ -5,14 +5,13 @@ is typed and checked; what is wrong with one becomes a sentence that says what w
 """
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from io import StringIO
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...core.errors import UsageError
 from ..chat.controller import View
+from ..text.report import Lines, Report
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -64,10 +63,10 @@ class Command:
     `while_busy`: it may run while a reply is being written.
     """
 
-    names: ClassVar[tuple[str, ...]] = ()
-    usage: ClassVar[str] = ""
-    while_busy: ClassVar[bool] = False
-    key: ClassVar[str | None] = None
+    names: tuple[str, ...] = ()
+    usage: str = ""
+    while_busy: bool = False
+    key: str | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +76,14 @@ class Command:
     def help(self) -> str:
         """The docstring's first line."""
         return (self.__doc__ or "").strip().split("\n", 1)[0]
+
+    def page(self) -> Report:
+        """Return how it is used."""
+        lines = [line.strip() for line in (self.__doc__ or "").strip().split("\n")]
+        others = ", ".join(f"/{name}" for name in self.names[1:])
+        also = [f"Also: {others}"] if others else []
+        usable = ["Works while a reply is being written."] if self.while_busy else []
+        return Report(f"/{self.name} {self.usage}".strip(), (Lines([*lines, *also, *usable]),))
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         """Whole arguments that may have been meant by `argument`."""
@@ -92,26 +99,6 @@ class Command:
 
 
 # --- arguments ---
-
-
-def words(argument: str) -> list[str]:
-    """The words of an argument, quotes as in a shell. Raises UsageError for an open quote."""
-    try:
-        return shlex.split(argument)
-    except ValueError as error:
-        raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
-
-
-def first_word(argument: str) -> tuple[str, str]:
-    """The first word, quotes as in a shell, and the rest as it is. Raises UsageError for an open quote."""
-    stream = StringIO(argument)
-    lexer = shlex.shlex(stream, posix=True)
-    lexer.whitespace_split, lexer.commenters = True, ""
-    try:
-        word = lexer.get_token() or ""
-    except ValueError as error:
-        raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
-    return word, stream.read().strip()
 
 
 def whole(text: str, what: str, low: int, high: int | None = None) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
+from ..tasks.words import words
 from ..user.settings import KEYS, Key, key_of
-from .base import words
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat

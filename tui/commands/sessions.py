@@ -3,15 +3,17 @@
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
-from ..chat.conversations import LATEST, find, when
-from ..text.report import Report, Table
+from ..chat.conversations import LATEST, find
+from ..tasks.sessions import ACTIONS, Sessions
 from ..user.attachments import complete as complete_path
 from ..user.paths import user_path
 from .base import Command, Front, first_words, starting, turns
+from .task_command import TaskCommand
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
@@ -21,26 +23,38 @@ LISTED = 20
 SUFFIXES = (".md", ".json", ".html")
 
 
-class Sessions(Command):
-    """List conversations; go to one by its number, or find those that hold WORDS."""
+class SessionsCommand(TaskCommand):
+    """The task `sessions`, and ways to go to a conversation that only a chat has."""
 
-    names = ("sessions", "resume", "chat", "continue", "open")
-    usage = "[NUMBER|WORDS]"
     key = "sessions"
 
+    def __init__(self) -> None:
+        super().__init__(Sessions(), ("sessions", "resume", "chat", "continue", "open"))
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
-        if chat.store is None:
-            return []
-        return starting(argument, [str(one.id) for one in chat.store.conversations(LISTED)])
+        known = chat.store.conversations(LISTED) if chat.store is not None else []
+        return [*super().complete(chat, argument), *starting(argument, [str(one.id) for one in known])]
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         store = need_store(chat)
+        first = argument.split(maxsplit=1)[0] if argument else ""
         if argument == LATEST or argument.removeprefix("#").isdecimal():
             await chat.open(find(store, argument).id)
-        elif argument:
-            front.report(found(store, argument))
-        elif not front.screen("sessions"):
-            front.report(listed(store, current(chat)))
+        elif argument and first not in ACTIONS and not first.startswith("-"):
+            await super().run(chat, front, shlex.join(["search", "--", argument]))
+        else:
+            await super().run(chat, front, argument)
+            if first == "rename":
+                await _follow_rename(chat, store)
+
+
+async def _follow_rename(chat: "Chat", store: "Store") -> None:
+    """Give the engine, which keeps a title of its own, the one that the store has."""
+    number = current(chat)
+    if number is not None and chat.model is not None:
+        title = store.conversation(number).title
+        if title != chat.state.get("title"):
+            await chat.rename(title)
 
 
 class Rename(Command):
@@ -138,35 +152,6 @@ def need_conversation(chat: "Chat") -> int:
     if number is None or not turns(chat):
         raise UsageError("nothing was said yet")
     return number
-
-
-def listed(store: "Store", here: int | None) -> Report:
-    """The last conversations."""
-    rows = [
-        (
-            f"{'*' if one.id == here else ' '}{one.id}",
-            first_words(one.title) or "-",
-            when(one.updated),
-            one.model.name,
-        )
-        for one in store.conversations(LISTED)
-    ]
-    title = f"Conversations · /sessions NUMBER goes to one · the last {len(rows)}"
-    return Report(
-        title if rows else "There are no conversations yet", (Table(("", "title", "last", "model"), rows),)
-    )
-
-
-def found(store: "Store", words: str) -> Report:
-    """Where the words stand."""
-    rows = [
-        (str(hit.conversation), first_words(hit.title, 30), hit.snippet)
-        for hit in store.search(words, LISTED)
-    ]
-    title = f"{len(rows)} places with {first_words(words)}" + (
-        " · /sessions NUMBER goes there" if rows else ""
-    )
-    return Report(title, (Table(("", "title", "text"), rows),) if rows else ())
 
 
 def slug(title: str) -> str:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
 from .. import __version__
+from ..tasks.words import words
 from ..text.report import Lines, Report, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
 from ..user.keymap import Keymap
 from ..user.paths import user_path
-from .base import Command, Front, choice, starting, switch, turns, whole, words
+from .base import Command, Front, choice, starting, switch, turns, whole
 from .sessions import need_store
 
 if TYPE_CHECKING:
