@@ -11,7 +11,7 @@ from typing import Any
 
 from ..conversion.convert import Conversion, Progress, convert, plan_json
 from ..conversion.inspection import inspect_model
-from ..errors import StoreError, UsageError
+from ..errors import QchatError, UsageError
 from ..events import Notice
 from ..machine.backend import mx
 from ..machine.eta import TimeEstimate
@@ -178,7 +178,7 @@ def _store_measurements(
         return
     try:
         Measurements(Path(measurements)).add(model, figures)
-    except StoreError as error:
+    except QchatError as error:
         send_event({"event": "notice", "text": str(error)})
 
 
