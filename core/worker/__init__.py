@@ -2,5 +2,5 @@
 
 Owns the protocol and the loop. Never imports a terminal library; it is ready before MLX is imported.
 
-Public names: Cancelled, decode, encode, FRONT_END_VARIABLE, MAX_LINE_NBYTES, PROTOCOL_VERSION.
+Public names: Cancelled, decode, encode, FRONT_END_VARIABLE, JOB_METHODS, MAX_LINE_NBYTES, PROTOCOL_VERSION.
 """

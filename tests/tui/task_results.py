@@ -11,8 +11,8 @@ from qchat.core import BUILT_IN_MODEL, inspect_model, plan_folder
 from qchat.core.conversion.convert import plan_json
 from qchat.core.measuring.results import BenchResult, Evaluation, PeerFigures, Score
 from qchat.core.quant.recipes import Options
-from qchat.tui.tasks import TASKS, EngineTask
-from qchat.tui.tasks.base import Door, JobRequest
+from qchat.tui.tasks import load_task
+from qchat.tui.tasks.base import Door, EngineTask, JobRequest
 from qchat.tui.tasks.progress import Events
 from qchat.tui.text.report import Report
 
@@ -107,7 +107,7 @@ def results() -> Mapping[str, dict[str, Any]]:
 
 def task(name: str) -> EngineTask[Any]:
     """Return a task of the engine."""
-    found = next(one for one in TASKS if one.name == name)
+    found = load_task(name)
     assert isinstance(found, EngineTask)
     return found
 

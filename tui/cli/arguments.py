@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from .. import __version__
-from ..tasks.base import Parser
+from ..tasks.parsers import Parser
 from .verbs import VERBS
 
 EFFORTS = ("none", "low", "medium", "high", "xhigh")

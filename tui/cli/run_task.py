@@ -11,8 +11,8 @@ from typing import Any
 from ...core.errors import UsageError
 from ...core.worker.protocol import JOB_METHODS, decode, encode
 from ..chat.conversations import open_store
-from ..tasks import EngineTask, LocalTask
-from ..tasks.base import Door, JobRequest, json_text
+from ..tasks import load_task
+from ..tasks.base import Door, EngineTask, JobRequest, LocalTask, json_text
 from ..tasks.progress import progress_line
 from ..text.output import note, write
 from ..text.report import Report, report_plain
@@ -23,8 +23,9 @@ from ..user.settings import Settings
 PREFIX = "qchat "
 
 
-def run(task: EngineTask | LocalTask, argv: Sequence[str]) -> int:
-    """Run the task with the words after its name; returns the exit code. Raises QchatError."""
+def run(name: str, argv: Sequence[str]) -> int:
+    """Run one of TASKS with the words after its name; returns the exit code. Raises QchatError."""
+    task = load_task(name)
     try:
         args = task.parse(argv, Door(PREFIX, ()))
     except SystemExit as end:  # --help has printed

@@ -85,7 +85,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions.Export(),
     sessions.Import(),
     view.Find(),
-    *(TaskCommand(task) for task in TASKS if task.name not in OWN_COMMANDS),
+    *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
     view.Theme(),
     view.Keys(),
     view.Mouse(),

@@ -64,9 +64,9 @@ class Command:
     """
 
     names: tuple[str, ...] = ()
+    key: str | None = None
     usage: str = ""
     while_busy: bool = False
-    key: str | None = None
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
 from ..chat.conversations import LATEST, find
-from ..tasks.sessions import ACTIONS, Sessions
+from ..tasks.parsers import action_names
 from ..user.attachments import complete as complete_path
 from ..user.paths import user_path
 from .base import Command, Front, first_words, starting, turns
@@ -29,7 +29,7 @@ class SessionsCommand(TaskCommand):
     key = "sessions"
 
     def __init__(self) -> None:
-        super().__init__(Sessions(), ("sessions", "resume", "chat", "continue", "open"))
+        super().__init__("sessions", "resume", "chat", "continue", "open")
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         known = chat.store.conversations(LISTED) if chat.store is not None else []
@@ -40,7 +40,7 @@ class SessionsCommand(TaskCommand):
         first = argument.split(maxsplit=1)[0] if argument else ""
         if argument == LATEST or argument.removeprefix("#").isdecimal():
             await chat.open(find(store, argument).id)
-        elif argument and first not in ACTIONS and not first.startswith("-"):
+        elif argument and first not in action_names(self.parser()) and not first.startswith("-"):
             await super().run(chat, front, shlex.join(["search", "--", argument]))
         else:
             await super().run(chat, front, argument)

@@ -7,12 +7,13 @@ when it is done.
 import argparse
 import asyncio
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tasks import EngineTask, LocalTask
-from ..tasks.base import Door, HelpRequested, PageParser, all_actions, json_report
-from ..tasks.eval import folder_nbytes
+from ..tasks import TASKS, load_task
+from ..tasks.base import Door, EngineTask, LocalTask, folder_nbytes, json_report
+from ..tasks.parsers import HelpRequested, PageParser, action_names, all_actions
 from ..tasks.progress import Events
 from ..text.report import Lines, Report
 from ..user.attachments import complete as complete_path
@@ -29,18 +30,27 @@ PATHS = ("FILE", "FOLDER", "CONFIG")  # metavars of words that are paths
 
 
 class TaskCommand(Command):
-    """The command of one task, whose docstring is its help."""
+    """The command of one of TASKS, which is imported when it is first used."""
 
-    def __init__(self, task: EngineTask | LocalTask, names: tuple[str, ...] = ()):
-        self.task = task
-        self.names = names or (task.name,)
-        self.usage = task.usage
-        # a measurement of speed unloads the model of the reply
-        self.while_busy = not isinstance(task, EngineTask) or task.memory != "all"
+    def __init__(self, name: str, *others: str):
+        self.names = (name, *others)
+
+    @cached_property
+    def task(self) -> EngineTask | LocalTask:
+        return load_task(self.name)
 
     @property
     def help(self) -> str:
-        return self.task.help
+        return TASKS[self.name]
+
+    @property
+    def usage(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.task.usage
+
+    @property
+    def while_busy(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True unless the task unloads the model of the reply."""
+        return not isinstance(self.task, EngineTask) or self.task.memory != "all"
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of this door."""
@@ -68,7 +78,7 @@ class TaskCommand(Command):
             return complete_path(last, Path.cwd())
         if opened is not None and opened.nargs != 0 and opened.metavar != "MODEL":
             return []
-        actions = [] if before else _action_names(parser)
+        actions = [] if before else action_names(parser)
         is_model = not actions and (len(before) < self.task.most_models or opened is not None)
         return [*starting(last, actions), *(complete_model(chat, last) if is_model else [])]
 
@@ -90,11 +100,6 @@ class TaskCommand(Command):
 def page_report(text: str) -> Report:
     """Return a help page as a report."""
     return Report("", (Lines(text.rstrip().split("\n")),))
-
-
-def _action_names(parser: argparse.ArgumentParser) -> list[str]:
-    found = (one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction))
-    return [name for choices in found for name in choices]
 
 
 def door_of(chat: "Chat") -> Door:

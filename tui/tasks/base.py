@@ -6,15 +6,15 @@ the task's one report. A task's docstring is its help: the first line stands in 
 
 import argparse
 import inspect
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from ...core.errors import QchatError, UsageError
 from ..text.report import Lines, Report
 from ..user.paths import user_path
+from .parsers import PageParser, Parser, action_names
 from .progress import Events, running_report, with_notices
 from .words import words
 
@@ -23,25 +23,6 @@ if TYPE_CHECKING:
     from ...core.hub.library import Locations
 
 Result = TypeVar("Result")
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print and exit; --help does both."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} ({self.prog} --help lists the options)")
-
-
-class HelpRequested(Exception):
-    """The help page that a `PageParser` was asked for."""
-
-
-class PageParser(Parser):
-    """Raises HelpRequested where others print a page, since nothing may be printed over a chat."""
-
-    def print_help(self, file: Any = None) -> None:
-        del file
-        raise HelpRequested(self.format_help())
 
 
 @dataclass(frozen=True)
@@ -109,27 +90,22 @@ class Task:
     most_models: ClassVar[int] = 1
     screen: ClassVar[Literal["", "models", "sessions"]] = ""
 
-    @property
-    def help(self) -> str:
-        """The docstring's first line."""
-        return inspect.cleandoc(self.__doc__ or "").split("\n", 1)[0]
-
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the task's options and words."""
         raise NotImplementedError
 
     def parser(self, door_prefix: str, kind: type[Parser] = Parser) -> Parser:
         """Return the one parser of both doors."""
-        description = inspect.cleandoc(self.__doc__ or "")
-        parser = kind(prog=f"{door_prefix}{self.name}", allow_abbrev=False, description=description)
+        prog, description = f"{door_prefix}{self.name}", inspect.getdoc(self)
+        parser = kind(prog=prog, allow_abbrev=False, description=description)
         self.arguments(parser)
         return parser
 
     def parse(self, given: Sequence[str], door: Door) -> argparse.Namespace:
         """Read and check the words. Raises UsageError, and in the chat HelpRequested."""
         parser = self.parser(door.prefix, PageParser if door.in_chat else Parser)
-        has_actions = any(isinstance(action, argparse._SubParsersAction) for action in parser._actions)
-        args = parser.parse_args(given) if has_actions else parser.parse_intermixed_args(given)
+        # words may stand between options, unless the first one is an action
+        args = parser.parse_args(given) if action_names(parser) else parser.parse_intermixed_args(given)
         self.check(args, door)
         return args
 
@@ -236,6 +212,8 @@ def _decode_path(kind: type, value: Any) -> Any:
 
 def json_text(value: Any) -> str:
     """Return `value` as --json prints it."""
+    import json
+
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
@@ -249,15 +227,14 @@ def add_json(parser: Any, default: Any = False) -> None:
     parser.add_argument("--json", action="store_true", default=default, help="print it as JSON")
 
 
-def all_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Yield the options and words of a parser and of its actions."""
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for part in action.choices.values():
-                yield from all_actions(part)
-
-
 def optional_path(text: str | None) -> str | None:
     """Return an option's path made absolute, for a process in another folder."""
     return str(user_path(text)) if text else None
+
+
+def folder_nbytes(folder: Path) -> int:
+    """Return the bytes of a model folder's weight files; 0 where it is gone."""
+    try:
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    except OSError:
+        return 0

@@ -149,3 +149,6 @@ def _figure(value: float | None, form: str) -> str:
 
 def _speed(tokens_per_s: float) -> str:
     return f"{tokens_per_s:,.1f} tok/s"
+
+
+TASK = Bench()

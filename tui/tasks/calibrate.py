@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Calibrate(EngineTask["Calibration"]):
-    """Measure which inputs of a model matter, for convert's --imatrix-path.
+    """Measure which inputs of a model matter, for --imatrix-path.
 
-    Reads a text with the model, best the unquantized one, and writes an importance matrix in GGUF. A stopped
-    run resumes. In a chat MODEL is the loaded model by default, and FILE is in the models folder.
+    Reads a text with the model, best the unquantized one, and writes an importance matrix in GGUF, which
+    convert takes. A stopped run resumes. In a chat MODEL is the loaded model by default, and FILE is in the
+    models folder.
     """
 
     name = "calibrate"
@@ -69,3 +70,6 @@ class Calibrate(EngineTask["Calibration"]):
 
 def _default_output(model: Path, door: Door) -> Path:
     return door.new_model_folder() / f"{model.name}-imatrix.gguf"
+
+
+TASK = Calibrate()

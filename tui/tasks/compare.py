@@ -103,3 +103,6 @@ def _distance(result: "Comparison") -> str:
         f"KL divergence of {second} from {first}: {result.kl_mean:.4g} nats on average over the answer; "
         f"{result.top1_agreement or 0:.0%} of the tokens are the first choice of both"
     )
+
+
+TASK = Compare()

@@ -281,3 +281,6 @@ def _planned_row(row: "PlannedClass") -> tuple[str, ...]:
         f"{row.bits_per_weight:.2f}",
         f"{row.read_nbytes / MB:,.1f}",
     )
+
+
+TASK = Convert()

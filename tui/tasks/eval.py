@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..text.report import Bar, Bars, Lines, Part, Plot, Point, Report, Table
-from .base import Door, EngineTask, JobRequest, add_json, optional_path
+from .base import Door, EngineTask, JobRequest, add_json, folder_nbytes, optional_path
 
 if TYPE_CHECKING:
     from ...core.measuring.results import Evaluation, Score
@@ -17,7 +17,7 @@ GB = 10**9
 
 
 class Eval(EngineTask["Evaluation"]):
-    """Measure how well a model predicts text, alone or against another model.
+    """Measure how well a model predicts text, alone or against another.
 
     Reports perplexity by kind of text; with --reference also the KL divergence from that model and how often
     both find the same token likeliest. In a chat MODEL is the loaded model by default.
@@ -108,9 +108,4 @@ def size_against_quality(results: Sequence["Evaluation"]) -> tuple[Part, ...]:
     return (Plot(points, "GB", "mean KL (nats)" if compared else "perplexity"),) if len(points) > 1 else ()
 
 
-def folder_nbytes(folder: Path) -> int:
-    """Return the bytes of a model folder's weight files; 0 where it is gone."""
-    try:
-        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    except OSError:
-        return 0
+TASK = Eval()

@@ -101,3 +101,6 @@ def _shapes(shapes: Sequence[Sequence[int]]) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+TASK = Inspect()

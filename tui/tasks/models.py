@@ -204,3 +204,6 @@ def _remove(args: argparse.Namespace, door: Door) -> Outcome:
         names = ", ".join(path.name for path in kept[:5])
         notes.append(f"{removal.model.path} also holds {names}, which is not part of the model")
     return Outcome(Report(""), notes)
+
+
+TASK = Models()

@@ -56,3 +56,6 @@ class Plan(EngineTask["MemoryPlan"]):
         rows = [(name, f"{nbytes / GB:,.2f} GB") for name, nbytes in needs]
         free = f"{result.free_nbytes / GB:,.2f} GB" if result.free_nbytes else "unknown"
         return Report("", (Table(("", ""), [*rows, ("this machine can give", free)], "<>"),))
+
+
+TASK = Plan()

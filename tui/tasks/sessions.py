@@ -193,3 +193,6 @@ def _transcript(conversation: "Conversation", branch: Sequence["Node"]) -> Repor
         parts.append(f"{SPEAKERS[node.role]}{stopped}:\n{thought}{node.text}".rstrip())
     lines = [line for part in parts for line in ("", *part.split("\n"))]
     return Report(conversation.title, (Lines(lines),))
+
+
+TASK = Sessions()

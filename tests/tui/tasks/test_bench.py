@@ -101,7 +101,10 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(words: str, sentence: str
     assert out == "" and sentence in err and err.count("\n") == 1
 
 
-def test_figures_that_cannot_be_kept_are_a_notice(model: Path, capsys):
+def test_figures_that_cannot_be_kept_are_a_notice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measurements_file().mkdir(parents=True)
     assert main(["bench", str(model), "--runs", "1"]) == 0
     out, err = capsys.readouterr()

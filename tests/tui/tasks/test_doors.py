@@ -1,6 +1,7 @@
 """Both doors of every task, `qchat NAME` and `/NAME`: the same options, and the same words for a result."""
 
 import argparse
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,15 +15,15 @@ from qchat.tui.cli.main import main
 from qchat.tui.cli.verbs import VERBS, parser_of
 from qchat.tui.commands import BY_NAME, completions
 from qchat.tui.commands.task_command import TaskCommand
-from qchat.tui.tasks import TASKS, EngineTask
-from qchat.tui.tasks.base import add_json
+from qchat.tui.tasks import TASKS, load_task
+from qchat.tui.tasks.base import EngineTask, add_json
 from qchat.tui.text.report import Report, report_plain
 from qchat.tui.user.paths import conversations_file
 from tests.tui.conversing import talk
 from tests.tui.fake_front import FakeFront, Stage, at_rest
 from tests.tui.task_results import results
 
-NAMES = [task.name for task in TASKS]
+ENGINE_TASKS = [name for name in TASKS if isinstance(load_task(name), EngineTask)]
 # a line for each task, with words that both doors take, and the engine's method that it calls
 LINES = {
     "bench": (f"{BUILT_IN_MODEL}", "bench"),
@@ -60,13 +61,13 @@ def doors_agree(name: str) -> bool:
     return described(line) == described(chat) and line.description == chat.description
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
 def test_both_doors_have_exactly_the_same_options(name: str):
     assert name in VERBS and name in BY_NAME
     assert doors_agree(name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
 def test_an_option_that_one_door_lacks_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
     with_it = command(name).parser()
     with_it.add_argument("--only-here", action="store_true")
@@ -74,8 +75,15 @@ def test_an_option_that_one_door_lacks_is_noticed(name: str, monkeypatch: pytest
     assert not doors_agree(name)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_registry_has_each_task_with_the_first_line_of_its_help(name: str):
+    task = load_task(name)
+    page = (inspect.getdoc(task) or "").split("\n")
+    assert (task.name, page[0]) == (name, TASKS[name])
+
+
 def test_a_task_of_the_engine_has_a_line_here():
-    assert {line.split()[0] for line in LINES} == {t.name for t in TASKS if isinstance(t, EngineTask)}
+    assert {line.split()[0] for line in LINES} == set(ENGINE_TASKS)
 
 
 @pytest.fixture
@@ -159,7 +167,7 @@ def test_without_words_models_are_a_list_in_both_doors(tmp_path: Path, capsys, m
     assert printed(capsys, "models") == drawn(front.all("report"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_is_the_same_page_in_both_doors(name: str, flag: str, tmp_path: Path, capsys):
     page = printed(capsys, name, flag).rstrip()
@@ -176,7 +184,7 @@ def test_help_of_an_action_is_its_page(tmp_path: Path):
     assert "usage: /models rm [-h] [--yes] NAME" in said
 
 
-@pytest.mark.parametrize("name", [t.name for t in TASKS if isinstance(t, EngineTask)])
+@pytest.mark.parametrize("name", ENGINE_TASKS)
 def test_the_loaded_model_is_a_chats_default_and_the_command_line_has_none(name: str, tmp_path: Path, capsys):
     assert main([name]) == 2
     _, err = capsys.readouterr()

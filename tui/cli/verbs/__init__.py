@@ -10,19 +10,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from ...tasks import TASKS
-from ...tasks.base import Door, Parser
+from ...tasks import TASKS, load_task
+from ...tasks.parsers import Parser
 from ...text.output import write
-from ..run_task import PREFIX, find_folder
-from ..run_task import run as run_task
-
-BY_NAME = {task.name: task for task in TASKS}
-
-
-def _short(sentence: str) -> str:
-    """Return a task's help as a list of commands has it."""
-    return sentence[0].lower() + sentence[1:].rstrip(".")
-
 
 MODULES = {
     "card": "rewrite a model folder's card",
@@ -31,12 +21,21 @@ MODULES = {
     "help": "show this page, or a command's: qchat help COMMAND",
     "pull": "download a model from Hugging Face",
 }
-VERBS = dict(sorted({**MODULES, **{name: _short(task.help) for name, task in BY_NAME.items()}}.items()))
+VERBS = dict(
+    sorted(
+        [
+            *MODULES.items(),
+            *((name, help_[0].lower() + help_[1:].rstrip(".")) for name, help_ in TASKS.items()),
+        ]
+    )
+)
 
 
 def model_folder(name: str) -> Path:
     """Return the folder of a model on this machine, by any of its names or its path. Raises ModelError."""
+    from ...tasks.base import Door
     from ...user.settings import Settings
+    from ..run_task import PREFIX, find_folder
 
     return find_folder(name, Door(PREFIX, Settings.load()["models_dir"]))
 
@@ -50,8 +49,8 @@ def closest_verb(word: str) -> str | None:
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """Return the parser of one of VERBS."""
-    if verb in BY_NAME:
-        return BY_NAME[verb].parser(PREFIX)
+    if verb in TASKS:
+        return load_task(verb).parser("qchat ")
     module = import_module(f".{verb}", __name__)
     parser = Parser(prog=f"qchat {verb}", allow_abbrev=False, description=module.__doc__)
     module.add_arguments(parser)
@@ -60,8 +59,10 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run one of VERBS with the words after it; returns the exit code. Raises QchatError."""
-    if verb in BY_NAME:
-        return run_task(BY_NAME[verb], argv)
+    if verb in TASKS:
+        from ..run_task import run as run_task
+
+        return run_task(verb, argv)
     try:
         args = parser_of(verb).parse_args(argv)
     except SystemExit as end:  # --help has printed
