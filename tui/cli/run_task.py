@@ -51,30 +51,39 @@ def _run_job(task: EngineTask, args: argparse.Namespace, door: Door) -> int:
 
 
 def _result(task: EngineTask, request: JobRequest) -> Mapping[str, Any]:
-    """Do the job in this process; what it gives is as it would come through the pipe."""
+    """Do the job in this process; its result is what would come through the pipe."""
     from ...core import run_job
 
     params = dict(request.params)
     if "measurements" in JOB_METHODS[request.method]:
         params["measurements"] = str(measurements_file())
-    status = StatusLine()
-
-    def show(event: Mapping[str, Any]) -> None:
-        if event["event"] == "progress":
-            status.show(progress_line(event))
-        elif event["event"] == "notice":
-            status.clear()
-            note(str(event["text"]))
-
+    view = JobView()
     try:
-        return decode(encode(run_job(request.method, params, show)))
+        return decode(encode(run_job(request.method, params, view)))
     except KeyboardInterrupt:
-        status.clear()
+        view.clear()
         if task.interrupted:
             note(f"interrupted: {task.interrupted}")
         raise
     finally:
-        status.clear()
+        view.clear()
+
+
+class JobView:
+    """Shows a job's notices as lines on stderr, and its progress as one line there that replaces itself."""
+
+    def __init__(self) -> None:
+        self._line = StatusLine()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "progress":
+            self._line.show(progress_line(event))
+        elif event["event"] == "notice":
+            self.clear()
+            note(str(event["text"]))
+
+    def clear(self) -> None:
+        self._line.clear()
 
 
 def _run_here(task: LocalTask, args: argparse.Namespace, door: Door) -> int:

@@ -1,6 +1,6 @@
-"""The slash commands: the one table that both front ends, help, palette and README are made from.
+"""The slash commands, in one table from which both front ends, help, palette and README are made.
 
-Its order is the order of use. Decides what a submitted line is: a command, a mistake, or something to say.
+Sorted by how often they are used. Decides whether a submitted line is a command, a mistake or a message.
 """
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
@@ -100,7 +100,7 @@ FAREWELLS = ("exit", "quit")
 
 @dataclass(frozen=True)
 class Completion:
-    """What a line becomes when this is accepted, what the list shows for it, and what that means."""
+    """One completion: the completed line, what the list shows, and its help."""
 
     line: str
     shown: str
@@ -108,10 +108,10 @@ class Completion:
 
 
 def parse(line: str) -> str | tuple[Command, str]:
-    """A command with its argument, or what to say to the model.
+    """Return a command with its argument, or the message for the model.
 
-    A path that exists is something to say, and so is a line that begins with a space. Raises UsageError for
-    an unknown command, which never reaches the model.
+    A path that exists is a message, and so is a line that begins with a space. Raises UsageError for an
+    unknown command, which never reaches the model.
     """
     if line.strip() in FAREWELLS:
         return BY_NAME["bye"], ""
@@ -124,7 +124,7 @@ def parse(line: str) -> str | tuple[Command, str]:
 
 
 def named(word: str) -> Command:
-    """The command called so, or the only one whose name begins so. Raises UsageError with the nearest."""
+    """Find a command by its name or a unique prefix. Raises UsageError that names the nearest."""
     name = word.removeprefix("/").lower()
     if name in BY_NAME:
         return BY_NAME[name]
@@ -148,7 +148,7 @@ def _is_path(word: str) -> bool:
 
 
 async def perform(line: str, chat: "Chat", front: Front) -> None:
-    """Do what a submitted line asks; whatever is wrong with it is shown as one sentence."""
+    """Run a submitted line; an error is shown as one sentence."""
     try:
         asked = parse(line)
         if isinstance(asked, str):
@@ -174,7 +174,7 @@ async def perform(line: str, chat: "Chat", front: Front) -> None:
 
 
 def completions(line: str, chat: "Chat") -> list[Completion]:
-    """What the begun command line may become, most used first."""
+    """Return the completions of a begun command line, most used first."""
     if not line.startswith("/") or "\n" in line:
         return []
     word, space, argument = line[1:].partition(" ")
@@ -195,7 +195,7 @@ def _name_begun(command: Command, word: str) -> str | None:
 
 
 def hint(line: str) -> str:
-    """What could follow a command whose argument is not begun; empty otherwise."""
+    """Return the usage of a command without an argument so far; empty otherwise."""
     word, space, argument = line.removeprefix("/").partition(" ")
     command = BY_NAME.get(word.lower()) if line.startswith("/") else None
     if command is None or argument.strip() or not command.usage:
@@ -204,7 +204,7 @@ def hint(line: str) -> str:
 
 
 def help_report(keys: dict[str, str] | None = None) -> Report:
-    """Every command, with the key that does the same; `keys` are by action id."""
+    """List every command, with the key that does the same; `keys` are by action id."""
     known = keys or {}
     rows = [
         (f"/{command.name} {command.usage}".strip(), known.get(command.key or "", ""), command.help)

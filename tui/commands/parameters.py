@@ -1,6 +1,6 @@
-"""The settings of a reply as commands write and show them; the table of keys is `tui/settings.py`'s.
+"""The settings of a reply as commands write and show them; `user/settings.py` has the table of keys.
 
-Understands the names of sessions and of ollama beside those of the settings.
+Accepts the names that sessions and ollama use, besides those of the settings.
 """
 
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ OF_REPLIES = tuple(key.name for key in KEYS.values() if key.reply)
 
 
 def key_called(name: str, where: str) -> Key:
-    """A setting by any of its names. Raises UsageError that begins with `where` and has the nearest one."""
+    """Find a setting by any of its names. Raises UsageError that begins with `where` and has the nearest."""
     plain = name.lower().replace("-", "_")
     return key_of(ALIASES.get(plain, plain), where)
 
 
 def reply_key(name: str, where: str) -> Key:
-    """The same, of settings that replies have."""
+    """Find a setting of replies by any of its names. Raises UsageError."""
     key = key_called(name, where)
     if key.reply is None:
         raise UsageError(f"{where}: {key.name} is no setting of a reply, wanted {', '.join(OF_REPLIES)}")
@@ -39,7 +39,7 @@ def reply_key(name: str, where: str) -> Key:
 
 
 def parse_pairs(argument: str, where: str) -> dict[str, Any]:
-    """`temperature=0.9 top_k=40` as the session names them. Raises UsageError."""
+    """Read `temperature=0.9 top_k=40`; names become the session's. Raises UsageError."""
     given: dict[str, Any] = {}
     for word in words(argument):
         name, equals, text = word.partition("=")
@@ -51,7 +51,7 @@ def parse_pairs(argument: str, where: str) -> dict[str, Any]:
 
 
 def set_reply(chat: "Chat", name: str, value: Any) -> None:
-    """From now on; None leaves it to the model. `name` is the session's."""
+    """Set a reply setting from now on, by the session's name; None leaves it to the model."""
     if value is None:
         chat.settings.pop(name, None)
     else:
@@ -59,7 +59,7 @@ def set_reply(chat: "Chat", name: str, value: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A setting's value as one would type it."""
+    """Format a setting's value as one would type it."""
     match value:
         case None:
             return "default"
@@ -73,7 +73,7 @@ def shown(value: Any) -> str:
 
 
 def in_force(model: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Every setting of replies: its name, its value, and who gave it."""
+    """List every setting of replies: its name, its value, and who chose it."""
     recommended = (model or {}).get("parameters", {})
     rows = []
     for key in KEYS.values():

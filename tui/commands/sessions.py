@@ -1,4 +1,4 @@
-"""Commands for conversations on disk: list, search, open, name, export, import."""
+"""Commands for stored conversations: open, name, save, export, import."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -58,7 +58,7 @@ async def _follow_rename(chat: "Chat", store: "Store") -> None:
 
 
 class Rename(Command):
-    """Give the conversation another title."""
+    """Rename the conversation."""
 
     names = ("rename",)
     usage = "TITLE"
@@ -72,7 +72,7 @@ class Rename(Command):
 
 
 class Save(Command):
-    """Conversations are saved as they go; this names one, and keeps what was read for a quick return."""
+    """Save the prompt cache, so that this conversation reopens at once; TITLE also renames it."""
 
     names = ("save",)
     usage = "[TITLE]"
@@ -87,7 +87,7 @@ class Save(Command):
 
 
 class Export(Command):
-    """Write the conversation to a file: Markdown, JSON (the whole tree, for /import) or one HTML page."""
+    """Export the conversation as Markdown, HTML, or JSON (the whole tree, for /import)."""
 
     names = ("export",)
     usage = "[FILE.md|.json|.html]"
@@ -116,7 +116,7 @@ class Export(Command):
 
 
 class Import(Command):
-    """Add a conversation that /export wrote as JSON, and go to it."""
+    """Import a conversation that /export wrote as JSON, and open it."""
 
     names = ("import",)
     usage = "FILE.json"
@@ -146,7 +146,7 @@ def current(chat: "Chat") -> int | None:
 
 
 def need_conversation(chat: "Chat") -> int:
-    """The number of the conversation at hand. Raises UsageError before the first message."""
+    """Return the current conversation's number. Raises UsageError before the first message."""
     need_store(chat)
     number = current(chat)
     if number is None or not turns(chat):
@@ -155,5 +155,5 @@ def need_conversation(chat: "Chat") -> int:
 
 
 def slug(title: str) -> str:
-    """A file's name from a title."""
+    """Return a file name made from a title."""
     return "-".join(re.findall(r"[^\W_]+", title.lower()))[:60].strip("-") or "conversation"

@@ -1,4 +1,4 @@
-"""Commands that set and show: the system prompt, settings, the model's facts, statistics."""
+"""Commands that set and show: the system prompt, settings, figures of the model, statistics."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 GIB = 2**30
 DEFAULT = "default"
 SWITCHES = ("think", "nothink", "verbose", "quiet")
-# what is asked for only when a model is loaded, and only when the program starts
+# settings that are read only when a model is loaded, and only when the program starts
 AT_LOAD = ("context_limit", "snapshot_budget", "kv_bits")
 AT_START = ("measure", "plain", "screen_reader", "keys")
 SUBJECTS = ("info", "model", "parameters", "system", "template", "prompt", "config")
 
 
 class System(Command):
-    """Set the system prompt, from a file with @FILE; "" has none; without words show it."""
+    """Set the system prompt, from a file with @FILE; "" removes it; without words show it."""
 
     names = ("system",)
     usage = '[TEXT|@FILE|""]'
@@ -46,13 +46,13 @@ class System(Command):
         text = read(argument[1:], Path.cwd()).text if argument.startswith("@") else argument
         text = text.strip().removeprefix('"""').removesuffix('"""').strip()
         await chat.set_system(None if text in ("", '""') else text)
-        front.note("the system prompt holds from the next question; what was said is read again under it")
+        front.note("the system prompt applies from the next question; the conversation is read again with it")
 
 
 class Set(Command):
-    """Set something from now on: /set temperature 0.7, /set think off; default leaves it to the model.
+    """Change a setting: /set temperature 0.7, /set think off; default leaves it to the model.
 
-    Ollama's words are understood: /set parameter NAME VALUE, /set think, /set nothink, /set system TEXT,
+    Ollama's words work too: /set parameter NAME VALUE, /set think, /set nothink, /set system TEXT,
     /set verbose, /set quiet.
     """
 
@@ -149,7 +149,7 @@ _ELSEWHERE = {
 
 
 def _values(name: str) -> tuple[str, ...]:
-    """What a setting may be, where that can be listed."""
+    """List the values of a setting, if they can be listed."""
     key = KEYS.get(ALIASES.get(name, name))
     match key and key.kind:
         case Choice(options):
@@ -218,7 +218,7 @@ class Stats(Command):
 
 
 def stats_json(chat: "Chat") -> dict[str, Any]:
-    """The figures of every turn, as plain values."""
+    """Return the figures of every turn, as plain values."""
     state = chat.state or {}
     return {
         "model": (chat.model or {}).get("name"),
@@ -229,7 +229,7 @@ def stats_json(chat: "Chat") -> dict[str, Any]:
 
 
 def stats_report(chat: "Chat") -> Report:
-    """One line for each turn, and the speed over turns as a picture."""
+    """Return a row for each turn, and a picture of the speed by turn."""
     told = stats_json(chat)
     columns = (
         "turn",
@@ -267,7 +267,7 @@ def _stats_row(turn: dict[str, Any]) -> tuple[str, ...]:
 
 
 def model_report(model: Any) -> Report:
-    """What is known of the loaded model."""
+    """Return the figures of the loaded model."""
     rows = [
         ("folder", str(model["path"])),
         ("size", f"{model['nbytes'] / 10**9:,.2f} GB, {model['bits_per_weight']:.2f} bits per weight"),
@@ -294,7 +294,7 @@ def system_report(chat: "Chat") -> Report:
 
 
 def config_report(chat: "Chat") -> Report:
-    """Every setting that the program was started with, and what gave it; then those changed since."""
+    """List every setting with its origin, those changed since the start first."""
     options = chat.options
     rows = [(name, shown(options[name]), options.origin(name)) for name in options]
     changed = [(name, value, "/set") for name, value, who in in_force(None, chat.settings) if who]

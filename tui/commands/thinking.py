@@ -1,4 +1,4 @@
-"""Commands that decide how much the model thinks, what of it is kept, and what of it is shown."""
+"""Commands for thoughts: how much the model thinks, and which thoughts are kept and shown."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -48,7 +48,7 @@ class Think(Command):
 
 
 class Effort(Command):
-    """How much to think: none and low not at all, medium, high and xhigh for models that know the words."""
+    """Set how much to think: none and low turn thinking off; models that know them take medium to xhigh."""
 
     names = ("effort",)
     usage = "[none|low|medium|high|xhigh|default]"
@@ -65,7 +65,7 @@ class Effort(Command):
 
 
 class Budget(Command):
-    """End each thought after N tokens; off lets it take its time."""
+    """End each thought after N tokens; off removes the limit."""
 
     names = ("budget",)
     usage = "[N|off]"
@@ -98,7 +98,7 @@ class History(Command):
 
 
 def set_thinking(chat: "Chat", on: bool | None) -> None:
-    """None is the model's own way. An effort that says otherwise gives way."""
+    """Turn thinking on or off, None for the model's default; an effort set earlier no longer applies."""
     set_reply(chat, "enable_thinking", on)
     set_reply(chat, "reasoning_effort", None)
     if not on:
@@ -106,13 +106,13 @@ def set_thinking(chat: "Chat", on: bool | None) -> None:
 
 
 def set_budget(chat: "Chat", text: str) -> None:
-    """Raises UsageError for what is no number of tokens."""
+    """Set the thinking budget. Raises UsageError unless `text` is a number of tokens or off."""
     off = text.lower() in NO_BUDGET
     set_reply(chat, "thinking_token_budget", None if off else whole(text, "the budget", 0, MAX_BUDGET))
 
 
 def described(chat: "Chat") -> str:
-    """What the settings in force mean, in a sentence."""
+    """Say what the current settings mean, in a sentence."""
     settings = chat.settings
     on, effort = settings.get("enable_thinking"), settings.get("reasoning_effort")
     budget = settings.get("thinking_token_budget")

@@ -1,4 +1,4 @@
-"""Commands for what is seen and how: help, copying, finding, files, themes, keys, the log, the way out."""
+"""Commands for the display: copy, find, attach files, themes, keys, mouse, log, about, quit."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -65,7 +65,7 @@ def _block(answer: str, number: str | None) -> str:
 
 
 class Read(Command):
-    """Attach text files to the next message: paths or patterns; @PATH within a message does the same."""
+    """Attach text files to the next message, by path or pattern; @PATH in a message does the same."""
 
     names = ("read",)
     usage = "PATH|PATTERN ..."
@@ -82,11 +82,11 @@ class Read(Command):
             raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
         size = sum(len(read(path, Path.cwd()).text) for path in paths)
         front.put_prompt(" ".join(map(_mention, paths)) + " ")
-        front.note(f"{len(paths)} files, {size:,} characters, go with the message that names them")
+        front.note(f"{len(paths)} files, {size:,} characters: they are sent with the message that names them")
 
 
 def _matching(word: str) -> list[str]:
-    """The files that a word means; a pattern must match something."""
+    """Return the files that a word names. Raises UsageError for a pattern without matches."""
     if not any(sign in word for sign in "*?[") or user_path(word).exists():
         return [word]
     found = sorted(path for path in _glob(word) if Path(path).is_file())
@@ -105,7 +105,7 @@ def _mention(path: str) -> str:
 
 
 class Find(Command):
-    """Find TEXT in the conversation on the screen; /sessions WORDS looks in all of them."""
+    """Find TEXT in the conversation on the screen; /sessions WORDS searches all conversations."""
 
     names = ("find",)
     usage = "TEXT"
@@ -116,13 +116,12 @@ class Find(Command):
         if not argument:
             raise self.wrong("say what to find")
         count = front.find(argument)
-        front.note(
-            f"{argument!r:.60} stands here {count:,} times" if count else f"{argument!r:.60} is not here"
-        )
+        matches = "1 match" if count == 1 else f"{count:,} matches" if count else "no matches"
+        front.note(f"{matches} for {argument!r:.60}")
 
 
 class Theme(Command):
-    """Choose the colours; without NAME see and try them."""
+    """Choose the colour theme; without NAME preview the themes."""
 
     names = ("theme",)
     usage = "[NAME]"
@@ -145,7 +144,7 @@ def theme_names() -> list[str]:
 
 
 class Keys(Command):
-    """Show what each key does, and the names by which [keys] in the settings changes them."""
+    """Show what each key does, and the action names that [keys] in the settings uses."""
 
     names = ("keys",)
     while_busy = True
@@ -158,7 +157,7 @@ class Keys(Command):
 
 
 class Mouse(Command):
-    """Use the mouse, or leave it to the terminal."""
+    """Turn mouse support on, or leave the mouse to the terminal."""
 
     names = ("mouse",)
     usage = "on|off"
@@ -172,7 +171,7 @@ class Mouse(Command):
 
 
 class Plain(Command):
-    """Go on line by line, with the same conversation."""
+    """Continue the same conversation line by line."""
 
     names = ("plain",)
 
@@ -181,7 +180,7 @@ class Plain(Command):
 
 
 class Stop(Command):
-    """Stop the reply; when there is none, the newest job."""
+    """Stop the reply, or the newest job if there is none."""
 
     names = ("stop", "cancel")
     while_busy = True
@@ -192,7 +191,7 @@ class Stop(Command):
 
 
 class Log(Command):
-    """Show the last lines that the engine wrote; they are kept in no file."""
+    """Show the last lines of the engine's log, which is never written to a file."""
 
     names = ("log",)
     while_busy = True
@@ -207,7 +206,7 @@ def log_report(chat: "Chat") -> Report:
 
 
 class About(Command):
-    """Say what this is: versions, the model, where things are kept."""
+    """Show versions, the model, and where files are kept."""
 
     names = ("about",)
     while_busy = True
@@ -226,7 +225,7 @@ class About(Command):
 
 
 class Bye(Command):
-    """Leave; bare exit and quit do the same. qchat -c comes back to this conversation."""
+    """Quit, as do exit and quit without a slash. qchat -c returns to this conversation."""
 
     names = ("bye", "exit", "quit")
     while_busy = True

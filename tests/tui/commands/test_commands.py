@@ -576,7 +576,7 @@ def test_find_theme_mouse_log_about_and_leaving(tmp_path):
     front = Stage(tmp_path).play(
         "/find Paris", "/theme", "/theme auto", "/mouse off", "/keys", "/log", "/about", "/plain", "/bye"
     )
-    assert front.all("find") == ["Paris"] and "2 times" in front.said
+    assert front.all("find") == ["Paris"] and "2 matches" in front.said
     assert front.all("set_theme") == ["auto"] and front.all("mouse") == [False]
     assert front.all("leave") == ["plain", "shell"]
     assert "the engine wrote nothing" in front.said and "Python" in front.said and "ctrl+o" in front.said

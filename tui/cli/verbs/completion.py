@@ -100,7 +100,7 @@ def _place(action: argparse.Action) -> str:
 
 
 def bash(verbs: list[Verb]) -> str:
-    """A function for `complete -F`; what is offered is split at line ends, since names may hold spaces."""
+    """Return a function for `complete -F`; it splits words at line ends, since names may hold spaces."""
     cases = "".join(
         f"""    {_quoted(verb.name or "-")})
       options={_quoted(LINE.join(flag for option in verb.options for flag in option.flags))}
@@ -159,7 +159,7 @@ def _bash_value(value: tuple[str, ...] | str | None) -> str:
 
 
 def zsh(verbs: list[Verb]) -> str:
-    """A function for `compdef`, with the options' meanings."""
+    """Return a function for `compdef`, with the options' help."""
     main, *others = verbs
     described = "\n".join(f"    {_quoted(f'{_colons(word)}:{help_}')}" for word, help_ in main.words)
     cases = "\n".join(f"    {verb.name})\n{_zsh_arguments(verb)}\n      ;;" for verb in others)
@@ -208,7 +208,7 @@ def _zsh_option(flag: str, option: Option) -> str:
 
 
 def fish(verbs: list[Verb]) -> str:
-    """One `complete` for every word and option."""
+    """Return one `complete` for every word and option."""
     main, *others = verbs
     names = " ".join(verb.name for verb in others)
     none = f"not __fish_seen_subcommand_from {names}"
@@ -249,7 +249,7 @@ def _fish_option(condition: str, option: Option) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For all three shells: fish takes \\' within single quotes, the others do not, so there is none."""
+    """Quote for all three shells; only fish allows \\' in single quotes, so it is replaced."""
     return "'" + text.replace("'", "’").replace("\\", "") + "'"
 
 

@@ -1,4 +1,4 @@
-"""Show every setting with its value and where it comes from, tell where the settings file is, or edit it."""
+"""Show every setting with its value and origin, show where the settings file is, or edit it."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print or edit; returns the exit code. Raises UsageError."""
+    """Print or edit the settings; return the exit code. Raises UsageError."""
     if args.action != "show" and args.keys:
         raise UsageError(f"`qchat config {args.action}` takes no KEY")
     match args.action:
@@ -95,7 +95,7 @@ def _shown(value: Any) -> str:
 
 
 def _edit() -> int:
-    """Open the file in the user's editor, then say whether it holds."""
+    """Open the file in the user's editor, then check it. Raises UsageError."""
     path = config_file()
     make_config_dir()
     if not path.exists():
@@ -108,8 +108,8 @@ def _edit() -> int:
 
 
 def template() -> str:
-    """A settings file in which every key is there and none is set."""
-    lines = ["# qchat's settings; a line counts once its # is gone", ""]
+    """Return a settings file with every key commented out."""
+    lines = ["# qchat's settings; remove a # to set a key", ""]
     for key in KEYS.values():
         if key.name != "keys":
             wanted = "" if key.kind.wanted == "a text" else f" ({key.kind.wanted})"
