@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .conversion.convert import Conversion as Conversion
     from .conversion.convert import convert as convert
     from .conversion.convert import plan_json as plan_json
-    from .conversion.convert import plan_text as plan_text
     from .conversion.inspection import inspect_model as inspect_model
     from .engine.engine import Engine as Engine
     from .engine.followers import follow as follow
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     from .measuring.evaluate import evaluate_model as evaluate_model
     from .measuring.measurements import Measurements as Measurements
     from .model.memory_plan import plan_folder as plan_folder
-    from .model.memory_plan import plan_table as plan_table
     from .quant.plan import load_config as load_config
     from .quant.recipe_file import BUILTIN as BUILTIN
     from .quant.recipes import Options as Options
     from .storage.export import export_conversation as export_conversation
     from .storage.importer import import_conversation as import_conversation
     from .storage.store import Store as Store
+    from .worker.jobs import run_job as run_job
 
 _HOMES = {
     "BUILTIN": "quant.recipe_file",
@@ -62,8 +61,8 @@ _HOMES = {
     "measure": "measuring.bench",
     "measure_random": "measuring.bench",
     "plan_folder": "model.memory_plan",
-    "plan_table": "model.memory_plan",
-    **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json", "plan_text"), "conversion.convert"),
+    "run_job": "worker.jobs",
+    **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json"), "conversion.convert"),
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

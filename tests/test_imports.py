@@ -29,6 +29,7 @@ MODULES_OF = {
 PUBLIC_MODULES = {
     "conversation.summary",
     "conversion.card",
+    "conversion.results",
     "errors",
     "events",
     "hub.catalog",
@@ -36,6 +37,9 @@ PUBLIC_MODULES = {
     "hub.library",
     "hub.listing",
     "machine.files",
+    "measuring.results",
+    "model.memory_figures",
+    "quant.results",
     "storage.records",
     "storage.store",
     "worker.protocol",
@@ -254,32 +258,40 @@ def table_rows(readme: str, pattern: str) -> list[tuple[str, ...]]:
 
 
 @cache
-def floors() -> dict[str, int]:
-    """Return the floor of every package of core."""
-    return {package: int(floor) for floor, package in table_rows("core/README.md", r"(\d+) *\| *`(\w+)/`")}
+def floors(whole: str) -> dict[str, int]:
+    """Return the floor of every package of core or tui."""
+    rows = table_rows(f"{whole}/README.md", r"(\d+) *\| *`(\w+)/`")
+    return {package: int(floor) for floor, package in rows}
 
 
-def package_of(module: str) -> str | None:
-    """Return the package of core that a full module name belongs to; None for modules at its top."""
+def package_of(module: str, known: Set[str]) -> str | None:
+    """Return the one of `known` that a full module name belongs to; None for modules at the top."""
     parts = module.split(".")
-    return parts[2] if len(parts) > 2 and parts[2] in floors() else None
+    return parts[2] if len(parts) > 2 and parts[2] in known else None
 
 
-def upward_imports() -> list[str]:
-    """Name every import from a package of core to one that is not on a lower floor."""
-    found, floor = [], floors()
-    for module, targets in dependencies("core").items():
+def upward_imports(whole: str) -> list[str]:
+    """Name every import from a package of core or tui to one that is not on a lower floor."""
+    found, floor = [], floors(whole)
+    entry_points = {f"qchat.{whole}", f"qchat.{whole}.__main__"}
+    for module, targets in dependencies(whole).items():
         for target in targets:
-            here, there = package_of(module), package_of(target)
+            here, there = package_of(module, floor.keys()), package_of(target, floor.keys())
             if here and there and here != there and floor[there] >= floor[here]:
                 found.append(f"{module} (floor {floor[here]}) imports {target} (floor {floor[there]})")
-            if there and not here and module != "qchat.core":
+            if there and not here and module not in entry_points:
                 found.append(f"{module} (floor 1) imports {target} (floor {floor[there]})")
     return sorted(found)
 
 
-def test_packages_of_core_import_only_lower_ones():
-    assert upward_imports() == []
+@pytest.mark.parametrize("whole", ["core", "tui"])
+def test_packages_import_only_lower_ones(whole: str):
+    assert upward_imports(whole) == []
+
+
+@pytest.mark.parametrize("whole", ["core", "tui"])
+def test_every_package_has_a_floor(whole: str):
+    assert floors(whole).keys() == {package for package in packages_of(whole) if "/" not in package}
 
 
 def test_a_planted_upward_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -292,10 +304,24 @@ def test_a_planted_upward_import_is_found(tmp_path: Path, monkeypatch: pytest.Mo
         "core/worker/process.py": "from ..machine.files import x",
     }
     plant(tmp_path, files, monkeypatch)
-    assert [line.split(" (")[0] for line in upward_imports()] == [
+    assert [line.split(" (")[0] for line in upward_imports("core")] == [
         "qchat.core.errors",
         "qchat.core.machine.files",
     ]
+
+
+def test_a_planted_upward_import_of_the_front_end_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = {
+        "tui/__init__.py": "",
+        "tui/__main__.py": "from .cli import main",
+        "tui/cli/__init__.py": "",
+        "tui/cli/main.py": "from ..tasks import base",
+        "tui/tasks/__init__.py": "",
+        "tui/tasks/base.py": "def late():\n    from ..cli.main import main",
+    }
+    plant(tmp_path, files, monkeypatch)
+    (found,) = upward_imports("tui")
+    assert found.startswith("qchat.tui.tasks.base (floor ")
 
 
 def modules_of(package: str) -> set[str]:
@@ -324,7 +350,7 @@ def test_the_map_names_every_package_once_and_no_other(package: str):
 
 
 def test_a_package_has_few_modules_and_a_module_few_lines():
-    for package in floors():
+    for package in floors("core"):
         modules = [name for name in modules_of("core") if name.startswith(f"{package}/")]
         assert len(modules) <= MAX_MODULES, package
     for path in sources("core"):
@@ -352,6 +378,6 @@ def public_names(package: str) -> set[str]:
     return set(re.findall(r"\w+", text.partition("Public names:")[2]))
 
 
-@pytest.mark.parametrize("package", sorted(floors()))
+@pytest.mark.parametrize("package", sorted(floors("core")))
 def test_packages_import_only_public_names_of_each_other(package: str):
     assert imported_names(package) == public_names(package)

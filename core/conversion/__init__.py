@@ -3,5 +3,6 @@
 Owns source, staging, writing and verification. Never changes a source folder, and publishes a whole folder or
 none.
 
-Public names: card, Conversion, convert, inspect_model, plan_json, Progress.
+Public names: card, Check, ClassSummary, Conversion, ConversionResult, convert, inspect_model,
+InspectionSummary, plan_json, Progress, TensorSummary.
 """

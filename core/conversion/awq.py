@@ -13,9 +13,10 @@ from ..checkpoint.layouts import MTP_PREFIX
 from ..checkpoint.packed import Geometry
 from ..errors import UsageError
 from ..machine.backend import mx
-from ..quant.folds import Folds, GroupReport
+from ..quant.folds import Folds
 from ..quant.imatrix import Imatrix
 from ..quant.recipes import Recipe
+from ..quant.results import GroupReport
 from ..quant.rounding import rounding_error
 from .source import FP8_BLOCK, Source, to_dense
 

@@ -12,7 +12,8 @@ from ..errors import ModelError, UsageError
 from ..hub.cache import FOLDER
 from ..machine.files import read_json, read_text
 from .inspection import Inspection, inspect_model
-from .report import GB, MB, Report
+from .report import Report
+from .results import Check
 from .staging import REPORT_NAME
 from .writer import write_file
 
@@ -22,6 +23,8 @@ FENCE = "---\n"  # around a card's front matter
 LICENSE = re.compile(r"^license: *([A-Za-z0-9._-]+) *$", re.MULTILINE)
 PLAIN_WORD = re.compile(r"[A-Za-z0-9][\w./-]*")  # what YAML needs no quotes for
 CACHED = re.compile(r"models--([^/]+)--([^/]+)")  # folders of the Hugging Face cache
+GB = 10**9
+MB = 10**6
 SIZE_LINE = re.compile(r"^.*: [0-9.]+ GB, [0-9.]+ bits per weight\..*$", re.MULTILINE)
 # class, code, number of tensors, bytes, bits per weight
 TableRow = tuple[str, str, int, int, float]
@@ -62,10 +65,17 @@ def render_report_card(report: Report) -> str:
         *_section("What the source needed", report.repairs),
         *_section("Activation-aware scaling", [str(group) for group in report.folds.report]),
         "## Checks",
-        f"Every file was read back. {report.check.as_text()}.",
+        f"Every file was read back. {_logits_sentence(report.check)}",
         _error_table(report.check.weights),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _logits_sentence(check: Check) -> str:
+    return (
+        f"Logits against the source over {check.tokens} tokens: relative RMS {check.logits_error:.2e}, KL "
+        f"divergence {check.kl_divergence:.2e} nats, {check.same_top:.0%} of the most likely tokens equal."
+    )
 
 
 def render_folder_card(folder: Path) -> str:

@@ -22,7 +22,7 @@ from ..machine.backend import mx
 from ..machine.eta import TimeEstimate
 from ..quant.folds import Folds
 from ..quant.imatrix import Imatrix, read_imatrix
-from ..quant.plan import Plan, as_json, as_table, load_config, make_plan
+from ..quant.plan import Plan, as_json, load_config, make_plan
 from ..quant.recipe_file import BUILTIN_FOLDER
 from ..quant.recipes import Options, Recipe
 from ..text.template import Template
@@ -32,9 +32,10 @@ from .card import CARD_NAME, model_name, read_license, render_report_card
 from .companions import write_companions
 from .pipeline import can_copy, convert_slices, read_unrounded
 from .report import Report
+from .results import Check
 from .source import Source, to_dense
 from .staging import REPORT_NAME, check_target, open_staging
-from .verify import Check, check_headers, compare_logits, compare_weights
+from .verify import check_headers, compare_logits, compare_weights
 from .writer import (
     INDEX_NAME,
     MTP_FILE,
@@ -86,16 +87,11 @@ class Progress:
 Listener = Callable[[Notice | Progress], None]
 
 
-def plan_text(source: Path, options: Options, bandwidth_gb_s: float) -> str:
-    """A table of what converting the model folder or config file `source` would give. Opens no weights.
-
-    Raises ModelError and UsageError.
-    """
-    return as_table(make_plan(load_config(source), options), bandwidth_gb_s)
-
-
 def plan_json(source: Path, options: Options, bandwidth_gb_s: float) -> dict[str, Any]:
-    """The same as values that `json.dumps` takes."""
+    """Plan the conversion of the model folder or config file `source`, as values that `json.dumps` takes.
+
+    Opens no weights. Raises ModelError and UsageError.
+    """
     return as_json(make_plan(load_config(source), options), bandwidth_gb_s)
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from ..checkpoint.assemble import FP8_BLOCK, Tensor
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.header import ITEM_NBYTES, Entry, printable
@@ -21,9 +23,8 @@ from ..checkpoint.weights import load_weights
 from ..errors import TemplateError
 from ..quant.plan import tensor_class
 from ..text.template import Template
+from .results import ClassSummary, InspectionSummary, TensorSummary
 
-MB = 10**6
-MAX_SHAPES = 2
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 EXPERTS = re.compile(r"(.*mlp\.)experts\.(?:\d+\.)?(\w+)")
 
@@ -59,14 +60,8 @@ class TensorInfo:
     def weights(self) -> int:
         return math.prod(self.shape)
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "class": self.kind,
-            **asdict(self.code),
-            "shape": list(self.shape),
-            "bytes": self.nbytes,
-        }
+    def summary(self) -> TensorSummary:
+        return TensorSummary(self.name, self.kind, **asdict(self.code), shape=self.shape, nbytes=self.nbytes)
 
 
 @dataclass(frozen=True)
@@ -95,16 +90,16 @@ class ClassInfo:
         """The different shapes."""
         return tuple(dict.fromkeys(tensor.shape for tensor in self.tensors))
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "class": self.kind,
+    def summary(self) -> ClassSummary:
+        return ClassSummary(
+            self.kind,
             **asdict(self.code),
-            "tensors": len(self.tensors),
-            "weights": self.weights,
-            "bytes": self.nbytes,
-            "bits_per_weight": self.bits_per_weight,
-            "shapes": [list(shape) for shape in self.shapes],
-        }
+            tensors=len(self.tensors),
+            weights=self.weights,
+            nbytes=self.nbytes,
+            bits_per_weight=self.bits_per_weight,
+            shapes=self.shapes,
+        )
 
 
 @dataclass(frozen=True)
@@ -133,35 +128,32 @@ class Inspection:
     def total(self) -> ClassInfo:
         return ClassInfo("total", Code("", 0), self.tensors)
 
-    def as_json(self, *, tensors: bool = False) -> dict[str, Any]:
-        """Values that `json.dumps` takes, with every single tensor if `tensors`."""
-        total = self.total
-        return {
-            "model": self.model,
-            "model_type": self.config.model_type,
-            "layers": self.config.num_hidden_layers,
-            "hidden_size": self.config.hidden_size,
-            "vocab_size": self.config.vocab_size,
-            "context": self.config.max_position_embeddings,
-            "weights": total.weights,
-            "total_bytes": total.nbytes,
-            "bits_per_weight": total.bits_per_weight,
-            "classes": [row.as_json() for row in self.classes],
-            **({"tensors": [tensor.as_json() for tensor in self.tensors]} if tensors else {}),
-            "repairs": list(self.repairs),
-            "notices": list(self.notices),
-        }
-
-    def as_text(self, *, tensors: bool = False) -> str:
-        """Lines for a terminal: a table of the classes, or of every tensor if `tensors`."""
-        table = _tensor_table(self.tensors) if tensors else _class_table(self.classes)
-        total = self.total
-        size = (
-            f"{total.nbytes / 10**9:.3f} GB ({total.nbytes / 2**30:.3f} GiB), {total.weights / MB:,.1f} M "
-            f"weights in {len(total.tensors):,} tensors, {total.bits_per_weight:.2f} bits per weight"
+    def summary(self, *, tensors: bool = False) -> InspectionSummary:
+        """Return what there is to tell of the folder, with every single tensor if `tensors`."""
+        config, total = self.config, self.total
+        return InspectionSummary(
+            model=self.model,
+            model_type=config.model_type,
+            layers=config.num_hidden_layers,
+            attention_layers=config.layer_types.count("full_attention"),
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            context=config.max_position_embeddings,
+            weights=total.weights,
+            total_bytes=total.nbytes,
+            bits_per_weight=total.bits_per_weight,
+            tensor_count=len(self.tensors),
+            classes=tuple(row.summary() for row in self.classes),
+            repairs=self.repairs,
+            notices=self.notices,
+            experts=config.num_experts if config.is_moe else 0,
+            experts_per_token=config.num_experts_per_tok if config.is_moe else 0,
+            tensors=tuple(tensor.summary() for tensor in self.tensors) if tensors else None,
         )
-        remarks = [f"- {sentence}" for sentence in (*self.repairs, *self.notices)]
-        return "\n".join((self.model, _size_line(self.config), "", *table, "", size, *remarks))
+
+    def as_json(self, *, tensors: bool = False) -> dict[str, Any]:
+        """Return `summary` as values that `json.dumps` takes."""
+        return to_builtins(self.summary(tensors=tensors))
 
 
 def inspect_model(folder: Path) -> Inspection:
@@ -252,38 +244,3 @@ def _template_notice(folder: Path) -> str:
     except TemplateError as error:
         return str(error)
     return template.notice or f"the chat template is in {template.origin}"
-
-
-def _size_line(config: ModelConfig) -> str:
-    attention = config.layer_types.count("full_attention")
-    experts = f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.is_moe else ""
-    return (
-        f"{config.model_type}: {config.num_hidden_layers} layers ({attention} attention), "
-        f"hidden {config.hidden_size:,}{experts}, vocabulary {config.vocab_size:,}, "
-        f"context {config.max_position_embeddings:,}"
-    )
-
-
-def _class_table(classes: Sequence[ClassInfo]) -> list[str]:
-    header = f"{'class':<22}{'mode':<24}{'tensors':>8}{'MB':>12}{'bits/weight':>13}  shapes"
-    return [header, *map(_class_line, classes)]
-
-
-def _class_line(row: ClassInfo) -> str:
-    shapes = ", ".join(map(_format_shape, row.shapes[:MAX_SHAPES]))
-    more = len(row.shapes) - MAX_SHAPES
-    figures = f"{len(row.tensors):>8,}{row.nbytes / MB:>12,.1f}{row.bits_per_weight:>13.2f}"
-    return f"{row.kind:<22}{row.code!s:<24}{figures}  {shapes}{f' + {more}' if more > 0 else ''}"
-
-
-def _tensor_table(tensors: Sequence[TensorInfo]) -> list[str]:
-    header = f"{'tensor':<44}{'mode':<24}{'shape':>18}{'bytes':>14}"
-    lines = [
-        f"{tensor.name:<44}{tensor.code!s:<24}{_format_shape(tensor.shape):>18}{tensor.nbytes:>14,}"
-        for tensor in tensors
-    ]
-    return [header, *lines]
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

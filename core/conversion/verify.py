@@ -7,7 +7,6 @@ Refuses files that differ from their plan, weights unlike their source, and logi
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 
 from ..checkpoint.assemble import Tensor
@@ -23,6 +22,7 @@ from ..ops.linear import make_linear, materialize
 from ..ops.self_test import run_self_test
 from ..text.tokenizer import Tokenizer
 from .pipeline import streams
+from .results import Check
 from .source import Source, to_dense
 from .writer import Shard, Unit
 
@@ -35,28 +35,6 @@ MAX_ERROR = 0.9
 TOO_MANY_PARAMETERS = 1 << 60  # too many for any machine to unpack the weights
 Reference = Callable[[Unit, int, int], mx.array]
 Tick = Callable[[str, int], None]  # a tensor's name, its bytes in bfloat16
-
-
-@dataclass(frozen=True)
-class Check:
-    """How far the result is from its source.
-
-    `weights` are relative RMS errors of a sample by code. The logits after `tokens` tokens are compared by
-    relative RMS, mean KL divergence in nats, and the share of positions with the same most likely token.
-    """
-
-    weights: dict[str, float]
-    tokens: int
-    logits_error: float
-    kl_divergence: float
-    same_top: float
-
-    def as_text(self) -> str:
-        """A sentence without its full stop."""
-        return (
-            f"Logits against the source over {self.tokens} tokens: relative RMS {self.logits_error:.2e}, KL "
-            f"divergence {self.kl_divergence:.2e} nats, {self.same_top:.0%} of the most likely tokens equal"
-        )
 
 
 def check_headers(checkpoint: Checkpoint, shards: Sequence[Shard]) -> None:

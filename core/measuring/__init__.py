@@ -2,5 +2,7 @@
 
 Owns the texts and statistics. Never runs inside a conversation.
 
-Public names: calibrate_model, CHUNK_SIZE, compare_models, evaluate_model, measure, Measurements, RUNS.
+Public names: Bench, BenchResult, BenchRun, calibrate_model, Calibration, CHUNK_SIZE, compare_models,
+Comparison, evaluate_model, Evaluation, measure, measure_peer, measure_random, Measurements, PeerFigures,
+PEERS, RUNS, Score.
 """

@@ -7,7 +7,7 @@ speed is also given as a share of the memory bandwidth. Refuses only what loadin
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..model.network import Model
 from ..quant.recipes import VARIANTS
 from .evaluate import packaged_texts
 from .random_model import random_model
+from .results import BenchResult
 
 SYSTEM = "You are a helpful assistant. Be concise."
 CAPITALS = (
@@ -38,40 +39,6 @@ SUSTAINED_TOKENS = 256
 SPEED_SAMPLES = 32  # samples along the sustained reply, for a sparkline
 PREFILL_LENGTHS = (512, 4096, 32768)
 PROMPT_TOKENS = 64  # before the measure_decoding reply
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """One model's figures; None for prompts longer than its context, and for a random model's conversation.
-
-    `capitals_tokens_per_s` is the speed of the fastest of turns 2 to 4, the median of all runs;
-    `decode_tokens_per_s` that of SUSTAINED_TOKENS in a row. `bandwidth` is that of a copy on this device, in
-    bytes/s; `bandwidth_share` is the share of it that decoding uses to read weights.
-    """
-
-    model: str
-    path: str
-    nbytes: int
-    load_seconds: float
-    capitals_tokens_per_s: float | None
-    decode_tokens_per_s: float
-    prefill_tokens_per_s: float
-    prefills: dict[int, float | None]
-    first_token_seconds: float | None
-    cached_first_token_seconds: float | None
-    peak_nbytes: int
-    step_nbytes: int
-    bandwidth: float
-    speeds: list[float] = field(default_factory=list)
-
-    @property
-    def bandwidth_share(self) -> float:
-        """The bytes of weights read per second, as a share of the bandwidth."""
-        return self.step_nbytes * self.decode_tokens_per_s / self.bandwidth
-
-    def as_json(self) -> dict[str, Any]:
-        """Return values that `json.dumps` accepts."""
-        return asdict(self) | {"bandwidth_share": self.bandwidth_share}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ inputs of the output head and of the MTP head. Refuses a text shorter than one c
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward
 from ..model.moe import MixtureOfExperts
 from ..model.network import Model
 from ..quant.imatrix import Statistics, write_imatrix
+from .results import Calibration
 
 BUILTIN_TEXT = Path(__file__).parent / "calibration.txt"
 CHUNK_SIZE = 512
@@ -31,22 +31,6 @@ PARTIAL_SUFFIX = ".partial"
 
 # receives chunks done and total chunks
 Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The result of one run: `chunks` of `chunk_size` tokens, `resumed` of them read by an earlier run.
-
-    `experts` counts those of all layers, `unreached` those of them that received no token.
-    """
-
-    path: Path
-    chunks: int
-    chunk_size: int
-    resumed: int
-    modules: int
-    experts: int
-    unreached: int
 
 
 class InputStatistics:

@@ -6,10 +6,9 @@ vocabularies, and texts that are too short to be meaningful.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.config import ModelConfig
 from ..engine.followers import load_model
@@ -20,7 +19,8 @@ from ..machine.files import read_text
 from ..model.network import Model
 from ..text.tokenizer import Tokenizer
 from .hidden_cache import HiddenCache
-from .scores import Score, ScoreCollector, Window, WindowOutputs
+from .results import Evaluation
+from .scores import ScoreCollector, Window, WindowOutputs
 
 # each kind has a text file of its name
 KINDS = ("prose", "chat", "code", "lists", "reasoning", "tools", "languages")
@@ -34,40 +34,6 @@ LOGITS_NBYTES = 64 << 20  # most memory for one model's logits
 
 # receives the current stage, tokens done and total tokens
 Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The `scores` of each kind of text, and the `overall` score of all their tokens."""
-
-    model: str
-    reference: str | None
-    context: int
-    scores: tuple[Score, ...]
-    overall: Score
-
-    def as_json(self) -> dict[str, Any]:
-        """Return values that `json.dumps` accepts."""
-        return asdict(self)
-
-    def as_table(self) -> str:
-        """Format a table for a terminal of 80 columns."""
-        width = max(len(score.kind) for score in (*self.scores, self.overall)) + 1
-        compared = self.reference is not None
-        extra = f"{'reference':>12}{'mean KL':>11}{'99 % KL':>11}{'top-1':>10}" if compared else ""
-        lines = [f"{'text':<{width}}{'tokens':>9}{'perplexity':>12}{extra}"]
-        rows = self.scores if len(self.scores) == 1 else (*self.scores, self.overall)
-        lines += [f"{row.kind:<{width}}{_cells(row)}" for row in rows]
-        return "\n".join(lines)
-
-
-def _cells(score: Score) -> str:
-    cells = f"{score.tokens:>9,}{score.perplexity:>12,.4g}"
-    if score.kl_mean is None:
-        return cells
-    agreement = f"{100 * (score.top1_agreement or 0):.2f} %"
-    divergences = f"{score.kl_mean:>11.6f}{score.kl_p99:>11.5f}"
-    return f"{cells}{score.reference_perplexity:>12,.4g}{divergences}{agreement:>10}"
 
 
 @dataclass(frozen=True)

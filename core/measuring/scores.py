@@ -10,27 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from ..machine.backend import mx
 from ..ops.linear import Linear
+from .results import Score
 
 SUM_WIDTH = 256  # entries of a row of logits that are summed by themselves
 TOP_SHARE = 0.99
-
-
-@dataclass(frozen=True)
-class Score:
-    """Figures of one kind of text over `tokens` predictions; None where there is no reference.
-
-    perplexity: exp of the mean negative log-likelihood. kl_mean, kl_p99: mean and 99th percentile of
-    KL(reference || model) = sum p log(p / q) in nats, over the whole vocabulary. top1_agreement: the share of
-    tokens where both models have the same likeliest id.
-    """
-
-    kind: str
-    tokens: int
-    perplexity: float
-    reference_perplexity: float | None = None
-    kl_mean: float | None = None
-    kl_p99: float | None = None
-    top1_agreement: float | None = None
 
 
 @dataclass(frozen=True)

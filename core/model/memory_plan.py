@@ -4,9 +4,8 @@ Counts from `config.json` and the weight files' headers; loads nothing. Refuses 
 numbers, and says what would fit.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Weights, load_weights
@@ -15,14 +14,11 @@ from ..machine.backend import Policy, choose_policy, on_gpu
 from ..machine.device import device_free_nbytes
 from . import native_decode
 from .cache import QUANTIZED_BITS, QUANTIZED_GROUP
+from .memory_figures import OVERHEAD_NBYTES, MemoryPlan
 
 GB = 10**9
 # prompt tokens read at once, largest first; small chunks cancel sooner, large ones read faster
 CHUNKS = (2048, 1024, 512, 256, 128)
-# the share of the memory beside the weights that snapshots of earlier turns may take
-SNAPSHOT_SHARE = 0.25
-# the process itself, the tokenizer, compiled kernels
-OVERHEAD_NBYTES = 300 << 20
 # a model must fit with enough context for one short question
 LEAST_CONTEXT = 512
 
@@ -45,42 +41,6 @@ class Need:
         """Bytes of everything but snapshots, for a conversation of `context` tokens."""
         kept = self.weights_nbytes + self.state_nbytes + context * self.kv_nbytes_per_token
         return OVERHEAD_NBYTES + kept + self.transient_nbytes(chunk, context)
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Limits of a running model: the longest `context` and the prefill `chunk` in tokens, the rest in bytes.
-
-    `free_nbytes` is the free memory it was planned for; 0 means unknown, and nothing is limited.
-    """
-
-    context: int
-    chunk: int
-    weights_nbytes: int
-    state_nbytes: int
-    kv_nbytes: int
-    kv_nbytes_per_token: int
-    transient_nbytes: int
-    snapshot_nbytes: int
-    free_nbytes: int
-
-    @property
-    def total_nbytes(self) -> int:
-        """Bytes at the longest context, snapshots included."""
-        kept = self.weights_nbytes + self.state_nbytes + self.kv_nbytes + self.snapshot_nbytes
-        return OVERHEAD_NBYTES + kept + self.transient_nbytes
-
-    @property
-    def snapshot_budget_nbytes(self) -> int:
-        """Bytes that snapshots may take, a share of the memory beside the weights; 0 if that is unknown.
-
-        At the longest context `snapshot_nbytes` of it remain. Snapshots count the keys and values that they
-        share with the live cache.
-        """
-        return int(SNAPSHOT_SHARE * max(0, self.free_nbytes - self.weights_nbytes))
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"total_nbytes": self.total_nbytes}
 
 
 def plan_memory(
@@ -205,19 +165,3 @@ def _suggest(need: Need, context: int, free_nbytes: int) -> str:
     if room <= 0:
         return "no variant of it would fit"
     return f"a variant with weights of {room / GB:.1f} GB would fit"
-
-
-def plan_table(plan: MemoryPlan) -> str:
-    """Return the plan as a table of text."""
-    rows = (
-        ("weights", plan.weights_nbytes),
-        ("recurrent and convolution states", plan.state_nbytes),
-        (f"keys and values of {plan.context:,} tokens", plan.kv_nbytes),
-        (f"reading a prompt {plan.chunk:,} tokens at a time", plan.transient_nbytes),
-        ("snapshots of earlier turns", plan.snapshot_nbytes),
-        ("the process", OVERHEAD_NBYTES),
-        ("in all", plan.total_nbytes),
-    )
-    lines = [f"{name:<44}{nbytes / GB:>9.2f} GB" for name, nbytes in rows]
-    free = f"{plan.free_nbytes / GB:>9.2f} GB" if plan.free_nbytes else "unknown"
-    return "\n".join((*lines, f"{'this machine can give':<44}{free}"))

@@ -16,7 +16,8 @@ from .cache import QUANTIZED_BITS, Cache, KVCache
 from .fused_decode import FusedDecoder
 from .fused_layers import kernel_form, plain_form
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, Layer, rms_norm
-from .memory_plan import MemoryPlan, fit, need_of
+from .memory_figures import MemoryPlan
+from .memory_plan import fit, need_of
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
 from .native_decode import NativeDecode, may_run

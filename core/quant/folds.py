@@ -9,34 +9,7 @@ from typing import Any
 
 from ..machine.backend import mx
 from .imatrix import Imatrix
-
-
-@dataclass(frozen=True)
-class GroupReport:
-    """The result for one group: `letter` A to F, `layer` such as "layers.3", and the tensor that feeds it.
-
-    `before` and `after` are the sum of importance (w - Q(w))^2 over its matrices. A `reason` says why the
-    group is unchanged; then both are equal, or 0 if nothing was measured.
-    """
-
-    letter: str
-    layer: str
-    feeder: str
-    alpha: float = 0.0
-    before: float = 0.0
-    after: float = 0.0
-    reason: str = ""
-
-    @property
-    def changed(self) -> bool:
-        return not self.reason
-
-    def __str__(self) -> str:
-        what = f"{self.letter} {self.feeder}"
-        if self.reason:
-            return f"{what}: skipped, {self.reason}"
-        gain = f" ({self.after / self.before - 1:+.1%})" if self.before else ""
-        return f"{what}: alpha {self.alpha:.2f}, error {self.before:.4g} to {self.after:.4g}{gain}"
+from .results import GroupReport
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ For each class of tensors: count, code, bytes, bits per weight, bytes read per t
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..checkpoint.packed import Geometry
 from ..errors import ConfigError, QchatError, UsageError
 from ..machine.files import read_json
 from .recipes import VARIANTS, Options, Recipe, check_parts
+from .results import PlannedClass, PlanSummary
 
 GB = 10**9
 GIB = 1 << 30
@@ -187,42 +188,26 @@ def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
     return nbytes
 
 
-def as_table(plan: Plan, bandwidth_gb_s: float | None = None) -> str:
-    """The plan as a table for a terminal of 100 columns. Raises UsageError for a bad bandwidth."""
-    header = f"{'class':<22}{'mode':<24}{'tensors':>8}{'MB':>12}{'bits/weight':>13}{'MB/token':>12}"
-    lines = [plan.source, header, *(_line(row) for row in (*plan.rows, plan.total))]
-    total = plan.total_bytes
-    lines.append(f"{total / GB:.2f} GB ({total / GIB:.2f} GiB), disk needed {plan.disk_nbytes / GB:.2f} GB")
-    if bandwidth_gb_s is not None:
-        speed = plan.tokens_per_s(bandwidth_gb_s)
-        lines.append(f"at {bandwidth_gb_s:g} GB/s of memory bandwidth at most {speed:.1f} tokens/s")
-    return "\n".join((*lines, *plan.notes))
-
-
-def _line(row: Row) -> str:
-    megabytes = (row.nbytes / 10**6, row.read_nbytes / 10**6)
-    return (
-        f"{row.name:<22}{row.mode:<24}{row.tensors:>8}{megabytes[0]:>12,.1f}"
-        f"{row.bits_per_weight:>13.2f}{megabytes[1]:>12,.1f}"
+def summarize(plan: Plan, bandwidth_gb_s: float | None = None) -> PlanSummary:
+    """Return the plan's figures, with the speed at this memory bandwidth. Raises UsageError for a bad one."""
+    speed = None if bandwidth_gb_s is None else plan.tokens_per_s(bandwidth_gb_s)
+    return PlanSummary(
+        source=plan.source,
+        options=vars(plan.options),
+        total_bytes=plan.total_bytes,
+        bits_per_weight=plan.total.bits_per_weight,
+        bytes_per_token=plan.total.read_nbytes,
+        disk_bytes=plan.disk_nbytes,
+        classes=tuple(PlannedClass(**vars(row), bits_per_weight=row.bits_per_weight) for row in plan.rows),
+        notes=plan.notes,
+        bandwidth_gb_s=bandwidth_gb_s,
+        tokens_per_s=speed,
     )
 
 
 def as_json(plan: Plan, bandwidth_gb_s: float | None = None) -> dict[str, Any]:
-    """The plan as values that `json.dumps` takes. Raises UsageError for a bad bandwidth."""
-    report = {
-        "source": plan.source,
-        "options": vars(plan.options),
-        "total_bytes": plan.total_bytes,
-        "bits_per_weight": plan.total.bits_per_weight,
-        "bytes_per_token": plan.total.read_nbytes,
-        "disk_bytes": plan.disk_nbytes,
-        "classes": [{**vars(row), "bits_per_weight": row.bits_per_weight} for row in plan.rows],
-        "notes": list(plan.notes),
-    }
-    if bandwidth_gb_s is not None:
-        speed = plan.tokens_per_s(bandwidth_gb_s)
-        report |= {"bandwidth_gb_s": bandwidth_gb_s, "tokens_per_s": speed}
-    return report
+    """Return `summarize` as values that `json.dumps` takes, without what is unknown."""
+    return {key: value for key, value in asdict(summarize(plan, bandwidth_gb_s)).items() if value is not None}
 
 
 def plan_variants(config: ModelConfig, *, as_published: bool) -> dict[str, Plan]:

@@ -11,20 +11,26 @@ from typing import Any
 
 from ..conversion.convert import Conversion, Progress, convert, plan_json
 from ..conversion.inspection import inspect_model
-from ..errors import UsageError
+from ..errors import QchatError, UsageError
 from ..events import Notice
 from ..machine.backend import mx
 from ..machine.eta import TimeEstimate
-from ..measuring.bench import RUNS, measure
+from ..measuring.bench import RUNS, BenchRun, measure, measure_random
 from ..measuring.calibrate import CHUNK_SIZE, calibrate_model
 from ..measuring.comparison import compare_models
 from ..measuring.evaluate import evaluate_model
 from ..measuring.measurements import Measurements
+from ..measuring.peers import PEERS, measure_peer
+from ..measuring.results import BenchResult
+from ..model.memory_plan import plan_folder
+from ..quant.plan import load_config
 from ..quant.recipes import Options
+from .protocol import JOB_METHODS
 
 Params = Mapping[str, Any]
 EventSink = Callable[[dict[str, Any]], None]
 BANDWIDTH_GB_S = 400.0
+VARIANT = "UD-Q4_K_XL"
 
 
 class ProgressReporter:
@@ -55,7 +61,8 @@ def _convert(params: Params, send_event: EventSink) -> dict[str, Any]:
         if isinstance(event, Notice):
             send_event({"event": "notice", "text": event.text})
             return
-        own = {"event": "progress", "unit": "bytes", "detail": f"{event.stage} {event.module}"}
+        module = event.module.removeprefix("language_model.").removeprefix("model.")
+        own = {"event": "progress", "unit": "bytes", "detail": f"{event.stage} {module}"}
         send_event(own | {"done": event.done, "total": event.total, "seconds_left": event.seconds_left})
 
     conversion = Conversion(
@@ -69,7 +76,7 @@ def _convert(params: Params, send_event: EventSink) -> dict[str, Any]:
     )
     if params["awq"] is not None:
         conversion = replace(conversion, awq=_check_choice("awq", params["awq"], ("off", "fixed", "search")))
-    return convert(conversion, listener).as_json()
+    return convert(conversion, listener).as_json() | {"folder": str(conversion.target)}
 
 
 def _options(given: Mapping[str, Any] | None) -> Options:
@@ -116,34 +123,63 @@ def _eval(params: Params, send_event: EventSink) -> dict[str, Any]:
     )
     if evaluation.overall.kl_mean is not None:
         figures = {"kl_mean": evaluation.overall.kl_mean, "reference": evaluation.reference}
-        _store_measurements(params["measurements"], Path(params["model"]), figures)
+        _store_measurements(params["measurements"], Path(params["model"]), figures, send_event)
     return evaluation.as_json()
 
 
 def _bench(params: Params, send_event: EventSink) -> dict[str, Any]:
-    rows = []
-    for place, model in enumerate(_check_models(params["models"])):
-        figures = _bench_model(Path(model), params["runs"], send_event)
-        _store_measurements(params["measurements"], Path(model), figures)
-        rows.append({"event": "row", "place": place, **figures})
+    rows: list[dict[str, Any]] = []
+
+    def add(result: BenchResult) -> None:
+        rows.append({"event": "row", "place": len(rows), **result.as_json()})
         send_event(rows[-1])
         mx.clear_cache()
+
+    if params["against"] is not None:
+        _check_choice("against", params["against"], PEERS)
+    models = [] if params["random"] and not params["models"] else _check_models(params["models"])
+    runs = params["runs"] or RUNS
+    if params["random"]:
+        variant = params["variant"] or VARIANT
+        config = load_config(Path(params["random"]))
+        add(_follow_bench(measure_random(config, variant, runs), variant, send_event))
+    for model in map(Path, models):
+        result = _follow_bench(measure(model, runs), model.name, send_event)
+        _store_measurements(params["measurements"], model, result.as_json(), send_event)
+        if params["against"]:
+            mx.clear_cache()
+            detail = f"{model.name}: {params['against']}"
+            peer = measure_peer(model, runs, lambda detail=detail: _announce(detail, send_event))
+            result = replace(result, against=peer)
+        add(result)
     return {"rows": rows}
 
 
-def _bench_model(model: Path, runs: int | None, send_event: EventSink) -> dict[str, Any]:
-    progress, steps = ProgressReporter(send_event, "steps"), measure(model, runs or RUNS)
+def _follow_bench(steps: BenchRun, name: str, send_event: EventSink) -> BenchResult:
+    progress = ProgressReporter(send_event, "steps")
     while True:
         try:
             step = next(steps)
         except StopIteration as end:
-            return end.value.as_json()
-        progress.report(step.done, step.total, f"{model.name}: {step.detail}")
+            return end.value
+        progress.report(step.done, step.total, f"{name}: {step.detail}")
 
 
-def _store_measurements(measurements: str | None, model: Path, figures: Mapping[str, Any]) -> None:
-    if measurements is not None:
+def _announce(detail: str, send_event: EventSink) -> None:
+    """Tell what is being done where nothing can be counted; raises Cancelled as every event does."""
+    send_event({"event": "progress", "done": 0, "total": 0, "unit": "", "detail": detail})
+
+
+def _store_measurements(
+    measurements: str | None, model: Path, figures: Mapping[str, Any], send_event: EventSink
+) -> None:
+    """Keep the figures for other runs to show; a file that cannot be written is a notice."""
+    if measurements is None:
+        return
+    try:
         Measurements(Path(measurements)).add(model, figures)
+    except QchatError as error:
+        send_event({"event": "notice", "text": str(error)})
 
 
 def _compare(params: Params, send_event: EventSink) -> dict[str, Any]:
@@ -153,14 +189,19 @@ def _compare(params: Params, send_event: EventSink) -> dict[str, Any]:
 
 
 def _inspect(params: Params, send_event: EventSink) -> dict[str, Any]:
-    send_event({"event": "notice", "text": "reading the headers"})
+    _announce("reading the headers", send_event)
     return inspect_model(Path(params["model"])).as_json(tensors=bool(params["tensors"]))
 
 
 def _plan(params: Params, send_event: EventSink) -> dict[str, Any]:
-    send_event({"event": "notice", "text": "planning from config.json"})
+    _announce("reading config.json", send_event)
     bandwidth = BANDWIDTH_GB_S if params["bandwidth"] is None else params["bandwidth"]
     return plan_json(Path(params["source"]), _options(params["options"]), bandwidth)
+
+
+def _memory_plan(params: Params, send_event: EventSink) -> dict[str, Any]:
+    _announce("reading the headers", send_event)
+    return plan_folder(Path(params["model"]), context=params["context"], kv_bits=params["kv_bits"]).as_json()
 
 
 def _download(params: Params, send_event: EventSink) -> dict[str, Any]:
@@ -202,10 +243,14 @@ _JOBS: Mapping[str, Callable[[Params, EventSink], dict[str, Any]]] = {
     "compare": _compare,
     "inspect": _inspect,
     "plan": _plan,
+    "memory_plan": _memory_plan,
     "fetch": _download,
 }
 
 
 def run_job(method: str, params: Params, send_event: EventSink) -> dict[str, Any]:
-    """Run one of `protocol.JOB_METHODS` and return its result. Raises QchatError and MLX errors."""
-    return _JOBS[method](params, send_event)
+    """Run one of `protocol.JOB_METHODS` and return its result; parameters not given are None.
+
+    Raises QchatError and MLX errors.
+    """
+    return _JOBS[method]({**dict.fromkeys(JOB_METHODS[method]), **params}, send_event)

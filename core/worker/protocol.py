@@ -90,10 +90,18 @@ JOB_METHODS: Mapping[str, Parameters] = {
         "context": int | None,
         "measurements": str | None,
     },
-    "bench": {"models": list, "runs": int | None, "measurements": str | None},
+    "bench": {
+        "models": list,
+        "random": str | None,
+        "variant": str | None,
+        "runs": int | None,
+        "against": str | None,
+        "measurements": str | None,
+    },
     "compare": {"models": list, "text": str, "system": str | None, **_SETTINGS},
     "inspect": {"model": str, "tensors": bool | None},
     "plan": {"source": str, "options": dict | None, "bandwidth": float | int | None},
+    "memory_plan": {"model": str, "context": int | None, "kv_bits": int | None},
     "fetch": {"id": str, "revision": str | None},
 }
 METHODS: Mapping[str, Parameters] = {**CHAT_METHODS, **URGENT_METHODS, **JOB_METHODS}

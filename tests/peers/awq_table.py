@@ -17,9 +17,10 @@ from qchat.core.conversion.source import Source, to_dense
 from qchat.core.machine.backend import Policy, mx
 from qchat.core.measuring.evaluate import KINDS, TEXTS_FOLDER
 from qchat.core.model.network import Model
-from qchat.core.quant.folds import Folds, GroupReport
+from qchat.core.quant.folds import Folds
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
 from qchat.core.quant.recipes import Options, Recipe
+from qchat.core.quant.results import GroupReport
 from qchat.core.quant.rounding import quantize
 from qchat.core.text.tokenizer import Tokenizer
 

@@ -142,3 +142,11 @@ class Stage:
         asyncio.run(asyncio.wait_for(run(), 30))
         self.front.check_widths()
         return self.front
+
+
+async def at_rest(stage: Stage) -> None:
+    """Wait until every job has ended and the chat has its model again."""
+    for job in stage.chat.jobs:
+        await job.ended()
+    while stage.chat.busy:
+        await asyncio.sleep(0.01)

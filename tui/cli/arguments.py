@@ -7,7 +7,8 @@ import argparse
 from typing import Any
 
 from .. import __version__
-from .verbs import VERBS, Parser
+from ..tasks.parsers import Parser
+from .verbs import VERBS
 
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 

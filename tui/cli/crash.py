@@ -1,4 +1,4 @@
-"""The traceback of an error nobody foresaw, kept in one small file that the next one replaces."""
+"""The traceback of an unexpected error, kept in one small file that the next one replaces."""
 
 import platform
 import traceback
@@ -11,7 +11,7 @@ from ..user.paths import state_dir
 
 
 def save(error: Exception) -> str:
-    """Write the traceback, without values of variables; returns a clause that says where it is."""
+    """Write the traceback, without values of variables; return a clause that says where it is."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     header = f"qchat {__version__}, Python {platform.python_version()}, {platform.platform()}, {when}\n\n"
     try:

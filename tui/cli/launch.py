@@ -1,6 +1,6 @@
-"""Starts a chat: decides between the full screen and lines, and has the engine start meanwhile.
+"""Starts a chat, full-screen or line by line, while the engine starts beside it.
 
-Decides before anything of a terminal library is imported, since those look at the environment when they are.
+Decides before a terminal library is imported, because those read the environment at import.
 """
 
 import json
@@ -48,7 +48,7 @@ class Launch:
 
 
 def run(launch: Launch) -> int:
-    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin."""
+    """Chat until the user quits; return the exit code. Raises QchatError if it cannot start."""
     full = is_full(launch.settings)
     keymap = Keymap.load(launch.settings["keys"], launch.settings.origin("keys")) if full else Keymap()
     engine = _engine(launch)
@@ -79,14 +79,14 @@ def run(launch: Launch) -> int:
 
 
 def is_full(settings: Settings) -> bool:
-    """Whether the full screen is wanted and this terminal can show it."""
+    """Tell whether the full screen is wanted and this terminal can show it."""
     if settings["plain"] or settings["screen_reader"] or os.environ.get("TERM", "dumb") in ("", "dumb"):
         return False
     return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
-    """The engine's command, and what is to be in its environment. Raises UsageError."""
+    """Return the engine's command and its additional environment. Raises UsageError."""
     if launch.ranks is None and launch.hostfile is None:
         return COMMAND, {}
     if launch.ranks is not None and not 2 <= launch.ranks <= MOST_RANKS:
@@ -97,7 +97,7 @@ def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
 
 
 def _check_hostfile(path: Path) -> None:
-    """Raises UsageError for a file that starts no two processes, or none here: the rest is the launcher's."""
+    """Raise UsageError unless the file names two hosts, this one first; the launcher checks the rest."""
     if not path.is_file():
         raise UsageError(f"--hostfile: there is no file {path}")
     try:
@@ -134,7 +134,7 @@ def _run_app(
     history: History,
     beginning: Beginning,
 ) -> tuple[int, Beginning | None]:
-    """Run the app; its exit code, and where the user goes on line by line, how that begins."""
+    """Run the app; return its exit code, and how to continue line by line if the user asked to."""
     if os.environ.get("NO_COLOR") == "":  # the toolkit takes an empty one for set
         del os.environ["NO_COLOR"]
     for name in ("COLUMNS", "LINES"):  # it would believe them more than the terminal, which is resized
@@ -155,7 +155,7 @@ def _run_app(
 
 
 def _say_farewell(chat: "Chat") -> None:
-    """The last exchange stays readable where the full screen was."""
+    """Print the last exchange where the full screen was."""
     turns = chat.state.turns
     if not turns:
         return

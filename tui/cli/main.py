@@ -1,4 +1,4 @@
-"""The `qchat` command: reads its arguments, runs one prompt; a failure ends in a sentence and a code.
+"""The `qchat` command: reads arguments, runs a verb, a chat or one prompt; errors end in a sentence.
 
 Exit codes: 0 done (also when the reader of a pipe leaves early), 1 generation failed, 2 usage,
 3 model missing or unsupported, 4 does not fit, 130 interrupted. Imports what is heavy only when it is used.
@@ -101,7 +101,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _is_chat(args: argparse.Namespace) -> bool:
-    """Whether there is a person to chat with; a chat line by line also reads from a pipe when asked to."""
+    """Tell whether to chat: at a terminal without a prompt, or line by line from a pipe if asked to."""
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     return args.prompt is None and bool(at_terminal or args.plain or args.screen_reader)
 
@@ -153,7 +153,7 @@ def _answer(args: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _model(args: argparse.Namespace, settings: "Settings", last: str | None = None) -> str:
-    """The folder of the model that is named, else `last`, else the usual one."""
+    """Return the folder of the named model, else of `last`, else the default one."""
     from .choice import choose_model
 
     folder, said = choose_model(args.model or last, settings, yes=args.yes)
@@ -163,7 +163,7 @@ def _model(args: argparse.Namespace, settings: "Settings", last: str | None = No
 
 
 def _prompt(given: str | None, files: Sequence[str]) -> str:
-    """What was piped in, the files, then what was given. Raises UsageError where all are missing."""
+    """Join the text piped in, the files, and the prompt. Raises UsageError if all are missing."""
     # mlx.launch gives its processes a stdin that never ends
     waiting = sys.stdin.isatty() or is_rank()
     if waiting and given is None and not files:
@@ -196,9 +196,9 @@ def _piped() -> str:
 
 
 def _open_what_is_closed() -> None:
-    """A stream closed by the caller reads nothing and writes nowhere.
+    """Open /dev/null in place of streams that the caller closed.
 
-    Its number would go to the next file opened, and MLX takes a file with number 0 for one that failed.
+    Else the next file opened would get the number, and MLX takes a file with number 0 for one that failed.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -206,13 +206,13 @@ def _open_what_is_closed() -> None:
 
 
 def _never_fail_to_encode(stream: TextIO) -> None:
-    """A locale without some character shows a question mark in its place."""
+    """Show a question mark for a character that the locale lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
 
 
 def _abandon(stream: TextIO) -> None:
-    """Send what is still buffered nowhere, or the interpreter complains about it when it ends."""
+    """Discard what is still buffered, or the interpreter complains about it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -227,7 +227,7 @@ def _refuse(error: QchatError | MemoryError) -> int:
 
 
 def _internal_error(error: Exception) -> int:
-    """The one place that catches everything: no traceback on the screen, all of it in a file."""
+    """Write the traceback to a file, never to the screen."""
     from . import crash
 
     return _say(f"an internal error ended this run ({type(error).__name__}); {crash.save(error)}", 1)

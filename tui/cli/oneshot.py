@@ -40,7 +40,7 @@ class Request:
     conversation: int | None = None
 
     def tell(self, sentence: str) -> None:
-        """What the user may want to know, but asked not to be told with --quiet."""
+        """Note something on stderr, unless --quiet was given."""
         if not self.quiet:
             note(sentence)
 
@@ -70,7 +70,7 @@ def run(request: Request) -> int:
 
 
 def _compile_for_later(request: Request) -> None:
-    """Have a process of its own compile, for later runs, the kernels that this one did without."""
+    """Start a process that compiles the kernels that this run lacked, for later runs."""
     from ...core import compile_for_later
 
     if compile_for_later() and request.stats:
@@ -88,7 +88,7 @@ def _session(request: Request) -> "Session":
 
 @contextmanager
 def stopped_by_interrupt(session: Cancellable) -> Iterator[None]:
-    """The first ctrl+c asks `session` to stop; a second one raises KeyboardInterrupt at once."""
+    """Make the first ctrl+c stop `session`; a second one raises KeyboardInterrupt at once."""
 
     def stop(_signal: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -102,7 +102,7 @@ def stopped_by_interrupt(session: Cancellable) -> Iterator[None]:
 
 
 class _Progress:
-    """How far the prompt has been read, on a terminal, once that takes noticeably long."""
+    """Shows the prefill progress on a terminal, once it takes noticeably long."""
 
     def __init__(self, request: Request) -> None:
         self._begin = time.monotonic()
@@ -117,7 +117,7 @@ class _Progress:
 
 
 class TextView:
-    """The answer on stdout as it arrives, the thought on stderr if wanted."""
+    """Writes the answer to stdout as it arrives, and the thought to stderr if wanted."""
 
     def __init__(self, request: Request):
         self._request = request
@@ -178,7 +178,7 @@ def _view(request: Request) -> Callable[[Event], None]:
 
 
 def first_code(text: str, language: str) -> str:
-    """The first fenced block, or the first in `language`. Raises GenerationError where there is none."""
+    """Return the first fenced block, or the first in `language`. Raises GenerationError if there is none."""
     from ..text.markdown.parser import code_blocks
 
     for block in code_blocks(text):
@@ -188,7 +188,7 @@ def first_code(text: str, language: str) -> str:
 
 
 def as_object(done: Done, model: str) -> dict[str, Any]:
-    """The whole reply as plain values; times in seconds, speeds in tokens/s."""
+    """Return the whole reply as plain values; times in seconds, speeds in tokens/s."""
     timings = asdict(done.performance)
     return {
         "text": done.text,
@@ -210,7 +210,7 @@ def _write_json(value: dict[str, Any]) -> None:
 
 
 def _close(request: Request, done: Done) -> None:
-    """What the user should know about how the reply ended."""
+    """Say on stderr how the reply ended, if that needs saying."""
     if done.detail and request.form != "jsonl":
         note(done.detail) if done.finish_reason == "error" else request.tell(done.detail)
     match done.finish_reason, done.thinking_cut:

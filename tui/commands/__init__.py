@@ -1,6 +1,6 @@
-"""The slash commands: the one table that both front ends, help, palette and README are made from.
+"""The slash commands, in one table from which both front ends, help, palette and README are made.
 
-Its order is the order of use. Decides what a submitted line is: a command, a mistake, or something to say.
+Sorted by how often they are used. Decides whether a submitted line is a command, a mistake or a message.
 """
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
+from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, jobs, models, sessions, settings, thinking, view
+from . import conversation, models, sessions, settings, thinking, view
 from .base import Command, Front, starting
+from .task_command import TaskCommand
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -33,7 +35,7 @@ __all__ = [
 
 
 class Help(Command):
-    """List the commands, or tell how one of them is used."""
+    """List the commands, or show how one of them is used."""
 
     names = ("help", "?")
     usage = "[COMMAND]"
@@ -45,11 +47,14 @@ class Help(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if argument:
-            front.report(page(named(argument)))
+            front.report(named(argument).page())
         elif not front.screen("help"):
             front.report(help_report())
 
 
+# tasks whose commands do something of their own besides
+OWN_COMMANDS = ("sessions",)
+HELP_FLAGS = ("-h", "--help")
 COMMANDS: tuple[Command, ...] = (
     Help(),
     models.Model(),
@@ -69,8 +74,7 @@ COMMANDS: tuple[Command, ...] = (
     settings.Set(),
     settings.Show(),
     settings.Stats(),
-    sessions.Sessions(),
-    models.Models(),
+    sessions.SessionsCommand(),
     thinking.Effort(),
     thinking.Budget(),
     thinking.History(),
@@ -81,12 +85,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions.Export(),
     sessions.Import(),
     view.Find(),
-    jobs.Convert(),
-    jobs.Compare(),
-    jobs.Bench(),
-    jobs.Eval(),
-    jobs.Calibrate(),
-    jobs.Inspect(),
+    *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
     view.Theme(),
     view.Keys(),
     view.Mouse(),
@@ -101,7 +100,7 @@ FAREWELLS = ("exit", "quit")
 
 @dataclass(frozen=True)
 class Completion:
-    """What a line becomes when this is accepted, what the list shows for it, and what that means."""
+    """One completion: the completed line, what the list shows, and its help."""
 
     line: str
     shown: str
@@ -109,10 +108,10 @@ class Completion:
 
 
 def parse(line: str) -> str | tuple[Command, str]:
-    """A command with its argument, or what to say to the model.
+    """Return a command with its argument, or the message for the model.
 
-    A path that exists is something to say, and so is a line that begins with a space. Raises UsageError for
-    an unknown command, which never reaches the model.
+    A path that exists is a message, and so is a line that begins with a space. Raises UsageError for an
+    unknown command, which never reaches the model.
     """
     if line.strip() in FAREWELLS:
         return BY_NAME["bye"], ""
@@ -125,7 +124,7 @@ def parse(line: str) -> str | tuple[Command, str]:
 
 
 def named(word: str) -> Command:
-    """The command called so, or the only one whose name begins so. Raises UsageError with the nearest."""
+    """Find a command by its name or a unique prefix. Raises UsageError that names the nearest."""
     name = word.removeprefix("/").lower()
     if name in BY_NAME:
         return BY_NAME[name]
@@ -149,7 +148,7 @@ def _is_path(word: str) -> bool:
 
 
 async def perform(line: str, chat: "Chat", front: Front) -> None:
-    """Do what a submitted line asks; whatever is wrong with it is shown as one sentence."""
+    """Run a submitted line; an error is shown as one sentence."""
     try:
         asked = parse(line)
         if isinstance(asked, str):
@@ -157,6 +156,9 @@ async def perform(line: str, chat: "Chat", front: Front) -> None:
                 await chat.send(asked.strip())
             return
         command, argument = asked
+        if argument in HELP_FLAGS:
+            front.report(command.page())
+            return
         if chat.busy and not command.while_busy:
             raise UsageError(f"/{command.name} has to wait for the reply: let it end, or stop it")
         if argument and not command.usage:
@@ -172,7 +174,7 @@ async def perform(line: str, chat: "Chat", front: Front) -> None:
 
 
 def completions(line: str, chat: "Chat") -> list[Completion]:
-    """What the begun command line may become, most used first."""
+    """Return the completions of a begun command line, most used first."""
     if not line.startswith("/") or "\n" in line:
         return []
     word, space, argument = line[1:].partition(" ")
@@ -193,7 +195,7 @@ def _name_begun(command: Command, word: str) -> str | None:
 
 
 def hint(line: str) -> str:
-    """What could follow a command whose argument is not begun; empty otherwise."""
+    """Return the usage of a command without an argument so far; empty otherwise."""
     word, space, argument = line.removeprefix("/").partition(" ")
     command = BY_NAME.get(word.lower()) if line.startswith("/") else None
     if command is None or argument.strip() or not command.usage:
@@ -202,7 +204,7 @@ def hint(line: str) -> str:
 
 
 def help_report(keys: dict[str, str] | None = None) -> Report:
-    """Every command, with the key that does the same; `keys` are by action id."""
+    """List every command, with the key that does the same; `keys` are by action id."""
     known = keys or {}
     rows = [
         (f"/{command.name} {command.usage}".strip(), known.get(command.key or "", ""), command.help)
@@ -211,15 +213,6 @@ def help_report(keys: dict[str, str] | None = None) -> Report:
     columns = ("command", "key" if keys else "", "what it does")
     said = "Begin with a space to say something that starts with a slash; @PATH attaches a text file."
     return Report("Commands", (Table(columns, rows), Lines((said,), "dim")))
-
-
-def page(command: Command) -> Report:
-    """How one command is used."""
-    lines = [line.strip() for line in (command.__doc__ or "").strip().split("\n")]
-    others = ", ".join(f"/{name}" for name in command.names[1:])
-    also = [f"Also: {others}"] if others else []
-    usable = ["Works while a reply is being written."] if command.while_busy else []
-    return Report(f"/{command.name} {command.usage}".strip(), (Lines([*lines, *also, *usable]),))
 
 
 def markdown_table() -> str:

@@ -1,20 +1,19 @@
 """What a slash command is, what it may ask of a front end, and how its arguments are read.
 
 A command's docstring is its help: the first line stands in tables, the rest on its own page. Every argument
-is typed and checked; what is wrong with one becomes a sentence that says what would be right.
+is typed and checked; an invalid one becomes a sentence that says what would be valid.
 """
 
 import math
-import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
-from io import StringIO
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
 from ...core.worker.wire import ModelInfo
 from ..chat.controller import View
+from ..text.report import Lines, Report
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -33,25 +32,25 @@ SWITCH = {
 
 
 class Front(View, Protocol):
-    """What a command may ask of a front end beyond showing things."""
+    """What a command may ask of a front end besides showing things."""
 
     async def confirm(self, question: str) -> bool: ...
     async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
-        """The value of one of `options` (value, label); None where the user left."""
+        """Return the value of one of `options` (value, label); None if the user cancels."""
         ...
 
     def put_prompt(self, text: str) -> None: ...
     async def edit_text(self, text: str) -> str | None:
-        """`text` as changed in the user's editor; None where nothing was saved."""
+        """Return `text` as changed in the user's editor; None if nothing was saved."""
         ...
 
     def copy(self, text: str) -> str:
-        """Copies; returns a sentence that says how."""
+        """Copy `text`; return a sentence that says how."""
         ...
 
     def find(self, text: str) -> int: ...
     def screen(self, name: Screen) -> bool:
-        """False where this front end has no such screen; the command then prints a report."""
+        """Open a screen; return False if this front end has none, so that the command shows a report."""
         ...
 
     def set_theme(self, name: str) -> None: ...
@@ -66,10 +65,10 @@ class Command:
     `while_busy`: it may run while a reply is being written.
     """
 
-    names: ClassVar[tuple[str, ...]] = ()
-    usage: ClassVar[str] = ""
-    while_busy: ClassVar[bool] = False
-    key: ClassVar[str | None] = None
+    names: tuple[str, ...] = ()
+    key: str | None = None
+    usage: str = ""
+    while_busy: bool = False
 
     @property
     def name(self) -> str:
@@ -77,11 +76,19 @@ class Command:
 
     @property
     def help(self) -> str:
-        """The docstring's first line."""
+        """Return the docstring's first line."""
         return (self.__doc__ or "").strip().split("\n", 1)[0]
 
+    def page(self) -> Report:
+        """Return the command's help page."""
+        lines = [line.strip() for line in (self.__doc__ or "").strip().split("\n")]
+        others = ", ".join(f"/{name}" for name in self.names[1:])
+        also = [f"Also: {others}"] if others else []
+        usable = ["Works while a reply is being written."] if self.while_busy else []
+        return Report(f"/{self.name} {self.usage}".strip(), (Lines([*lines, *also, *usable]),))
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
-        """Whole arguments that may have been meant by `argument`."""
+        """Return whole arguments that may complete `argument`."""
         del chat, argument
         return []
 
@@ -89,35 +96,15 @@ class Command:
         raise NotImplementedError
 
     def wrong(self, sentence: str) -> UsageError:
-        """An error that ends with how the command is used."""
+        """Return an error that ends with the command's usage."""
         return UsageError(f"{sentence}: /{self.name} {self.usage}".rstrip(": "))
 
 
 # --- arguments ---
 
 
-def words(argument: str) -> list[str]:
-    """The words of an argument, quotes as in a shell. Raises UsageError for an open quote."""
-    try:
-        return shlex.split(argument)
-    except ValueError as error:
-        raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
-
-
-def first_word(argument: str) -> tuple[str, str]:
-    """The first word, quotes as in a shell, and the rest as it is. Raises UsageError for an open quote."""
-    stream = StringIO(argument)
-    lexer = shlex.shlex(stream, posix=True)
-    lexer.whitespace_split, lexer.commenters = True, ""
-    try:
-        word = lexer.get_token() or ""
-    except ValueError as error:
-        raise UsageError(f"the words {argument!r:.60} cannot be told apart: {error}".lower()) from error
-    return word, stream.read().strip()
-
-
 def whole(text: str, what: str, low: int, high: int | None = None) -> int:
-    """Raises UsageError that names the range."""
+    """Read a whole number. Raises UsageError that names the range."""
     limit = f"a whole number from {low:,}" + ("" if high is None else f" to {high:,}")
     try:
         value = int(text)
@@ -129,7 +116,7 @@ def whole(text: str, what: str, low: int, high: int | None = None) -> int:
 
 
 def number(text: str, what: str, low: float, high: float) -> float:
-    """Raises UsageError that names the range."""
+    """Read a number. Raises UsageError that names the range."""
     limit = f"a number from {low:g} to {high:g}"
     try:
         value = float(text)
@@ -141,7 +128,7 @@ def number(text: str, what: str, low: float, high: float) -> float:
 
 
 def switch(text: str, what: str) -> bool:
-    """on or off, in some spellings."""
+    """Read on or off, in any of its spellings. Raises UsageError."""
     value = SWITCH.get(text.lower())
     if value is None:
         raise UsageError(f"{what} is {text!r:.40}, wanted on or off")
@@ -149,20 +136,20 @@ def switch(text: str, what: str) -> bool:
 
 
 def choice(text: str, what: str, known: Sequence[str]) -> str:
-    """One of `known`; raises UsageError with the nearest of them."""
+    """Read one of `known`. Raises UsageError that names the nearest of them."""
     if text.lower() in known:
         return text.lower()
     raise UsageError(f"{what} is {text!r:.40}, wanted {nearest(text, known)}")
 
 
 def nearest(text: str, known: Sequence[str]) -> str:
-    """What of `known` may have been meant, and else all of them, as words of a sentence."""
+    """List what `text` may have meant, the nearest of `known` first, for a sentence."""
     near = get_close_matches(text.lower(), known, 1)
     return f"{near[0]} perhaps, or one of {', '.join(known)}" if near else f"one of {', '.join(known)}"
 
 
 def starting(argument: str, known: Sequence[str]) -> list[str]:
-    """Those of `known` that begin with what was typed."""
+    """Return those of `known` that begin with what was typed."""
     return [one for one in known if one.lower().startswith(argument.lower())]
 
 
@@ -175,7 +162,7 @@ def turns(chat: "Chat") -> Sequence[Turn]:
 
 
 def turn_number(chat: "Chat", text: str) -> int:
-    """Which question is meant; raises UsageError with how many there are."""
+    """Read the number of a question. Raises UsageError that says how many there are."""
     count = len(turns(chat))
     if not count:
         raise UsageError("there is no question yet")
@@ -194,6 +181,6 @@ def need_model(chat: "Chat") -> ModelInfo:
 
 
 def first_words(text: str, characters: int = 60) -> str:
-    """The beginning of `text` on one line."""
+    """Return the beginning of `text` as one line."""
     line = " ".join(text.split())
     return line if len(line) <= characters else f"{line[: characters - 1]}…"

@@ -1,4 +1,4 @@
-"""Commands that move about in the conversation: new, retry, edit, undo, branches, and its summary."""
+"""Commands that move in the conversation: new, retry, edit, undo, branches, summary."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
@@ -36,9 +36,9 @@ class New(Command):
 
 
 class Retry(Command):
-    """Answer the last question again, beside the answer that stands.
+    """Answer the last question again, on a branch beside the first answer.
 
-    Settings hold for this answer only: /retry temperature=0.9 top_k=40.
+    Settings apply to this answer only: /retry temperature=0.9 top_k=40.
     """
 
     names = ("retry", "regen")
@@ -57,7 +57,7 @@ class Retry(Command):
 
 
 class Edit(Command):
-    """Ask question N, or the last one, differently, on a branch of its own; without TEXT in your editor."""
+    """Change question N, or the last one, on a new branch; without TEXT in your editor."""
 
     names = ("edit", "editor")
     usage = "[N] [TEXT]"
@@ -79,7 +79,7 @@ class Edit(Command):
 
 
 class Undo(Command):
-    """Take the last question and its answer back; the question returns to the prompt."""
+    """Remove the last question and its answer; the question returns to the prompt."""
 
     names = ("undo",)
 
@@ -88,7 +88,7 @@ class Undo(Command):
 
 
 class Fork(Command):
-    """Go on from the answer to question N; what came after stays on its own branch."""
+    """Continue from the answer to question N on a new branch; later turns keep theirs."""
 
     names = ("fork",)
     usage = "[N]"
@@ -105,7 +105,7 @@ class Fork(Command):
 
 
 class Switch(Command):
-    """Go to another branch, by the number of its last answer."""
+    """Switch to another branch, by the number of its last answer."""
 
     names = ("switch",)
     usage = "[NUMBER]"
@@ -124,7 +124,7 @@ class Switch(Command):
 
 
 class Rewind(Command):
-    """Choose an earlier question to ask differently or to go on from."""
+    """Choose an earlier question to change, or to continue from."""
 
     names = ("rewind",)
     key = "rewind"
@@ -140,9 +140,9 @@ class Rewind(Command):
 
 
 class Compact(Command):
-    """Summarise all but the last N turns (1) and go on from the summary in a new conversation.
+    """Summarise all but the last N turns (1) and continue from the summary in a new conversation.
 
-    The model writes the summary, which you see; the conversation as it was stays in /sessions.
+    The model writes the summary, which you see; the original conversation stays in /sessions.
     """
 
     names = ("compact", "compress")
@@ -174,7 +174,7 @@ class Compact(Command):
 
 
 def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, str]]:
-    """The messages of a conversation that goes on from a summary and the turns after it."""
+    """Return the messages of a conversation that continues from a summary and the turns after it."""
     messages = [
         {"role": "user", "content": f"{SUMMARY_INTRODUCTION}\n\n{summary}"},
         {"role": "assistant", "content": SUMMARY_REPLY},
@@ -186,7 +186,7 @@ def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 class Cache(Command):
-    """Show what of each turn was reused or read again, why, and the kept states with their bytes."""
+    """Show how much of each turn the prompt cache reused and why, and the snapshots with their sizes."""
 
     names = ("cache",)
 
@@ -214,7 +214,7 @@ def cache_report(cache: CacheSummary) -> Report:
 
 
 async def choose_turn(chat: "Chat", front: Front, title: str) -> str | None:
-    """The number of a question, the last one first. Raises UsageError where there is none."""
+    """Let the user choose a question, the last one first. Raises UsageError if there is none."""
     turn_number(chat, "1")
     options = [
         (str(turn.number), f"{turn.number}  {first_words(turn.question)}") for turn in reversed(turns(chat))

@@ -1,21 +1,19 @@
-"""Commands that choose and list models, and what a model's name in any command means."""
-
-# ruff: noqa: ARG002  a command need not use all that commands are given
+"""Commands that choose models, and what a model's name in any command means."""
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core import BUILT_IN_MODEL
 from ...core.errors import UsageError
-from ..text.report import Report, Table
+from ..tasks.models import format_size
+from ..tasks.progress import Events, running_report
+from ..text.report import Lines, Report
 from ..user.attachments import complete as complete_path
-from ..user.paths import measurements_file
 from .base import Command, Front, starting
-from .job_reports import downloaded
 
 if TYPE_CHECKING:
     from ...core.hub.library import LocalModel, Locations
@@ -63,65 +61,13 @@ class Load(Model):
     key = None
 
 
-class Models(Command):
-    """List the models on this machine: size, bits per weight, whether they fit, what was measured of them."""
-
-    names = ("models",)
-    while_busy = True
-
-    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        here = await asyncio.to_thread(known, chat)
-        figures = await asyncio.to_thread(measured, here)
-        front.report(models_report(here, figures, chat.model.path if chat.model else None))
-
-
-def measured(models: "Sequence[LocalModel]") -> dict[str, dict[str, Any]]:
-    """What `/bench` and `/eval` found out of those that can be loaded, by folder."""
-    from ...core import Measurements
-
-    kept = Measurements(measurements_file())
-    return {str(model.path): kept.find(model.path) for model in models if model.problem is None}
-
-
-def models_report(
-    models: "list[LocalModel]", figures: Mapping[str, Mapping[str, Any]], loaded: str | None
-) -> Report:
-    """One row for each; the loaded one is marked."""
-    rows = [
-        (
-            "*" if str(one.path) == loaded else "",
-            one.name,
-            f"{one.nbytes / GB:,.2f} GB",
-            "-" if one.bits_per_weight is None else f"{one.bits_per_weight:.2f}",
-            _fit(one),
-            _figure(figures, one, "decode_tokens_per_s", ".1f"),
-            _figure(figures, one, "kl_mean", ".3f"),
-            one.problem or one.origin,
-        )
-        for one in models
-    ]
-    columns = ("", "name", "size", "bits/weight", "fits", "tok/s", "KL", "where")
-    return Report("Models · /load NAME", (Table(columns, rows, "<<>><>><"),))
-
-
-def _figure(figures: Mapping[str, Mapping[str, Any]], model: "LocalModel", name: str, form: str) -> str:
-    value = figures.get(str(model.path), {}).get(name)
-    return "-" if value is None else format(value, form)
-
-
-def _fit(model: "LocalModel") -> str:
-    if model.fit is None:
-        return "-"
-    return "yes" if model.fit.fits else "no"
-
-
 def label(model: "LocalModel") -> str:
-    """A model as a line to choose."""
-    return f"{model.name}  {model.nbytes / GB:,.2f} GB"
+    """Return a model as a line to choose."""
+    return f"{model.name}  {format_size(model.nbytes)}"
 
 
 def places(chat: "Chat") -> "Locations":
-    """Where the user's models are looked for."""
+    """Return where the user's models are looked for."""
     from ...core.hub.library import Locations
 
     return Locations.from_setting(chat.settings["models_dir"])
@@ -134,7 +80,7 @@ def known(chat: "Chat") -> "list[LocalModel]":
 
 
 def complete_model(chat: "Chat", argument: str) -> list[str]:
-    """Names that are known, and paths."""
+    """Return the names and paths that `argument` may become."""
     is_path = "/" in argument or argument.startswith((".", "~"))
     paths = complete_path(argument, Path.cwd()) if is_path else []
     names = _names(tuple(chat.settings["models_dir"]), int(time.monotonic() / NAMES_SECONDS))
@@ -151,7 +97,7 @@ def _names(folders: tuple[str, ...], _tick: int) -> tuple[str, ...]:
 
 
 def remember(chat: "Chat", folder: Path) -> None:
-    """For the next start without a model's name."""
+    """Put the model first among the recently used ones, for the next start without a name."""
     from ...core.hub import library
 
     library.record_use(folder, places(chat))
@@ -188,3 +134,10 @@ async def _download(chat: "Chat", front: Front, id: str) -> Path:
     if job.result is None:
         raise UsageError(f"{id} was not downloaded" + (f": {job.error}" if job.error else ""))
     return Path(job.result["path"])
+
+
+def downloaded(events: Events, result: Mapping[str, Any] | None, id: str) -> Report:
+    """Say how far a download is, or where the model is now."""
+    if result is None:
+        return running_report(events)
+    return Report("", (Lines((f"{id} is in {result['path']}",), "dim"),))

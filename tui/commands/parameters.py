@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
+from ..tasks.words import words
 from ..user.settings import KEYS, Key, Settings, key_of
-from .base import Front, words
+from .base import Front
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat

@@ -1,17 +1,19 @@
-"""Commands for conversations on disk: list, search, open, name, export, import."""
+"""Commands for stored conversations: open, name, save, export, import."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
-from ..chat.conversations import LATEST, find, when
-from ..text.report import Report, Table
+from ..chat.conversations import LATEST, find
+from ..tasks.parsers import action_names
 from ..user.attachments import complete as complete_path
 from ..user.paths import user_path
 from .base import Command, Front, first_words, starting, turns
+from .task_command import TaskCommand
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
@@ -21,30 +23,42 @@ LISTED = 20
 SUFFIXES = (".md", ".json", ".html")
 
 
-class Sessions(Command):
-    """List conversations; go to one by its number, or find those that hold WORDS."""
+class SessionsCommand(TaskCommand):
+    """The task `sessions`, and ways to go to a conversation that only a chat has."""
 
-    names = ("sessions", "resume", "chat", "continue", "open")
-    usage = "[NUMBER|WORDS]"
     key = "sessions"
 
+    def __init__(self) -> None:
+        super().__init__("sessions", "resume", "chat", "continue", "open")
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
-        if chat.store is None:
-            return []
-        return starting(argument, [str(one.id) for one in chat.store.conversations(LISTED)])
+        known = chat.store.conversations(LISTED) if chat.store is not None else []
+        return [*super().complete(chat, argument), *starting(argument, [str(one.id) for one in known])]
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         store = need_store(chat)
+        first = argument.split(maxsplit=1)[0] if argument else ""
         if argument == LATEST or argument.removeprefix("#").isdecimal():
             await chat.open(find(store, argument).id)
-        elif argument:
-            front.report(found(store, argument))
-        elif not front.screen("sessions"):
-            front.report(listed(store, current(chat)))
+        elif argument and first not in action_names(self.parser()) and not first.startswith("-"):
+            await super().run(chat, front, shlex.join(["search", "--", argument]))
+        else:
+            await super().run(chat, front, argument)
+            if first == "rename":
+                await _follow_rename(chat, store)
+
+
+async def _follow_rename(chat: "Chat", store: "Store") -> None:
+    """Give the engine, which keeps a title of its own, the one that the store has."""
+    number = current(chat)
+    if number is not None and chat.model is not None:
+        title = store.conversation(number).title
+        if title != chat.state.title:
+            await chat.rename(title)
 
 
 class Rename(Command):
-    """Give the conversation another title."""
+    """Rename the conversation."""
 
     names = ("rename",)
     usage = "TITLE"
@@ -58,7 +72,7 @@ class Rename(Command):
 
 
 class Save(Command):
-    """Conversations are saved as they go; this names one, and keeps what was read for a quick return."""
+    """Save the prompt cache, so that this conversation reopens at once; TITLE also renames it."""
 
     names = ("save",)
     usage = "[TITLE]"
@@ -73,7 +87,7 @@ class Save(Command):
 
 
 class Export(Command):
-    """Write the conversation to a file: Markdown, JSON (the whole tree, for /import) or one HTML page."""
+    """Export the conversation as Markdown, HTML, or JSON (the whole tree, for /import)."""
 
     names = ("export",)
     usage = "[FILE.md|.json|.html]"
@@ -102,7 +116,7 @@ class Export(Command):
 
 
 class Import(Command):
-    """Add a conversation that /export wrote as JSON, and go to it."""
+    """Import a conversation that /export wrote as JSON, and open it."""
 
     names = ("import",)
     usage = "FILE.json"
@@ -132,7 +146,7 @@ def current(chat: "Chat") -> int | None:
 
 
 def need_conversation(chat: "Chat") -> int:
-    """The number of the conversation at hand. Raises UsageError before the first message."""
+    """Return the current conversation's number. Raises UsageError before the first message."""
     need_store(chat)
     number = current(chat)
     if number is None or not turns(chat):
@@ -140,35 +154,6 @@ def need_conversation(chat: "Chat") -> int:
     return number
 
 
-def listed(store: "Store", here: int | None) -> Report:
-    """The last conversations."""
-    rows = [
-        (
-            f"{'*' if one.id == here else ' '}{one.id}",
-            first_words(one.title) or "-",
-            when(one.updated),
-            one.model.name,
-        )
-        for one in store.conversations(LISTED)
-    ]
-    title = f"Conversations · /sessions NUMBER goes to one · the last {len(rows)}"
-    return Report(
-        title if rows else "There are no conversations yet", (Table(("", "title", "last", "model"), rows),)
-    )
-
-
-def found(store: "Store", words: str) -> Report:
-    """Where the words stand."""
-    rows = [
-        (str(hit.conversation), first_words(hit.title, 30), hit.snippet)
-        for hit in store.search(words, LISTED)
-    ]
-    title = f"{len(rows)} places with {first_words(words)}" + (
-        " · /sessions NUMBER goes there" if rows else ""
-    )
-    return Report(title, (Table(("", "title", "text"), rows),) if rows else ())
-
-
 def slug(title: str) -> str:
-    """A file's name from a title."""
+    """Return a file name made from a title."""
     return "-".join(re.findall(r"[^\W_]+", title.lower()))[:60].strip("-") or "conversation"

@@ -46,7 +46,7 @@ class Think(Command):
 
 
 class Effort(Command):
-    """How much to think: none and low not at all, medium, high and xhigh for models that know the words."""
+    """Set how much to think: none and low turn thinking off; models that know them take medium to xhigh."""
 
     names = ("effort",)
     usage = "[none|low|medium|high|xhigh|default]"
@@ -63,7 +63,7 @@ class Effort(Command):
 
 
 class Budget(Command):
-    """End each thought after N tokens; off lets it take its time."""
+    """End each thought after N tokens; off removes the limit."""
 
     names = ("budget",)
     usage = "[N|off]"

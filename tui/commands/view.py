@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
 from .. import __version__
+from ..tasks.words import words
 from ..text.report import Lines, Report, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
 from ..user.keymap import Keymap
 from ..user.paths import user_path
-from .base import Command, Front, choice, starting, switch, turns, whole, words
+from .base import Command, Front, choice, starting, switch, turns, whole
 from .parameters import change
 from .sessions import need_store
 
@@ -65,7 +66,7 @@ def _block(answer: str, number: str | None) -> str:
 
 
 class Read(Command):
-    """Attach text files to the next message: paths or patterns; @PATH within a message does the same."""
+    """Attach text files to the next message, by path or pattern; @PATH in a message does the same."""
 
     names = ("read",)
     usage = "PATH|PATTERN ..."
@@ -82,11 +83,11 @@ class Read(Command):
             raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
         size = sum(len(read(path, Path.cwd()).text) for path in paths)
         front.put_prompt(" ".join(map(_mention, paths)) + " ")
-        front.note(f"{len(paths)} files, {size:,} characters, go with the message that names them")
+        front.note(f"{len(paths)} files, {size:,} characters: they are sent with the message that names them")
 
 
 def _matching(word: str) -> list[str]:
-    """The files that a word means; a pattern must match something."""
+    """Return the files that a word names. Raises UsageError for a pattern without matches."""
     if not any(sign in word for sign in "*?[") or user_path(word).exists():
         return [word]
     found = sorted(path for path in _glob(word) if Path(path).is_file())
@@ -105,7 +106,7 @@ def _mention(path: str) -> str:
 
 
 class Find(Command):
-    """Find TEXT in the conversation on the screen; /sessions WORDS looks in all of them."""
+    """Find TEXT in the conversation on the screen; /sessions WORDS searches all conversations."""
 
     names = ("find",)
     usage = "TEXT"
@@ -116,13 +117,12 @@ class Find(Command):
         if not argument:
             raise self.wrong("say what to find")
         count = front.find(argument)
-        front.note(
-            f"{argument!r:.60} stands here {count:,} times" if count else f"{argument!r:.60} is not here"
-        )
+        matches = "1 match" if count == 1 else f"{count:,} matches" if count else "no matches"
+        front.note(f"{matches} for {argument!r:.60}")
 
 
 class Theme(Command):
-    """Choose the colours; without NAME see and try them."""
+    """Choose the colour theme; without NAME preview the themes."""
 
     names = ("theme",)
     usage = "[NAME]"
@@ -146,7 +146,7 @@ def theme_names() -> list[str]:
 
 
 class Keys(Command):
-    """Show what each key does, and the names by which [keys] in the settings changes them."""
+    """Show what each key does, and the action names that [keys] in the settings uses."""
 
     names = ("keys",)
     while_busy = True
@@ -159,7 +159,7 @@ class Keys(Command):
 
 
 class Mouse(Command):
-    """Use the mouse, or leave it to the terminal."""
+    """Turn mouse support on, or leave the mouse to the terminal."""
 
     names = ("mouse",)
     usage = "on|off"
@@ -173,7 +173,7 @@ class Mouse(Command):
 
 
 class Plain(Command):
-    """Go on line by line, with the same conversation."""
+    """Continue the same conversation line by line."""
 
     names = ("plain",)
 
@@ -182,7 +182,7 @@ class Plain(Command):
 
 
 class Stop(Command):
-    """Stop the reply; when there is none, the newest job."""
+    """Stop the reply, or the newest job if there is none."""
 
     names = ("stop", "cancel")
     while_busy = True
@@ -193,7 +193,7 @@ class Stop(Command):
 
 
 class Log(Command):
-    """Show the last lines that the engine wrote; they are kept in no file."""
+    """Show the last lines of the engine's log, which is never written to a file."""
 
     names = ("log",)
     while_busy = True
@@ -208,7 +208,7 @@ def log_report(chat: "Chat") -> Report:
 
 
 class About(Command):
-    """Say what this is: versions, the model, where things are kept."""
+    """Show versions, the model, and where files are kept."""
 
     names = ("about",)
     while_busy = True
@@ -227,7 +227,7 @@ class About(Command):
 
 
 class Bye(Command):
-    """Leave; bare exit and quit do the same. qchat -c comes back to this conversation."""
+    """Quit, as do exit and quit without a slash. qchat -c returns to this conversation."""
 
     names = ("bye", "exit", "quit")
     while_busy = True

@@ -7,27 +7,36 @@ import asyncio
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
 
 from ...core.errors import QchatError
-from ..commands.models import measured
+from ..tasks.models import COLUMNS, ModelRow, Room, Shelf, local_row, published_row, read_shelf
 from .dialogs import Confirm
 from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
 
 if TYPE_CHECKING:
-    from ...core.hub.catalog import Fit, PublishedModel
     from ...core.hub.library import LocalModel, Locations, Removal
     from ..chat.controller import Chat
     from ..commands import Front
 
 GB = 10**9
-TIGHT = 0.05  # of the memory: less than this left over is close
 MARK, COMPARED, PUBLISHED = "●", "◆", "↓"
-FITS = 4  # the column that says so
-FIT_STYLES = {"✓": "$success", "~": "$warning", "✗": "$error"}
+NAME, FITS = COLUMNS.index("name"), COLUMNS.index("fits")
+# of each column: its width, its side, and which gives way first
+LAYOUT: tuple[tuple[int, str, int], ...] = (
+    (1, "left", 0),
+    (0, "left", 0),
+    (11, "right", 2),
+    (9, "right", 0),
+    (18, "left", 0),
+    (6, "right", 3),
+    (6, "right", 5),
+    (8, "right", 4),
+)
+ROOM_STYLES: Mapping[Room, str] = {"good": "$success", "tight": "$warning", "none": "$error", "unknown": ""}
 
 
 class ModelsScreen(Listing):
@@ -36,16 +45,7 @@ class ModelsScreen(Listing):
     AUTO_FOCUS = "#sheet-filter"
     EMPTY = "no model matches"
     HINT = "type to filter"
-    COLUMNS = (
-        Column("", 1),
-        Column("name"),
-        Column("quant", 8, "right", rank=2),
-        Column("size", 8, "right"),
-        Column("fits?", 12),
-        Column("tok/s*", 6, "right", rank=3),
-        Column("KL*", 6, "right", rank=5),
-        Column("ctx max", 7, "right", rank=4),
-    )
+    COLUMNS = tuple(map(Column, COLUMNS, *zip(*LAYOUT, strict=True)))
     KEYS: ClassVar[Keys] = (
         ("enter", "load"),
         ("b", "bench"),
@@ -73,10 +73,8 @@ class ModelsScreen(Listing):
     def __init__(self, places: "Locations", loaded: str | None = None):
         super().__init__()
         self._places, self._loaded = places, loaded
-        # by folder, `decode_tokens_per_s` and `kl_mean` as far as they were measured
-        self._measured: dict[str, dict[str, Any]] = {}
+        self._shelf = Shelf([], [])
         self._models: dict[str, LocalModel] = {}
-        self._published: list[PublishedModel] = []
         self._compared: str | None = None
         self._removal: Removal | None = None  # agreed to, and not carried out yet
 
@@ -89,27 +87,22 @@ class ModelsScreen(Listing):
 
     @work(exclusive=True)
     async def read(self) -> None:
-        from ...core.hub import library
-
         try:
-            here = await asyncio.to_thread(library.list_models, self._places)
-            published = await asyncio.to_thread(library.list_published, self._places)
-            self._measured = await asyncio.to_thread(measured, here)
+            self._shelf = await asyncio.to_thread(read_shelf, self._places)
         except QchatError as error:
             self.say(str(error), "error")
             return
-        self._models = {str(model.path): model for model in here}
-        self._published = published
+        self._models = {str(model.path): model for model in self._shelf.here}
         if self.is_open:
             self.show_rows(self._rows())
 
     def _rows(self) -> list[Row]:
         here = [
-            local_row(model, self._mark(path), self._measured.get(path, {}))
+            picker_row(local_row(model, self._shelf.figures.get(path, {})), self._mark(path))
             for path, model in self._models.items()
             if self._removal is None or model != self._removal.model
         ]
-        return here + [published_row(one) for one in self._published]
+        return here + [published_picker_row(published_row(one)) for one in self._shelf.published]
 
     def _mark(self, path: str) -> str:
         return COMPARED if path == self._compared else MARK if path == self._loaded else ""
@@ -192,55 +185,27 @@ class ModelsScreen(Listing):
         await self._delete(self._removal)
 
 
-def local_row(model: "LocalModel", mark: str, measured: Mapping[str, Any]) -> Row:
+def picker_row(model: ModelRow, mark: str = "") -> Row:
+    """Return a model's row with the picker's marks and colours."""
+    _, *cells = model.cells
     if model.problem is not None:
-        why = model.problem.removeprefix(f"{model.path} ")
-        cells = (mark or "✗", model.name, "", size(model.nbytes), one_line(why, 40), "", "", "")
-        return Row(str(model.path), cells, "$text-muted")
-    bits = "" if model.bits_per_weight is None else f"{model.bits_per_weight:.1f} bpw"
-    speed, distance = measured.get("decode_tokens_per_s"), measured.get("kl_mean")
-    cells = (
-        mark,
-        model.name,
-        bits,
-        size(model.nbytes),
-        fits(model.fit),
-        "–" if speed is None else f"{speed:.1f}",
-        "–" if distance is None else f"{distance:.3f}",
-        thousands(model.fit.context if model.fit and model.fit.fits else model.context),
-    )
-    return Row(str(model.path), cells, "$foreground", {FITS: FIT_STYLES.get(cells[FITS][:1], "")})
+        cells[FITS - 1] = one_line(model.problem.removeprefix(f"{model.target} "), 40)
+        return Row(model.target, (mark or "✗", *cells), "$text-muted")
+    styles = {FITS: ROOM_STYLES[model.room]}
+    return Row(model.target, (mark, *cells), "$foreground", styles)
 
 
-def published_row(variant: "PublishedModel") -> Row:
-    bits, room, name = f"{variant.bits_per_weight:.1f} bpw", variant.fit, variant.id.rpartition("/")[2]
-    longest = thousands(room.context if room.fits else variant.context)
-    cells = (PUBLISHED, name, bits, size(variant.nbytes), fits(room), "", "", longest)
-    return Row(variant.id, cells, styles={1: "$text-muted", FITS: FIT_STYLES.get(cells[FITS][:1], "")})
-
-
-def fits(fit: "Fit | None") -> str:
-    """Whether it fits, and by how many GB."""
-    if fit is None:
-        return "?"
-    left = (fit.limit_nbytes - fit.needed_nbytes) / GB
-    if not fit.fits:
-        return f"✗ {-left:.1f} short"
-    return f"{'~' if left < TIGHT * fit.limit_nbytes / GB else '✓'} {left:.1f} left"
+def published_picker_row(model: ModelRow) -> Row:
+    """Return the same for a model to download, by its name without its owner."""
+    _, name, *cells = model.cells
+    styles = {NAME: "$text-muted", FITS: ROOM_STYLES[model.room]}
+    return Row(model.target, (PUBLISHED, name.rpartition("/")[2], *cells), styles=styles)
 
 
 def short(folder: Path) -> str:
     """Shorten a path with ~ for the user's home."""
     home = Path("~").expanduser()
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
-
-
-def size(nbytes: int) -> str:
-    return f"{nbytes / GB:.1f} GB" if nbytes >= GB / 10 else f"{nbytes / 10**6:.0f} MB"
-
-
-def thousands(tokens: int | None) -> str:
-    return "?" if tokens is None else f"{tokens // 1024}k"
 
 
 def make(chat: "Chat", front: "Front") -> ModelsScreen:

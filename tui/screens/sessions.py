@@ -13,8 +13,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from ...core.errors import QchatError, UsageError
-from ..chat.conversations import when
 from ..commands.sessions import slug
+from ..tasks.sessions import row
 from ..text.sanitise import printable
 from ..user.paths import user_path
 from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
@@ -94,7 +94,8 @@ class SessionsScreen(Listing):
 
     def _row(self, one: "Conversation") -> Row:
         mark = "●" if one.id == self._here else ""
-        return Row(str(one.id), (mark, one.title or "untitled", when(one.updated), one.model.name))
+        _, number, changed, model, title = row(one, here=self._here)
+        return Row(number, (mark, title, changed, model))
 
     def highlighted(self, row: Row | None) -> None:
         self.preview(int(row.id) if row else None)

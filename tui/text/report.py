@@ -17,6 +17,7 @@ GAP = 2
 MIN_COLUMN = 4
 BAR_CELLS = 30
 PLOT_ROWS = 10
+UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
 ASCII = str.maketrans("·…", "-~")
 MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -125,6 +126,12 @@ def report_text(report: Report) -> str:
     for part in report.parts:
         lines += _spoken(part)
     return "\n".join(printable(line) for line in lines)
+
+
+def report_plain(report: Report, unicode: bool = True) -> str:
+    """Draw `report` without styles where nothing limits the width; empty if there is nothing to draw."""
+    lines = report_lines(report, UNLIMITED, unicode)
+    return "".join(f"{''.join(text for _, text in line).rstrip()}\n" for line in lines)
 
 
 @dataclass(frozen=True)

@@ -181,18 +181,13 @@ def test_a_damaged_folder_is_refused_as_loading_it_would_be(tmp_path: Path):
 
 
 @pytest.mark.parametrize("tensors", [False, True])
-def test_text_and_json_tell_the_same(tmp_path: Path, tensors: bool):
+def test_the_json_adds_up(tmp_path: Path, tensors: bool):
     write_checkpoint(tmp_path)
     inspection = inspect_model(tmp_path)
     report = json.loads(json.dumps(inspection.as_json(tensors=tensors)))
-    text = inspection.as_text(tensors=tensors)
     assert report["total_bytes"] == inspection.total.nbytes
     assert sum(row["bytes"] for row in report["classes"]) == report["total_bytes"]
     assert ("tensors" in report) == tensors
-    for row in report["tensors"] if tensors else report["classes"]:
-        assert row["name" if tensors else "class"] in text
-        assert row["mode"] in text
-    assert all(repair in text for repair in report["repairs"])
 
 
 @needs_qtiny

@@ -7,7 +7,8 @@ import pytest
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.errors import UsageError
 from qchat.core.measuring import bench
-from qchat.core.measuring.bench import BenchResult, BenchRun, measure, measure_random
+from qchat.core.measuring.bench import BenchRun, measure, measure_random
+from qchat.core.measuring.results import BenchResult
 from tests.checkpoints import tiny_config, write_checkpoint
 
 

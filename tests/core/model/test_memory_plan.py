@@ -14,7 +14,7 @@ from qchat.core.engine.engine import Engine
 from qchat.core.errors import DoesNotFit, UsageError
 from qchat.core.machine.backend import Policy, mx
 from qchat.core.model import memory_plan
-from qchat.core.model.memory_plan import CHUNKS, Need, fit, need_of, plan_folder, plan_table
+from qchat.core.model.memory_plan import CHUNKS, Need, fit, need_of, plan_folder
 from tests.checkpoints import tiny_config, write_checkpoint
 
 POLICY = Policy(mx.bfloat16, dense=False)
@@ -135,10 +135,3 @@ def test_kept_states_get_a_quarter_of_what_the_weights_leave(tmp_path: Path, fre
     engine.model.plan = replace(engine.model.plan, free_nbytes=free, weights_nbytes=10 * GB)
     budgets = [Session(engine, snapshot_budget=given).live.snapshots.budget_nbytes for given in (None, 5)]
     assert budgets == [pytest.approx(budget or default_budget(), rel=0.05), 5]
-
-
-def test_the_table_ends_in_what_is_needed_and_what_there_is(tmp_path: Path):
-    write_checkpoint(tmp_path)
-    *_, total, free = plan_table(plan_folder(tmp_path)).splitlines()
-    assert total.startswith("in all")
-    assert free.startswith("this machine can give")

@@ -15,7 +15,6 @@ from qchat.core.quant.plan import (
     GB,
     GIB,
     as_json,
-    as_table,
     load_config,
     main,
     make_plan,
@@ -206,16 +205,6 @@ def test_the_json_of_a_plan_adds_up():
     assert report["options"]["recipe"] == "unsloth"
     assert report["disk_bytes"] > report["total_bytes"]
     assert "tokens_per_s" not in as_json(plan)
-
-
-def test_the_table_of_a_plan_holds_every_row_total_and_note():
-    plan = make_plan(tiny(intermediate_size=96), Options("unsloth", 4))
-    text = as_table(plan, 100)
-    assert all(row.name in text and row.mode in text for row in plan.rows)
-    assert "disk needed" in text
-    assert "at 100 GB/s" in text
-    assert plan.notes and all(note in text for note in plan.notes)
-    assert max(len(line) for line in text.splitlines()[: 2 + len(plan.rows)]) <= 100
 
 
 def test_parts_that_the_config_does_not_mention_cannot_be_dropped():

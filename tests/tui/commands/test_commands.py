@@ -108,7 +108,7 @@ def test_a_command_explains_itself_in_one_line_of_the_table(command):
     assert command.help.endswith((".", "…")) and len(command.help) <= 110
     assert f"/{command.name}" in report_text(help_report())
     assert f"`/{command.name}" in markdown_table()
-    assert f"/{command.name}" in report_text(commands.page(command))
+    assert f"/{command.name}" in report_text(command.page())
 
 
 def test_every_name_is_in_the_markdown_table():
@@ -273,7 +273,7 @@ def test_retry_passes_settings_for_one_reply(tmp_path):
         ("/compact", "nothing to summarise: 1 turns"),
         ("/compact -1", "wanted a whole number from 0"),
         ("/compare a", "say which two models"),
-        ("/convert", "say which model to convert: /convert SRC"),
+        ("/convert", "say which model to convert: /convert MODEL"),
         ("/convert embedded --q-bits 4", "would change nothing without -q"),
         ("/convert embedded --frobnicate", "unrecognized arguments"),
         ("/bench --runs 0", "wanted 1 to 100"),
@@ -578,7 +578,7 @@ def test_find_theme_mouse_log_about_and_leaving(tmp_path):
     front = Stage(tmp_path).play(
         "/find Paris", "/theme", "/theme auto", "/mouse off", "/keys", "/log", "/about", "/plain", "/bye"
     )
-    assert front.all("find") == ["Paris"] and "2 times" in front.said
+    assert front.all("find") == ["Paris"] and "2 matches" in front.said
     assert front.all("set_theme") == ["auto"] and front.all("mouse") == [False]
     assert front.all("leave") == ["plain", "shell"]
     assert "the engine wrote nothing" in front.said and "Python" in front.said and "ctrl+o" in front.said

@@ -29,6 +29,7 @@ from qchat.tui.text.report import Bar, Bars, Report
 from qchat.tui.user.history import History
 from qchat.tui.user.settings import Settings
 from tests.tui.fake_engine import FakeEngine
+from tests.tui.task_results import results
 
 BLOCKS = st.sampled_from(
     (
@@ -308,7 +309,7 @@ def test_a_model_that_cannot_be_loaded_ends_an_unattended_chat(tmp_path, capsys)
 
 def test_jobs_are_waited_for_and_end_in_a_report(tmp_path, capsys):
     progress = {"event": "progress", "done": 1, "total": 2, "unit": "bytes"}
-    result = {"classes": [], "tensors": None, "repairs": ["norms +1"], "notices": []}
+    result = results()["inspect"] | {"repairs": ["norms +1"]}
     Scene(tmp_path, {"method": "inspect", "events": [progress], "result": result}).play("/inspect", "/about")
     out, err = capsys.readouterr()
     assert out.index("inspect fake-4bit: done") < out.index("norms +1") < out.index("Python")
@@ -338,7 +339,7 @@ def test_find_shows_the_lines_themselves(tmp_path, capsys):
     Scene(tmp_path, {"method": "send", "answer": "It is Paris."}).play("Where?", "/find paris", "/find Rome")
     out, err = capsys.readouterr()
     assert "turn 1, answer, line It is Paris." in out
-    assert "1 times" in err and "'Rome' is not here" in err
+    assert "1 match for " in err and "no matches for 'Rome'" in err
 
 
 def test_what_only_a_full_screen_has_says_so(tmp_path, capsys):

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qchat.core.events import Notice
-from qchat.tui.cli.verbs.convert import _View
+from qchat.tui.cli.run_task import JobView
 from qchat.tui.text import statusline
 from qchat.tui.text.statusline import StatusLine
 
@@ -50,9 +49,8 @@ def test_nothing_is_shown_where_nobody_looks(quiet: bool, monkeypatch: Patch, ca
 
 def test_what_a_conversion_says_takes_the_place_of_its_progress(monkeypatch: Patch, capsys: Capture):
     at_a_terminal(monkeypatch)
-    view = _View()
-    event = SimpleNamespace(stage="writing", done=1, total=4, seconds_left=None, module="模型")
-    view(event)
-    view(Notice("mind this"))
-    shown = "writing  25% of 0.00 GB  模型"
+    view = JobView()
+    view({"event": "progress", "done": 1, "total": 4, "unit": "bytes", "detail": "writing 模型"})
+    view({"event": "notice", "text": "mind this"})
+    shown = " 25%  0.00 of 0.00 GB · writing 模型"
     assert capsys.readouterr().err == f"\r\r{shown}\r{' ' * (len(shown) + 2)}\rqchat: mind this\n"

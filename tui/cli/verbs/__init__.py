@@ -1,6 +1,7 @@
-"""Commands other than chatting: `qchat VERB ...`, one module each, imported only when its verb is used.
+"""Commands other than chatting: `qchat VERB ...`. Most are tasks, which the chat has too (`tui/tasks/`).
 
-A verb's module has `add_arguments(parser)` and `run(args) -> int`; its docstring is its help.
+Each of the others is a module here, imported only when it is used, with `add_arguments(parser)` and
+`run(args) -> int`; its docstring is its help.
 """
 
 import argparse
@@ -8,43 +9,35 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
-from ....core.errors import UsageError
+from ...tasks import TASKS, load_task
+from ...tasks.parsers import Parser
 from ...text.output import write
-from ...user.paths import user_path
 
-VERBS = {
-    "bench": "measure a model's speed, alone or against other runtimes",
-    "calibrate": "measure which inputs matter, for convert's --imatrix-path",
+MODULES = {
     "card": "rewrite a model folder's card",
     "completion": "print a completion script for bash, zsh or fish",
     "config": "show the settings and their origins, get or set one",
-    "convert": "make a quantized model, or plan one",
-    "eval": "measure a model's quality, alone or against another model",
     "help": "show this page, or a command's: qchat help COMMAND",
-    "inspect": "show what a model folder holds",
-    "models": "list local and published models, or delete a local one",
-    "plan": "show the memory that a model needs and the context that fits",
     "pull": "download a model from Hugging Face",
-    "sessions": "list, search, export and delete conversations",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} ({self.prog} --help lists the options)")
+VERBS = dict(
+    sorted(
+        [
+            *MODULES.items(),
+            *((name, help_[0].lower() + help_[1:].rstrip(".")) for name, help_ in TASKS.items()),
+        ]
+    )
+)
 
 
 def model_folder(name: str) -> Path:
     """Return the folder of a model on this machine, by any of its names or its path. Raises ModelError."""
-    from ....core.hub.library import Locations, find_model
+    from ...tasks.base import Door
     from ...user.settings import Settings
+    from ..run_task import PREFIX, find_folder
 
-    path = user_path(name)
-    return path if path.exists() else find_model(name, Locations.from_setting(Settings.load()["models_dir"]))
+    return find_folder(name, Door(PREFIX, Settings.load()["models_dir"]))
 
 
 def closest_verb(word: str) -> str | None:
@@ -54,8 +47,10 @@ def closest_verb(word: str) -> str | None:
     return closest(word.lower(), VERBS)
 
 
-def parser_of(verb: str) -> Parser:
-    """The parser of one of VERBS."""
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """Return the parser of one of VERBS."""
+    if verb in TASKS:
+        return load_task(verb).parser("qchat ")
     module = import_module(f".{verb}", __name__)
     parser = Parser(prog=f"qchat {verb}", allow_abbrev=False, description=module.__doc__)
     module.add_arguments(parser)
@@ -64,6 +59,10 @@ def parser_of(verb: str) -> Parser:
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run one of VERBS with the words after it; returns the exit code. Raises QchatError."""
+    if verb in TASKS:
+        from ..run_task import run as run_task
+
+        return run_task(verb, argv)
     try:
         args = parser_of(verb).parse_args(argv)
     except SystemExit as end:  # --help has printed

@@ -1,5 +1,5 @@
 """Rewrite the card of a model folder, its README.md, from what the folder holds. Sections that others wrote
-stay, and nothing is published."""
+are kept, and nothing is published."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write or print it; returns the exit code. Raises QchatError."""
+    """Write or print the card; return the exit code. Raises QchatError."""
     from ....core.conversion import card
 
     folder = model_folder(args.model)

@@ -118,7 +118,7 @@ def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]):
 
 WORDS = [
     ("se", ["sessions"]),
-    ("co", ["completion", "config", "convert"]),
+    ("co", ["compare", "completion", "config", "convert"]),
     ("my", ["my\\ models/"]),
     ("--thin", ["--think", "--thinking-budget"]),
     ("--effort ", ["none", "low", "medium", "high", "xhigh"]),

@@ -9,7 +9,7 @@ import pytest
 
 from qchat.tui.cli.main import main
 from qchat.tui.cli.verbs import VERBS
-from qchat.tui.cli.verbs.convert import progress_line
+from qchat.tui.tasks.progress import progress_line
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.paths import ROOT
 
@@ -154,7 +154,14 @@ def test_an_interruption_says_how_to_go_on(
 
 
 def test_progress_fits_a_line():
-    from qchat.core.conversion.convert import Progress
-
-    event = Progress("writing", "language_model.model.layers.3.mlp.down_proj", 2 * 10**9, 8 * 10**9, 83.4)
-    assert progress_line(event) == "writing  25% of 8.00 GB, 1:23 left  layers.3.mlp.down_proj"
+    event = {
+        "event": "progress",
+        "unit": "bytes",
+        "done": 2 * 10**9,
+        "total": 8 * 10**9,
+        "detail": "writing layers.3.mlp.down_proj",
+        "seconds_left": 83.4,
+    }
+    said = " 25%  2.00 of 8.00 GB · writing layers.3.mlp.down_proj · 1:23 left"
+    assert progress_line(event) == said
+    assert len(progress_line(event | {"detail": "writing " + "layers.3.mlp" * 20})) < 80

@@ -29,10 +29,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_models_lists_what_is_here_and_what_could_be(capsys: pytest.CaptureFixture[str]):
     assert main(["models"]) == 0
-    here, known = capsys.readouterr().out.split("Available with `qchat pull ID`\n\n")
-    rows = {line.split()[0]: line for line in here.splitlines()[3:] if line}
+    here, known = capsys.readouterr().out.split(
+        "Published models; `qchat pull ID` or /load ID downloads one\n"
+    )
+    rows = {line.split()[0]: line.split()[1:] for line in here.splitlines()[2:] if line}
     assert rows.keys() == {"tiny", "built-in"}
-    assert rows["tiny"].split()[1:] == ["0.00", "GB", "16.01", "yes,", "4,096", "tokens", "models", "folder"]
+    assert rows["tiny"][:4] == ["16.01", "1", "MB", "yes,"]
+    assert rows["tiny"][5:] == ["GB", "left", "-", "-", "4,096", "models", "folder"]
     assert "Brooooooklyn/Qwen3.6-27B-UD-Q2_K_XL-mlx" in known and "15.6 GB" in known
 
 

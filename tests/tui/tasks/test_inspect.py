@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import qchat.core as core
 from qchat.core import BUILT_IN_MODEL
-from qchat.core.conversion.inspection import inspect_model
 from qchat.core.errors import ModelError, UsageError
 from qchat.tui.cli import verbs
 from qchat.tui.cli.main import main
@@ -20,11 +18,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "raw")
     quantize_checkpoint(folder / "raw", folder / "packed", (4, 32, "affine"))
     return folder / "packed"
-
-
-@pytest.fixture(autouse=True)
-def public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(vars(core), "inspect_model", inspect_model)
 
 
 def test_classes_are_shown_by_default(model: Path, capsys: pytest.CaptureFixture[str]):

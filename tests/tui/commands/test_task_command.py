@@ -1,6 +1,6 @@
 """The commands that make, measure and fetch models: what they ask for, what their blocks show."""
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +9,14 @@ import pytest
 
 from qchat.core import BUILT_IN_MODEL, UNQUANTIZED, Measurements
 from qchat.core.hub import library
-from qchat.core.measuring.evaluate import Evaluation
-from qchat.core.measuring.scores import Score
+from qchat.core.measuring.results import Score
 from qchat.tui.chat.jobs import Job
-from qchat.tui.commands import completions, job_reports, jobs, models
+from qchat.tui.commands import completions, models, task_command
+from qchat.tui.tasks import convert
 from qchat.tui.text.report import Bars, Gauge, Plot, Report, Spark, report_lines, report_text
 from qchat.tui.user.paths import measurements_file
 from tests.tui.fake_front import FakeFront, Stage
+from tests.tui.task_results import CALIBRATED, CONVERTED, answer_row, bench_row, evaluation, results, show
 
 PROGRESS = {
     "event": "progress",
@@ -26,43 +27,6 @@ PROGRESS = {
     "seconds_left": 75.0,
 }
 THOUGHT = {"event": "thought", "side": 1, "text": "hm"}
-CONVERTED = {
-    "nbytes": 11.1e9,
-    "bits_per_weight": 2.7,
-    "total_seconds": 130.0,
-    "warnings": ["quantized twice"],
-    "notes": [],
-    "check": {
-        "weights": {"affine 2": 0.1, "affine 4": 0.01},
-        "tokens": 64,
-        "kl_divergence": 0.02,
-        "same_top": 0.9,
-    },
-}
-
-
-def row(name: str, speed: float, **more: Any) -> dict[str, Any]:
-    return {
-        "event": "row",
-        "model": name,
-        "path": f"/models/{name}",
-        "nbytes": 10**9,
-        "capitals_tokens_per_s": speed - 1,
-        "decode_tokens_per_s": speed,
-        "prefill_tokens_per_s": 400.0,
-        "peak_nbytes": 12 << 30,
-        "bandwidth_share": 0.7,
-        "speeds": [speed, speed + 1],
-        **more,
-    }
-
-
-def evaluation(model: str, kl: float | None, reference: str | None = "/m/ref") -> dict[str, Any]:
-    def score(kind: str) -> Score:
-        return Score(kind, 100, 8.0, *((7.0, kl, 0.5, 0.97) if kl is not None else ()))
-
-    told = Evaluation(model, reference, 512, (score("prose"), score("code")), score("all"))
-    return told.as_json()
 
 
 def words(report: Report) -> str:
@@ -92,7 +56,7 @@ def only_job(stage: Stage) -> Job:
 
 
 def test_the_unquantized_recipe_is_the_runtimes():
-    assert jobs.UNQUANTIZED == UNQUANTIZED
+    assert convert.UNQUANTIZED == UNQUANTIZED
 
 
 def test_convert_asks_for_what_the_flags_say(tmp_path):
@@ -137,11 +101,11 @@ def test_the_new_folder_is_named_after_what_is_asked(tmp_path, flags, name):
 
 def test_a_running_conversion_shows_how_far_it_is():
     notice = {"event": "notice", "text": "careful"}
-    report = job_reports.converted([notice, PROGRESS], None, Path("/new"))
+    report = show("convert", [notice, PROGRESS], None, "old /new")
     assert isinstance(report.parts[-1], Gauge)
     said = words(report)
     assert "75%" in said and "3.00 of 4.00 GB" in said and "1:15 left" in said and "careful" in said
-    assert "starting" in words(job_reports.converted([], None, Path("/new")))
+    assert "starting" in words(show("convert", [], None, "old /new"))
 
 
 def test_stop_ends_the_newest_job(tmp_path):
@@ -179,24 +143,24 @@ def test_eval_compares_and_plots_size_against_quality(tmp_path):
 
 
 def test_eval_alone_has_perplexities_and_no_plot_of_one_point():
-    report = job_reports.evaluated([], evaluation("/m/a", None, None), [])
+    report = show("eval", [], evaluation("/m/a", None, None))
     assert "perplexity" in words(report) and "mean KL" not in words(report)
     assert not any(isinstance(part, Plot) for part in report.parts)
 
 
 def test_the_plot_has_what_was_measured_alike():
-    earlier = [evaluation("/m/a", 0.1), evaluation("/m/b", 0.2, "/m/other"), evaluation("/m/c", None, None)]
-    (plot,) = job_reports.size_against_quality([*earlier, evaluation("/m/d", 0.3)])
-    assert isinstance(plot, Plot)
+    earlier = (evaluation("/m/a", 0.1), evaluation("/m/b", 0.2, "/m/other"), evaluation("/m/c", None, None))
+    report = show("eval", [], evaluation("/m/d", 0.3), earlier=earlier)
+    (plot,) = [part for part in report.parts if isinstance(part, Plot)]
     assert [point.label for point in plot.points] == ["a", "d", "ref"]
 
 
 def test_bench_draws_a_bar_and_the_course_of_each_model():
-    rows = [row("fake-4bit", 23.4), row("other", 17.0, bandwidth_share=None, speeds=[])]
+    rows = [bench_row("fake-4bit", 23.4), bench_row("other", 17.0, bandwidth=0, speeds=[])]
     step = {"method": "bench", "events": [rows[0], PROGRESS, rows[1]], "result": {"rows": rows}}
-    partial = job_reports.benched([rows[0], PROGRESS], None)
+    partial = show("bench", [rows[0], PROGRESS], None)
     assert "23.4 tok/s" in words(partial) and isinstance(partial.parts[-1], Gauge)
-    report = job_reports.benched(step["events"], step["result"])
+    report = show("bench", step["events"], step["result"])
     said = words(report)
     assert "22.4" in said and "70%" in said and "12.00" in said
     assert len([part for part in report.parts if isinstance(part, Spark)]) == 1
@@ -223,7 +187,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any, bool]]
 
 
 def test_compare_puts_the_last_question_or_a_text_to_both(tmp_path):
-    rows = [row("a", 20.0, text="Paris.", thinking=""), row("b", 30.0, text="It is **Paris**.", thinking="")]
+    rows = [answer_row("a", 20.0, "Paris."), answer_row("b", 30.0, "It is **Paris**.")]
     step = {
         "method": "compare",
         "events": [{"event": "text", "side": 0, "text": "Par"}, rows[0] | {"side": 0}, THOUGHT],
@@ -237,17 +201,17 @@ def test_compare_puts_the_last_question_or_a_text_to_both(tmp_path):
     said = words(only_job(stage).report())
     assert "It is **Paris**." in said and "30.0 tok/s" in said and "0.012 nats" in said and "90%" in said
     partial = step["events"]
-    assert "the first model\nPar" in words(job_reports.compared(partial[:1], None))
-    assert "Paris." in words(job_reports.compared(partial, None))
-    assert "the second model thinks" in words(job_reports.compared(partial, None))
-    assert "loading" in words(job_reports.compared([], None))
+    assert "the first model\nPar" in words(show("compare", partial[:1], None, "a b"))
+    assert "Paris." in words(show("compare", partial, None, "a b"))
+    assert "the second model thinks" in words(show("compare", partial, None, "a b"))
+    assert "loading" in words(show("compare", [], None, "a b"))
 
 
 def test_compare_says_nothing_of_a_distance_that_was_not_measured():
-    rows = [row("a", 20.0, text="x"), row("b", 30.0, text="y")]
-    assert "nats" not in words(
-        job_reports.compared([], {"rows": rows, "kl_mean": None, "top1_agreement": None})
-    )
+    rows = [answer_row("a", 20.0, "x"), answer_row("b", 30.0, "y")]
+    result = {"rows": rows, "kl_mean": None, "top1_agreement": None}
+    said = words(show("compare", [], result, "a b"))
+    assert "nats" not in said and "different tokens" in said
 
 
 def test_compare_wants_a_question(tmp_path):
@@ -256,19 +220,10 @@ def test_compare_wants_a_question(tmp_path):
 
 
 def test_calibrate_writes_into_the_users_folder(tmp_path):
-    result = {
-        "path": "/x.gguf",
-        "chunks": 4,
-        "chunk_size": 512,
-        "resumed": 0,
-        "modules": 9,
-        "experts": 8,
-        "unreached": 1,
-    }
     step = {
         "method": "calibrate",
         "events": [PROGRESS | {"unit": "chunks", "done": 1, "total": 4}],
-        "result": result,
+        "result": CALIBRATED,
     }
     stage = run(tmp_path, "/calibrate --chunks 4 --data text.txt", steps=(step,))
     (asked,) = stage.fake.asked("calibrate")
@@ -283,15 +238,15 @@ def test_inspect_shows_the_real_classes_of_the_embedded_model():
     from qchat.core import inspect_model
 
     told = inspect_model(BUILT_IN_MODEL)
-    report = job_reports.inspected([], told.as_json())
+    report = show("inspect", [], told.as_json())
     assert any(isinstance(part, Bars) for part in report.parts)
     assert all(kind.kind in words(report) for kind in told.classes)
-    tensors = words(job_reports.inspected([], told.as_json(tensors=True)))
+    tensors = words(show("inspect", [], told.as_json(tensors=True)))
     assert told.tensors[0].name in tensors
 
 
 def test_inspect_asks_for_the_loaded_model(tmp_path):
-    result = {"classes": [], "tensors": None, "repairs": ["norms +1"], "notices": []}
+    result = results()["inspect"] | {"repairs": ["norms +1"]}
     stage = run(tmp_path, "/inspect --tensors", steps=({"method": "inspect", "result": result},))
     assert stage.fake.asked("inspect") == [{"model": "/models/fake-4bit", "tensors": True}]
     assert "norms +1" in words(only_job(stage).report())
@@ -301,9 +256,9 @@ def test_inspect_asks_for_the_loaded_model(tmp_path):
 def test_a_model_without_room_beside_the_chats_has_it_unloaded(limit, alone):
     status = SimpleNamespace(limit_nbytes=limit)
     chat: Any = SimpleNamespace(status=status, model=SimpleNamespace(nbytes=10**6), parked=False)
-    assert jobs.crowded(chat, BUILT_IN_MODEL) is alone
+    assert task_command.crowded(chat, BUILT_IN_MODEL) is alone
     chat.parked = True  # another job has the memory: this one waits for it
-    assert jobs.crowded(chat, BUILT_IN_MODEL)
+    assert task_command.crowded(chat, BUILT_IN_MODEL)
 
 
 # --- models ---
@@ -338,7 +293,7 @@ def test_without_a_name_models_are_chosen_from_a_list(tmp_path):
 def test_models_are_listed_with_sizes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     said = Stage(tmp_path).play("/models").said
-    assert "name built-in" in said and "fits yes" in said and "tok/s -" in said
+    assert "name built-in" in said and "fits yes, " in said and "tok/s -" in said
 
 
 def test_what_was_measured_of_a_model_is_listed(tmp_path, monkeypatch):
@@ -375,12 +330,12 @@ def test_a_model_of_the_hub_is_fetched_only_when_the_user_agrees(tmp_path, monke
 
 
 def test_a_fetched_model_says_where_it_is():
-    assert "/cache/x" in words(job_reports.downloaded([], {"path": "/cache/x"}, "owner/name"))
-    assert "75%" in words(job_reports.downloaded([PROGRESS], None, "owner/name"))
+    assert "/cache/x" in words(models.downloaded([], {"path": "/cache/x"}, "owner/name"))
+    assert "75%" in words(models.downloaded([PROGRESS], None, "owner/name"))
 
 
 def test_scores_are_those_of_the_runtime():
-    assert set(asdict(Score("a", 1, 1.0))) >= {
+    assert {field.name for field in fields(Score)} >= {
         "kind",
         "tokens",
         "perplexity",

@@ -48,10 +48,11 @@ def test_it_lists_the_newest_first(said: Any):
     code, out, err = said()
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["id", "changed", "model", "title"]
-    assert [line.split()[0] for line in lines[1:]] == ["3", "2", "1"]
-    assert lines[1].endswith("fake-4bit  On cheese")
-    assert said("list", "-n", "1")[1].splitlines()[1:] == lines[1:2]
+    assert lines[0] == "Conversations"
+    assert lines[1].split() == ["id", "changed", "model", "title"]
+    assert [line.split()[0] for line in lines[2:]] == ["3", "2", "1"]
+    assert lines[2].endswith("fake-4bit  On cheese")
+    assert said("list", "-n", "1")[1].splitlines()[2:] == lines[2:3]
 
 
 def test_as_json_it_lists_what_a_program_needs(said: Any):
@@ -141,7 +142,7 @@ def test_a_file_of_another_kind_is_refused(said: Any, tmp_path: Path):
 
 
 def test_it_renames(said: Any, store: Store):
-    assert said("rename", "1", "On", "planets") == (0, "", "")
+    assert said("rename", "1", "On", "planets") == (0, "", "qchat: conversation 1 is called On planets\n")
     assert store.conversation(1).title == "On planets"
 
 

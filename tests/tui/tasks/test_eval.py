@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-import qchat.core as core
 from qchat.core.errors import UsageError
-from qchat.core.measuring.evaluate import Evaluation, Score, evaluate_model
+from qchat.core.measuring.evaluate import evaluate_model
+from qchat.core.measuring.results import Evaluation, Score
+from qchat.core.worker import jobs
 from qchat.tui.cli import verbs
 from qchat.tui.cli.main import main
+from qchat.tui.text.report import report_plain
 from tests.checkpoints import write_checkpoint
+from tests.tui.task_results import task
 
 SCORE = Score("prose", 100, 12.5, 12.0, 0.01, 0.2, 0.975)
 EVALUATION = Evaluation("small", "large", 512, (SCORE,), SCORE)
@@ -38,10 +41,10 @@ class Evaluator:
 def evaluator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluator:
     """With the folders `small` and `large` at hand."""
     monkeypatch.chdir(tmp_path)
-    for name in ("small", "large"):
-        Path(name).mkdir()
+    write_checkpoint(tmp_path / "small")  # whose figures are kept
+    Path("large").mkdir()
     evaluator = Evaluator()
-    monkeypatch.setitem(vars(core), "evaluate_model", evaluator)
+    monkeypatch.setattr(jobs, "evaluate_model", evaluator)
     return evaluator
 
 
@@ -54,14 +57,17 @@ def test_the_words_reach_the_evaluation(evaluator: Evaluator, capsys: pytest.Cap
     words = ["small", "--reference", "large", "--data", "text.txt", "--context", "256"]
     assert verbs.run("eval", words) == 0
     assert evaluator.calls == [
-        ((Path("small").absolute(), Path("large").absolute()), {"data": Path("text.txt"), "context": 256}),
+        (
+            (Path("small").absolute(), Path("large").absolute()),
+            {"data": Path("text.txt").absolute(), "context": 256},
+        ),
     ]
-    assert capsys.readouterr() == (EVALUATION.as_table() + "\n", "")
+    assert capsys.readouterr() == (report_plain(task("eval").report(EVALUATION)), "")
 
 
 def test_by_default_there_is_no_reference_and_the_text_is_ours(evaluator: Evaluator):
     verbs.run("eval", ["small"])
-    assert evaluator.calls == [((Path("small").absolute(), None), {"data": None, "context": 512})]
+    assert evaluator.calls == [((Path("small").absolute(), None), {"data": None})]
 
 
 @pytest.mark.usefixtures("evaluator")
@@ -84,7 +90,7 @@ def test_a_terminal_sees_the_progress_until_it_is_over(
             verbs.run("eval", ["small"])
     else:
         verbs.run("eval", ["small"])
-    line = "reading with small: 50 of 100 tokens"
+    line = " 50%  50 of 100 tokens · reading with small"
     assert stderr.getvalue() == f"\r\r{line}\r{' ' * len(line)}\r"
 
 
@@ -103,7 +109,7 @@ def test_the_command_knows_the_verb(capsys: pytest.CaptureFixture[str]):
 def test_a_real_model_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setitem(vars(core), "evaluate_model", evaluate_model)
+    monkeypatch.setattr(jobs, "evaluate_model", evaluate_model)
     write_checkpoint(tmp_path / "model")
     (tmp_path / "note.txt").write_text("A text that is long enough to be measured.")
     words = [
@@ -114,7 +120,7 @@ def test_a_real_model_is_measured(
         str(tmp_path / "note.txt"),
     ]
     assert verbs.run("eval", words) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, *_ = capsys.readouterr().out.splitlines()
     assert header.split() == [
         "text",
         "tokens",
