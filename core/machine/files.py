@@ -4,7 +4,6 @@ Reading refuses what is not a regular file (a pipe would hang, a device has no e
 limit, and JSON that is no object, holds NaN or infinity, or nests deeper than Python can follow.
 """
 
-import json
 import math
 import os
 import stat
@@ -45,6 +44,8 @@ def read_json(path: Path, error: type[Exception], max_nbytes: int = MAX_JSON_NBY
 
 def parse_json(text: str, where: str, error: type[Exception]) -> dict[str, Any]:
     """The JSON object in `text`; raises `error` with one sentence that names `where`."""
+    import json  # the command line starts without it, and needs the folders below
+
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except ValueError as problem:

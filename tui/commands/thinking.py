@@ -18,7 +18,7 @@ MAX_BUDGET = 1 << 22
 
 
 class Think(Command):
-    """Think before answering: on, off, N tokens at most, auto (the model's way); show or hide thoughts."""
+    """Think before answering: on, off, at most N tokens, auto (the model decides); show or hide thoughts."""
 
     names = ("think", "thinking")
     usage = "[on|off|auto|N|show|hide]"
@@ -46,7 +46,7 @@ class Think(Command):
 
 
 class Effort(Command):
-    """How much to think: none and low not at all, medium, high and xhigh for models that know the words."""
+    """Set how much to think: none and low turn thinking off; other levels need a model that knows them."""
 
     names = ("effort",)
     usage = "[none|low|medium|high|xhigh|default]"
@@ -63,7 +63,7 @@ class Effort(Command):
 
 
 class Budget(Command):
-    """End each thought after N tokens; off lets it take its time."""
+    """End each thought after N tokens; off removes the limit."""
 
     names = ("budget",)
     usage = "[N|off]"

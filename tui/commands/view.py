@@ -65,7 +65,7 @@ def _block(answer: str, number: str | None) -> str:
 
 
 class Read(Command):
-    """Attach text files to the next message: paths or patterns; @PATH within a message does the same."""
+    """Attach text files to the next message, by path or pattern; @PATH in a message does the same."""
 
     names = ("read",)
     usage = "PATH|PATTERN ..."
@@ -82,11 +82,11 @@ class Read(Command):
             raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
         size = sum(len(read(path, Path.cwd()).text) for path in paths)
         front.put_prompt(" ".join(map(_mention, paths)) + " ")
-        front.note(f"{len(paths)} files, {size:,} characters, go with the message that names them")
+        front.note(f"{len(paths)} files with {size:,} characters are attached to the message that names them")
 
 
 def _matching(word: str) -> list[str]:
-    """The files that a word means; a pattern must match something."""
+    """Return the files that a path or pattern names. Raises UsageError if a pattern matches none."""
     if not any(sign in word for sign in "*?[") or user_path(word).exists():
         return [word]
     found = sorted(path for path in _glob(word) if Path(path).is_file())
@@ -105,7 +105,7 @@ def _mention(path: str) -> str:
 
 
 class Find(Command):
-    """Find TEXT in the conversation on the screen; /sessions WORDS looks in all of them."""
+    """Find TEXT in this conversation; /sessions WORDS searches all of them."""
 
     names = ("find",)
     usage = "TEXT"
@@ -117,12 +117,14 @@ class Find(Command):
             raise self.wrong("say what to find")
         count = front.find(argument)
         front.note(
-            f"{argument!r:.60} stands here {count:,} times" if count else f"{argument!r:.60} is not here"
+            f"{count:,} match{'es' * (count > 1)} for {argument!r:.60}"
+            if count
+            else f"no match for {argument!r:.60}"
         )
 
 
 class Theme(Command):
-    """Choose the colours; without NAME see and try them."""
+    """Choose a colour theme; without NAME preview them."""
 
     names = ("theme",)
     usage = "[NAME]"
@@ -146,7 +148,7 @@ def theme_names() -> list[str]:
 
 
 class Keys(Command):
-    """Show what each key does, and the names by which [keys] in the settings changes them."""
+    """Show all keys, and the ids by which [keys] in the settings file changes them."""
 
     names = ("keys",)
     while_busy = True
@@ -159,7 +161,7 @@ class Keys(Command):
 
 
 class Mouse(Command):
-    """Use the mouse, or leave it to the terminal."""
+    """Use the mouse in qchat, or leave it to the terminal."""
 
     names = ("mouse",)
     usage = "on|off"
@@ -173,7 +175,7 @@ class Mouse(Command):
 
 
 class Plain(Command):
-    """Go on line by line, with the same conversation."""
+    """Continue this conversation line by line."""
 
     names = ("plain",)
 
@@ -182,7 +184,7 @@ class Plain(Command):
 
 
 class Stop(Command):
-    """Stop the reply; when there is none, the newest job."""
+    """Stop the reply, or if there is none the newest job."""
 
     names = ("stop", "cancel")
     while_busy = True
@@ -193,7 +195,7 @@ class Stop(Command):
 
 
 class Log(Command):
-    """Show the last lines that the engine wrote; they are kept in no file."""
+    """Show the last lines of the engine's log, which is kept in memory only."""
 
     names = ("log",)
     while_busy = True
@@ -204,11 +206,11 @@ class Log(Command):
 
 def log_report(chat: "Chat") -> Report:
     lines = list(chat.log)[-LOG_LINES:]
-    return Report("Log", (Lines(lines or ("the engine wrote nothing",)),))
+    return Report("Log", (Lines(lines or ("the log is empty",)),))
 
 
 class About(Command):
-    """Say what this is: versions, the model, where things are kept."""
+    """Show versions, the model, and where files are kept."""
 
     names = ("about",)
     while_busy = True
@@ -227,7 +229,7 @@ class About(Command):
 
 
 class Bye(Command):
-    """Leave; bare exit and quit do the same. qchat -c comes back to this conversation."""
+    """Quit; exit and quit without a slash do the same. qchat -c continues this conversation."""
 
     names = ("bye", "exit", "quit")
     while_busy = True
