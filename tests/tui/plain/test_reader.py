@@ -333,7 +333,7 @@ def test_find_shows_the_lines_themselves(tmp_path, capsys):
     Scene(tmp_path, {"method": "send", "answer": "It is Paris."}).play("Where?", "/find paris", "/find Rome")
     out, err = capsys.readouterr()
     assert "turn 1, answer, line It is Paris." in out
-    assert "1 times" in err and "'Rome' is not here" in err
+    assert "1 match for 'paris'" in err and "no match for 'Rome'" in err
 
 
 def test_what_only_a_full_screen_has_says_so(tmp_path, capsys):

@@ -472,7 +472,7 @@ def test_a_settings_file_that_cannot_be_changed_keeps_the_theme_and_says_so(
     def refuse(name: str, value: str) -> None:
         raise UsageError(f"{name} cannot be {value}")
 
-    monkeypatch.setattr("qchat.tui.screens.theme.remember", refuse)
+    monkeypatch.setattr("qchat.tui.screens.theme.save", refuse)
 
     @chatting(tmp_path)
     async def check(it: Running) -> None:
