@@ -18,7 +18,7 @@ MAX_BUDGET = 1 << 22
 
 
 class Think(Command):
-    """Think before answering: on, off, N tokens at most, auto (the model's way); show or hide thoughts."""
+    """Think before answering: on, off, at most N tokens, auto (the model decides); show or hide thoughts."""
 
     names = ("think", "thinking")
     usage = "[on|off|auto|N|show|hide]"

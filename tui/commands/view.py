@@ -204,7 +204,7 @@ class Log(Command):
 
 def log_report(chat: "Chat") -> Report:
     lines = list(chat.log)[-LOG_LINES:]
-    return Report("Log", (Lines(lines or ("the engine wrote nothing",)),))
+    return Report("Log", (Lines(lines or ("the log is empty",)),))
 
 
 class About(Command):

@@ -8,7 +8,7 @@ GAP = "  "
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Lines with every cell as wide as its column; those numbered in `right` end at its right edge."""
+    """Align rows as columns; the columns numbered in `right` are right-aligned."""
     clean = [[" ".join(printable(cell).split()) for cell in row] for row in rows]
     widths = [max(map(cells, column)) for column in zip(*clean, strict=True)]
     return "".join(_line(row, widths, right) for row in clean)

@@ -1,6 +1,6 @@
-"""Writing to the screen or a pipe: text that others wrote reaches a terminal without its control characters.
+"""Output to a terminal or a pipe; a terminal never receives control characters of untrusted text.
 
-Raises BrokenPipeError where the reader has gone, OutputError for any other failure to write.
+Raises BrokenPipeError if the reader is gone, OutputError for any other failure.
 """
 
 import sys
@@ -11,11 +11,11 @@ from .sanitise import printable
 
 
 class OutputError(QchatError):
-    """The disk is full, or the like."""
+    """Output failed, for example because the disk is full."""
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write `text` now: as it is into a pipe or file, made printable for a terminal."""
+    """Write and flush `text`: unchanged to a pipe or file, sanitised to a terminal."""
     try:
         stream.write(printable(text) if stream.isatty() else text)
         stream.flush()
@@ -26,5 +26,5 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def note(sentence: str) -> None:
-    """Tell the user something beside the output."""
+    """Print a sentence to stderr."""
     write(sys.stderr, f"qchat: {printable(sentence)}\n")

@@ -1,4 +1,4 @@
-"""Tables and small pictures as values, and pure functions that draw them as styled lines of text.
+"""Tables and small charts as values, and pure functions that draw them as styled lines of text.
 
 Both front ends paint these lines. No line is wider than asked for, whatever the cells hold; what is cut ends
 in an ellipsis. Refuses nothing: figures that are no finite numbers are drawn as none.
@@ -25,7 +25,7 @@ MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Table:
-    """`align` holds `<` or `>` for each column; all to the left where it is empty."""
+    """Rows under a header; `align` has `<` or `>` for each column, all left if it is empty."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bar:
-    """A value of at least 0; `text` says it in words; `style` tells it from the others."""
+    """One bar: a value of at least 0, the same as `text`, and its `style`."""
 
     label: str
     value: float
@@ -44,14 +44,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Lengths in proportion to the largest value."""
+    """Horizontal bars, scaled to the largest value."""
 
     rows: Sequence[Bar]
 
 
 @dataclass(frozen=True)
 class Spark:
-    """One row of small columns in proportion to the largest value."""
+    """A sparkline: one row of small columns, scaled to the largest value."""
 
     values: Sequence[float]
     label: str = ""
@@ -66,7 +66,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plot:
-    """Points on linear axes; each carries a letter that the lines below explain."""
+    """Points on linear axes; a legend below explains their letters."""
 
     points: Sequence[Point]
     x_label: str
@@ -75,7 +75,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Gauge:
-    """How far something is: `done` of `total`, and what to say beside it."""
+    """A progress bar: `done` of `total`, with a text beside it."""
 
     done: float
     total: float
@@ -84,7 +84,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Lines:
-    """Text, wrapped."""
+    """Wrapped text."""
 
     lines: Sequence[str]
     style: Style = ""
@@ -92,7 +92,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Markdown:
-    """Text that a front end may render; here it is wrapped as it is."""
+    """Markdown that a front end may render; here only wrapped."""
 
     source: str
 
@@ -102,14 +102,14 @@ Part = Table | Bars | Spark | Plot | Gauge | Lines | Markdown
 
 @dataclass(frozen=True)
 class Report:
-    """What a command has to show."""
+    """The output of a command: a title and parts."""
 
     title: str
     parts: Sequence[Part] = field(default_factory=tuple)
 
 
 def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]:
-    """`report` as lines of (style, text), at most `width` cells wide; without `unicode` drawn in ASCII."""
+    """Draw `report` as lines of (style, text), at most `width` cells wide, in ASCII without `unicode`."""
     width = max(width, 1)
     lines: list[Line] = []
     if report.title:
@@ -121,7 +121,7 @@ def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]
 
 
 def report_text(report: Report) -> str:
-    """`report` in words for files and for reading aloud: a row is a sentence, and nothing is drawn."""
+    """Return `report` in words, for files and screen readers: a row is a sentence, and nothing is drawn."""
     lines = [report.title] if report.title else []
     for part in report.parts:
         lines += _spoken(part)
@@ -178,7 +178,7 @@ def _one_line(text: str) -> str:
 
 
 def _fit(line: Line, width: int) -> Line:
-    """`line` without what goes beyond `width`."""
+    """Cut `line` to `width` cells."""
     left, kept = width, []
     for style, text in line:
         text = cut(text, left)
@@ -196,7 +196,7 @@ def _padded(text: str, width: int, align: str = "<") -> str:
 
 
 def _table(table: Table, width: int) -> list[Line]:
-    """A header, then the rows; wide columns give way first, columns at the end when nothing else helps.
+    """Draw a header and the rows; wide columns shrink first, then the last columns are dropped.
 
     Text in a last column to the left is wrapped, all else is cut.
     """
@@ -242,12 +242,12 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def finite(values: Sequence[float]) -> list[float]:
-    """`values` with 0 for what is no finite number of at least 0."""
+    """Return `values` with 0 for negative and non-finite numbers."""
     return [value if math.isfinite(value) and value > 0 else 0.0 for value in values]
 
 
 def sparkline(values: Sequence[float], levels: str = "▁▂▃▄▅▆▇█") -> str:
-    """One character for each of `values`, the highest level for the largest of them."""
+    """Return one character per value, the highest level for the largest."""
     known = finite(values)
     top = max(known, default=0.0)
     last = len(levels) - 1
@@ -255,7 +255,7 @@ def sparkline(values: Sequence[float], levels: str = "▁▂▃▄▅▆▇█")
 
 
 def bar(share: float, width: int, glyphs: _Glyphs) -> tuple[str, str]:
-    """The filled and the empty part of a bar of `width` cells."""
+    """Return the filled and the empty part of a bar of `width` cells."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     partial = glyphs.eighths[rest - 1] if rest and glyphs.eighths and full < width else ""
@@ -320,7 +320,7 @@ def _legend(plot: Plot, points: Sequence[Point]) -> Iterator[Line]:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest, apart by something even where all are equal."""
+    """Return the lowest and highest value, kept apart even if all are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1))
 

@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit for a screen: what may be shown, how many cells it takes, where it breaks.
+"""Sanitise, measure and wrap untrusted text.
 
 Knows no colours, widgets or Markdown. Widths are those of `rich.cells`, which the app's screen counts with.
 """
@@ -24,7 +24,7 @@ _CHUNKS = re.compile(rf"[ \t]+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^ \t{_WIDE}]
 
 
 def printable(text: str) -> str:
-    """`text` without anything that could move the cursor, recolour, reorder, or address the terminal itself.
+    """Remove whatever could move the cursor, recolour, reorder, or control the terminal.
 
     Newlines and tabs stay; line separators become newlines, halves of surrogate pairs U+FFFD.
     """
@@ -42,21 +42,21 @@ def _replacement(match: re.Match[str]) -> str:
 
 
 class Cleaner:
-    """`printable` for text that arrives in pieces: the pieces' results joined are the result of the whole."""
+    """A stateful `printable` for text in pieces: the joined results equal the result for the whole text."""
 
     def __init__(self) -> None:
         self._held = ""
         self._last = ""
 
     def feed(self, text: str) -> str:
-        """What of the text is certain now; an unfinished sequence is held back."""
+        """Return the sanitised text; an unfinished sequence is held back."""
         text = self._held + text
         unfinished = _UNFINISHED.search(text)
         self._held = unfinished.group() if unfinished else ""
         return self._clean(text[: len(text) - len(self._held)])
 
     def flush(self) -> str:
-        """What was held back, at the end."""
+        """Return what was held back, at the end of the text."""
         held, self._held = self._held, ""
         return self._clean(held)
 
@@ -67,7 +67,7 @@ class Cleaner:
 
 
 def cells(text: str) -> int:
-    """Columns that `text` takes, one line without control characters."""
+    """Count the terminal cells of `text`, one line without control characters."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # most text is ASCII, and the command line starts faster without
@@ -76,14 +76,14 @@ def cells(text: str) -> int:
 
 
 def graphemes(text: str) -> list[tuple[int, int, int]]:
-    """(start, end, cells) of what a reader sees as one character each; together they cover the text."""
+    """Return (start, end, cells) of each grapheme; together they cover the text."""
     from rich.cells import split_graphemes
 
     return split_graphemes(text)[0]
 
 
 def cut(text: str, width: int) -> str:
-    """`text` in at most `width` cells, its end replaced by `…` where it is longer."""
+    """Truncate `text` to `width` cells, with `…` at the end."""
     if cells(text) <= width:
         return text
     if width < 1:
@@ -93,7 +93,7 @@ def cut(text: str, width: int) -> str:
 
 
 def fit(text: str, width: int, align: str = "left") -> str:
-    """`text` in exactly `width` cells, cut or padded; `align` is left, right or center."""
+    """Truncate or pad `text` to exactly `width` cells; `align` is left, right or center."""
     text = cut(text, width)
     free = width - cells(text)
     before = {"left": 0, "right": free, "center": free // 2}[align]
@@ -101,7 +101,7 @@ def fit(text: str, width: int, align: str = "left") -> str:
 
 
 def chop(text: str, width: int) -> list[tuple[int, int]]:
-    """Ranges of `text` that take at most `width` cells each (at least one character), wherever that cuts."""
+    """Return ranges of `text` of at most `width` cells, at least one character, that may cut words."""
     width = max(width, 1)
     if text.isascii():
         return [(at, min(at + width, len(text))) for at in range(0, len(text), width)] or [(0, 0)]
@@ -115,9 +115,9 @@ def chop(text: str, width: int) -> list[tuple[int, int]]:
 
 
 def breaks(text: str, width: int) -> list[tuple[int, int]]:
-    """Ranges of one line of `text` that take at most `width` cells each, cut at spaces where there are any.
+    """Return ranges of one line of `text` of at most `width` cells, cut at spaces if possible.
 
-    What lies between two ranges is the space that a line break stands for.
+    The space between two ranges is the one that the line break replaces.
     """
     if cells(text) <= width:
         return [(0, len(text))]
@@ -145,5 +145,5 @@ def _breaks(text: str, width: int) -> Iterator[tuple[int, int]]:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Every line of `text` broken into lines of at most `width` cells."""
+    """Wrap every line of `text` to at most `width` cells."""
     return [line[start:end] for line in text.split("\n") for start, end in breaks(line, width)]

@@ -1,4 +1,4 @@
-"""One line on stderr that replaces itself, on a terminal only: what is going on, while it goes on."""
+"""A status line on stderr that replaces itself, on a terminal only."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ LINES_PER_SECOND = 10
 
 
 class StatusLine:
-    """Shows nothing where stderr is no terminal; what is shown too soon after the last line is dropped."""
+    """Shows nothing if stderr is not a terminal; drops updates that come too fast."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._shown = sys.stderr.isatty() and not quiet
@@ -23,7 +23,7 @@ class StatusLine:
             self._replace(printable(line))
 
     def clear(self) -> None:
-        """Leave the line empty for what is written next."""
+        """Clear the line for the next output."""
         if self._width:
             self._replace("")
 

@@ -1,6 +1,6 @@
-"""Text files that go along with a message: named by `@path` in it or by /read, bounded, UTF-8 only.
+"""Text files attached to a message: named by `@path` in it or by /read, limited in size, UTF-8 only.
 
-Refuses, in one sentence, what is no text file, too large or unreadable; nothing but named files is opened.
+Refuses, in one sentence, what is not a text file, too large or unreadable. Opens only files that are named.
 """
 
 import os
@@ -21,14 +21,14 @@ _TRAILING = ".,;:!?)]}'"
 
 @dataclass(frozen=True)
 class Attachment:
-    """A text file's content under the name that the user gave it."""
+    """A text file's content and the name that the user gave it."""
 
     name: str
     text: str
 
 
 def read(path: str, folder: Path) -> Attachment:
-    """The file at `path`, seen from `folder`. Raises UsageError."""
+    """Read the file at `path`, relative to `folder`. Raises UsageError."""
     try:
         place = folder / Path(path).expanduser()
         if not place.is_file():
@@ -43,18 +43,18 @@ def read(path: str, folder: Path) -> Attachment:
 
 
 def find(text: str, folder: Path) -> list[str]:
-    """The paths mentioned as `@path` in `text` that exist under `folder`, each once."""
+    """Return the paths mentioned as `@path` in `text` that exist relative to `folder`, each once."""
     found = (_existing(match[1] or match[2], folder) for match in _MENTION.finditer(text))
     return list(dict.fromkeys(path for path in found if path))
 
 
 def attach(text: str, folder: Path) -> str:
-    """The message with the files that it mentions. Raises UsageError."""
+    """Return the message with the files that it mentions. Raises UsageError."""
     return with_files(text, [read(path, folder) for path in find(text, folder)])
 
 
 def with_files(text: str, attachments: Sequence[Attachment]) -> str:
-    """`text`, then each file under its name in a fence that its content cannot close. Raises UsageError."""
+    """Append each file under its name, in a fence that its content cannot close. Raises UsageError."""
     nbytes = sum(len(attachment.text.encode()) for attachment in attachments)
     if nbytes > MAX_ALL_NBYTES:
         raise UsageError(f"the attached files have {nbytes:,} bytes in all; {MAX_ALL_NBYTES:,} are allowed")
@@ -62,7 +62,7 @@ def with_files(text: str, attachments: Sequence[Attachment]) -> str:
 
 
 def complete(prefix: str, folder: Path) -> list[str]:
-    """Paths that begin with `prefix`, seen from `folder`; folders end in a slash, hidden ones on demand."""
+    """Return paths that begin with `prefix`; folders end in a slash, `.` shows hidden ones."""
     tail = prefix.rpartition("/")[2]
     start = prefix[: len(prefix) - len(tail)]
     try:
@@ -91,7 +91,7 @@ def _existing(path: str, folder: Path) -> str:
 def _what_is(place: Path) -> str:
     if place.is_dir():
         return "it is a folder; name files, or a pattern with /read"
-    return "it is no regular file" if place.exists() else "there is no such file"
+    return "it is not a regular file" if place.exists() else "there is no such file"
 
 
 def _decode(data: bytes, path: str) -> str:

@@ -1,7 +1,7 @@
-"""Puts text on the clipboard and says truthfully what came of it.
+"""Clipboard support that reports whether the copy worked.
 
-A program of the system comes first, as some terminals drop the escape sequence (OSC 52) without a word;
-over ssh such a program would reach the wrong machine, and the sequence comes first.
+The system's clipboard program comes first, because some terminals silently drop the escape sequence (OSC 52).
+Over ssh such a program would reach the wrong machine, so there the sequence is used.
 """
 
 import base64
@@ -32,7 +32,7 @@ def copy(text: str, osc52: Callable[[str], None] | None = None) -> str:
 
 
 def _program() -> list[str] | None:
-    """The command that this desktop's clipboard listens to."""
+    """Return the command that copies to this desktop's clipboard, or None."""
     if sys.platform == "darwin":
         commands = [["pbcopy"]]
     else:
@@ -43,7 +43,10 @@ def _program() -> list[str] | None:
 
 
 def _run(command: list[str], text: str) -> bool:
-    """Nothing is read from it: what stays behind to serve the clipboard would hold a pipe open."""
+    """Run a clipboard program and return whether it succeeded.
+
+    Its output is not read: a process that it leaves behind to serve the clipboard would keep a pipe open.
+    """
     try:
         done = subprocess.run(
             command,

@@ -1,4 +1,4 @@
-"""Text written in the user's own editor, through a file that only they can read."""
+"""Text edited in the user's own editor, through a file that only they can read."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ MAX_NBYTES = 4 << 20
 
 
 def edit(text: str, env: Mapping[str, str] | None = None) -> str | None:
-    """`text` as the user left it; None where the editor failed. Blocks; the terminal must be the editor's.
+    """Return `text` as the user left it, None if the editor failed. Blocks; the editor needs the terminal.
 
     Raises UsageError where no editor can be started or it left no text.
     """
@@ -34,7 +34,7 @@ def open_file(path: Path, env: Mapping[str, str] | None = None) -> int:
 
 
 def editor(env: Mapping[str, str]) -> list[str]:
-    """The command in $VISUAL or $EDITOR, or what every system has. Raises UsageError."""
+    """Return the command in $VISUAL or $EDITOR, or of an editor that most systems have. Raises UsageError."""
     from shutil import which
 
     for variable in ("VISUAL", "EDITOR"):
@@ -42,7 +42,7 @@ def editor(env: Mapping[str, str]) -> list[str]:
             try:
                 return shlex.split(env[variable])
             except ValueError as error:
-                raise UsageError(f"${variable} is no command: {error}") from error
+                raise UsageError(f"${variable} is not a command: {error}") from error
     found = next((name for name in FALLBACKS if which(name)), None)
     if found is None:
         raise UsageError("there is no editor: set $EDITOR to one")

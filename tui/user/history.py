@@ -1,6 +1,6 @@
-"""What was typed before, across runs: one file of JSON strings, appended to by every qchat that runs.
+"""The history of prompts across runs: one file of JSON strings, to which every running qchat appends.
 
-Readable by its owner only. A file that cannot be read or written is no reason not to chat: it is left alone.
+Readable by its owner only. A file that cannot be read or written is ignored; the chat works without it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ MAX_ENTRY_NBYTES = 256 << 10
 
 
 class History:
-    """Prompts, oldest first; no entry follows an equal one. Without a path nothing is kept on disk."""
+    """Prompts, oldest first, never two equal ones in a row; without a path they are not saved."""
 
     def __init__(self, path: Path | None = None):
         self.path = path
@@ -25,12 +25,12 @@ class History:
             self._remember(text)
 
     def add(self, text: str) -> None:
-        """Keep `text`, in the file too; blank text and text too long to type are not kept."""
+        """Add `text`, also to the file; blank text is ignored, and very long text is not saved."""
         if text.strip() and self._remember(text):
             self._append(text)
 
     def search(self, words: str) -> list[str]:
-        """The entries that have `words` in them, newest first, each once."""
+        """Return the entries that contain `words`, newest first, each once."""
         wanted = words.lower()
         return [text for text in dict.fromkeys(reversed(self.entries)) if wanted in text.lower()]
 
@@ -57,7 +57,7 @@ class History:
         return entries
 
     def _shorten(self, entries: list[str]) -> None:
-        """Begin the file anew with `entries`, at half the size; in one step, as others may read it."""
+        """Rewrite the file with the newest `entries`, at half the size limit and in one step."""
         kept: list[bytes] = []
         for text in reversed(entries):
             kept.append(_line(text))
@@ -87,7 +87,7 @@ def _line(text: str) -> bytes:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Write `line` in one call, so that lines of several processes do not mix."""
+    """Append `line` in one call, so that lines of several processes do not mix."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, line)

@@ -1,7 +1,7 @@
-"""Which key does what: one table that the app, the key sheet and the README are made from.
+"""The table of actions and their keys, from which the app, the key sheet and the README are made.
 
-Users remap actions by id under `[keys]`; an unknown id, a key no terminal can send, or two actions on one key
-are refused by name.
+Users remap actions by id under `[keys]`. Refuses an unknown id, a key that no terminal can send, and two
+actions on one key.
 """
 
 import unicodedata
@@ -16,7 +16,7 @@ Scope = Literal["chat", "prompt", "transcript"]
 
 @dataclass(frozen=True)
 class Action:
-    """Something a key does; `label` is its word in the key bar, `scope` is where the key is heard."""
+    """Something that a key does; `label` is its word in the key bar, `scope` where the key works."""
 
     id: str
     keys: tuple[str, ...]
@@ -75,9 +75,9 @@ _NAMED = {
     *("pageup", "pagedown", "up", "down", "left", "right"),
     *(f"f{n}" for n in range(1, 25)),
 }
-# what a terminal sends for both is one byte
+# keys for which a terminal sends the same byte
 _SAME_BYTE = {"ctrl+i": "tab", "ctrl+m": "enter", "ctrl+h": "backspace", "ctrl+[": "escape"}
-# what the toolkit calls some characters, where that is not their Unicode name
+# the toolkit's names of characters, where they differ from the Unicode names
 _NICKNAMES = {
     "solidus": "slash",
     "reverse_solidus": "backslash",
@@ -91,7 +91,7 @@ _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 
 
 class Keymap:
-    """Keys by action, the user's before the usual ones."""
+    """Keys by action: the user's, otherwise the defaults."""
 
     def __init__(self, remapped: Mapping[str, tuple[str, ...]] | None = None):
         self._remapped = dict(remapped or {})
@@ -101,7 +101,7 @@ class Keymap:
 
     @classmethod
     def load(cls, remap: Mapping[str, Any], source: str) -> "Keymap":
-        """The keymap with `remap` (action id to a key or keys, nested by dots or not) read from `source`.
+        """Return the keymap with `remap` (action id to a key or keys, nested or with dots) from `source`.
 
         Raises UsageError naming `source` and the key.
         """
@@ -114,15 +114,15 @@ class Keymap:
         return self._remapped.get(action_id, _BY_ID[action_id].keys)
 
     def action(self, scope: Scope, key: str) -> str | None:
-        """The id of what `key` does in `scope`."""
+        """Return the id of the action of `key` in `scope`."""
         return self._of_scope[scope].get(key)
 
     def shown(self, action_id: str) -> str:
-        """The action's first key as people write it."""
+        """Return the action's first key as people write it."""
         return show(self.keys(action_id)[0])
 
     def rows(self, scope: Scope | None = None) -> list[tuple[str, str]]:
-        """(keys, what they do) for the key sheet, of one scope or of all."""
+        """Return (keys, what they do) of one scope, or of all, for the key sheet."""
         return [
             (" ".join(map(show, self.keys(action.id))), action.help)
             for action in ACTIONS
@@ -130,11 +130,11 @@ class Keymap:
         ]
 
     def ids(self) -> list[tuple[str, str]]:
-        """(an action's id, its keys), as [keys] in the settings has them."""
+        """Return (action id, keys) in the form of [keys] in the settings."""
         return [(action.id, " ".join(map(show, self.keys(action.id)))) for action in ACTIONS]
 
     def textual(self) -> dict[str, str]:
-        """What App.set_keymap takes."""
+        """Return the remapped keys in the form that App.set_keymap takes."""
         return {name: ",".join(keys) for name, keys in self._remapped.items()}
 
     def _refuse_clashes(self, source: str) -> None:
@@ -151,13 +151,13 @@ class Keymap:
 
 
 def show(key: str) -> str:
-    """`key` as people write it: esc, ?, ↑, ctrl+o."""
+    """Return `key` as people write it: esc, ?, ↑, ctrl+o."""
     *modifiers, last = key.split("+")
     return "+".join([*modifiers, _ARROWS.get(last) or _SHORT.get(last, last)])
 
 
 def _heard_with(scope: Scope) -> Sequence[Scope]:
-    """The chat's keys are heard everywhere; the prompt's and the transcript's never meet."""
+    """Return the scopes in which keys of `scope` may clash: the chat's keys work everywhere."""
     return ("chat", "prompt", "transcript") if scope == "chat" else ("chat", scope)
 
 
@@ -170,7 +170,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _keys(name: str, value: Any, source: str) -> tuple[str, ...]:
     if name not in _BY_ID:
-        raise UsageError(f"{source}: keys.{name} is no action; the actions are {', '.join(_BY_ID)}")
+        raise UsageError(f"{source}: keys.{name} is not an action; the actions are {', '.join(_BY_ID)}")
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UsageError(f"{source}: keys.{name} must be a key or a list of keys, and is {value!r}")
@@ -184,12 +184,12 @@ def _key(word: str, where: str) -> str:
     *modifiers, last = lower.split("+") if lower not in ("", "+") and not lower.endswith("++") else [lower]
     name = _name(last)
     if not name or any(modifier not in _MODIFIERS for modifier in modifiers):
-        raise UsageError(f'{where} = "{word}" is no key; write for example "ctrl+o", "f2" or "?"')
+        raise UsageError(f'{where} = "{word}" is not a key; write for example "ctrl+o", "f2" or "?"')
     return "+".join([*modifiers, name])
 
 
 def _name(last: str) -> str:
-    """The key's name, or nothing where it is none; punctuation goes by its Unicode name."""
+    """Return the toolkit's name of a key, empty if there is none; punctuation has its Unicode name."""
     if last in _NAMED or last in _SHORT or (len(last) == 1 and last.isalnum()):
         return last
     for name, short in _SHORT.items():

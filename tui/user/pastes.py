@@ -1,23 +1,23 @@
-"""Long pastes stand in the prompt as short markers, and are themselves again in what is sent."""
+"""Long pastes: short markers in the prompt, replaced by the pasted text when it is sent."""
 
 import re
 
 FOLD_LINES = 10
 FOLD_CHARACTERS = 1_200
-# what even a text that was typed is folded beyond, as the prompt's editor slows down
+# limits for text that was typed: beyond them the prompt's editor slows down
 RECALL_LINES = 400
 RECALL_CHARACTERS = 40_000
 _MARKER = re.compile(r"\[pasted [0-9,]+ (?:lines|characters)(?: #[0-9]+)?\]")
 
 
 class Pastes:
-    """The texts behind the markers of one prompt; a marker that the user changed is just text."""
+    """The texts behind the markers of one prompt; a marker that the user edits becomes plain text."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
 
     def fold(self, text: str, lines: int = FOLD_LINES, characters: int = FOLD_CHARACTERS) -> str:
-        """`text`, or the marker that stands for it where it is longer than `lines` or `characters`."""
+        """Return `text`, or a marker for it if it is longer than `lines` or `characters`."""
         count = text.count("\n") + 1
         if count <= lines and len(text) <= characters:
             return text
@@ -31,15 +31,15 @@ class Pastes:
         return marker
 
     def recall(self, text: str) -> str:
-        """`text` as it is put back for editing."""
+        """Return `text` as the prompt shows it when it is edited again."""
         return self.fold(text, RECALL_LINES, RECALL_CHARACTERS)
 
     def expand(self, text: str) -> str:
-        """`text` with what its markers stand for; what was pasted is not searched for markers again."""
+        """Return `text` with its markers replaced; pasted text is not searched for markers."""
         return _MARKER.sub(lambda match: self._texts.get(match[0], match[0]), text)
 
     def marker_before(self, line: str) -> str:
-        """The marker that `line` ends with, or nothing."""
+        """Return the marker at the end of `line`, or an empty text."""
         found = next((match[0] for match in _MARKER.finditer(line) if match.end() == len(line)), "")
         return found if found in self._texts else ""
 

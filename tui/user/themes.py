@@ -1,7 +1,7 @@
 """Themes: small TOML files, the shipped ones and the user's own, as Textual themes.
 
-Owns which colours a theme may name and what stands in for those it does not. Refuses unknown keys and what is
-no colour, naming file and key; a bad file leaves the others usable.
+Owns the colours that a theme may name and the defaults of those it does not name. Refuses unknown keys and
+invalid colours, naming file and key; a bad file does not affect the others.
 """
 
 import os
@@ -57,7 +57,7 @@ DEFAULT_PYGMENTS = {True: "monokai", False: "default"}
 
 @dataclass(frozen=True)
 class Look:
-    """One theme and what its file says about it."""
+    """A theme with its description and its file."""
 
     theme: Theme
     description: str
@@ -70,7 +70,7 @@ class Look:
 
 @dataclass
 class Shelf:
-    """The themes in some folders; of two with one name the later folder's counts."""
+    """The themes in some folders; a later folder replaces an earlier one's theme of the same name."""
 
     folders: tuple[Path, ...] = ()
     looks: dict[str, Look] = field(default_factory=dict)
@@ -79,13 +79,13 @@ class Shelf:
 
     @classmethod
     def open(cls) -> "Shelf":
-        """The shipped themes and those in the user's config folder."""
+        """Return the shipped themes and those in the user's config folder."""
         shelf = cls((SHIPPED, config_dir() / "themes"))
         shelf.refresh()
         return shelf
 
     def refresh(self) -> bool:
-        """Read again what has changed on disk; whether anything had."""
+        """Read changed files again; return whether any had changed."""
         files = {path: stamp for folder in self.folders for path, stamp in _files(folder)}
         if files == self._seen:
             return False
@@ -99,7 +99,7 @@ class Shelf:
         return True
 
     def find(self, name: str, env: Mapping[str, str] | None = None) -> Look:
-        """The theme called so; `auto` is what suits the terminal. Raises UsageError with the nearest name."""
+        """Return a theme by name; `auto` matches the terminal. Raises UsageError with the nearest name."""
         if name == "auto":
             name = suited(os.environ if env is None else env)
         if name not in self.looks:
@@ -110,7 +110,7 @@ class Shelf:
 
 
 def suited(env: Mapping[str, str]) -> str:
-    """The shipped theme for this terminal: its own palette where it has few colours."""
+    """Name the shipped theme that matches the terminal; with few colours its own palette."""
     if env.get("COLORTERM", "").lower() not in ("truecolor", "24bit"):
         return "terminal"
     # rxvt's convention, which others follow: "foreground;background" by palette number
@@ -118,7 +118,7 @@ def suited(env: Mapping[str, str]) -> str:
 
 
 def load(path: Path) -> Look:
-    """One theme file. Raises UsageError naming the file and the key."""
+    """Load one theme file. Raises UsageError naming the file and the key."""
     if not NAME.fullmatch(path.stem):
         raise UsageError(f"{path}: a theme's name has small letters, digits and dashes only")
     content = read_toml(path)
@@ -166,13 +166,13 @@ def _theme(name: str, header: Mapping[str, Any], colours: Mapping[str, str]) -> 
 
 
 def extra_defaults() -> dict[str, str]:
-    """Our variables for an app whose theme is not set yet."""
+    """Return our variables for an app whose theme is not set yet."""
     variables = load(SHIPPED / "night.toml").theme.variables
     return {name: variables[name] for name in (*EXTRA, "pygments")}
 
 
 def _files(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
-    """Theme files with what tells a change: time in nanoseconds and bytes."""
+    """Return theme files with modification time in nanoseconds and size in bytes, which reveal a change."""
     try:
         paths = sorted(folder.glob("*.toml"))[:MAX_THEMES]
         return [(path, (path.stat().st_mtime_ns, path.stat().st_size)) for path in paths]

@@ -571,7 +571,7 @@ def test_read_puts_files_into_the_next_message(tmp_path, monkeypatch):
         Path(name).write_text("text")
     front = Stage(tmp_path).play("/read *.txt a.txt")
     assert front.all("put_prompt") == ['@a.txt @"b c.txt" ']
-    assert "2 files, 8 characters" in front.said
+    assert "2 files with 8 characters" in front.said
 
 
 def test_find_theme_mouse_log_about_and_leaving(tmp_path):
@@ -581,7 +581,7 @@ def test_find_theme_mouse_log_about_and_leaving(tmp_path):
     assert front.all("find") == ["Paris"] and "2 matches" in front.said
     assert front.all("set_theme") == ["auto"] and front.all("mouse") == [False]
     assert front.all("leave") == ["plain", "shell"]
-    assert "the engine wrote nothing" in front.said and "Python" in front.said and "ctrl+o" in front.said
+    assert "the log is empty" in front.said and "Python" in front.said and "ctrl+o" in front.said
 
 
 def test_a_command_that_has_to_wait_says_so_while_a_reply_is_written(tmp_path):

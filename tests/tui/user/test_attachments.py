@@ -69,7 +69,7 @@ def test_files_that_are_too_large_together_are_refused(monkeypatch):
 def test_folders_pipes_and_missing_files_are_refused(folder: Path):
     os.mkfifo(folder / "pipe")
     assert "it is a folder" in refused("src", folder)
-    assert "no regular file" in refused("pipe", folder)
+    assert "not a regular file" in refused("pipe", folder)
     assert "no such file" in refused("nothing", folder)
 
 

@@ -42,7 +42,7 @@ def test_visual_comes_before_editor():
 
 @pytest.mark.parametrize(
     ("env", "why"),
-    [({"EDITOR": "no-such-editor"}, "cannot be started"), ({"EDITOR": "'open"}, "is no command")],
+    [({"EDITOR": "no-such-editor"}, "cannot be started"), ({"EDITOR": "'open"}, "is not a command")],
 )
 def test_an_editor_that_is_none_is_refused_in_a_sentence(env: dict[str, str], why: str):
     with pytest.raises(UsageError, match=why):

@@ -57,7 +57,7 @@ def test_keys_are_written_as_people_write_them(word: str, key: str):
 def test_what_is_no_key_is_refused_with_file_and_key(keys: str):
     said = refused({"thoughts": keys})
     assert said.startswith(f"{FILE}: keys.thoughts = ")
-    assert "is no key" in said
+    assert "is not a key" in said
 
 
 @pytest.mark.parametrize(("key", "other"), [("ctrl+i", "tab"), ("ctrl+m", "enter"), ("ctrl+[", "escape")])
@@ -67,7 +67,7 @@ def test_keys_that_terminals_cannot_tell_apart_are_refused(key: str, other: str)
 
 def test_an_unknown_action_is_refused_with_the_known_ones():
     said = refused({"thougts": "f6"})
-    assert f"{FILE}: keys.thougts is no action" in said
+    assert f"{FILE}: keys.thougts is not an action" in said
     assert "thoughts" in said
 
 

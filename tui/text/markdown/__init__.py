@@ -1,4 +1,4 @@
-"""Markdown as lines of named styles for a width: whole, or while it is being written. No colours."""
+"""Markdown as lines of named styles for a width, complete or streaming. No colours."""
 
 from .lines import BLANK, Frame, Line, Span
 from .parser import Code, code_blocks
@@ -8,7 +8,7 @@ from .stream import Stream, document
 
 
 def warm() -> None:
-    """Load what the first text would wait for, a tenth of a second; fit for a thread."""
+    """Load the modules that the first text needs, which takes a tenth of a second; callable on a thread."""
     document("```python\npass\n```", Frame(80, 80))
 
 

@@ -1,4 +1,4 @@
-"""Code as coloured lines: pygments' tokens as styles named after them, plain where the language is unknown.
+"""Highlighted code: pygments' tokens as styles named after them; plain if the language is unknown.
 
 A long piece is coloured in chunks, each as if it began anew: an open fence costs what was added to it.
 """
@@ -20,7 +20,7 @@ Colored = tuple[tuple[Span, ...], ...]
 
 
 def highlight(code: str, language: str, closed: bool) -> Colored:
-    """The lines of `code`, whose last newline is not a line of its own."""
+    """Split `code` into lines; a final newline does not begin another."""
     lines = code.removesuffix("\n").split("\n")
     if closed and len(code) <= MAX_WHOLE:
         return _colored("\n".join(lines), language)
@@ -45,7 +45,7 @@ def _colored(code: str, language: str) -> Colored:
 
 
 def _expanded(spans: list[Span]) -> tuple[Span, ...]:
-    """Without empty spans, and each tab as the spaces up to the next stop, which are copied as a tab."""
+    """Drop empty spans and expand tabs to spaces that are copied as tabs."""
     if not any("\t" in span.text for span in spans):
         return tuple(span for span in spans if span.text)
     done, column = [], 0

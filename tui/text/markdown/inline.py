@@ -1,4 +1,4 @@
-"""The text inside a block as spans: emphasis, code, mathematics, links with their addresses in sight."""
+"""The text inside a block as spans: emphasis, code, mathematics, links with visible addresses."""
 
 import re
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ _SAFE_ADDRESS = re.compile(r"https?://[!-~]{1,2000}\Z")
 
 
 def inline(node: "Node") -> list[Span]:
-    """The spans of a block's text; lines end with `\\n` where the source's do."""
+    """Return the spans of a block's text; lines end with `\\n` where the source's do."""
     return [span for child in node.children for span in _parsed(child.content)]
 
 
 @lru_cache(1024)
 def _parsed(text: str) -> tuple[Span, ...]:
-    """Kept, because an open table or list is laid out again and again with few lines changed."""
+    """Parse inline text; cached, because an open table or list is laid out often with few changes."""
     return tuple(
         span for child in parse_inline(text).children for part in child.children for span in _spans(part)
     )
@@ -49,7 +49,7 @@ def _spans(node: "Node") -> Iterable[Span]:
 
 
 def _link(node: "Node") -> list[Span]:
-    """The text and then the address, once where they are the same."""
+    """Return the text and the address of a link, once if they are equal."""
     inner = [span for child in node.children for span in _spans(child)]
     address = str(node.attrs.get("href", ""))
     text = "".join(span.text for span in inner)

@@ -1,4 +1,4 @@
-"""Lines of styled text: what they are made of, how text is laid out into them, what copying them yields.
+"""Lines of styled text: their parts, layout and copying.
 
 Styles are names, joined by spaces where several apply; what a name looks like is a theme's business.
 """
@@ -24,8 +24,8 @@ class Span(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One row. `joint` stands between it and the row before it in copied text: not a newline where a longer
-    line was broken to fit."""
+    """One row. In copied text `joint` separates it from the row before: a newline unless a long line was
+    wrapped."""
 
     spans: tuple[Span, ...]
     joint: str = "\n"
@@ -36,13 +36,13 @@ BLANK = Line(())
 
 @dataclass(frozen=True)
 class Frame:
-    """The cells there are: `width` for text, `wide` (at least as many) for code and tables."""
+    """The room in cells: `width` for text, `wide` (at least as much) for code and tables."""
 
     width: int
     wide: int
 
     def less(self, indent: int) -> "Frame":
-        """What is left beside an indent; never too little to show anything."""
+        """Return the room beside an indent, never too little to show anything."""
         return Frame(max(self.width - indent, 8), max(self.wide - indent, 8))
 
 
@@ -51,7 +51,7 @@ def plain(line: Line) -> str:
 
 
 def copied(line: Line, start: int = 0, end: int | None = None) -> str:
-    """What selecting the characters from `start` to `end` of the row yields."""
+    """Return the copied text of the characters from `start` to `end` of the row."""
     parts, at = [], 0
     for span in line.spans:
         first, last = max(start - at, 0), len(span.text) if end is None else min(end - at, len(span.text))
@@ -66,12 +66,12 @@ def width_of(spans: Iterable[Span]) -> int:
 
 
 def styled(spans: Iterable[Span], style: str) -> list[Span]:
-    """The spans with one more style on them."""
+    """Add a style to the spans."""
     return [Span(text, f"{own} {style}" if own else style, copy, action) for text, own, copy, action in spans]
 
 
 def prefixed(lines: Sequence[Line], first: Span, rest: Span) -> list[Line]:
-    """The lines behind a marker and, from the second on, what stands under it."""
+    """Prefix the first line with a marker and the others with the space below it."""
     done = []
     for number, line in enumerate(lines):
         mark = first if number == 0 else rest
@@ -84,12 +84,12 @@ def prefixed(lines: Sequence[Line], first: Span, rest: Span) -> list[Line]:
 
 
 def lay(spans: Sequence[Span], width: int) -> list[Line]:
-    """The text of `spans` in lines of at most `width` cells, broken at spaces and newlines."""
+    """Wrap `spans` to lines of at most `width` cells, at spaces and newlines."""
     return list(_laid(spans, breaks, width))
 
 
 def lay_hard(spans: Sequence[Span], width: int) -> list[Line]:
-    """The same, broken wherever a line is full: for code."""
+    """Wrap code: break wherever a line is full."""
     return list(_laid(spans, chop, width))
 
 
@@ -111,7 +111,7 @@ def _laid(spans: Sequence[Span], ranges, width: int) -> Iterator[Line]:
 
 
 class _Cutter:
-    """Cuts ranges that never go back out of consecutive spans."""
+    """Cuts ascending ranges out of consecutive spans."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._spans, self._index, self._begin = spans, 0, 0
@@ -137,7 +137,7 @@ def _part(span: Span, start: int, end: int) -> Span:
 
 
 def _snapped(spans: Sequence[Span], text: str) -> list[Span]:
-    """The spans with their borders moved to whole characters: half an emoji has another width."""
+    """Move the borders of spans to whole graphemes: half an emoji has another width."""
     starts = {start for start, _, _ in graphemes(text)} | {len(text)}
     snapped, begin, at = [], 0, 0
     for span in spans:

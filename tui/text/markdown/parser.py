@@ -1,4 +1,4 @@
-"""Markdown into a tree of blocks: CommonMark with tables, struck text and mathematics left as it is written.
+"""Markdown as a tree of blocks: CommonMark with tables and strikethrough; mathematics stays as written.
 
 HTML and reference definitions are text like any other: no block means another thing once others follow it.
 """
@@ -26,14 +26,14 @@ _CLOSERS = {"$$": "$$", "\\[": "\\]"}
 
 
 class Code(NamedTuple):
-    """The inside of a fence."""
+    """The content of a fence."""
 
     language: str
     text: str
 
 
 class Unit(NamedTuple):
-    """A block of the outermost level, or one item of a list there.
+    """A top-level block, or one item of a top-level list.
 
     `gap` says whether an empty line comes before it, `number` is an item's number in an ordered list.
     """
@@ -44,7 +44,7 @@ class Unit(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """What the text before a source decides about its first unit.
+    """What the text before a source implies for its first unit.
 
     `table` is the beginning of a table that goes on: its header and the rows that decide its columns' widths.
     """
@@ -58,14 +58,14 @@ NO_LEAD = Lead()
 
 
 def parse(source: str) -> "Node":
-    """The tree of blocks; the text in them is not parsed yet."""
+    """Return the tree of blocks; their inline text is not parsed yet."""
     from markdown_it.tree import SyntaxTreeNode
 
     return SyntaxTreeNode(_blocks(source))
 
 
 def parse_inline(text: str) -> "Node":
-    """The tree of one block's text."""
+    """Parse the inline text of one block."""
     from markdown_it.tree import SyntaxTreeNode
 
     return SyntaxTreeNode(_parser().parseInline(text))
@@ -79,7 +79,7 @@ def _blocks(source: str) -> list["Token"]:
 
 
 def units(root: "Node", lead: Lead) -> list[Unit]:
-    """The outermost blocks in order, lists taken apart into their items."""
+    """Return the top-level blocks in order, with lists split into their items."""
     found: list[Unit] = []
     before: Node | None = None
     for node in root.children:
@@ -102,7 +102,7 @@ def _items(node: "Node", gap: bool, number: int | None) -> Iterator[Unit]:
 
 
 def gap_between(before: "Node", node: "Node") -> bool:
-    """Whether an empty line stands between two blocks of the outermost level."""
+    """Tell whether an empty line separates two top-level blocks."""
     if before.type == "heading":
         return False
     introduced = before.type == "paragraph" and node.type in LISTS
@@ -114,20 +114,20 @@ def first_line(node: "Node") -> int:
 
 
 def last_line(node: "Node") -> int:
-    """The line after the block's last one with something on it."""
+    """Return the line after the block's last line that is not empty."""
     if node.type in (*LISTS, "list_item", "blockquote"):
         return last_line(node.children[-1]) if node.children else first_line(node) + 1
     return node.map[1] if node.map else 0
 
 
 def is_open_fence(node: "Node", lines: list[str]) -> bool:
-    """Whether a fence of the outermost level runs on beyond `lines`."""
+    """Tell whether a top-level fence is still open after `lines`."""
     first, last = node.map or (0, 0)
     return node.type == "fence" and (last - first < 2 or not closes(node.markup, lines[last - 1]))
 
 
 def closes(markup: str, line: str) -> bool:
-    """Whether `line` ends a fence of the outermost level that `markup` opened."""
+    """Tell whether `line` closes a top-level fence that `markup` opened."""
     text = line.rstrip(" \t")
     indent = len(text) - len(text.lstrip(" "))
     marks = text[indent:]
@@ -135,13 +135,13 @@ def closes(markup: str, line: str) -> bool:
 
 
 def language_of(info: str) -> str:
-    """The language that a fence's first line names."""
+    """Return the language that a fence's first line names."""
     words = info.replace("{", " ").replace("}", " ").replace(",", " ").split()
     return words[0].lstrip(".").lower() if words else ""
 
 
 def code_blocks(source: str) -> list[Code]:
-    """The fences in the order of the text, however deep they stand."""
+    """Return all fences in the order of the text, nested ones too."""
     return [
         Code(language_of(token.info), token.content) for token in _blocks(source) if token.type == "fence"
     ]
@@ -173,7 +173,7 @@ def _inline_math(state: "StateInline", silent: bool) -> bool:
 
 
 def _block_math(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
-    """`$$` or `\\[` alone or before a formula, until the line that it is closed in or an empty one."""
+    """Parse a block of mathematics: from `$$` or `\\[` to the line that closes it, or to an empty line."""
     if state.is_code_block(start):
         return False
     first = _line(state, start)

@@ -1,4 +1,4 @@
-"""Blocks as lines for a width. Pure: a source, a frame and what stood before it decide everything."""
+"""Blocks as lines for a width. Pure: only the source, the frame and the text before it matter."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ _INDENT = 2  # cells before code
 
 
 def render(piece: Piece, frame: Frame) -> list[Line]:
-    """The lines of one piece, with the empty one before it."""
+    """Return the lines of one piece, with the empty line before it."""
     if piece.fence is None:
         return blocks(piece.source, frame, piece.lead)
     lines = [BLANK] if piece.lead.gap and piece.fence.opening else []
@@ -43,7 +43,7 @@ def render(piece: Piece, frame: Frame) -> list[Line]:
 
 
 def blocks(source: str, frame: Frame, lead: Lead = NO_LEAD) -> list[Line]:
-    """The lines of `source`, which begins a text, or goes on as `lead` says."""
+    """Return the lines of `source`, which begins a text or continues one as `lead` says."""
     lines: list[Line] = []
     root = parse(source)
     rows = source.split("\n")
@@ -76,7 +76,7 @@ def _block(node: "Node", frame: Frame, depth: int) -> list[Line]:
 
 
 def _children(nodes: Sequence["Node"], frame: Frame, depth: int) -> list[Line]:
-    """Blocks inside another: an empty line between two of them where the source has one."""
+    """Render nested blocks, separated by an empty line where the source has one."""
     lines: list[Line] = []
     for place, node in enumerate(nodes):
         if place and first_line(node) > last_line(nodes[place - 1]) and gap_between(nodes[place - 1], node):
@@ -146,7 +146,7 @@ _SPECIAL: dict[str, Callable[["Node", Frame], list[Line]]] = {
 
 
 def fence(code: str, info: str, frame: Frame, *, closed: bool) -> list[Line]:
-    """A piece of code between two rules; the lower one is missing while it is open."""
+    """Render code between two rules; the lower one is missing while the fence is open."""
     rows = [fence_top(info, frame)]
     if code:
         rows += code_rows(code, info, frame, closed=closed)
@@ -154,7 +154,7 @@ def fence(code: str, info: str, frame: Frame, *, closed: bool) -> list[Line]:
 
 
 def fence_top(info: str, frame: Frame) -> Line:
-    """The upper rule, with the language and the word that copies the code."""
+    """Return the upper rule, with the language and the word that copies the code."""
     name = cut(" ".join(info.split()), frame.width // 2)
     left = f"┌ {name} " if name else "┌"
     rest = frame.width - cells(left) - cells(" copy ─┐")
@@ -167,7 +167,7 @@ def fence_bottom(frame: Frame) -> Line:
 
 
 def code_rows(code: str, info: str, frame: Frame, *, closed: bool) -> list[Line]:
-    """Highlighted code on its own ground, which is as wide as the rules or as its longest line."""
+    """Return highlighted code on a background as wide as the rules or as its longest line."""
     room = frame.wide - _INDENT
     indent = Span(" " * _INDENT, "ground", "")
     rows = []

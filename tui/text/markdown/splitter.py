@@ -1,4 +1,4 @@
-"""What of a growing Markdown text is finished: pieces that nothing later can change, and an open rest.
+"""Splits growing Markdown into finished pieces, which nothing later can change, and an open rest.
 
 Blocks end where the next one begins, lists item by item; a fence is given out in chunks while it is open.
 Knows nothing of widths and styles. The text must be printable already.
@@ -14,7 +14,7 @@ MAX_LINE = 4_096  # characters of text, not code, in one line: a longer one beco
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of the text: blocks or items, or lines of a fence if `fence` is there."""
+    """Part of the text: blocks or items, or lines of a fence if `fence` is given."""
 
     source: str
     lead: Lead = NO_LEAD
@@ -23,7 +23,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a fence a piece is; the closing one brings the whole code, to be coloured as one."""
+    """The part of a fence that a piece is; the last one brings the whole code for highlighting."""
 
     info: str
     opening: bool
@@ -31,7 +31,7 @@ class Part:
 
 
 class Splitter:
-    """Feed it text; it returns what is finished, each piece once, and keeps the rest."""
+    """Takes text and returns finished pieces, each once; keeps the rest."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -52,12 +52,12 @@ class Splitter:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """What is left, at the end of the text."""
+        """Return the rest, at the end of the text."""
         return [*self.feed("\n" if self._partial.strip(" \t") else ""), *self.rest]
 
     @property
     def rest(self) -> list[Piece]:
-        """The open piece, if there is anything in it."""
+        """Return the open piece, or None if it is empty."""
         if self._fence is not None:
             return self._fence.rest(self._partial, self._lead)
         source = "\n".join([*self._lines, self._partial])
@@ -76,7 +76,7 @@ class Splitter:
         return pieces
 
     def _freeze(self) -> list[Piece]:
-        """Let go of all but the last unit of the open lines; enter a fence that this is."""
+        """Release all but the last unit of the open lines; if that is a fence, enter it."""
         if self._fence is not None or not self._lines:
             return []
         found = units(parse("\n".join(self._lines)), self._lead)
@@ -97,7 +97,7 @@ class Splitter:
         return pieces
 
     def _freeze_rows(self, end: int) -> list[Piece]:
-        """Let go of the rows of a long open table, but for the last one; what is left repeats the header."""
+        """Release all rows but the last of a long open table; the rest repeats the header."""
         pieces = []
         head, rows = self._lines[:2], self._lines[2:end]
         if not self._lead.table and len(rows) > WIDTH_ROWS:
@@ -112,7 +112,7 @@ class Splitter:
 
 
 class _Fence:
-    """The open fence: its lines so far, and how many of them were given out."""
+    """The open fence: its lines so far, and how many of them were released."""
 
     def __init__(self, info: str, markup: str, first: str) -> None:
         self.closed = False
@@ -144,7 +144,7 @@ class _Fence:
         return Piece(source, lead, Part(self._info, self._given == 0, whole))
 
     def _unindented(self, line: str) -> str:
-        """Without the indent of the fence itself; a tab that is only partly taken leaves spaces."""
+        """Remove the fence's own indent; a tab that is only partly removed leaves spaces."""
         at = column = 0
         while column < self._indent and line[at : at + 1] in (" ", "\t"):
             column += 1 if line[at] == " " else 4 - column % 4
@@ -153,7 +153,7 @@ class _Fence:
 
 
 def _paragraphs(line: str) -> list[str]:
-    """A line as it is, or, where it is far too long, in paragraphs cut at spaces."""
+    """Return a line unchanged, or a far too long one as paragraphs cut at spaces."""
     parts = []
     while len(line) > MAX_LINE:
         at = line.rfind(" ", 1, MAX_LINE) + 1 or MAX_LINE

@@ -1,4 +1,4 @@
-"""A Markdown text laid out while it grows: finished lines are kept, only the open rest is laid out anew."""
+"""Streaming layout of Markdown: finished lines are kept, only the open rest is laid out again."""
 
 from itertools import takewhile
 
@@ -9,7 +9,7 @@ from .splitter import MAX_LINE, Piece, Splitter
 
 
 def document(source: str, frame: Frame) -> list[Line]:
-    """The lines of a whole text: those that a stream of it ends with. The text must be printable."""
+    """Return the lines of a whole text, the same that a stream of it ends with. It must be printable."""
     if max(map(len, source.split("\n"))) <= MAX_LINE:
         return blocks(source, frame)
     stream = Stream(frame)
@@ -46,7 +46,7 @@ class Stream:
         return changed
 
     def finish(self) -> int:
-        """The text has ended; returns the same."""
+        """End the text; returns the number of the first line that may have changed."""
         return self._keep(self._splitter.finish())
 
     def _keep(self, pieces: list[Piece]) -> int:

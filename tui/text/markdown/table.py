@@ -1,4 +1,4 @@
-"""Tables: columns as wide as their content, the widest cut down where room is short, or else as records."""
+"""Tables: columns as wide as their content, the widest shrunk to fit; as records if nothing fits."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ _BETWEEN = " │ "
 
 
 def table(node: "Node", frame: Frame, begun: str = "") -> list[Line]:
-    """The table's lines; those of its rows alone where `begun`, the source of its beginning, was shown."""
+    """Return the table's lines; only its rows if `begun`, the source of its beginning, is on the screen."""
     head, *body = _cells(node)
     widths = _widths_of(begun, frame.wide) if begun else _fitted([head, *body], frame.wide)
     if not widths:
@@ -52,7 +52,7 @@ def _widths_of(begun: str, room: int) -> list[int]:
 
 
 def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
-    """The width of each column, the widest ones cut down first; nothing where no column would be readable."""
+    """Return the width of each column, the widest shrunk first; nothing if none would be readable."""
     rows = rows[: WIDTH_ROWS + 1]
     count = len(rows[0])
     widths = [
@@ -76,7 +76,7 @@ def _natural(cell: Cell) -> int:
 
 
 def _cap(widths: list[int], room: int) -> int:
-    """The largest width that all columns fit in when none is wider."""
+    """Return the largest cap of column widths at which all columns fit."""
     left = len(widths)
     for width in sorted(widths):
         if width * left > room:
@@ -105,7 +105,7 @@ def _row_line(columns: list[list[Line]], widths: list[int], aligns: list[str], a
 
 
 def _records(head: list[Cell], body: list[list[Cell]], frame: Frame, *, begun: bool) -> list[Line]:
-    """Every row as lines of `name: value`."""
+    """Return every row as lines of `name: value`."""
     lines: list[Line] = []
     for row in body or [[]]:
         if lines or begun:

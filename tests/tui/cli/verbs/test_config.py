@@ -109,7 +109,7 @@ def test_editing_begins_with_all_keys_and_tells_what_is_wrong(
     ("command", "said"),
     [
         ("no-such-editor", "the editor no-such-editor cannot be started"),
-        ("'", "$EDITOR is no command"),
+        ("'", "$EDITOR is not a command"),
         ("false", "ended with code 1"),
     ],
 )
