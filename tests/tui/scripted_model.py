@@ -28,10 +28,10 @@ def script_reply() -> None:
             Engine.load = load
         return engine
 
-    def draw_scripted(decoder: Decoder) -> int:
+    def draw_scripted(self: Decoder) -> int:
         if ids:
-            decoder.force(ids.popleft())
-        return draw(decoder)
+            self.force(ids.popleft())
+        return draw(self)
 
     Engine.load, Decoder.next = load_and_prepare, draw_scripted
 
@@ -50,6 +50,6 @@ def fail_once() -> None:
 if __name__ == "__main__":
     script_reply()
     fail_once()
-    methods.EngineMethods._fuse = lambda self, _engine: self._background(methods.COMPILING)
+    methods.EngineMethods._fuse = lambda self, engine: self._background(methods.COMPILING)  # noqa: ARG005
     bench.PREFILL_LENGTHS, bench.SUSTAINED_TOKENS = (64,), 32
     sys.exit(main())
