@@ -33,7 +33,7 @@ MEMORY_SECONDS = 0.25
 GRACE_SECONDS = 2.0
 PARENT_SECONDS = 1.0
 READ_NBYTES = 1 << 16
-# an entry of the queue that is not a request: look whether there is idle work
+# an entry of the queue that is no request, but asks for idle work
 WAKE = Request(0, "", {})
 # of consecutive events of these kinds only the last matters
 REPLACEABLE = ("load", "prefill", "progress", "memory")
@@ -44,7 +44,7 @@ class Outbox:
     """Writes lines to the file descriptor `output`; events at most `LINES_PER_SECOND` times a second."""
 
     def __init__(self, output: int, memory: Callable[[], Memory | None]):
-        """Start the thread. During a call it sends the `memory` every `MEMORY_SECONDS`."""
+        """Start the thread. During a call it sends what `memory` returns every `MEMORY_SECONDS`."""
         self._output, self._memory = output, memory
         self._change = threading.Condition()
         self._lines: list[bytes] = []

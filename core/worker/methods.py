@@ -121,7 +121,7 @@ class EngineMethods:
             raise
 
     def _fuse(self, engine: Engine) -> None:
-        """Let the model run fused, or have what it needs for that compiled meanwhile."""
+        """Let the model run fused kernels, or have them compiled in the background."""
         precompiler = engine.precompiler
         if precompiler is None or precompiler.compiling:
             return

@@ -40,7 +40,7 @@ class Worker:
         self._outbox = Outbox(output, lambda: self._methods.memory() if self._methods else None)
 
     def serve(self) -> None:
-        """Serve requests until the last one.
+        """Serve requests until `shutdown` or the end of the input.
 
         Raises ImportError for an incomplete installation, GenerationError if other ranks do not connect.
         """

@@ -1,7 +1,7 @@
 """The results of the protocol's methods as frozen values, and the type of each.
 
-An engine process makes them and sends them as JSON; a front end makes them again of what arrives. Owns what a
-result holds, not how a line is written. Imports no MLX.
+An engine process sends them as JSON, and a front end decodes them into the same types. Owns what a result
+holds, not how a line is written. Imports no MLX.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ class SaveResult:
 
 Result = Empty | StateResult | CacheSummary | PromptResult | CountResult | MemoryResult | SaveResult
 
-# what each method ends with; jobs end with an object of their own
+# the type of each method's result; jobs return objects of their own
 RESULTS: Mapping[str, Any] = {
     "load": LoadResult,
     "unload": Empty,

@@ -1,8 +1,8 @@
 """The front end's end of the pipes: starts the engine, calls it, and says in one sentence how it ended.
 
 Owns the pipes. Calls are concurrent; each yields batches of events and ends with a result or an error. When
-the process ends, every open call ends with EngineDied. Refuses a process that writes something else than the
-protocol's messages.
+the process ends, every open call ends with EngineDied. Refuses a process that writes anything but messages of
+the protocol.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class EngineError(QchatError):
 
 
 class EngineDied(QchatError):
-    """The engine process ended; the message says how."""
+    """The error of calls whose engine process ended; the message says how."""
 
 
 def shared_command(*, ranks: int | None = None, hostfile: str | None = None) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def _free_ports(count: int) -> tuple[str, ...]:
 
 
 def behind_launcher() -> dict[str, str]:
-    """Return the environment with which an engine ends with this process although it is not its child."""
+    """Return the environment of an engine that is to end with this process without being its child."""
     return {FRONT_END_VARIABLE: str(os.getpid())}
 
 
@@ -252,7 +252,7 @@ class EngineClient:
             await asyncio.to_thread(self._process.wait)
             return
         if self._input is not None:
-            if self._is_launched:  # a launcher passes lines on, and not their end
+            if self._is_launched:  # a launcher passes lines on, but not the end of the input
                 self._ask_to_end()
             self._input.close()
         _, late = await asyncio.wait(self._reading, timeout=STOP_SECONDS)

@@ -1,7 +1,8 @@
 """The controller between a front end and its engine: one conversation, its queue, its jobs, its live figures.
 
-Owns the order of things: what is sent while something runs waits in `queue`. The engine may die at any
-moment; what was said stays here and in the store, and `restart` goes on. Refuses what does not go now.
+Owns the order of requests: a question that is sent while something runs waits in `queue`. The engine may die
+at any moment; the conversation stays here and in the store, and `restart` continues it. Refuses requests that
+cannot be served now.
 """
 
 import asyncio
@@ -61,11 +62,11 @@ class Chat:
         self.client: EngineClient | None = None
         self.meter = Meter(clock)
         self._factory, self._job_factory = client_factory, job_client_factory or client_factory
-        self._path: str | None = None  # of the model that is, or is to be, loaded
+        self._path: str | None = None  # of the model that is loaded, or to be loaded
         self._call: Call | None = None
         self._busy = False
         self._leaving = False
-        # jobs that need the memory of the chat's model, or wait for it; where that model is loaded from again
+        # jobs that have or wait for the memory of the chat's model; the folder to load it from again
         self._memory, self._parking = asyncio.Lock(), 0
         self._parked_path: str | None = None
         self._interrupted: Turn | None = None
@@ -77,17 +78,17 @@ class Chat:
 
     @property
     def busy(self) -> bool:
-        """Something runs that a question has to wait for."""
+        """Whether a question has to wait."""
         return self._busy or self.parked
 
     @property
     def parked(self) -> bool:
-        """The model had to make room for a job, and comes back."""
+        """Whether the model was unloaded to make room for a job, and will be loaded again."""
         return self._parked_path is not None
 
     @property
     def log(self) -> list[str]:
-        """The last lines that the engine and the jobs' engines wrote."""
+        """The last lines that the engine and those of the jobs wrote."""
         own = list(self.client.log) if self.client else []
         return [*own, *(line for job in self.jobs for line in job.log)]
 
@@ -112,7 +113,7 @@ class Chat:
         try:
             loaded: LoadResult = await self._follow(client.call("load", model=model, **given))
         except EngineDied:
-            self._path = model  # what a restart has to load
+            self._path = model  # for a restart
             raise
         self.model, self._path = loaded.model, model
         self.meter.bytes_per_token = loaded.model.bytes_per_token
@@ -122,7 +123,7 @@ class Chat:
         self.view.rebuilt(self.state)
 
     async def unload(self) -> None:
-        """Give the model's memory back; the conversation stays."""
+        """Free the memory of the model; the conversation stays."""
         with self._at_work("working"):
             await self._client().request("unload")
             self.model = None
@@ -158,7 +159,7 @@ class Chat:
         self.view.rebuilt(self.state)
 
     async def quit(self) -> None:
-        """End the engine and every job. The live state is written, so that the conversation opens at once."""
+        """End the engine and every job; save the live state, so that the conversation reopens quickly."""
         self._leaving = True
         self.queue.clear()
         for job in self.jobs:
@@ -180,7 +181,7 @@ class Chat:
             await asyncio.sleep(0)
 
     async def _running(self) -> EngineClient:
-        """The client of a living engine, started if there is none."""
+        """Return the client of a living engine; start one if there is none."""
         if self.client is None or not self.client.alive:
             client = self.client = self._factory()
             client.on_death = self._died
@@ -190,7 +191,7 @@ class Chat:
         return self.client
 
     def _client(self) -> EngineClient:
-        """The client of an engine with a model. Raises UsageError where there is none."""
+        """Return the client of an engine with a model. Raises UsageError if there is none."""
         if self.status.phase == "dead":
             raise UsageError("the engine has stopped: restart it first")
         if self.client is None or self.model is None:
@@ -210,10 +211,10 @@ class Chat:
         self.view.status(self.status)
         self.view.note(f"{reason}{where}; nothing is lost", "error")
 
-    # saying something
+    # questions
 
     async def send(self, text: str, **settings: Any) -> None:
-        """Ask `text`; returns when the reply has ended, or at once when it has to wait in `queue`."""
+        """Ask `text` and wait for the end of the reply; if something runs, queue it and return."""
         if self.busy or self.queue or self.status.phase in ("starting", "dead"):
             self.queue.append(text)
             self.view.status(self.status)
@@ -225,25 +226,25 @@ class Chat:
         await self._reply("send", self.state.turns, text, {"text": text}, settings)
 
     async def retry(self, **settings: Any) -> None:
-        """Answer the last question again, beside the reply that stands."""
+        """Answer the last question again, beside its present reply."""
         turns = self.state.turns
         if not turns:
             raise UsageError("there is no question yet")
         await self._reply("retry", turns[:-1], turns[-1].question, {}, settings)
 
     async def edit(self, turn: int, text: str, **settings: Any) -> None:
-        """Ask `text` in place of question `turn`, on a branch of its own."""
+        """Ask `text` in place of question `turn`, on a new branch."""
         turns = self.state.turns
         if not 1 <= turn <= len(turns):
             raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
         await self._reply("edit", turns[: turn - 1], text, {"turn": turn, "text": text}, settings)
 
     async def close_thought(self) -> None:
-        """Have the model end its thought and answer."""
+        """End the thought, so that the answer begins."""
         await self._client().request("close_thought")
 
     def stop(self) -> None:
-        """Stop what runs: the reply, else the loading, else the newest job."""
+        """Stop the reply or the loading, else the newest job."""
         if self._call is not None:
             self._call.cancel()
             return
@@ -309,16 +310,16 @@ class Chat:
     # moving in the conversation
 
     async def undo(self) -> str:
-        """Take the last question and its reply back; return the question."""
+        """Take back the last question and its reply; return the question."""
         undone: UndoResult = await self._move("undo")
         return undone.question
 
     async def fork(self, turn: int) -> None:
-        """Go on from the reply to question `turn`."""
+        """Continue from the reply to question `turn`."""
         await self._move("fork", turn=turn)
 
     async def switch(self, number: int) -> None:
-        """Go to the reply with this number, on whatever branch."""
+        """Go to the reply with this node number, on any branch."""
         await self._move("switch", number=number)
 
     async def new(self) -> None:
@@ -326,22 +327,23 @@ class Chat:
         await self._move("reset")
 
     async def open(self, conversation: int) -> None:
-        """Go on with a stored conversation."""
+        """Continue a stored conversation."""
         await self._move("open", conversation=conversation)
 
     async def prime(self, messages: list[dict[str, Any]]) -> None:
-        """Go on from a given history."""
+        """Continue from a given history."""
         await self._move("prime", messages=messages)
 
     async def set_system(self, text: str | None) -> None:
-        """Speak on under another system message."""
+        """Replace the system message."""
         await self._move("set_system", text=text)
 
     async def set_history(self, mode: str) -> None:
-        """Keep thoughts in the prompt (`preserve`) or not (`strip`)."""
+        """Keep thoughts in the context (`preserve`) or drop them (`strip`)."""
         await self._move("history", mode=mode)
 
     async def rename(self, title: str) -> None:
+        """Give the conversation another title."""
         await self.request("rename", title=title)
 
     async def _move(self, method: str, **params: Any) -> Any:
@@ -357,11 +359,11 @@ class Chat:
         return await self.request("explain")
 
     async def prompt(self, text: str | None) -> PromptResult:
-        """Return what the model would read if `text` were sent now, or what it has read so far."""
+        """Return the prompt as it would be if `text` were sent now, or as it is."""
         return await self.request("prompt", text=text, settings=self.settings.reply())
 
     async def request(self, method: str, **params: Any) -> Any:
-        """Call any other method and return its result; the engine answers when what runs has ended."""
+        """Call any other method and return its result, after what the engine does now."""
         result = await self._client().request(method, **params)
         if isinstance(result, StateResult):
             self._hold(result.state)
@@ -390,7 +392,7 @@ class Chat:
     def start_job(
         self, title: str, method: str, params: Mapping[str, Any], render: Render, *, alone: bool = False
     ) -> Job:
-        """Begin a job in a process of its own; `alone`: without the chat's model in memory meanwhile."""
+        """Begin a job in a process of its own; if it is to run `alone`, unload the chat's model meanwhile."""
         if method in MEASURING:
             params = {"measurements": str(measurements_file()), **params}
         job = Job(title, method, params, render, self.view.job_changed)
@@ -409,7 +411,7 @@ class Chat:
 
     @asynccontextmanager
     async def _without_model(self) -> AsyncIterator[None]:
-        """Without the chat's model in memory, one after the other; the last one puts it back."""
+        """Keep the chat's model out of memory, for one job after the other; the last one loads it again."""
         self._parking += 1
         try:
             async with self._memory:
@@ -428,11 +430,11 @@ class Chat:
         if path is not None and not self._parking and not self._leaving:
             await self._or_note(self.load(path))
 
-    # what runs
+    # work
 
     @contextmanager
     def _at_work(self, phase: Phase) -> Iterator[None]:
-        """Refuse what comes meanwhile; afterwards the queue goes on."""
+        """Refuse other requests meanwhile; afterwards ask what is queued."""
         if self.busy:
             raise UsageError("something is running: wait for it, or stop it first")
         self._busy = True
@@ -460,16 +462,16 @@ class Chat:
             self._in_background(self._or_note(self._ask_next()))
 
     async def _ask_next(self) -> None:
-        """Ask what waits, if it can be asked now; its end comes back here."""
+        """Ask the first question of the queue, if possible now; its end asks the next."""
         if self.queue and not self.busy and self.model is not None and self.status.phase == "idle":
             await self._ask(self.queue.pop(0), {})
 
     async def _or_note(self, work: Any) -> None:
-        """Do what nobody waits for; the view is told what goes wrong."""
+        """Do work that nobody awaits, and tell the view of errors."""
         try:
             await work
         except EngineDied:
-            pass  # the view knows
+            pass  # the view was told
         except QchatError as error:
             self.view.note(str(error), "error")
 

@@ -1,4 +1,4 @@
-"""Stored conversations as people name and date them; the store itself is the runtime's."""
+"""Stored conversations by number, title and date, as users name them."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from ...core.storage.records import Conversation
 
 LATEST = "latest"
-SEARCHED = 1000  # conversations among which one is named by its title
+SEARCHED = 1000  # conversations whose titles are searched
 
 
 def open_store() -> "Store":
-    """The user's conversations. Raises StoreError."""
+    """Open the user's conversations. Raises StoreError."""
     from ...core import Store
 
     return Store(conversations_file())
 
 
 def find(store: "Store", word: str) -> "Conversation":
-    """The conversation meant by its number, by the beginning of its title, or by "latest".
+    """Find a conversation by its number, by the beginning of its title, or as "latest".
 
-    Raises UsageError where there is none or more than one, StoreError for an unknown number.
+    Raises UsageError if there is none or more than one, StoreError for an unknown number.
     """
     if word == LATEST:
         latest = store.latest()
@@ -44,13 +44,13 @@ def find(store: "Store", word: str) -> "Conversation":
 
 
 def model_of(conversation: "Conversation | None") -> str | None:
-    """The folder that it was last held with, if that is still there."""
+    """Return the folder of the model that it was last held with, if that still exists."""
     folder = conversation.model.folder if conversation is not None else ""
     return folder if folder and Path(folder).is_dir() else None
 
 
 def when(seconds: float, now: datetime | None = None) -> str:
-    """A time as briefly as it is clear: 14:02, yesterday, 3 Nov, 2025-11-03."""
+    """Format a time as briefly as is clear: 14:02, yesterday, 3 Nov, 2025-11-03."""
     now = now or datetime.now()
     then = datetime.fromtimestamp(seconds)
     if then.date() == now.date():

@@ -1,6 +1,6 @@
-"""Long work in an engine process of its own, so that the chat lives on: started, followed, cancelled, told.
+"""Jobs: long operations, each in an engine process of its own beside the chat.
 
-One process per job, ended with it. A job that does not heed a cancel is killed after a while.
+A job's process ends with it. A job that ignores a cancel is killed after a while.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 JobState = Literal["running", "done", "failed", "cancelled"]
 Render = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any] | None], "Report"]
 CHANGES_PER_SECOND = 10
-# a product of large matrices is not interrupted
+# large matrix products cannot be interrupted
 CANCEL_SECONDS = 20.0
 
 
 class Job:
-    """`events` are those so far, of progress only the last; `result` is its end, `error` why it has none."""
+    """One job: its `events` so far, of progress only the last; `error` says why it has no `result`."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class Job:
         self._killing: asyncio.TimerHandle | None = None
 
     def report(self) -> "Report":
-        """What there is to show of it now."""
+        """Return what to show of the job now."""
         return self._render(self.events, self.result)
 
     def cancel(self) -> None:
-        """Ask it to stop. A conversion leaves nothing half-written."""
+        """Ask the job to stop; a conversion leaves nothing half-written."""
         if self.state != "running" or self._cancelled:
             return
         self._cancelled = True
@@ -62,11 +62,11 @@ class Job:
         self._killing = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._kill)
 
     async def ended(self) -> None:
-        """Wait for its end, whatever that is."""
+        """Wait for the end of the job."""
         await self._ended.wait()
 
     async def run(self, client: EngineClient) -> None:
-        """Do it in the process of `client`, which is started for it. Raises nothing of the job's."""
+        """Run the job in a process that `client` starts; its errors go to `error`."""
         self.client = client
         try:
             if not self._cancelled:

@@ -24,12 +24,12 @@ ESTIMATE_AFTER_SECONDS = 0.3
 
 @dataclass
 class Status:
-    """What a status row shows; `done` of `total` in bytes while loading and in tokens while reading.
+    """The figures of a status row; `done` of `total` are bytes while loading and tokens while reading.
 
-    `seconds` since the phase's task began; `history_of_speed` in tokens/s, the last quarter seconds, oldest
-    first; `bandwidth_share` of what the machine copies per second; `draft_cost` and `draft_gain` of the last
-    reply are relative to steps and speed without drafts; `last` is the end of the last reply; `reason` is why
-    the engine is dead; `background` is its work beside all calls.
+    `seconds` counts from the beginning of the task. `history_of_speed` has the tokens/s of the last quarter
+    seconds, oldest first; `bandwidth_share` is the share of the copy bandwidth that decoding uses.
+    `draft_cost` and `draft_gain` of the last reply are relative to steps and speed without drafts. `last` is
+    the end of the last reply, `reason` why the engine is dead, `background` its work beside all calls.
     """
 
     phase: Phase = "starting"
@@ -57,7 +57,7 @@ class Status:
 
 
 class Meter:
-    """Keeps `status` up to date from the events it is shown; decoding a token reads `bytes_per_token`."""
+    """Keeps `status` up to date with the events; decoding one token reads `bytes_per_token`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.status = Status()
@@ -136,7 +136,7 @@ class Meter:
         status.context_tokens += tokens
 
     def _measure(self, now: float) -> None:
-        """Close the window that is over. The first token only starts it, because prefill took its time."""
+        """Close a window that is over; the first token only starts one, because prefill took its time."""
         status, length = self.status, now - self._window
         if length < WINDOW_SECONDS:
             return

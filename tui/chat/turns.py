@@ -39,8 +39,7 @@ def new_turn(number: int, question: str) -> Turn:
 
 
 class RunningTurn:
-    """A turn while it is being answered: the `turn` so far, and its `done`, which is a cancelled one until
-    the engine's has come."""
+    """A turn while it is being answered: the `turn` so far, and its `done`, cancelled until the end."""
 
     def __init__(self, number: int, question: str):
         self.turn = new_turn(number, question)
@@ -71,7 +70,7 @@ def has_reply(turn: Turn) -> bool:
 
 
 def reply_text(turn: Turn) -> str:
-    """Return thought and answer."""
+    """Return the thought and the answer as one text."""
     return turn.thinking + turn.answer
 
 
@@ -87,7 +86,7 @@ def kept_settings(state: ConversationState, number: int | None) -> dict[str, Any
 
 
 def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Return turns as messages for a model that has not held them; those without a reply are left out."""
+    """Return turns as messages for another session; turns without a reply are left out."""
     messages: list[dict[str, Any]] = []
     for turn in filter(has_reply, turns):
         thought = {"reasoning_content": turn.thinking} if turn.thinking else {}

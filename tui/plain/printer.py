@@ -1,7 +1,7 @@
-"""What the line-based chat writes: answers as finished Markdown, notes, reports; only ever appended.
+"""The output of the line-based chat: answers as Markdown, notes and reports; text is only ever appended.
 
-A line is written when nothing later can change it, and never again. Everything that others wrote passes
-`text.printable`. Without colours, without Unicode and for reading aloud there are plainer forms.
+A row is written once nothing that follows can change it. Text from models and files passes `printable`. There
+are plainer forms for output without colours, without Unicode, and for screen readers.
 """
 
 import os
@@ -23,7 +23,7 @@ from ..text.sanitise import Cleaner, printable
 MEASURE = 100
 MIN_WIDTH = 20
 PROGRESS_AFTER_SECONDS = 1.0
-# what could change how the words before it are laid out
+# signs that could change the layout of the words before them
 MARKUP = re.compile(r"[*_`<>\[\]|~$\\&!]")
 BOLD, DIM, RED, GREEN, YELLOW, BLUE, CYAN = "1", "2", "31", "32", "33", "34", "36"
 INK: Mapping[str, str] = {
@@ -36,12 +36,12 @@ NOTE_INK = {"info": "dim", "warning": "warn", "error": "bad"}
 
 
 class Flow:
-    """The rows of a growing Markdown text, each as soon as it is certain."""
+    """Lays out a growing Markdown text; returns each row as soon as nothing can change it."""
 
     def __init__(self, frame: Frame):
         self._frame = frame
         self._splitter = Splitter()
-        self._given = 0  # rows of what is open that were returned already
+        self._given = 0  # rows of the open pieces that were returned already
 
     def feed(self, text: str) -> list[Line]:
         rows = self._finished(self._splitter.feed(text))
@@ -56,7 +56,7 @@ class Flow:
         return self._finished(self._splitter.finish())
 
     def _finished(self, pieces: list[Piece]) -> list[Line]:
-        """The rows of `pieces` that were not returned while they were open."""
+        """Return the rows of `pieces` that were not returned while they were open."""
         rows: list[Line] = []
         for piece in pieces:
             laid = render(piece, self._frame)
@@ -66,7 +66,7 @@ class Flow:
 
 
 def _certain(piece: Piece, rows: int) -> int:
-    """How many rows of an open piece nothing can change: of code all but the last, of plain words too."""
+    """Return how many rows of an open piece are final: of code all but one, of plain words all but two."""
     if piece.fence is not None:
         return rows - 1
     return 0 if MARKUP.search(piece.source) else max(rows - 2, 0)
@@ -74,18 +74,18 @@ def _certain(piece: Piece, rows: int) -> int:
 
 @dataclass(frozen=True)
 class Form:
-    """How this terminal, or what stands in its place, is written to."""
+    """The form of the output on a terminal, or on what stands in its place."""
 
     colour: bool
     unicode: bool
-    drawn: bool  # Markdown laid out and pictures; else words as they come
+    drawn: bool  # whether Markdown is laid out and pictures are drawn; else the text is written as it comes
     width: int = MEASURE
 
     @classmethod
     def of(
         cls, stream: TextIO, *, spoken: bool, measure: int, env: Mapping[str, str] | None = None
     ) -> "Form":
-        """For `stream` as it is now."""
+        """Return the form for `stream` as it is now."""
         env = os.environ if env is None else env
         terminal = stream.isatty() and env.get("TERM", "dumb") not in ("", "dumb")
         columns = shutil.get_terminal_size().columns
@@ -98,14 +98,14 @@ class Form:
 
 
 class Printer:
-    """Writes to stdout what belongs to the conversation, and to stderr what is about it."""
+    """Writes the conversation to stdout and notes about it to stderr."""
 
     def __init__(self, *, spoken: bool = False, measure: int = MEASURE):
         self.spoken, self._measure = spoken, measure
         self._flow: Flow | None = None
         self._cleaner = Cleaner()
-        self._told, self._begun = ("", 0), 0.0  # what progress was told of last, and since when
-        self._column = 0  # of stdout, as far as it matters: 0 at the beginning of a line
+        self._told, self._begun = ("", 0), 0.0  # the progress written last, and since when it is watched
+        self._column = 0  # 0 at the beginning of a line of stdout, else 1
 
     @property
     def form(self) -> Form:
@@ -119,7 +119,7 @@ class Printer:
         self._flow = Flow(Frame(form.width, form.width)) if form.drawn and form.unicode else None
 
     def answer(self, text: str) -> None:
-        """A piece of the answer, as it arrives."""
+        """Write a piece of the answer."""
         if not sys.stdout.isatty():
             self.raw(text)
             return
@@ -150,11 +150,11 @@ class Printer:
     # everything else
 
     def thought(self, text: str) -> None:
-        """A piece of a thought that the user wants to see."""
+        """Write a piece of a thought."""
         self.raw(_inked("dim", printable(text), self.form.colour))
 
     def note(self, text: str, kind: str = "info") -> None:
-        """One sentence about what goes on, on stderr."""
+        """Write one sentence to stderr."""
         self.fresh_line()
         colour = self.form.colour and sys.stderr.isatty()
         _write(sys.stderr, _inked(NOTE_INK[kind], f"{_label(kind)}{printable(text)}", colour) + "\n")
@@ -169,12 +169,12 @@ class Printer:
             self.raw("".join(_inked(style, text, form.colour) for style, text in line) + "\n")
 
     def line(self, text: str, style: str = "") -> None:
-        """A line of our own."""
+        """Write a line of ours."""
         self.fresh_line()
         self.raw(_inked(style, printable(text), self.form.colour) + "\n")
 
     def progress(self, what: str, share: float) -> None:
-        """One more tenth on the line that tells of `what`, once it takes noticeably long."""
+        """Write one more tenth of `what` on its line, once it takes noticeably long."""
         now, tenth = time.monotonic(), int(10 * share)
         if (what, tenth) < self._told[:2] or what != self._told[0]:
             self._told, self._begun = (what, tenth), now
@@ -185,24 +185,24 @@ class Printer:
             self.raw(_inked("dim", f"{words} {10 * tenth}%", self.form.colour))
 
     def fresh_line(self) -> None:
-        """Be at the beginning of a line."""
+        """Begin a new line, unless one has just begun."""
         if self._column:
             self.raw("\n")
 
     def raw(self, text: str) -> None:
-        """Write `text`, which must be printable but for our own colours."""
+        """Write `text`, which is printable but for our own colours."""
         if text:
             _write(sys.stdout, text)
             self._column = 0 if text.endswith("\n") else 1
 
 
 def _label(kind: str) -> str:
-    """Says without colour what is wrong."""
+    """Return the word that says without colour what is wrong."""
     return "" if kind == "info" else f"{kind}: "
 
 
 def _stripped(spans: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Without the spaces at the end of a row."""
+    """Return the spans of a row without the spaces at its end."""
     while spans and not spans[-1][1].strip():
         spans = spans[:-1]
     if not spans:
@@ -212,7 +212,7 @@ def _stripped(spans: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _inked(style: str, text: str, colour: bool) -> str:
-    """`text` in colour, where there is any. A newline is left outside."""
+    """Return `text` in the colours of `style`, if there are any; newlines stay outside of them."""
     codes = [code for name in style.split(" ") for code in _codes(name)] if colour else []
     if not codes or not text.strip():
         return text
@@ -220,7 +220,7 @@ def _inked(style: str, text: str, colour: bool) -> str:
 
 
 def _codes(name: str) -> Iterator[str]:
-    """A token's style is that of the first of its kinds that has one: Literal.Number is a Literal."""
+    """Yield the code of a style, or of its kind: the token Literal.Number is a Literal."""
     code = INK.get(name) or INK.get(name.split(".", 1)[0])
     if code:
         yield code

@@ -1,6 +1,6 @@
-"""How the line-based chat reads: with editing, history and completion at a terminal, plain lines elsewhere.
+"""The input of the line-based chat: with editing, history and completion at a terminal, else plain lines.
 
-Both give whole messages: a block between triple quotes is one. Refuses nothing that can be typed.
+A block between triple quotes is one message. Refuses nothing that can be typed.
 """
 
 import asyncio
@@ -26,25 +26,25 @@ QUOTES = '"""'
 
 
 class Interrupted(Exception):
-    """ctrl+c at an empty prompt or a question. No KeyboardInterrupt: that would end the event loop."""
+    """Ctrl+c at an empty prompt or a question; a KeyboardInterrupt would end the event loop."""
 
 
 class Reader(Protocol):
-    """`edits`: what stands in the prompt can be changed, so a draft may stand there."""
+    """A source of lines; `edits` tells whether a draft can stand in the prompt to be changed."""
 
     edits: bool
 
     async def line(self, prompt: str, draft: str = "") -> str:
-        """One line, or several that were pasted. Raises EOFError, Interrupted."""
+        """Read one line, or several that were pasted. Raises EOFError, Interrupted."""
         ...
 
     async def answer(self, prompt: str) -> str:
-        """What is said to a question of ours, which is kept in no history. Raises as `line`."""
+        """Read the answer to a question of ours, which no history keeps. Raises as `line`."""
         ...
 
 
 async def message(reader: Reader, prompt: str, draft: str = "") -> str:
-    """What is to be said or done: a line, or the lines between triple quotes. Raises as `Reader.line`."""
+    """Read a message or a command: a line, or the lines between triple quotes. Raises as `Reader.line`."""
     line = await reader.line(prompt, draft)
     begin = line.lstrip()
     if not begin.startswith(QUOTES):
@@ -56,7 +56,7 @@ async def message(reader: Reader, prompt: str, draft: str = "") -> str:
 
 
 class PlainReader:
-    """Lines of stdin as they are: a pipe, a file, or a terminal that can do no more."""
+    """Reads the lines of stdin as they are: of a pipe, a file, or a dumb terminal."""
 
     edits = False
 
@@ -68,7 +68,7 @@ class PlainReader:
         del draft
         if self._shown:
             write(sys.stdout, prompt)
-        # a read that was given up goes on: what it brings is the next line
+        # a cancelled read goes on, and its line is the next one
         self._pending = self._pending or _read_in_background()
         line = await asyncio.shield(self._pending)
         self._pending = None
@@ -81,7 +81,7 @@ class PlainReader:
 
 
 def _read_in_background() -> "asyncio.Future[str]":
-    """The next line of stdin, empty at its end; the thread keeps no process alive."""
+    """Read the next line of stdin, empty at its end, in a thread that keeps no process alive."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()
 
@@ -98,8 +98,11 @@ def _read_in_background() -> "asyncio.Future[str]":
 
 
 class TypedAhead:
-    """Within it the terminal neither shows nor changes what is typed, so the next prompt gets it as it is,
-    enter as enter, and no reply is written around it. Ctrl+c stays a signal."""
+    """A context in which the terminal neither echoes nor changes what is typed.
+
+    So the next prompt gets it as it is, enter included, and no reply is written around it. Ctrl+c stays a
+    signal.
+    """
 
     def __enter__(self) -> "TypedAhead":
         import termios
@@ -120,7 +123,7 @@ class TypedAhead:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """The terminal as it was, for another program."""
+        """Restore the terminal for another program."""
         import termios
 
         self.__exit__()
@@ -131,7 +134,7 @@ class TypedAhead:
 
 
 class PromptReader:
-    """A prompt with history, search, completion, an editor; `toolbar` gives the text below it."""
+    """Reads with history, search, completion and an editor; `toolbar` returns the text below the prompt."""
 
     edits = True
 
@@ -160,7 +163,7 @@ class PromptReader:
 
 
 def can_prompt() -> bool:
-    """Whether both ends are a terminal that moves its cursor."""
+    """Whether stdin and stdout are a terminal that can move its cursor."""
     dumb = os.environ.get("TERM", "dumb") in ("", "dumb")
     return sys.stdin.isatty() and sys.stdout.isatty() and not dumb
 
@@ -200,7 +203,7 @@ def _completer(chat: "Chat") -> Any:
 
 
 def _keys(history: History) -> Any:
-    """Beside the usual ones: ctrl+j, alt+enter, backslash and enter begin a line, ctrl+g an editor."""
+    """Return keys besides the usual ones, which begin a new line or an editor."""
     from prompt_toolkit.application import run_in_terminal
     from prompt_toolkit.enums import DEFAULT_BUFFER
     from prompt_toolkit.filters import has_focus

@@ -1,6 +1,6 @@
-"""The line-based chat: a prompt, a reply as it comes, the same commands as the app; it only ever appends.
+"""The line-based chat: a prompt, replies as they come, the commands of the app; text is only ever appended.
 
-Ctrl+c stops the reply; at an empty prompt it leaves when pressed twice. Without a terminal it reads plain
+Ctrl+c stops the reply; pressed twice at an empty prompt it leaves. Without a terminal the chat reads plain
 lines and asks nothing. For a screen reader everything is words.
 """
 
@@ -36,7 +36,7 @@ from .printer import Printer
 from .reader import Interrupted, PlainReader, PromptReader, Reader, TypedAhead, can_prompt, message
 
 TWICE_SECONDS = 2.0
-IMPATIENT = 3  # so many ctrl+c in that time end everything
+IMPATIENT = 3  # so many ctrl+c within that time end the program
 RECAP_CHARACTERS = 2000
 FOUND = 20
 GB = 10**9
@@ -55,13 +55,15 @@ KEYS = (
 def run(
     make_chat: Callable[[View], Chat], *, settings: Settings, history: History, beginning: Beginning
 ) -> int:
-    """Chat until the user leaves; returns the exit code. Raises QchatError where it cannot begin and nobody
-    is there to do something about it."""
+    """Chat until the user leaves; return the exit code.
+
+    Raises QchatError if no model can be loaded and nobody is there to choose another one.
+    """
     return asyncio.run(Repl(make_chat, settings, history).run(beginning))
 
 
 class Repl:
-    """The view of the chat and the front end of the commands, in lines."""
+    """The front end of chat and commands, in lines."""
 
     def __init__(self, make_chat: Callable[[View], Chat], settings: Settings, history: History):
         self.settings = settings
@@ -80,7 +82,7 @@ class Repl:
         self._main: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[str] | None = None
         self._thought: _RunningThought | None = None
-        self._jobs: set[Job] = set()  # whose end was not yet told
+        self._jobs: set[Job] = set()  # jobs whose end was not yet told
 
     def _reader(self, history: History) -> Reader:
         if not can_prompt():
@@ -95,7 +97,7 @@ class Repl:
         return "❯ " if self.out.form.unicode else "> "
 
     def _toolbar(self) -> str:
-        """The figures of the last reply."""
+        """Return speed, context and memory."""
         status = self.chat.status
         parts = [f"{status.tokens_per_s:,.1f} tok/s"] if status.last else []
         if status.context_limit:
@@ -157,7 +159,7 @@ class Repl:
             self._reading = None
 
     async def _do(self, line: str) -> None:
-        """Say `line` or do what it commands, and wait until nothing runs."""
+        """Send `line` or run its command, and wait until nothing runs."""
         try:
             if isinstance(parse(line), str):
                 line = attach(line, Path.cwd())
@@ -205,7 +207,7 @@ class Repl:
                 loop.add_signal_handler(number, self._end, 128 + number)
 
     def interrupt(self) -> None:
-        """Ctrl+c outside of the prompt: stop what runs, or what is being read."""
+        """Handle ctrl+c outside of the prompt: stop what runs, or leave a question."""
         if self._reading is not None and not self._reading.done():
             self._reading.cancel()
             return
@@ -223,7 +225,7 @@ class Repl:
             self.note("ctrl+c again leaves")
 
     def _pressed(self) -> int:
-        """How often ctrl+c was pressed lately."""
+        """Count this ctrl+c; return how many there were lately."""
         now = time.monotonic()
         self._interrupts = [when for when in self._interrupts if now - when < TWICE_SECONDS] + [now]
         return len(self._interrupts)
@@ -233,7 +235,7 @@ class Repl:
         if self._main is not None:
             self._main.cancel()
 
-    # what the chat shows
+    # the view of the chat
 
     def question(self, turn: Turn) -> None:
         """Print the question, unless it stands in the prompt above."""
@@ -287,7 +289,7 @@ class Repl:
         self.out.end_answer()
         ended = {"cancelled": "stopped", "length": "the reply was cut at its token limit"}
         said = done.detail or ended.get(done.finish_reason)
-        if said and said != self.chat.status.reason:  # of a death the chat has told already
+        if said and said != self.chat.status.reason:  # unless the chat has already told of a death
             self.note(said)
         if self.chat.show_stats:
             self.note(figures(done))
@@ -334,7 +336,7 @@ class Repl:
                 self.out.progress(job.method, last["done"] / last["total"])
         self._changed.set()
 
-    # what commands ask for besides
+    # the front end of the commands
 
     async def confirm(self, question: str) -> bool:
         answer = await self._ask(f"{question} [y/N] ")
@@ -352,7 +354,7 @@ class Repl:
         return options[int(answer) - 1][0]
 
     async def _ask(self, prompt: str) -> str | None:
-        """None where nobody answers."""
+        """Ask the user; return None if nobody answers."""
         if not self.attended:
             self.note("nobody is here to be asked, so nothing is done", "warning")
             return None
@@ -365,7 +367,7 @@ class Repl:
         except asyncio.CancelledError:
             if self._code:
                 raise
-            return None  # ctrl+c where the terminal cannot tell us of it
+            return None  # ctrl+c where no terminal reports it
 
     def put_prompt(self, text: str) -> None:
         if self.reader.edits:
@@ -406,7 +408,7 @@ class Repl:
         self.note(f"the theme {name} is for the full screen; lines have the terminal's colours")
 
     def show_thinking(self, shown: bool) -> None:
-        """The chat's own mark is asked at every thought."""
+        """Do nothing: every thought asks the chat whether it is shown."""
 
     def mouse(self, on: bool) -> None:
         self.note("the mouse is the terminal's here" if on else "the mouse stays the terminal's")
@@ -419,7 +421,7 @@ class Repl:
 
 
 class _RunningThought:
-    """When a thought began, and its tokens so far."""
+    """A thought that is being written: when it began, and its tokens so far."""
 
     def __init__(self) -> None:
         self.begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""The full-screen app: themes, signals, the way in and the way out; all else is in its screens.
+"""The full-screen app: themes, signals, start and exit; everything else is in its screens.
 
 However it ends, the terminal is restored, the engine's process is gone and the draft is in the history.
 """
@@ -43,7 +43,7 @@ def _commands() -> type[Provider]:
 
 
 class QchatApp(App[Goal]):
-    """`run` returns where the user goes next; `failure` is an error nobody foresaw."""
+    """The app; `run` returns where the user goes next, and `failure` is an unexpected error."""
 
     CSS_PATH = Path(__file__).parents[2] / "themes" / "app.tcss"
     TITLE = "qchat"
@@ -63,10 +63,10 @@ class QchatApp(App[Goal]):
         beginning: Beginning | None = None,
     ):
         self.shelf = Shelf.open()
-        # the toolkit has it for themes of its own colours only
+        # Textual turns it on only for themes with colours of their own
         self._defaults = {"ansi-background": "ansi_default", **extra_defaults()}
         super().__init__()
-        if self.no_color:  # the toolkit's greys are colours too, and black on black with a terminal's palette
+        if self.no_color:  # Textual's greys are colours too, and black on black in a terminal's palette
             self._filters[:] = [one for one in self._filters if not isinstance(one, Monochrome)] + [NoColor()]
         self.failure: BaseException | None = None
         self.keymap = keymap or Keymap()
@@ -93,13 +93,13 @@ class QchatApp(App[Goal]):
         return self._defaults
 
     def get_system_commands(self, screen: Screen[Any]) -> "Iterable[SystemCommand]":
-        """None of the toolkit's own: the palette lists our commands."""
+        """Yield none of Textual's commands: the palette lists ours."""
         del screen
         return ()
 
     def on_mount(self) -> None:
         self._listen_to_signals()
-        # back from the shell, where the terminal holds nothing of what was painted
+        # back from the shell, the terminal has nothing of what was painted
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         for problem in self.shelf.problems:
             self.chat_screen.front.note(problem, "warning")
@@ -107,7 +107,7 @@ class QchatApp(App[Goal]):
         self.call_after_refresh(_rest)
 
     def action_look(self, name: str) -> None:
-        """Wear the theme `name` as its file is now."""
+        """Apply the theme `name` as its file is now."""
         self.shelf.refresh()
         try:
             theme = self.shelf.find(name).theme
@@ -116,11 +116,11 @@ class QchatApp(App[Goal]):
             return
         self.register_theme(theme)
         if self.theme == theme.name:
-            self.refresh_css()  # the file may have changed, its name did not
+            self.refresh_css()  # the file may have changed under the same name
         self.theme = theme.name
 
     def action_mouse(self, on: bool) -> None:
-        """Hear the mouse, or leave it to the terminal."""
+        """Use the mouse, or leave it to the terminal."""
         driver: Any = self._driver
         if driver is not None and hasattr(driver, "_enable_mouse_support"):
             if not on:
@@ -140,7 +140,7 @@ class QchatApp(App[Goal]):
         self.exit(to, return_code=self._code)
 
     def _listen_to_signals(self) -> None:
-        """A signal from outside does what its user would; an interrupt may have been meant for $EDITOR."""
+        """Let signals leave as the user would; an interrupt may have been meant for $EDITOR."""
         loop = asyncio.get_running_loop()
         with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
             loop.add_signal_handler(signal.SIGINT, self.chat_screen.action_do, "interrupt")
@@ -150,13 +150,13 @@ class QchatApp(App[Goal]):
     def _end_by(self, number: signal.Signals) -> None:
         self._code = 128 + number
         self._ending = asyncio.get_running_loop().create_task(self.action_leave())
-        # a terminal that is gone may never take what is still to be written to it
+        # a terminal that is gone may never accept what is still to be written
         watchdog = threading.Timer(LEAVE_SECONDS + 2, os._exit, (128 + number,))
         watchdog.daemon = True
         watchdog.start()
 
     def _fatal_error(self) -> None:
-        """No traceback with values of variables on the screen; whoever ran the app saves it."""
+        """Print no traceback with values of variables; the caller of the app saves one."""
         error = self._exception
         self.failure = error.error if isinstance(error, WorkerFailed) else error
         self.chat_screen.prompt.keep_draft()
@@ -164,6 +164,6 @@ class QchatApp(App[Goal]):
 
 
 def _rest() -> None:
-    """What is alive after the first paint stays; the collector need not look at it again."""
+    """Exempt what is alive after the first paint from garbage collection: it stays."""
     gc.collect()
     gc.freeze()

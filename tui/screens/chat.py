@@ -1,6 +1,6 @@
-"""The main screen: what was said, what the engine does, what to type, and which keys do what now.
+"""The main screen: the conversation, the status of the engine, the prompt, and the keys of the moment.
 
-Keys come in as action ids of the keymap; every line, typed or chosen, goes through `run_line`.
+Keys arrive as action ids of the keymap; every line, typed or chosen, goes through `run_line`.
 """
 
 import time
@@ -56,7 +56,7 @@ TOO_SMALL = "This window is too small: make it 40 columns by 10 rows, or leave w
 
 
 class ChatScreen(Screen[None]):
-    """`make_chat` is given the front that the chat shows itself on."""
+    """The main screen; `make_chat` makes the chat that it shows."""
 
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -92,7 +92,7 @@ class ChatScreen(Screen[None]):
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
-        self.typed: dict[str, str] = {}  # by messages with attached files, the lines they were
+        self.typed: dict[str, str] = {}  # the lines as typed, by messages with attached files
         self._armed = self._escaped = -ARMED_SECONDS
         self._doing: dict[str, Callable[[], Any]] = {
             "stop": self._escape,
@@ -153,7 +153,7 @@ class ChatScreen(Screen[None]):
         self.set_class(width < LEAST_WIDTH or height < LEAST_HEIGHT, "-tiny")
         self.set_class(height < 20, "-low")
 
-    # --- what is shown ---
+    # --- display ---
 
     def show_status(self, status: Facts) -> None:
         self.status_row.has_model = self.chat.model is not None
@@ -174,7 +174,7 @@ class ChatScreen(Screen[None]):
         self.show_keys()
 
     def show_keys(self) -> None:
-        """The few keys that make sense now."""
+        """Show the few keys that make sense now."""
         self.keybar.show([(self.keymap.shown(name), label) for name, label in self._useful_keys()])
 
     def _useful_keys(self) -> list[tuple[str, str]]:
@@ -221,11 +221,11 @@ class ChatScreen(Screen[None]):
         self.run_line(event.text)
 
     def run_line(self, line: str) -> None:
-        """Do what `line` asks: a command, or something to say."""
+        """Run the command in `line`, or send it as a message."""
         self.go(self._perform(line))
 
     def run_chosen(self, line: str | None) -> None:
-        """What a screen was left with."""
+        """Run the line that another screen was dismissed with."""
         if line:
             self.run_line(line)
 
@@ -247,21 +247,21 @@ class ChatScreen(Screen[None]):
         self.front.returned(text)
 
     def go(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Let `work` run beside the screen; what it refuses is shown."""
+        """Run `work` beside the screen, and show its errors."""
         self.run_worker(self._shown(work))
 
     async def _shown(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
             await work
         except EngineDied:
-            self.show_facts()  # the chat has said it
+            self.show_facts()  # the chat has told of it
         except QchatError as error:
             self.front.note(str(error), "error")
         except OSError as error:
             self.front.note(f"{error.filename or 'that'}: {error.strerror or error}", "error")
 
     def _candidates(self, before: str) -> list[Candidate]:
-        """Commands for a line that begins with a slash, files for a word that begins with @."""
+        """Return commands for a line that begins with a slash, files for a word that begins with @."""
         if before.startswith("/"):
             return [
                 Candidate(one.line, one.shown, one.help, ready=_is_ready(one.shown))
@@ -302,7 +302,7 @@ class ChatScreen(Screen[None]):
         self.show_keys()
 
     def on_key(self, event: events.Key) -> None:
-        """A letter that is no key of the conversation, typed while that has the focus, is the prompt's."""
+        """Pass letters to the prompt that the focused conversation has no key for."""
         if event.key in self.active_bindings:
             return
         if self.focused is self.transcript and event.is_printable and event.character:
@@ -311,7 +311,7 @@ class ChatScreen(Screen[None]):
             self.prompt.insert(event.character)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Some keys mean what they say only at times; otherwise they are the focused widget's."""
+        """Leave some keys to the focused widget while their action makes no sense."""
         match action, parameters:
             case "do", ("leave",):
                 return self.focused is self.prompt and not self.prompt.text
@@ -325,24 +325,24 @@ class ChatScreen(Screen[None]):
         self._doing[action]()
 
     def _restart(self) -> None:
-        """Enter with nothing to send; after the engine's death it begins another."""
+        """Restart a dead engine; enter with nothing to send does so."""
         if self._phase == "dead":
             self.go(self.chat.restart())
 
     def _wrap_up(self) -> None:
-        """End the thought; a dead engine, perhaps short of memory, begins with half the context."""
+        """End the thought, or restart a dead engine, perhaps one short of memory, with half the context."""
         if self._phase == "thinking":
             self.go(self.chat.close_thought())
         else:
             self.go(self.chat.restart(context_limit=self._half_context()))
 
     def _half_context(self) -> int:
-        """Tokens; nothing where there is no use in less."""
+        """Return half the context in tokens; 0 if that is too little."""
         half = self.chat.status.context_limit // 2
         return half if half >= LEAST_CONTEXT else 0
 
     def _escape(self) -> None:
-        """Close what is open, else stop what runs, else, the second time, go back to an earlier question."""
+        """Close what is open, else stop what runs, else, the second time, open the list of questions."""
         if self.prompt.escape():
             return
         if self.find_bar.display or self.focused is not self.prompt:
@@ -387,7 +387,7 @@ class ChatScreen(Screen[None]):
         self.chat.settings.change("show_thinking", shown, self.keymap.shown("thoughts"))
 
     def _cycle_thinking(self) -> None:
-        """On, off, with a budget, and on again."""
+        """Turn thinking off, on with a budget, or on without one, in turn."""
         settings, key = self.chat.settings, self.keymap.shown("thinking")
         if settings["think"] is False:
             set_thinking(self.chat, True, key)
@@ -402,7 +402,7 @@ class ChatScreen(Screen[None]):
     def app_palette(self) -> None:
         self.app.action_command_palette()
 
-    # --- what is asked of a block ---
+    # --- requests of the transcript ---
 
     @on(CopyRequested)
     def _copy_block(self, event: CopyRequested) -> None:
@@ -414,7 +414,7 @@ class ChatScreen(Screen[None]):
 
     @on(RetryRequested)
     def _retry(self, event: RetryRequested) -> None:
-        """An earlier question is answered again on a branch of its own."""
+        """Answer a question again, an earlier one on a new branch."""
         if event.turn == len(self.chat.state.turns):
             self.run_line("/retry")
         else:
@@ -454,7 +454,7 @@ class ChatScreen(Screen[None]):
         return self.chat.state.turns[turn - 1].question
 
     def on_text_selected(self) -> None:
-        """What was selected with the mouse is copied at once, where the user wants that."""
+        """Copy a selection at once, if the settings say so."""
         selected = self.get_selected_text()
         if selected and self.chat.settings["copy_on_select"]:
             self.keybar.say(self.front.copy(selected))
@@ -479,6 +479,6 @@ class ChatScreen(Screen[None]):
 
 
 def _is_ready(shown: str) -> bool:
-    """Whether a command's usage lets it stand alone."""
+    """Whether a command can run without an argument."""
     usage = shown.partition(" ")[2]
     return not usage or usage.startswith("[")

@@ -14,7 +14,7 @@ from ..text.output import printable
 
 
 class Confirm(ModalScreen[bool]):
-    """Dismissed with whether the answer was yes."""
+    """A yes-or-no question; dismissed with True for yes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "dismiss(True)", "yes"),
@@ -32,7 +32,7 @@ class Confirm(ModalScreen[bool]):
 
 
 class Choose(ModalScreen[str | None]):
-    """Dismissed with the value of the option chosen, or None."""
+    """A choice; dismissed with the value of the chosen option, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,ctrl+c", "dismiss(None)", "close")]
 

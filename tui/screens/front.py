@@ -1,4 +1,4 @@
-"""What the chat and the commands see of the full-screen app: calls here become changes of widgets there."""
+"""The full-screen app as chat and commands see it: their calls change its widgets."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -25,7 +25,7 @@ from ..widgets.prompt import Prompt
 from ..widgets.transcript.transcript import Transcript
 from .dialogs import Choose, Confirm
 
-# the module of each screen; what is not here is printed as a report
+# the module of each screen; without one a report is printed
 SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme")} | {
     "keys": "help"
 }
@@ -64,7 +64,7 @@ class AppFront:
     def _chat(self) -> Chat:
         return self._view.chat
 
-    # what the chat shows
+    # the view of the chat
 
     def question(self, turn: Turn) -> None:
         self._view.transcript.add_question(turn)
@@ -110,7 +110,7 @@ class AppFront:
         self._view.show_keys()
 
     def job_changed(self, job: Job) -> None:
-        """Draw its block again, a few times a second at most."""
+        """Draw the job's block again, at most a few times a second."""
         if not self._changed:
             self._view.set_timer(JOB_SECONDS, self._draw_jobs)
         self._changed[id(job)] = job
@@ -121,7 +121,7 @@ class AppFront:
             self._view.transcript.update_report(self._blocks[number], _block(job))
         self._view.show_keys()
 
-    # what commands ask for besides
+    # the front end of the commands
 
     async def confirm(self, question: str) -> bool:
         return await self._view.running_app.push_screen_wait(Confirm(question))
@@ -172,6 +172,6 @@ class AppFront:
 
 
 def _block(job: Job) -> Report:
-    """The job's report under what it is and how it stands."""
+    """Return the job's report under its title and state."""
     how = {"running": "esc stops it", "failed": job.error}.get(job.state, job.state)
     return Report(f"{job.title} · {how}", job.report().parts)

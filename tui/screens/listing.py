@@ -1,4 +1,4 @@
-"""What the full-height lists share: a title, a filter, columns that give way when it is narrow, keys below.
+"""The base of the full-height lists: a title, a filter, columns that give way when narrow, keys below.
 
 A list is dismissed with a command line for the chat to run, or with None. Text that others wrote is made
 printable here.
@@ -24,8 +24,8 @@ from ..text.sanitise import cut, fit, printable
 CSS = Path(__file__).parents[2] / "themes" / "screens.tcss"
 GAP = "  "
 LEAST_NAME = 24  # cells
-UNDO_SECONDS = 5.0  # in which a deletion is offered back
-# how a report's styles look here
+UNDO_SECONDS = 5.0  # in which a deletion can be undone
+# the colours of a report's styles
 STYLES = {
     "title": "bold $primary",
     "dim": "$text-muted",
@@ -40,7 +40,7 @@ Keys = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of `width` cells; 0 takes what is left. `rank` says which go first when there is no room."""
+    """A column of `width` cells, or of all that are left for 0; the highest `rank` is dropped first."""
 
     title: str
     width: int = 0
@@ -50,7 +50,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """`id` is what the list is dismissed with; `style` is for cells from the third on, `styles` for some."""
+    """A row, whose `id` dismisses the list. `style` is for the cells from the third on, `styles` for some."""
 
     id: str
     cells: tuple[str, ...]
@@ -59,7 +59,7 @@ class Row:
 
 
 def shown_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
-    """Which columns have room in `width` cells: (position, cells)."""
+    """Return the columns that fit into `width` cells, as (position, cells)."""
     kept = list(range(len(columns)))
 
     def left() -> int:
@@ -75,7 +75,7 @@ def shown_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int]
 
 
 def painted(row: Row, columns: Sequence[Column], width: int, style: str | None = None) -> Content:
-    """`row` in columns, in exactly `width` cells or fewer."""
+    """Return `row` in columns, in at most `width` cells."""
     parts: list[Content] = []
     for n, cells in shown_columns(columns, width):
         text = fit(" ".join(printable(row.cells[n]).split()), cells, columns[n].align)
@@ -85,7 +85,7 @@ def painted(row: Row, columns: Sequence[Column], width: int, style: str | None =
 
 
 def key_line(keys: Keys, width: int | None = None) -> Content:
-    """The keys that have room; the last one, the way out, always stays."""
+    """Return the keys that fit; the last one, which closes the list, always stays."""
     kept = [Content.assemble((key, "bold $primary"), (f" {label}", "$text-muted")) for key, label in keys]
     while width is not None and len(kept) > 1 and Content(GAP).join(kept).cell_length > width:
         del kept[-2]
@@ -93,7 +93,7 @@ def key_line(keys: Keys, width: int | None = None) -> Content:
 
 
 def drawn(report: Report, width: int) -> Content:
-    """A report's lines as content."""
+    """Return a report's lines as content."""
     lines = [
         Content.assemble(*((text, STYLES.get(style, "")) for style, text in line))
         for line in report_lines(report, width)
@@ -102,7 +102,7 @@ def drawn(report: Report, width: int) -> Content:
 
 
 class Ask(ModalScreen[str | None]):
-    """One line of text; dismissed with it, or None."""
+    """A question for one line of text; dismissed with it, or None."""
 
     CSS_PATH = CSS
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -125,7 +125,7 @@ class Ask(ModalScreen[str | None]):
 
 
 class Listing(ModalScreen[str | None]):
-    """Subclasses give `HEADING`, `COLUMNS`, `KEYS`, and fill `rows`."""
+    """A list; subclasses define `HEADING`, `COLUMNS` and `KEYS`, and fill `rows`."""
 
     CSS_PATH = CSS
     AUTO_FOCUS = "#sheet-list"
@@ -147,7 +147,7 @@ class Listing(ModalScreen[str | None]):
         super().__init__()
         self.rows: list[Row] = []
         self._visible: list[Row] = []
-        self._bright: int | None = None  # the row painted for the cursor
+        self._bright: int | None = None  # the row painted as the cursor's
 
     # --- what subclasses may change ---
 
@@ -155,22 +155,22 @@ class Listing(ModalScreen[str | None]):
         return self.HEADING
 
     def detail(self) -> ComposeResult:
-        """Widgets right of the list."""
+        """Yield widgets right of the list."""
         yield from ()
 
     def matching(self, text: str) -> list[Row]:
-        """The rows that hold all words of `text`."""
+        """Return the rows that contain all words of `text`."""
         words = text.casefold().split()
         return [row for row in self.rows if all(word in " ".join(row.cells).casefold() for word in words)]
 
     def highlighted(self, row: Row | None) -> None:
-        """The cursor is on another row."""
+        """Follow the cursor to another row."""
 
     def resized(self) -> None:
-        """The screen has another size."""
+        """Adapt to another size of the screen."""
 
     def chosen(self, row: Row) -> None:
-        """Enter was pressed on a row."""
+        """Handle enter on a row."""
         self.dismiss(row.id)
 
     # --- the rest ---
@@ -204,7 +204,7 @@ class Listing(ModalScreen[str | None]):
 
     @property
     def is_open(self) -> bool:
-        """False once it is dismissed, which may be while a worker waits for what it lists."""
+        """Whether the list is still shown; it may be dismissed while a worker waits for its rows."""
         return self in self.app.screen_stack
 
     @property
@@ -213,7 +213,7 @@ class Listing(ModalScreen[str | None]):
         return self._visible[place] if place is not None and place < len(self._visible) else None
 
     def show_rows(self, rows: list[Row] | None = None) -> None:
-        """Draw the list anew; the cursor stays on its row where that is still there."""
+        """Draw the list anew; the cursor stays on its row if that still exists."""
         if rows is not None:
             self.rows = rows
         before = self.current.id if self.current else None
@@ -232,7 +232,7 @@ class Listing(ModalScreen[str | None]):
         self.highlighted(self.current)
 
     def _paint_cursor(self) -> None:
-        """The row under the cursor has the cursor's one colour, or dim cells would drown in it."""
+        """Paint the row under the cursor in one colour, because dim cells could not be read there."""
         before, self._bright = self._bright, self.options.highlighted if self._visible else None
         for place in (before, self._bright):
             if place is None:
@@ -242,7 +242,7 @@ class Listing(ModalScreen[str | None]):
             self.options.replace_option_prompt_at_index(place, row)
 
     def _width(self) -> int:
-        # two cells of padding, one of the scrollbar
+        # two cells of padding and one of the scrollbar
         return max(10, self.query_one("#sheet-columns").size.width - 3)
 
     def _show_keys(self) -> None:
@@ -297,7 +297,7 @@ class Listing(ModalScreen[str | None]):
             self.options.action_cursor_down() if way == "down" else self.options.action_cursor_up()
 
     def action_leave(self) -> None:
-        """From the filter back to the whole list, from the list to the chat."""
+        """Go from the filter back to the whole list, or from the list to the chat."""
         if self.filter.has_focus and self.filter.value:
             self.filter.value = ""
             self.options.focus()

@@ -12,7 +12,7 @@ from ..commands.base import Command
 
 
 class Commands(Provider):
-    """Runs a command, or begins its line in the prompt where it needs words."""
+    """Runs a command, or begins its line in the prompt if it needs an argument."""
 
     async def discover(self) -> Hits:
         for command in COMMANDS:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
     from ..commands import Front
 
-SOON = 64  # tokens that are read in no time
+SOON = 64  # so few tokens are read at once
 
 
 class RewindScreen(Listing):
-    """Dismissed with "/edit N" or "/fork N"."""
+    """The questions of this branch; dismissed with "/edit N" or "/fork N"."""
 
     HEADING = "Rewind · the questions of this conversation"
     EMPTY = "nothing was asked yet"
@@ -49,7 +49,7 @@ class RewindScreen(Listing):
 
     @work
     async def ask_engine(self) -> None:
-        """Which states are kept; an engine that answers a question is not waited for."""
+        """Ask which snapshots are kept, unless the engine is busy."""
         if self._chat.busy or self._chat.model is None:
             return
         try:

@@ -16,7 +16,7 @@ from .listing import CSS, drawn, key_line
 
 
 class Sheet(ModalScreen[str | None]):
-    """Subclasses give `reports` anew whenever it is drawn."""
+    """A screen of reports, which subclasses return anew whenever it is drawn."""
 
     CSS_PATH = CSS
     AUTO_FOCUS = "#sheet-text"
@@ -42,7 +42,7 @@ class Sheet(ModalScreen[str | None]):
     def on_resize(self, _: events.Resize) -> None:
         width = max(20, self.size.width - 4)
         content = Content("\n\n").join([drawn(report, width) for report in self.reports()])
-        for text in self.query("#sheet-report").results(Static):  # none once the screen is being left
+        for text in self.query("#sheet-report").results(Static):  # none while the screen is being closed
             text.update(content)
 
     def action_scroll(self, way: str) -> None:

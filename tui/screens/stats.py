@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class StatsScreen(Sheet):
+    """The statistics of every turn."""
+
     HEADING = "Statistics"
 
     def __init__(self, chat: "Chat"):

@@ -1,6 +1,6 @@
-"""The theme picker: each theme is worn while the cursor is on it; esc returns to the one before.
+"""The theme picker: the theme under the cursor is applied at once; esc returns to the one before.
 
-Files are looked at once a second while it is open, so that a theme can be edited beside it.
+It checks the files once a second, so that a theme can be edited beside it.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..commands import Front
 
 POLL_SECONDS = 1.0
-# what the sample shows of a theme: its line, and the variable it is painted with
+# the lines of the sample, each with the variable that colours it
 SAMPLE = (
     ("▌ How fast is merge sort?", "bold $user-bar"),
     ("▸ thought 4.1 s · 212 tokens", "$think-fg"),
@@ -39,7 +39,7 @@ SAMPLE = (
 
 
 class ThemeScreen(ModalScreen[str | None]):
-    """Dismissed with the command that keeps the theme, or None."""
+    """The themes; dismissed with the command that keeps one, or None."""
 
     CSS_PATH = CSS
     AUTO_FOCUS = "#sheet-list"
@@ -77,7 +77,7 @@ class ThemeScreen(ModalScreen[str | None]):
         return self._names[place] if place is not None and place < len(self._names) else self._before
 
     def _show(self, name: str) -> None:
-        """List the themes with the cursor on `name`, and wear it."""
+        """List the themes with the cursor on `name`, and apply it."""
         self._names = list(self.shelf.looks)
         options = self.query_one(OptionList)
         with self.prevent(OptionList.OptionHighlighted):
@@ -95,7 +95,7 @@ class ThemeScreen(ModalScreen[str | None]):
         self.query_one("#theme-description", Static).update(Content(printable(look.description)))
         self.app.register_theme(look.theme)
         if self.app.theme == name:
-            self.app.refresh_css()  # the file changed, its name did not
+            self.app.refresh_css()  # the file changed under the same name
         self.app.theme = name
 
     @on(OptionList.OptionHighlighted)

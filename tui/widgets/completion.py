@@ -15,9 +15,9 @@ COLUMN, WIDEST = 36, 98
 
 @dataclass(frozen=True)
 class Candidate:
-    """`text` replaces what is before the cursor from `start` (an index into that line) on.
+    """A completion: `text` replaces the line from the index `start` to the cursor.
 
-    `ready`: enter may send the line as it is then.
+    `ready` means that enter may send the line then.
     """
 
     text: str
@@ -28,7 +28,7 @@ class Candidate:
 
 
 class Completion(OptionList, can_focus=False):
-    """Open while it has candidates; the prompt hears the keys and moves the highlight."""
+    """A list that is open while it has candidates; the prompt handles the keys and moves the highlight."""
 
     def __init__(self) -> None:
         super().__init__(id="completion", compact=True)
@@ -45,7 +45,7 @@ class Completion(OptionList, can_focus=False):
         return self.candidates[self.highlighted or 0] if self.candidates else None
 
     def show(self, candidates: Sequence[Candidate]) -> None:
-        """Open with `candidates`, the first one chosen; close when there are none."""
+        """Open with the first of `candidates` chosen, or close if there are none."""
         chosen = tuple(candidates[:MOST_CANDIDATES])
         self.moved = False
         if chosen != self.candidates:
@@ -71,7 +71,7 @@ class Completion(OptionList, can_focus=False):
 
 
 def _row(candidate: Candidate, column: int, width: int) -> Content:
-    """What is shown, in `column` cells where help follows, in `width` cells in all."""
+    """Return a candidate in `width` cells, of which its text takes `column` if help follows."""
     shown = printable(candidate.shown.replace("\n", "⏎"))
     if not candidate.help:
         return Content(cut(shown, width))

@@ -1,4 +1,4 @@
-"""The row in which a text to find in the conversation is typed."""
+"""The row for a text to find in the conversation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from textual.widgets import Input
 
 
 class FindBar(Input):
-    """Posts Sought with each change and Stepped to go on."""
+    """Posts Sought for each change of the text, and Stepped to go to another match."""
 
     @dataclass
     class Sought(Message):
@@ -17,7 +17,7 @@ class FindBar(Input):
 
     @dataclass
     class Stepped(Message):
-        """`step` is 1 towards the end, -1 towards the beginning."""
+        """Go to another match: `step` is 1 towards the end, -1 towards the beginning."""
 
         step: int
 

@@ -1,4 +1,4 @@
-"""The top row: which model and how it is quantized, the conversation's title, its branch."""
+"""The top row: the model and its bits per weight, the title of the conversation, its branch."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from .line import Line, Piece, piece
 
 
 class Header(Line):
-    """Slow facts only; repaints when one changes."""
+    """Shows facts that seldom change."""
 
     PREFIX = "header"
     COMPONENT_CLASSES: ClassVar[set[str]] = {

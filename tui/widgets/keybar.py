@@ -1,4 +1,4 @@
-"""The bottom row: at most six keys, those that make sense right now, or a word about what just happened."""
+"""The bottom row: at most six keys that make sense now, or a sentence about what just happened."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,7 +15,7 @@ SAY_SECONDS = 4.0
 
 
 class Keybar(Line):
-    """Keys with what they do; `say` covers them for a few seconds."""
+    """Shows keys with their labels; `say` covers them for a few seconds."""
 
     PREFIX = "keybar"
     GAP = 3
@@ -33,7 +33,7 @@ class Keybar(Line):
         self._timer: Timer | None = None
 
     def show(self, keys: Sequence[tuple[str, str]]) -> None:
-        """(key, label), the most useful first; in a narrow window only the first and the last remain."""
+        """Show these (key, label), the most useful first; a narrow window shows the first and the last."""
         chosen = tuple(keys[:MOST_KEYS])
         if chosen != self._keys:
             self._keys = chosen

@@ -69,7 +69,7 @@ class Line(Widget):
 def fit(
     left: Sequence[Piece], right: Sequence[Piece], width: int, gap: int
 ) -> tuple[list[Piece], list[Piece]]:
-    """What of both sides has room in `width` cells; the last piece left is cut if even it is too wide."""
+    """Return the pieces of both sides that fit into `width` cells; the last one left may be cut."""
     chosen = [(part, side) for side, parts in enumerate((left, right)) for part in parts if part.width]
 
     def needed() -> int:

@@ -1,6 +1,6 @@
-"""Where the user types: one to ten rows, with history, reverse search, completion, and pastes that fold.
+"""The prompt: one to ten rows with history, reverse search, completion, and folded pastes.
 
-It knows nothing of models: candidates, hints and queued messages come through the callables it is given.
+It knows nothing about models: candidates, hints and queued messages come from callables.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,10 @@ PLACEHOLDER = "Ask something. / lists commands, @ attaches a file"
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the prompt gets what it does not know.
+    """The sources of a prompt.
 
-    `candidates` of the text before the cursor; `hint` for the whole text; `recall` takes back what is queued.
+    `candidates` completes the text before the cursor, `hint` the whole text; `recall` takes back a queued
+    message.
     """
 
     candidates: Callable[[str], Sequence[Candidate]]
@@ -34,7 +35,7 @@ class Sources:
 
 
 class Prompt(TextArea):
-    """Posts Submitted with what was typed, pastes expanded, and Asked for what the screen has to do."""
+    """Posts Submitted with the text, pastes expanded, and Asked for actions of the screen."""
 
     @dataclass
     class Submitted(Message):
@@ -42,13 +43,13 @@ class Prompt(TextArea):
 
     @dataclass
     class Asked(Message):
-        """`action` is an action id of the keymap."""
+        """The screen is to do `action`, an action id of the keymap."""
 
         action: str
 
     @dataclass
     class ModeChanged(Message):
-        """The list above opened or closed, or the search began or ended."""
+        """The list above was opened or closed, or the search began or ended."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+underscore", "undo", "Undo", show=False),
@@ -74,15 +75,15 @@ class Prompt(TextArea):
         self._draft = self._recalled = ""
         self._quiet = False
 
-    # --- what the screen asks of it ---
+    # --- requests of the screen ---
 
     @property
     def full_text(self) -> str:
-        """What would be sent."""
+        """The text that would be sent."""
         return self.pastes.expand(self.text)
 
     def put(self, text: str) -> None:
-        """Replace what is there by `text`, with the cursor behind it and no list above."""
+        """Replace the text, with the cursor at its end and no list above."""
         self._quiet = True
         self.text = self.pastes.recall(printable(text))
         self.move_cursor(self.document.end)
@@ -91,22 +92,22 @@ class Prompt(TextArea):
         self._show_candidates(())
 
     def remember(self, text: str) -> None:
-        """Have `text` found in the history."""
+        """Add `text` to the history."""
         self._prompts.add(text)
 
     def keep_draft(self) -> None:
-        """What was typed and not sent is not lost."""
+        """Add a text that was not sent to the history."""
         self.remember(self.full_text)
 
     def clear_draft(self) -> None:
-        """Empty the prompt; what was in it is found again in the history. A search is left instead."""
+        """Move the text into the history, or leave a search."""
         if self.escape():
             return
         self.keep_draft()
         self._reset()
 
     def escape(self) -> bool:
-        """Close the list or the search; whether there was one."""
+        """Close the list or the search; return whether there was one."""
         if self.searching:
             self._end_search(self._draft)
         elif self._popup.open:
@@ -122,11 +123,11 @@ class Prompt(TextArea):
         if action is not None and self._heard(action):
             event.stop()
             event.prevent_default()
-        elif event.key == "enter":  # the editor below would begin a new line
+        elif event.key == "enter":  # Textual's editor would begin a new line
             event.prevent_default()
 
     def _heard(self, action: str) -> bool:
-        """Do `action`; False leaves the key to the editor."""
+        """Do `action`; return False to leave the key to the editor."""
         match action:
             case "send":
                 self._enter()
@@ -157,7 +158,7 @@ class Prompt(TextArea):
             self.submit()
 
     def _takes_candidate(self) -> bool:
-        """Enter takes a candidate that was moved to, or that a command's first letters stand for."""
+        """Whether enter takes the candidate: the user moved to it, or typed a command's first letters."""
         typed = self.text.rstrip()
         if self.searching or self._popup.moved:
             return True
@@ -171,7 +172,7 @@ class Prompt(TextArea):
             self.submit()
 
     def submit(self) -> None:
-        """Send what is there; empty or `held` (commands are not), the screen is asked what to do instead."""
+        """Send the text; if it is empty or `held`, as commands never are, ask the screen what to do."""
         text = self.full_text
         if not text.strip() or (self.held and not text.startswith("/")):
             self.post_message(self.Asked("send"))
@@ -189,7 +190,7 @@ class Prompt(TextArea):
     # --- candidates ---
 
     def update_suggestion(self) -> None:
-        """After every edit: what may be meant."""
+        """Complete and hint after every edit."""
         if self._quiet:
             return
         if self.searching:
@@ -207,7 +208,7 @@ class Prompt(TextArea):
             self.post_message(self.ModeChanged())
 
     def _accept(self) -> bool:
-        """Put the chosen candidate in; whether the line is ready to be sent."""
+        """Insert the chosen candidate; return whether the line is ready to be sent."""
         candidate = self._popup.chosen
         if candidate is None:
             return False
@@ -221,7 +222,7 @@ class Prompt(TextArea):
         return candidate.ready
 
     def action_cursor_right(self, select: bool = False) -> None:
-        """A hint is no text to be taken over."""
+        """Move right without accepting a hint, which is no text."""
         hint, self.suggestion = self.suggestion, ""
         super().action_cursor_right(select)
         self.suggestion = hint
@@ -259,7 +260,7 @@ class Prompt(TextArea):
         return self._place is not None and self.text == self._recalled
 
     def _recall(self, place: int) -> None:
-        """Show entry `place`; behind the last one is the draft."""
+        """Show entry `place` of the history; after the last one comes the draft."""
         entries = self._prompts.entries
         inside = place < len(entries)
         self.put(entries[place] if inside else self._draft)
@@ -278,7 +279,7 @@ class Prompt(TextArea):
         self.put(text)
         self.post_message(self.ModeChanged())
 
-    # --- the editor's own behaviour, where it differs here ---
+    # --- changes of the editor's own behaviour ---
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()
@@ -287,7 +288,7 @@ class Prompt(TextArea):
         self.insert(self.pastes.fold(text))
 
     def action_delete_left(self) -> None:
-        """A folded paste goes as a whole."""
+        """Delete a folded paste as a whole."""
         row, column = self.cursor_location
         marker = self.pastes.marker_before(self.document.get_line(row)[:column])
         if marker and self.selection.is_empty:
@@ -296,7 +297,7 @@ class Prompt(TextArea):
             super().action_delete_left()
 
     def action_cursor_line_end(self, select: bool = False) -> None:
-        """At the end of the text already, the conversation goes to its end."""
+        """Go to the end of the line, or, at the end of the text, to the end of the conversation."""
         if self.cursor_location == self.document.end and not select:
             self.post_message(self.Asked("follow"))
         super().action_cursor_line_end(select)

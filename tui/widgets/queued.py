@@ -1,4 +1,4 @@
-"""The row above the prompt that shows what waits to be sent."""
+"""The row above the prompt that shows queued messages."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,7 +8,7 @@ from .line import Line, Piece, piece
 
 
 class Queued(Line):
-    """Seen only while something waits."""
+    """Shows the newest queued message; hidden while there is none."""
 
     PREFIX = "queued"
     COMPONENT_CLASSES: ClassVar[set[str]] = {"queued--count", "queued--text"}

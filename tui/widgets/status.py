@@ -1,6 +1,6 @@
 """The status row: what the engine does now, with speeds, gauges and seconds left, all in one row.
 
-It paints four times a second while something happens and not at all otherwise.
+It paints four times a second while something runs, and not at all otherwise.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +20,7 @@ MARKS = {"starting": "◌", "loading": "◔", "reading": "◔", "thinking": "●
 
 
 class Status(Line):
-    """Shows a `chat.Status`; `show` may be called as often as one likes."""
+    """Shows the figures of a `chat.meter.Status`; `show` may be called at any rate."""
 
     PREFIX = "status"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -39,7 +39,7 @@ class Status(Line):
         self.ticker = self.set_interval(TICK_SECONDS, self.refresh, pause=True)
 
     def show(self, facts: "Facts") -> None:
-        """Take `facts` over; only a change of phase, and what comes while idle, is painted at once."""
+        """Take over `facts`; a change of phase, and any change while idle, is painted at once."""
         changed = facts.phase != self._phase
         self._facts, self._phase = facts, facts.phase
         if facts.phase not in MARKS:
@@ -130,12 +130,12 @@ class Status(Line):
 
 
 def _is_hot(facts: "Facts", phase: str) -> bool:
-    """Whether the row, when idle, has nothing more important to say than that the context is full."""
+    """Whether the idle row has to warn that the context is nearly full."""
     return phase == "idle" and bool(facts.context_limit) and facts.context_tokens >= HOT * facts.context_limit
 
 
 def _death(reason: str) -> str:
-    """What to do comes first: a long reason is cut, and is a note in the conversation as well."""
+    """Return what to do, then the reason; a long one is cut, but also stands in the conversation."""
     why = printable(" ".join(reason.split())) or "for no known reason"
     return f"✖ engine stopped: enter restarts it, nothing is lost ({why})"
 
@@ -163,7 +163,7 @@ def _context(facts: "Facts", width: int) -> Piece:
 
 
 def _memory(facts: "Facts") -> Piece:
-    """Active and cached memory against the device's limit, the peak where it is far above."""
+    """Return active and cached memory against the device's limit, and a peak far above them."""
     if not facts.active_nbytes:
         return piece("")
     used = facts.active_nbytes + facts.cache_nbytes
@@ -196,7 +196,7 @@ def _n(count: float) -> str:
 
 
 def _k(count: float) -> str:
-    """3.1k, 32k, 812."""
+    """Format a count briefly: 3.1k, 32k, 812."""
     if count < 1000:
         return f"{count:.0f}"
     return f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:.0f}k"

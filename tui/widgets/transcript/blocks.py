@@ -1,6 +1,6 @@
 """The blocks of a transcript and the lines of each: questions, thoughts, answers, tool calls, notes, reports.
 
-No widget and no colours here. What models and files wrote is made printable on its way in.
+Knows neither widgets nor colours. Text from models and files is made printable on its way in.
 """
 
 import json
@@ -30,19 +30,19 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class Look:
-    """All that lines depend on besides what a block holds."""
+    """What the lines of a block depend on besides its content."""
 
     frame: Frame
     thoughts: Thoughts = "live"
 
 
 class Block:
-    """Lines, kept until they change or the look does; `opened` overrules how the look folds it."""
+    """A part of a turn, as lines that are kept until content or look change; `opened` overrules the look."""
 
     margin = Span("  ", "", "")
     foldable = False
-    is_extra = False  # it stands between turns and is no part of one
-    depends_on_display = False  # of thoughts
+    is_extra = False  # whether the block stands between turns
+    depends_on_display = False  # whether the lines depend on how thoughts are displayed
 
     def __init__(self, turn: int = 0) -> None:
         self.turn = turn
@@ -53,12 +53,12 @@ class Block:
 
     @property
     def text(self) -> str:
-        """What copying the block yields, and finding searches."""
+        """The text that copying yields and finding searches."""
         raise NotImplementedError
 
     @property
     def name(self) -> str:
-        """What the block is, for messages: `answer 3`."""
+        """The name of the block in messages: `answer 3`."""
         kind = type(self).__name__.lower()
         return f"{kind} {self.turn}" if self.turn else kind
 
@@ -73,7 +73,7 @@ class Block:
         return self._lines
 
     def row(self, index: int, look: Look) -> Line:
-        """One row with its margin; empty after the last line."""
+        """Return a row with its margin; an empty one after the last line."""
         lines = self.lines(look)
         if index >= len(lines):
             return Line(())
@@ -81,17 +81,17 @@ class Block:
         return Line((self.margin, *line.spans), line.joint)
 
     def height(self, look: Look) -> int:
-        """Rows, with the empty one that separates it from the next block."""
+        """Return the number of rows, with the empty one before the next block."""
         count = len(self.lines(look))
         return count + 1 if count else 0
 
     def guess(self, look: Look) -> int:
-        """About how many rows it has, without laying it out."""
+        """Estimate the number of rows without laying them out."""
         text = self.text
         return text.count("\n") + len(text) // look.frame.width + 2
 
     def forget(self) -> None:
-        """Let go of what can be made again."""
+        """Drop the lines, which can be laid out again."""
         self._key, self._lines = None, []
         self.strips.clear()
 
@@ -99,18 +99,18 @@ class Block:
         return []
 
     def is_open(self, _look: Look) -> bool:
-        """Whether all of it is shown."""
+        """Whether the whole block is shown."""
         return bool(self.opened)
 
     def flush(self) -> None:
-        """Take in what was fed."""
+        """Add what was fed to the lines."""
 
     def end(self) -> None:
-        """Nothing more will be fed."""
+        """Complete the block; nothing more will be fed."""
 
 
 class Question(Block):
-    """What the user asked, in bold behind a bar, with its number, time, and the place among its siblings."""
+    """A question in bold behind a bar, with its number, its time, and the place among its siblings."""
 
     margin = Span("▌ ", "bar", "")
     foldable = True
@@ -159,14 +159,14 @@ class Question(Block):
 
 
 def place_of(turn: Turn) -> tuple[int, int]:
-    """Return the place of a turn's reply, from 1, among those to the same question, and their number."""
+    """Return the place of a turn's reply among its siblings, from 1, and their number."""
     siblings = turn.siblings
     place = siblings.index(turn.node) + 1 if turn.node in siblings else 1
     return place, max(1, len(siblings))
 
 
 class Thought(Block):
-    """Reasoning: a line with time and tokens; its last lines too while it goes on; all of it when opened."""
+    """A thought: a line with time and tokens, while it runs its last lines too, and all lines when opened."""
 
     foldable = True
     depends_on_display = True
@@ -198,7 +198,7 @@ class Thought(Block):
         self._text = (self._text + self._cleaner.feed(text)).lstrip()
 
     def end(self, turn: Turn | None = None) -> None:
-        """Complete the thought; the engine's figures, once it gives them, replace the measured ones."""
+        """Complete the thought; the figures of `turn` replace the measured ones."""
         if self.running:
             self.running, self.seconds = False, self._clock() - self._began
             self._text += self._cleaner.flush()
@@ -264,7 +264,7 @@ def _thought_lines(text: str, width: int) -> list[Line]:
 
 
 class _Plain:
-    """The lines of a text that only grows, laid out once each."""
+    """Lays out a text that only grows, each line once."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -282,7 +282,7 @@ class _Plain:
 
 
 class Answer(Block):
-    """What the model says, as Markdown; while it is running, laid out as it comes."""
+    """An answer, as Markdown; while it is running, laid out as it comes."""
 
     def __init__(self, turn: int = 0, text: str = "", *, running: bool = False) -> None:
         super().__init__(turn)
@@ -306,7 +306,7 @@ class Answer(Block):
             self._changed(self._stream.feed(fresh))
 
     def end(self) -> None:
-        """Nothing more will be fed."""
+        """Complete the answer; nothing more will be fed."""
         self._fresh += self._cleaner.flush()
         self.flush()
         self.running, self._text = False, self._text.rstrip()
@@ -334,7 +334,7 @@ class Answer(Block):
 
 
 class Tools(Block):
-    """Calls of tools: a line each, with all arguments when opened."""
+    """Tool calls, in a line each; with all arguments when opened."""
 
     foldable = True
 
@@ -364,7 +364,7 @@ class Tools(Block):
 
 
 class Note(Block):
-    """A sentence of ours between the turns."""
+    """A sentence of qchat between the turns."""
 
     is_extra = True
 
@@ -387,7 +387,7 @@ class Note(Block):
 
 
 class Ending(Note):
-    """Why a reply stopped before its end."""
+    """A line that says why a reply stopped before its end."""
 
     is_extra = False
 
@@ -403,7 +403,7 @@ class Ending(Note):
 
 
 class Reported(Block):
-    """A command's table or picture; a running job's is replaced as it goes on."""
+    """A command's report; that of a running job is replaced again and again."""
 
     is_extra = True
 

@@ -1,4 +1,4 @@
-"""Where a text occurs in the blocks, and on which cells of their rows to show it."""
+"""Occurrences of a text in the blocks, and the characters of their rows to mark."""
 
 import re
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from .blocks import Block, Look
 
 
 class Match(NamedTuple):
-    """Occurrence number `nth` in a block's text."""
+    """The occurrence number `nth` in a block's text."""
 
     block: Block
     nth: int
 
 
 class Mark(NamedTuple):
-    """Characters `start` to `end` of a block's row, part of occurrence number `nth`."""
+    """The characters `start` to `end` of a block's row, a part of the occurrence number `nth`."""
 
     row: int
     start: int
@@ -25,7 +25,7 @@ class Mark(NamedTuple):
 
 
 class Finder:
-    """What is being looked for, without regard to case, and which occurrence the reader is at."""
+    """Finds a text, ignoring case; `here` is the occurrence that the reader is at."""
 
     def __init__(self) -> None:
         self._wanted: re.Pattern[str] | None = None
@@ -36,7 +36,7 @@ class Finder:
         return self._wanted is not None
 
     def look_for(self, text: str) -> None:
-        """Nothing, if `text` is empty."""
+        """Find `text` from now on; nothing if it is empty."""
         self._wanted = re.compile(re.escape(text), re.IGNORECASE) if text else None
         self.here = None
 
@@ -48,7 +48,7 @@ class Finder:
         ]
 
     def marks(self, block: Block, look: Look) -> list[Mark]:
-        """The occurrences in what the block shows, also where one goes over the end of a row."""
+        """Return the marks of the occurrences in a block's rows; one may continue on the next row."""
         if self._wanted is None:
             return []
         starts, text = [], ""

@@ -1,4 +1,4 @@
-"""What the transcript asks the screen that holds it to do."""
+"""Requests of the transcript to the screen that holds it."""
 
 from textual.message import Message
 
@@ -12,7 +12,7 @@ class CopyRequested(Message):
 
 
 class TurnMessage(Message):
-    """Something is to be done with turn number `turn`."""
+    """A request about turn number `turn`."""
 
     def __init__(self, turn: int) -> None:
         super().__init__()
@@ -20,23 +20,23 @@ class TurnMessage(Message):
 
 
 class EditRequested(TurnMessage):
-    """Ask its question differently."""
+    """Ask the turn's question differently."""
 
 
 class RetryRequested(TurnMessage):
-    """Answer it again."""
+    """Answer the turn's question again."""
 
 
 class ForkRequested(TurnMessage):
-    """Begin a branch after it."""
+    """Begin a branch after the turn."""
 
 
 class MenuRequested(TurnMessage):
-    """Offer what can be done with it."""
+    """Offer what can be done with the turn."""
 
 
 class SiblingRequested(TurnMessage):
-    """Show the reply `step` (1 or -1) places from the one that is shown."""
+    """Show the sibling `step` places (1 or -1) from the reply that is shown."""
 
     def __init__(self, turn: int, step: int) -> None:
         super().__init__(turn)
@@ -44,4 +44,4 @@ class SiblingRequested(TurnMessage):
 
 
 class FindRequested(Message):
-    """Ask what to find."""
+    """Ask the user what to find."""

@@ -1,4 +1,4 @@
-"""Lines of named styles as strips of exactly the widget's width, and marks painted over them."""
+"""Lines of named styles as strips of exactly the widget's width, with marks painted over them."""
 
 from rich.segment import Segment
 from rich.style import Style
@@ -10,7 +10,7 @@ from .palette import Palette
 
 
 def strip_of(line: Line, width: int, palette: Palette) -> Strip:
-    """The line in exactly `width` cells: what is too long is cut, the rest is blank."""
+    """Return the line in exactly `width` cells, cut or padded with blanks."""
     segments = [
         Segment(span.text, palette.style(span.style, span.action)) for span in line.spans if span.text
     ]
@@ -21,7 +21,7 @@ def strip_of(line: Line, width: int, palette: Palette) -> Strip:
 
 
 def over(strip: Strip, start: int, end: int, style: Style) -> Strip:
-    """The strip with `style` on its characters from `start` to `end`."""
+    """Return the strip with `style` on its characters from `start` to `end`."""
     segments: list[Segment] = []
     at = 0
     for text, own, _ in strip:
@@ -36,12 +36,12 @@ def over(strip: Strip, start: int, end: int, style: Style) -> Strip:
 
 
 def barred(strip: Strip, style: Style) -> Strip:
-    """The strip with a bar in its first cell, which must be one character."""
+    """Return the strip with a bar in its first cell, which must be one character."""
     return Strip([Segment("┃", style), *strip.crop(1)], strip.cell_length)
 
 
 def beside(strip: Strip, text: str, style: Style) -> Strip:
-    """The strip with `text` over its right end, one cell from the edge; as it is where there is no room."""
+    """Return the strip with `text` over its right end, one cell from the edge, if it fits."""
     room = strip.cell_length - cells(text) - 1
     if room < 0:
         return strip

@@ -1,4 +1,4 @@
-"""What the transcript's style names look like in a theme: rich styles from its variables, made once each."""
+"""The transcript's style names as the rich styles of a theme, each made once from the theme's variables."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pygments.style import Style as CodeStyle
     from rich.color import Color as RichColor
 
-# words, `$variable` for the letters and `@variable` for the ground
+# style words, `$variable` for the foreground and `@variable` for the background
 _LOOKS = {
     "strong": "bold",
     "em": "italic",
@@ -57,7 +57,7 @@ _LOOKS = {
 }
 _STAND_INS = {"user-bar": "primary", "think-fg": "text-muted", "code-bg": "surface"}
 _STAND_INS |= {"gauge-ok": "success", "gauge-warn": "warning", "gauge-hot": "error"}
-# for themes that use the terminal's own sixteen colours
+# for themes of the terminal's own sixteen colours
 _ANSI_TOKENS = {
     "Keyword": "ansi_blue",
     "String": "ansi_green",
@@ -84,7 +84,7 @@ class Palette:
         self._base = Style(color=self._rich("foreground"), bgcolor=self._rich("background"))
 
     def style(self, names: str, action: str = "") -> Style:
-        """What several names joined by spaces look like together, the later ones on top."""
+        """Return the style of several names joined by spaces; later ones win."""
         key = names, action if action.startswith("link ") else ""
         found = self._styles.get(key)
         if found is None:
@@ -113,7 +113,7 @@ class Palette:
         return None if color is None or color.is_transparent else color.rich_color
 
     def _parsed(self, value: str) -> Color | None:
-        """A colour as it appears on the theme's background."""
+        """Return a colour as it appears on the theme's background."""
         if value.startswith("auto"):
             share = value.removeprefix("auto").strip().removesuffix("%")
             fore = self._parsed(self._variables.get("foreground", "")) or Color(255, 255, 255)

@@ -1,6 +1,6 @@
-"""What a reader does with the blocks: a cursor over them, folding, finding, selecting, and asking for more.
+"""Reading the blocks: a cursor over them, folding, finding, selecting, and requests to the screen.
 
-Asking is posting a message; whoever holds the widget does what is asked.
+A request is a posted message, which the screen that holds the widget handles.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ _ASKED = {"edit": EditRequested, "retry": RetryRequested, "fork": ForkRequested,
 
 
 class Reader(BlockView):
-    """The keys are heard while the widget has the focus."""
+    """A view of blocks to read in; its keys work while it has the focus."""
 
     ALLOW_SELECT = True
-    FOCUS_ON_CLICK = False  # the prompt keeps the focus: what is typed next belongs there
+    FOCUS_ON_CLICK = False  # the prompt keeps the focus, for what is typed next
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "step(-1)", "previous", show=False, id="transcript.previous"),
         Binding("down,j", "step(1)", "next", show=False, id="transcript.next"),
@@ -63,7 +63,7 @@ class Reader(BlockView):
 
     @property
     def cursor(self) -> Block | None:
-        """The block that keys act on: the one chosen, else the last one in sight."""
+        """The block that keys act on: the chosen one, else the last one in sight."""
         if self._cursor is None or self._cursor not in self.blocks:
             self._choose_in_sight()
         return self._cursor
@@ -92,12 +92,12 @@ class Reader(BlockView):
             self._choose_in_sight()
 
     def _edges(self, block: Block) -> tuple[int, int]:
-        """Its first row and the row after its last one with something on it."""
+        """Return the block's first row and the row after its last one with text."""
         index = self.index(block)
         return self._rows.top(index), self._rows.top(index) + self._rows.height(index) - 1
 
     def action_step(self, step: int) -> None:
-        """To the next block; first through one that is taller than the screen."""
+        """Go to the next block, after scrolling through one that is taller than the screen."""
         self._choose_in_sight()
         block = self._cursor
         if block is None:
@@ -125,14 +125,14 @@ class Reader(BlockView):
             self.go_to(block, min(-free, 0))
         self.refresh()
 
-    # what is asked of a block
+    # requests
 
     def action_copy(self) -> None:
         if self.cursor is not None:
             self.post_message(CopyRequested(self.cursor.text, self.cursor.name))
 
     def action_copy_code(self) -> None:
-        """The block's code; pressed again, its next one."""
+        """Copy the block's code; pressed again, its next one."""
         codes = self.cursor.codes() if self.cursor is not None else []
         if codes:
             number = self._codes_copied % len(codes)
@@ -177,7 +177,7 @@ class Reader(BlockView):
     # the mouse
 
     def on_click(self, event: Click) -> None:
-        """What the word under the pointer says; a drag that selected something is no click."""
+        """Do the action under the pointer; a drag that selected something is no click."""
         offset = event.get_content_offset(self)
         selection = self.text_selection
         if offset is None or (selection is not None and selection.start != selection.end):
@@ -206,7 +206,7 @@ class Reader(BlockView):
     # finding
 
     def find(self, text: str) -> int:
-        """Mark every occurrence of `text`; returns how many there are. The reading position stays."""
+        """Mark every occurrence of `text` and return their number; the reading position stays."""
         self._finder.look_for(text)
         self._matches = None
         self._marks.clear()
@@ -237,7 +237,7 @@ class Reader(BlockView):
         self._show_match(matches[at])
 
     def _nearest(self, matches: list[Match], step: int) -> int:
-        """The first match from the top of the screen on, or the last one before."""
+        """Return the first match from the top of the screen on, or the last one before."""
         first = self._rows.at(self.scroll_offset.y)[0]
         after = next((at for at, m in enumerate(matches) if self.index(m.block) >= first), 0)
         return after if step > 0 else after - 1
@@ -279,7 +279,7 @@ class Reader(BlockView):
     # selecting
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """What is selected as its source would have it: lines that were broken to fit are whole again."""
+        """Return the selected text as in its source, where lines are not broken to fit."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(block.text for block in self.blocks), "\n"
         first = selection.start.y if selection.start else 0
@@ -340,7 +340,7 @@ class Reader(BlockView):
 
 
 def action_at(line: Line, x: int) -> str:
-    """The action of the cell in column `x` of a line."""
+    """Return the action of the cell in column `x` of a line."""
     for span in line.spans:
         x -= cells(span.text)
         if x < 0:

@@ -1,4 +1,4 @@
-"""Which block a row of the transcript belongs to: block heights, some of them guesses, and their sums."""
+"""The block of each row of the transcript: block heights, some of them guesses, and their sums."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from itertools import accumulate
 
 
 class Rows:
-    """Heights by block number. Sums are made anew from the first block that changed, when asked for."""
+    """Heights by block number; their sums are computed when needed, from the first changed block on."""
 
     def __init__(self, heights: Iterable[int] = ()) -> None:
         self._heights = list(heights)
@@ -18,13 +18,13 @@ class Rows:
         return len(self._heights)
 
     def insert(self, index: int, height: int) -> None:
-        """A new block, its height guessed."""
+        """Insert a block of a guessed height."""
         self._heights.insert(index, height)
         self._guessed.insert(index, True)
         self._valid = min(self._valid, index)
 
     def set(self, index: int, height: int) -> int:
-        """The block's true height; returns by how much it changed."""
+        """Set the block's true height; return by how much it changed."""
         change = height - self._heights[index]
         self._guessed[index] = False
         if change:
@@ -33,7 +33,7 @@ class Rows:
         return change
 
     def guess(self, index: int, height: int) -> None:
-        """The block's height is not known any more."""
+        """Replace the block's height by a guess."""
         self.set(index, height)
         self._guessed[index] = True
 
@@ -41,14 +41,14 @@ class Rows:
         return self._guessed[index]
 
     def guessed(self) -> Iterator[int]:
-        """Blocks whose height is not known, the last one first."""
+        """Yield the blocks of guessed heights, the last one first."""
         return (index for index in reversed(range(len(self._guessed))) if self._guessed[index])
 
     def height(self, index: int) -> int:
         return self._heights[index]
 
     def top(self, index: int) -> int:
-        """The block's first row."""
+        """Return the block's first row."""
         return self._sums()[index]
 
     @property
@@ -56,7 +56,7 @@ class Rows:
         return self._sums()[-1]
 
     def at(self, y: int) -> tuple[int, int]:
-        """(block, row in it) of row `y`, clamped to what there is; there must be a row."""
+        """Return the block of row `y` and the row in it, clamped to existing rows; there must be one."""
         tops = self._sums()
         y = max(0, min(y, tops[-1] - 1))
         index = bisect_right(tops, y) - 1

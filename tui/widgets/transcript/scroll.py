@@ -1,7 +1,7 @@
-"""A view of many blocks that paints only the rows in sight, out of strips that it keeps.
+"""A view of many blocks that paints only the rows in sight, from strips that it keeps.
 
-Owns scrolling, measuring and painting. Heights out of sight are guesses until there is time to measure them;
-what the reader looks at stays in place whatever changes above or below; the end is followed once reached.
+Owns scrolling, measuring and painting. Heights out of sight are guesses until there is time to measure them.
+The rows in sight stay in place whatever changes above or below; once reached, the end is followed.
 """
 
 import time
@@ -23,7 +23,7 @@ from .paint import strip_of
 from .palette import Palette
 from .rows import Rows
 
-_MARGINS = 4  # cells: two before the text, one after, one under the scrollbar
+_MARGINS = 4  # cells: two before the text, one after it, one under the scrollbar
 _IDLE_SECONDS, _SLICE_SECONDS, _PAUSE_SECONDS = 0.05, 0.008, 0.25
 _KEPT_BLOCKS = 120
 
@@ -31,7 +31,7 @@ Place = tuple[Block, int]
 
 
 class BlockView(ScrollView, can_focus=True):
-    """Blocks under each other; `follow` keeps the end in sight, `unseen` counts rows that came below."""
+    """Shows blocks one below the other; `follow` keeps the end in sight, `unseen` counts new rows below."""
 
     unseen = reactive(0, repaint=False)
 
@@ -46,13 +46,13 @@ class BlockView(ScrollView, can_focus=True):
         self._width = self._height = 0
         self._painted: dict[int, Strip] = {}
         self._placing = False
-        self._scrolled = 0.0  # when the reader did
+        self._scrolled = 0.0  # when the user scrolled last
         self._built: dict[Block, None] = {}
         self._palette: Palette | None = None
         self._idle: Timer | None = None
         self._found_heights: dict[Block, int] = {}
 
-    # what decides the look
+    # what the look depends on
 
     @property
     def thoughts(self) -> Thoughts:
@@ -65,7 +65,7 @@ class BlockView(ScrollView, can_focus=True):
 
     @property
     def measure(self) -> int:
-        """The most cells that a line of text takes; 0 for all there are."""
+        """The widest line of text, in cells; 0 for the whole width."""
         return self._measure
 
     @measure.setter
@@ -74,7 +74,7 @@ class BlockView(ScrollView, can_focus=True):
         self._relook()
 
     def _relook(self) -> None:
-        """The width or the display of thoughts is another one: heights are guesses again."""
+        """Adapt to another width or display of thoughts; heights are guesses again."""
         self._width, self._height = self.size
         if not self._width:
             return
@@ -96,13 +96,13 @@ class BlockView(ScrollView, can_focus=True):
     # changing blocks
 
     def insert(self, index: int, block: Block) -> None:
-        """Only within `kept_in_place`."""
+        """Insert a block; only within `kept_in_place`."""
         self.blocks.insert(index, block)
         self._rows.insert(index, 0)
         self.changed(block)
 
     def replace_all(self, blocks: Sequence[Block]) -> None:
-        """Only within `kept_in_place`; blocks that stay keep their heights."""
+        """Replace all blocks; only within `kept_in_place`. Blocks that stay keep their heights."""
         known = {
             block: self._rows.height(index)
             for index, block in enumerate(self.blocks)
@@ -116,7 +116,7 @@ class BlockView(ScrollView, can_focus=True):
                 self._rows.set(index, known[block])
 
     def changed(self, block: Block) -> None:
-        """The block has more to show, or less. Only within `kept_in_place`."""
+        """Measure a changed block again; only within `kept_in_place`."""
         grown = self._measure_block(self.index(block))
         if not self.follow:
             self.unseen = max(0, self.unseen + grown)
@@ -126,7 +126,7 @@ class BlockView(ScrollView, can_focus=True):
 
     @contextmanager
     def kept_in_place(self, place: Place | None = None) -> Iterator[None]:
-        """Around changes of blocks: `place`, or else the first row in sight, stays at the top."""
+        """Keep `place`, or else the first row in sight, at the top while blocks change."""
         place = place or self._place_at(self.scroll_offset.y)
         yield
         self._settle(None if self.follow else place)
@@ -157,7 +157,7 @@ class BlockView(ScrollView, can_focus=True):
         return self.blocks[index], row
 
     def _settle(self, place: Place | None) -> None:
-        """Measure what is about to be seen and a screen around it, then scroll to `place`, or to the end."""
+        """Measure the rows to be seen and a screen around them, then scroll to `place` or to the end."""
         if not self._height:
             return
         if place is None or place[0] not in self.blocks:
@@ -175,7 +175,7 @@ class BlockView(ScrollView, can_focus=True):
         self._tidy()
 
     def _scroll(self, y: int) -> None:
-        """Scroll there and repaint what differs. The scrollbar always shows: nothing needs a new layout."""
+        """Scroll to a row and repaint what differs; the scrollbar always shows, so the layout stays."""
         self._placing = True
         try:
             size = Size(self._width, self._rows.total)
@@ -213,7 +213,7 @@ class BlockView(ScrollView, can_focus=True):
         return self._rows.set(index, block.height(self._look))
 
     def _tidy(self) -> None:
-        """Forget the lines of blocks long out of sight; measure the rest when there is time."""
+        """Drop the lines of blocks long out of sight; measure the others when there is time."""
         surplus = len(self._built) - max(_KEPT_BLOCKS, 6 * self._height)
         for block in list(self._built)[: max(0, surplus)]:
             del self._built[block]
@@ -231,7 +231,7 @@ class BlockView(ScrollView, can_focus=True):
         return self.text_selection is not None or time.monotonic() < self._scrolled + _PAUSE_SECONDS
 
     def _measure_some(self) -> None:
-        """Measure for a moment; what was found is used once all is measured, so that little is painted."""
+        """Measure for a moment; the heights are used once all are known, so that little is painted."""
         if self.busy or self._idle is None:
             return
         until = time.perf_counter() + _SLICE_SECONDS
@@ -254,7 +254,7 @@ class BlockView(ScrollView, can_focus=True):
 
     @property
     def palette(self) -> Palette:
-        """Made anew, and every strip with it, when the theme has changed."""
+        """The palette of the theme; made anew, as is every strip, when the theme has changed."""
         theme = self.app.current_theme
         if self._palette is None or self._palette.theme is not theme:
             self._palette = Palette(theme, self.app.get_css_variables())
@@ -263,7 +263,7 @@ class BlockView(ScrollView, can_focus=True):
         return self._palette
 
     def strip(self, row: int) -> Strip:
-        """A row of all, as it is without marks over it."""
+        """Return a row of the transcript without marks over it."""
         palette = self.palette
         if row >= self._rows.total:
             return Strip.blank(self._width, palette.style(""))

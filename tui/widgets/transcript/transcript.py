@@ -1,7 +1,7 @@
-"""The conversation: questions, thoughts, answers, tool calls, notes and reports, as they come and as kept.
+"""The conversation as blocks, while replies come and afterwards: questions, thoughts, answers, tools, notes.
 
-Owns which blocks there are. `Reader` is what can be done with them, `BlockView` how they scroll and are
-painted. Never imports screens or the app.
+Owns the choice of blocks; `Reader` owns what users do with them, `BlockView` how they scroll and are painted.
+Never imports screens or the app.
 """
 
 import time
@@ -22,7 +22,7 @@ _COST_SHARE = 10  # a flush that took t is followed by a pause of 10 t
 
 
 class Transcript(Reader):
-    """Events of a reply are taken in at once and shown at a rate that leaves the processor alone."""
+    """Shows a conversation; events of a reply are shown at a rate that spares the processor."""
 
     DEFAULT_CSS = """
     Transcript {
@@ -39,17 +39,17 @@ class Transcript(Reader):
         self._clock = clock
         self.conversation: int | None = None
         self._turns: dict[int, Turn] = {}
-        self._replying = 0  # the turn that is being answered
+        self._replying = 0  # number of the turn that is being answered
         self._reply: list[Thought | Answer | Tools] = []
         self._flush_due = False
-        self._cost = 0.0  # seconds of processor time of the last flush, painting included
+        self._cost = 0.0  # processor seconds of the last flush, painting included
         self._reports: dict[int, Reported] = {}
         self._keys = count(1)
 
     # whole conversations
 
     def show(self, state: ConversationState) -> None:
-        """Replace what is here by a whole conversation; notes and reports of the same one stay."""
+        """Show a whole conversation; notes and reports of the same one stay."""
         self._end_reply()
         turns = {turn.number: turn for turn in state.turns}
         same = self.conversation in (None, state.conversation)
@@ -71,7 +71,7 @@ class Transcript(Reader):
     # a turn
 
     def add_question(self, turn: Turn) -> None:
-        """Add a new turn in place of those from its number on, and follow the end from now on."""
+        """Show a new turn in place of those from its number on, and follow the end."""
         self._end_reply()
         number = turn.number
         with self.kept_in_place():
@@ -120,7 +120,7 @@ class Transcript(Reader):
         self._turns[number] = turn
 
     def _block_for(self, kind: type) -> Any:
-        """The block of the reply that takes events of this kind, made when the first one comes."""
+        """Return the reply's block for events of this kind; make it for the first one."""
         for block in self._reply:
             if isinstance(block, kind):
                 return block
@@ -138,7 +138,7 @@ class Transcript(Reader):
         return block
 
     def _flush(self) -> None:
-        """Show what was fed; the time until it is painted decides when the next flush may come."""
+        """Show what was fed; the processor time that this takes decides when the next flush may come."""
         began = time.thread_time()
         self._flush_due = False
         with self.kept_in_place():
@@ -164,7 +164,7 @@ class Transcript(Reader):
             self.insert(len(self.blocks), Note(text, kind, self._last_turn))
 
     def add_report(self, report: Report) -> int:
-        """Returns the key that `update_report` takes."""
+        """Show a report; return the key for `update_report`."""
         key = next(self._keys)
         self._reports[key] = Reported(report, self._last_turn)
         with self.kept_in_place():
@@ -172,7 +172,7 @@ class Transcript(Reader):
         return key
 
     def update_report(self, key: int, report: Report) -> None:
-        """Show `report` in the place of the one before; at the end, if that is no longer here."""
+        """Show `report` in place of an earlier one, or at the end if that is gone."""
         block = self._reports[key]
         block.replace(report)
         with self.kept_in_place():
@@ -190,7 +190,7 @@ class Transcript(Reader):
         return bool(self._reply) or super().busy
 
     def toggle_thoughts(self) -> None:
-        """All open, or all folded (but for the last lines of one that goes on)."""
+        """Open all thoughts, or fold them but for the last lines of a running one."""
         for block in self.blocks:
             if isinstance(block, Thought) and block.opened is not None:
                 block.opened = None
@@ -203,7 +203,7 @@ class Transcript(Reader):
         return [block for block in self.blocks if block.turn == number and not block.is_extra]
 
     def _insert(self, number: int, block: Block) -> None:
-        """After all that belongs to the turn, before notes and reports that came in between."""
+        """Insert a block behind those of its turn and before later notes and reports."""
         own = self._blocks_of_turn(number)
         self.insert(self.index(own[-1]) + 1 if own else len(self.blocks), block)
 
