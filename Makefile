@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test test-all fuzz pictures tables bench-conversation bench-peer
-.PHONY: bench-convert bench-ui bench-start bench-turns bench-gpu
+.PHONY: bench-convert bench-ui bench-start bench-turns bench-drafts bench-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-peer: ## race mlx-lm and llama.cpp on one model, in tokens/s (needs the `p
 
 bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_convert.py
+
+bench-drafts: ## measure tokens/s with and without drafts where a reply rewrites a file of its prompt
+	PYTHONPATH=.dev:. $(PYTHON) tests/bench_drafts.py
 
 bench-gpu: ## on an NVIDIA GPU, compare every kernel with float32, then time all variants of CONFIGS
 	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/check_kernels.py

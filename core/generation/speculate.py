@@ -140,6 +140,11 @@ class SpeculativeDecoder:
     def finish(self) -> None:
         """Commit the returned ids to the cache and roll back the rest of the step."""
         if self._read:
+            self._commit()
+            self._cache.detach()
+
+    def _commit(self) -> None:
+        if self._read:
             self._cache.commit(self._returned, self._read)
             self._cache.hidden = self._hidden[:, self._returned - 1 : self._returned]
             self._read = 0
@@ -151,7 +156,7 @@ class SpeculativeDecoder:
 
     def _step(self) -> None:
         """Read the drawn id, with drafts after it where they pay."""
-        self.finish()
+        self._commit()
         position = self._position
         first, state = self._drawn[position], self._states[position + 1]
         self._copies.extend(self._ids[1 : self._returned])

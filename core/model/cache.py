@@ -6,7 +6,7 @@ their arrays, until the next copy.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.packed import Packed
@@ -126,8 +126,16 @@ def _packed(weight: mx.array, scales: mx.array, biases: mx.array) -> Packed:
     return Packed(weight, scales, biases, QUANTIZED_GROUP, QUANTIZED_BITS, "affine")
 
 
+class Speculative(Protocol):
+    """What a delta net keeps of tokens that may be rolled back: enough for the states after any of them."""
+
+    def commit(self, state: "DeltaState", count: int) -> None:
+        """Move `state` on by the first `count` of the tokens."""
+        ...
+
+
 class SpeculativeTokens(NamedTuple):
-    """What a delta net keeps of tokens that may be rolled back, to compute the states after any of them.
+    """Inputs of the rule, from which the states after any token are computed.
 
     window [B, K-1+T, channels]; keys [B, T, Hk, Dk], log decays [B, T, Hv], updates [B, T, Hv, Dv].
     """
@@ -136,6 +144,22 @@ class SpeculativeTokens(NamedTuple):
     keys: mx.array
     decays: mx.array
     updates: mx.array
+
+    def commit(self, state: "DeltaState", count: int) -> None:
+        window, *rest = self
+        width = state.conv.shape[1]
+        state.conv = mx.contiguous(window[:, count : count + width])  # [B, K-1, channels]
+        state.state = state_after(state.state, *(part[:, :count] for part in rest))
+
+
+class SpeculativeStates(NamedTuple):
+    """The states after each token: convs [T, K-1, channels] and states [T, Hv, Dk, Dv]."""
+
+    convs: mx.array
+    states: mx.array
+
+    def commit(self, state: "DeltaState", count: int) -> None:
+        state.conv, state.state = self.convs[count - 1 : count], self.states[count - 1 : count]
 
 
 @dataclass
@@ -147,7 +171,7 @@ class DeltaState:
 
     conv: mx.array
     state: mx.array
-    speculative: SpeculativeTokens | None = None
+    speculative: Speculative | None = None
     private: mx.array | None = None
 
     def commit(self, count: int) -> None:
@@ -157,11 +181,13 @@ class DeltaState:
         """
         if self.speculative is None:
             raise ValueError("no speculative tokens were read, so none can be committed")
-        window, *rest = self.speculative
-        width = self.conv.shape[1]
-        self.conv = mx.contiguous(window[:, count : count + width])  # [B, K-1, channels]
-        self.state = state_after(self.state, *(part[:, :count] for part in rest))
+        self.speculative.commit(self, count)
         self.speculative = None
+
+    def detach(self) -> None:
+        """Give up what a slice keeps alive: the states after tokens that were rolled back."""
+        if self.private is not self.state:
+            self.conv, self.state = mx.contiguous(self.conv), mx.contiguous(self.state)
 
     def copy(self) -> "DeltaState":
         self.private = None
@@ -223,6 +249,12 @@ class Cache:
             else:
                 layer.trim(read - count)
         self.length -= read - count
+
+    def detach(self) -> None:
+        """Give up what slices of larger arrays keep alive, once no more tokens are rolled back."""
+        for layer in self.layers:
+            if isinstance(layer, DeltaState):
+                layer.detach()
 
     @property
     def quantized(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..kernels import decode_attention
 from ..machine.backend import fuse, mx
-from .cache import Cache, as_delta_state
+from .cache import Cache, SpeculativeStates, as_delta_state
 from .fused_layers import FusedAttentionLayer, FusedDeltaLayer
 from .layers import Layer
 
@@ -29,7 +29,10 @@ class FusedDecoder:
         self._attentions = [layer for layer in layers if isinstance(layer, FusedAttentionLayer)]
         bounds = list(zip([-1, *self._places], [*self._places, len(layers)], strict=True))
         self._nets = [range(before + 1, after) for before, after in bounds]
-        self._segments = [fuse(_segment(layers, before, after)) for before, after in bounds]
+        self._segments, self._speculative_segments = (
+            [fuse(_segment(layers, before, after, every=every)) for before, after in bounds]
+            for every in (False, True)
+        )
 
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> "FusedDecoder | None":
@@ -37,24 +40,34 @@ class FusedDecoder:
         fused = [layer for layer in layers if isinstance(layer, FusedAttentionLayer | FusedDeltaLayer)]
         return cls(fused) if len(fused) == len(layers) else None
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        """Map x [T, hidden] to the same shape, for T up to MAX_FUSED_ROWS; the caches move on by T tokens."""
+    def __call__(self, x: mx.array, cache: Cache, *, speculative: bool = False) -> mx.array:
+        """Map x [T, hidden] to the same shape, for T up to MAX_FUSED_ROWS; the caches move on by T tokens.
+
+        After a `speculative` step `Cache.commit` may roll back the last ones.
+        """
+        segments = self._speculative_segments if speculative else self._segments
         offset = decode_attention.position(cache.length)
         mixed: list[mx.array] = []
-        for number, (segment, nets) in enumerate(zip(self._segments, self._nets, strict=True)):
+        for number, (segment, nets) in enumerate(zip(segments, self._nets, strict=True)):
             memories = [as_delta_state(cache.layers[place]) for place in nets]
             states = [array for memory in memories for array in memory.arrays()]
             x, states, projected = segment(x, mixed, offset, states)
             for memory, conv, state in zip(memories, states[::2], states[1::2], strict=True):
-                memory.conv, memory.state = conv, state
+                if speculative:
+                    memory.speculative = SpeculativeStates(conv, state)
+                else:
+                    memory.conv, memory.state = conv, state
             if projected:
                 attention, memory = self._attentions[number], cache.layers[self._places[number]]
                 mixed = [attention.attend(projected, memory, offset)]  # [T, H*D]
         return x
 
 
-def _segment(layers: Sequence[FusedLayer], before: int, after: int) -> Segment:
-    """Return the function between the attentions at `before` and `after`; -1 and len(layers) mean none."""
+def _segment(layers: Sequence[FusedLayer], before: int, after: int, *, every: bool) -> Segment:
+    """Return the function between the attentions at `before` and `after`; -1 and len(layers) mean none.
+
+    With `every` it returns the states after each token, along their first axis.
+    """
 
     def run(
         x: mx.array, mixed: list[mx.array], offset: mx.array, states: list[mx.array]
@@ -66,7 +79,7 @@ def _segment(layers: Sequence[FusedLayer], before: int, after: int) -> Segment:
         for place in range(before + 1, after):
             layer, at = layers[place], 2 * (place - before - 1)
             if isinstance(layer, FusedDeltaLayer):
-                x, *new = layer.forward_fused(x, states[at], states[at + 1])
+                x, *new = layer.forward_fused(x, states[at], states[at + 1], every=every)
                 new_states += new
         last = layers[after] if after < len(layers) else None
         return x, new_states, last.before(x, offset) if isinstance(last, FusedAttentionLayer) else ()

@@ -16,7 +16,7 @@ from ..ops import fused_matvec
 from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
 from ..ops.gated_delta import delta_form
 from ..ops.linear import Projections, Weight, evaluate, join_weights
-from .cache import LayerCache, as_delta_state, as_kv_cache
+from .cache import LayerCache, SpeculativeStates, as_delta_state, as_kv_cache
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention, GatedDeltaNet, Layer
 from .moe import MixtureOfExperts
 
@@ -214,10 +214,15 @@ class KernelDeltaLayer:
         return self.plain.leave(x, self._mixer.out(mixed)[None]), conv, state
 
     def run_kernels(
-        self, projected: list[mx.array], conv: mx.array, state: mx.array
+        self, projected: list[mx.array], conv: mx.array, state: mx.array, *, every: bool = False
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """Map projections [T, ...], group by group, to outputs [T, Hv*Dv] and the two states after them."""
+        """Map projections [T, ...], group by group, to outputs [T, Hv*Dv] and the two states after them.
+
+        With `every`, for at most MAX_FUSED_ROWS tokens, return the states after each, along their first axis.
+        """
         main, ab = [join(projected)] * 2 if self._kernels.net.a_at else projected
+        if every:
+            return self._kernels.steps(main, ab, conv, state, every=True)
         return self._kernels(main, ab, conv, state)
 
 
@@ -229,6 +234,7 @@ class FusedDeltaLayer(KernelDeltaLayer):
         self._feed_forward = feed_forward
         self._input_norm, self._post_norm = layer_norms(plain)
         self._compiled_fused = fuse(self.forward_fused)
+        self._compiled_speculative = fuse(partial(self.forward_fused, every=True))
 
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         """Map x [1, T, hidden] to the same shape; the states move on by T tokens."""
@@ -238,12 +244,24 @@ class FusedDeltaLayer(KernelDeltaLayer):
         rows, cache.conv, cache.state = self._compiled_fused(x[0], cache.conv, cache.state)
         return rows[None]
 
+    def forward_speculative(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Do the same for a few tokens; the kernel emits the states after each for `DeltaState.commit`."""
+        if x.shape[1] > MAX_FUSED_ROWS:
+            return super().forward_speculative(x, cache)
+        cache = as_delta_state(cache)
+        rows, *states = self._compiled_speculative(x[0], cache.conv, cache.state)
+        cache.speculative = SpeculativeStates(*states)
+        return rows[None]
+
     def forward_fused(
-        self, x: mx.array, conv: mx.array, state: mx.array
+        self, x: mx.array, conv: mx.array, state: mx.array, *, every: bool = False
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """Map x [T, hidden] and the two states before it to [T, hidden] and the two states after it."""
+        """Map x [T, hidden] and the two states before it to [T, hidden] and the two states after it.
+
+        With `every` these are the states after each token, along their first axis.
+        """
         projected = project(x, self._mixer.inputs, self._input_norm)
-        mixed, conv, state = self.run_kernels(projected, conv, state)  # [T, Hv*Dv]
+        mixed, conv, state = self.run_kernels(projected, conv, state, every=every)  # [T, Hv*Dv]
         x = fused_matvec.product(mixed, self._mixer.out.weight, add=x)  # [T, hidden]
         return self._feed_forward(x, self._post_norm), conv, state
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import MTP_PREFIX
@@ -54,6 +55,16 @@ def _kept_nbytes(tensor: Tensor, policy: Policy) -> int:
         scales = tensor.scales.nbytes + tensor.biases.nbytes if tensor.biases is not None else 0
         return tensor.nbytes if policy.dense else scales
     return tensor.nbytes if policy.dense and tensor.dtype != policy.activations else 0
+
+
+class NativeTokens(NamedTuple):
+    """Speculative tokens that C has read, and the function that commits them."""
+
+    tokens: SpeculativeTokens
+    commit_tokens: Callable[[DeltaState, SpeculativeTokens, int], None]
+
+    def commit(self, state: DeltaState, count: int) -> None:
+        self.commit_tokens(state, self.tokens, count)
 
 
 class NativeDecode:
@@ -118,7 +129,8 @@ class NativeDecode:
         """Do what `hidden` does for ids of which `cache.commit` commits only the first ones."""
 
         def open_delta(memory: structures.Memory, layer: DeltaState) -> None:
-            layer.speculative = self._open_speculative(memory, layer, len(ids))
+            tokens = self._open_speculative(memory, layer, len(ids))
+            layer.speculative = NativeTokens(tokens, self._commit)
 
         return self._step(ids, cache, open_delta)
 
@@ -164,6 +176,21 @@ class NativeDecode:
         memory.window, memory.keys, memory.decays, memory.updates = map(address, tokens)
         memory.first, memory.second = address(layer.conv), address(layer.state)
         return tokens
+
+    def _commit(self, layer: DeltaState, tokens: SpeculativeTokens, count: int) -> None:
+        """Move the states of `layer` on by the first tokens of a speculative step, in place where it may."""
+        if self._library is None:
+            raise ValueError("there is no library")
+        config = self.config
+        sizes = structures.DeltaNet(
+            key_heads=config.linear_num_key_heads,
+            value_heads=config.linear_num_value_heads,
+            key_dim=config.linear_key_head_dim,
+            value_dim=config.linear_value_head_dim,
+        )
+        conv, state = _own(layer)
+        self._library.commit_delta(sizes, count, tokens.keys, tokens.decays, tokens.updates, state)
+        layer.conv = mx.contiguous(tokens.window[:, count : count + conv.shape[1]])  # [B, K-1, channels]
 
     # --- the network as C sees it ---
 

@@ -118,6 +118,9 @@ class Model:
         """
         if self.native and self.native.supports(ids.size, cache):
             x = self.native.forward_speculative(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
+        elif self.fused_decoder and ids.size <= MAX_FUSED_ROWS and not cache.quantized:
+            x = self.fused_decoder(self.embed(ids), cache, speculative=True)[None]  # [1, T, hidden]
+            x = rms_norm(x, self.norm, self.config.rms_norm_eps)
         else:
             x = self.embed(ids[None])  # [1, T, hidden]
             for layer, memory in zip(self.layers, cache.layers, strict=True):

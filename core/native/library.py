@@ -42,6 +42,7 @@ class Library:
             lib.qchat_product.argtypes = [POINTER(Matrix), ctypes.c_void_p, c_int, POINTER(c_float)]
             pointers = [ctypes.c_void_p] * 6
             lib.qchat_delta_rule.argtypes = [POINTER(DeltaNet), c_float, c_int, *pointers]
+            lib.qchat_delta_commit.argtypes = [POINTER(DeltaNet), c_int, *pointers[:4]]
             lib.qchat_widen.argtypes = [POINTER(Matrix), ctypes.c_void_p]
             pointer = ctypes.c_void_p
             lib.qchat_norm.argtypes = [pointer, pointer, c_int, c_int, c_float, pointer]
@@ -94,6 +95,17 @@ class Library:
         if self._lib.qchat_delta_rule(net, eps, z.shape[0], *places):
             raise MemoryError(f"no memory for {z.shape[0]} tokens of a delta net")
         return found
+
+    def commit_delta(
+        self, net: DeltaNet, count: int, keys: mx.array, decays: mx.array, updates: mx.array, state: mx.array
+    ) -> None:
+        """Write the state [1, Hv, Dk, Dv] after the first `count` tokens of a tentative step in place.
+
+        `keys`, `decays` and `updates` are what that step left; `net` gives the sizes.
+        """
+        mx.eval(state)
+        places = [address(array) for array in (keys, decays, updates, state)]
+        self._lib.qchat_delta_commit(net, count, *places)
 
     def norm(self, x: mx.array, weight: mx.array, eps: float) -> mx.array:
         """Return the RMS norm of the rows of x [..., D] times weight [D], all float32."""

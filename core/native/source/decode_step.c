@@ -96,10 +96,6 @@ static int delta_layer(struct scratch *s, const struct network *net, const struc
     int64_t channels = d->qkv.rows, before = d->taps - 1;
     int is_tentative = memory->tentative.window != NULL;
     float *window = is_tentative ? memory->tentative.window : s->window;
-    size_t state_nbytes = (size_t)(d->value_heads * d->key_dim) * (size_t)d->value_dim * sizeof(float);
-    float *state = is_tentative ? malloc(state_nbytes) : memory->second;
-    if (!state) return -1;
-    if (is_tentative) memcpy(state, memory->second, state_nbytes);
     memcpy(window, memory->first, (size_t)(before * channels) * sizeof *window);
     struct product in[] = {
         product_of(&d->qkv, &s->input, window + before * channels, channels, STORE),
@@ -110,11 +106,11 @@ static int delta_layer(struct scratch *s, const struct network *net, const struc
     multiply(in, 4);
     struct delta_work work = {
         d, s->tokens, net->eps, window, s->projected[1], s->projected[2], s->projected[3], s->mixed, s->attended,
-        s->projected[0], state, is_tentative ? &memory->tentative : NULL,
+        s->projected[0], memory->second, is_tentative ? &memory->tentative : NULL,
     };
     delta_rule(&work);
-    if (is_tentative) free(state);
-    else memcpy(memory->first, window + s->tokens * channels, (size_t)(before * channels) * sizeof *window);
+    if (!is_tentative)
+        memcpy(memory->first, window + s->tokens * channels, (size_t)(before * channels) * sizeof *window);
     add_product(s, net, &d->out, s->attended);
     return 0;
 }
@@ -325,6 +321,20 @@ PUBLIC int qchat_delta_rule(
     pthread_mutex_unlock(&one_call);
     free(owned);
     return 0;
+}
+
+/* The state [Hv, Dk, Dv] after the first `tokens` of a tentative call, MAX_ROWS at most, which left keys, decays
+   and updates as in `struct tentative`. */
+PUBLIC void qchat_delta_commit(
+    const struct delta_net *net, int tokens, const float *keys, const float *decays, const float *updates, float *state
+) {
+    struct commit_work work = {net, tokens, keys, decays, updates, state};
+    int64_t width = STRIP * LANES, strips = (net->value_dim + width - 1) / width;
+    pthread_mutex_lock(&one_call);
+    uint64_t mode = flush_subnormals();
+    parallel(commit_strip, &work, (int)(net->value_heads * strips));
+    restore_subnormals(mode);
+    pthread_mutex_unlock(&one_call);
 }
 
 /* For all rows of a prompt at once: see rows.h. Rows are [T, width]. */

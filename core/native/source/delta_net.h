@@ -24,7 +24,7 @@ struct delta_work {
     const float *z, *a, *b; /* [T, Hv * Dv], [T, Hv], [T, Hv] */
     float *mixed, *out;     /* [T, channels], [T, Hv * Dv] */
     float *gates;           /* [T, Hv, 2]: decay and beta */
-    float *state;           /* [Hv, Dk, Dv] */
+    float *state;           /* [Hv, Dk, Dv]; stays as it is where tokens are tentative */
     const struct tentative *tentative;
 };
 
@@ -97,15 +97,15 @@ static void finish_tokens(void *argument, int item) {
     for (int64_t t = item * SOME_TOKENS; t < (item + 1) * SOME_TOKENS && t < work->tokens; t++) finish_token(work, t);
 }
 
-/* One token and `count` vectors of a head's columns. */
+/* One token and `count` vectors of a head's columns, whose rows are `stride` floats apart. */
 INLINE void step_columns(
-    int count, float *state, int64_t key_dim, int64_t value_dim, const float *q, const float *k, const float *v,
+    int count, float *state, int64_t key_dim, int64_t stride, const float *q, const float *k, const float *v,
     float decay, float beta, float overlap, float *out, float *update
 ) {
     vf of_query[STRIP] = {0}, of_key[STRIP] = {0};
     for (int64_t i = 0; i < key_dim; i++)
         for (int j = 0; j < count; j++) {
-            vf s = load(state + i * value_dim + j * LANES);
+            vf s = load(state + i * stride + j * LANES);
             of_query[j] += s * q[i];
             of_key[j] += s * k[i];
         }
@@ -116,24 +116,31 @@ INLINE void step_columns(
     }
     for (int64_t i = 0; i < key_dim; i++)
         for (int j = 0; j < count; j++) {
-            float *place = state + i * value_dim + j * LANES;
+            float *place = state + i * stride + j * LANES;
             store(place, decay * load(place) + k[i] * of_key[j]);
         }
 }
 
-/* All tokens through `count` vectors of one head's columns, from column c on. */
+/* All tokens through `count` vectors of one head's columns, from column c on. Tentative ones run on a copy of
+   these columns, which stays in the first cache: the state is read once and not written. */
 INLINE void run_columns(const struct delta_work *work, int64_t head, int64_t c, int count) {
     const struct delta_net *net = work->net;
     int64_t key_dim = net->key_dim, value_dim = net->value_dim, channels = channels_of(net);
     int64_t q_at = head / (net->value_heads / net->key_heads) * key_dim, keys = net->key_heads * key_dim;
     float *state = work->state + head * key_dim * value_dim + c, unused[STRIP * LANES];
+    int64_t stride = value_dim, width = count * LANES;
+    float copy[work->tentative ? key_dim * width : 1];
+    if (work->tentative) {
+        for (int64_t i = 0; i < key_dim; i++) memcpy(copy + i * width, state + i * stride, (size_t)width * sizeof *copy);
+        state = copy, stride = width;
+    }
     for (int64_t t = 0; t < work->tokens; t++) {
         const float *row = work->mixed + t * channels, *q = row + q_at, *k = q + keys;
         const float *v = row + 2 * keys + head * value_dim + c;
         int64_t place = t * net->value_heads + head, at = place * value_dim + c;
         const float *gates = work->gates + 2 * place;
         float *update = work->tentative ? work->tentative->updates + at : unused;
-        step_columns(count, state, key_dim, value_dim, q, k, v, gates[0], gates[1], dot(q, k, key_dim), work->out + at, update);
+        step_columns(count, state, key_dim, stride, q, k, v, gates[0], gates[1], dot(q, k, key_dim), work->out + at, update);
     }
 }
 
@@ -144,6 +151,38 @@ static void run_strip(void *argument, int item) {
     if (c + width <= dim) run_columns(work, head, c, STRIP);
     else
         for (; c < dim; c += LANES) run_columns(work, head, c, 1);
+}
+
+/* The first of the tokens that a tentative run left, which count after all. */
+struct commit_work {
+    const struct delta_net *net;
+    int tokens;
+    const float *keys, *decays, *updates;
+    float *state;
+};
+
+/* S' = a S + sum over t of a_t k_t u_t^T, where a and a_t are the products of all decays and of those after t. */
+static void commit_strip(void *argument, int item) {
+    const struct commit_work *work = argument;
+    const struct delta_net *net = work->net;
+    int64_t width = STRIP * LANES, dim = net->value_dim, strips = (dim + width - 1) / width;
+    int64_t head = item / strips, from = item % strips * width, to = from + width < dim ? from + width : dim;
+    int64_t key_head = head / (net->value_heads / net->key_heads), keys = net->key_heads * net->key_dim;
+    float *state = work->state + head * net->key_dim * dim, after[MAX_ROWS], log_decay = 0;
+    for (int t = work->tokens - 1; t >= 0; t--) {
+        after[t] = expf(log_decay);
+        log_decay += work->decays[t * net->value_heads + head];
+    }
+    float decay = expf(log_decay);
+    for (int64_t i = 0; i < net->key_dim; i++)
+        for (int64_t c = from; c < to; c += LANES) {
+            vf total = decay * load(state + i * dim + c);
+            for (int t = 0; t < work->tokens; t++) {
+                float key = work->keys[t * keys + key_head * net->key_dim + i] * after[t];
+                total += key * load(work->updates + (t * net->value_heads + head) * dim + c);
+            }
+            store(state + i * dim + c, total);
+        }
 }
 
 /* Outputs into work->out; work->state moves on by T. */
