@@ -23,11 +23,13 @@ from ..generation.reply_settings import ReplySettings
 from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
+from ..ops.tuning import Tuner, sentences
 from ..storage.store import Store
 from .jobs import EventSink, run_job
 from .protocol import JOB_METHODS, Cancelled
 
 COMPILING = "compiling faster kernels for this model"
+TUNING = "trying which operations are fastest here"
 # parameters of `load` that configure the session
 SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapshot_budget")
 # session options that a stored conversation has of its own
@@ -99,6 +101,8 @@ class EngineMethods:
             return
         self._fuse(self._session.engine)
         yield
+        self._tune(self._session)
+        yield
         if self._bandwidth is None:
             self._bandwidth = copy_bandwidth()
             yield
@@ -119,6 +123,26 @@ class EngineMethods:
         self._background("" if child is None else COMPILING)
         if child is not None:
             threading.Thread(target=self._wake_after, args=(child,), name="kernels", daemon=True).start()
+
+    def _tune(self, session: Session) -> None:
+        """Have the forms of the model's operations tried meanwhile; the next load adopts what is fastest."""
+        tuner, precompiler = session.engine.model.tuner, session.engine.precompiler
+        if tuner.busy:
+            self._background(TUNING)
+        if not self._replied or not tuner.idle or (precompiler and precompiler.compiling):
+            return
+        self._background(TUNING)
+        threading.Thread(
+            target=self._finish_tuning, args=(session, tuner), name="tuning", daemon=True
+        ).start()
+
+    def _finish_tuning(self, session: Session, tuner: Tuner) -> None:
+        known = sentences(tuner.results)
+        tuner.wait()
+        for sentence in sentences(tuner.results):
+            if sentence not in known:
+                session.note(sentence)
+        self._background("")
 
     def _wake_after(self, child: subprocess.Popen[bytes]) -> None:
         if child.wait() == 0:
@@ -350,6 +374,7 @@ def _model_info(engine: Engine, session: Session) -> Result:
         "can_preserve_thinking": engine.template.can_preserve_thinking,
         "thinks_by_default": thinks,
         "notices": [*engine.notices, *model.repairs],
+        "forms": {operation: form for (operation, _), form in sorted(model.tuner.winners.items())},
         "parameters": asdict(resolve_sampling({}, engine.generation_config, thinks)),
         "template": engine.template.source,
         "bytes_per_token": model.step_nbytes,

@@ -44,6 +44,7 @@ MODEL = {
     "can_preserve_thinking": True,
     "thinks_by_default": True,
     "notices": [],
+    "forms": {"delta net, 1 token": "chunked"},
     "parameters": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0},
     "template": "{{ messages }}",
     "bytes_per_token": 4 << 30,

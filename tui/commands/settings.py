@@ -276,6 +276,7 @@ def model_report(model: Any) -> Report:
         ("draft head", "yes" if model["mtp"] else "no"),
         ("thinks by default", "yes" if model["thinks_by_default"] else "no"),
         ("may keep thoughts", "yes" if model["can_preserve_thinking"] else "no"),
+        *model.get("forms", {}).items(),
     ]
     notices = tuple(f"- {notice}" for notice in model.get("notices", ()))
     return Report(str(model["name"]), (Table(("", ""), rows), Lines(notices, "dim")))

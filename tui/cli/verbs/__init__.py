@@ -21,6 +21,7 @@ VERBS = {
     "completion": "print a completion script for bash, zsh or fish",
     "config": "show the settings and where each comes from",
     "convert": "make a quantized model, or plan one",
+    "doctor": "show this machine and what runs fastest on it",
     "eval": "measure a model's quality, alone or against another model",
     "help": "show this page, or a command's: qchat help COMMAND",
     "inspect": "show what a model folder holds",
