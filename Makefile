@@ -63,4 +63,5 @@ bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the 
 
 bench-gpu: ## on an NVIDIA GPU, compare every kernel with float32, then time all variants of CONFIGS
 	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/check_kernels.py
+	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/delta_forms.py
 	PYTHONPATH=.dev $(PYTHON) tests/gpu/race.py $(CONFIGS)
