@@ -69,4 +69,5 @@ bench-drafts: ## measure tokens/s with and without drafts where a reply rewrites
 
 bench-gpu: ## on an NVIDIA GPU, compare every kernel with float32, then time all variants of CONFIGS
 	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/check_kernels.py
+	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/delta_forms.py
 	PYTHONPATH=.dev $(PYTHON) tests/gpu/race.py $(CONFIGS)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .measuring.bench import measure as measure
     from .measuring.bench import measure_random as measure_random
     from .measuring.calibrate import calibrate_model as calibrate_model
+    from .measuring.doctor import diagnose as diagnose
     from .measuring.evaluate import evaluate_model as evaluate_model
     from .measuring.measurements import Measurements as Measurements
     from .model.memory_plan import plan_folder as plan_folder
@@ -48,6 +49,7 @@ _HOMES = {
     "Store": "storage.store",
     "compile_for_later": "engine.precompile",
     "calibrate_model": "measuring.calibrate",
+    "diagnose": "measuring.doctor",
     "evaluate_model": "measuring.evaluate",
     "export_conversation": "storage.export",
     "flushing": "machine.subnormals",

@@ -43,11 +43,13 @@ def tiny_config(
     flat: bool = False,
     mtp: bool = True,
     hv_ratio: int = 2,
+    generation: str = "qwen3_5",
     **sizes: Any,
 ) -> dict[str, Any]:
     """A `config.json` of 4 layers; `sizes` replaces single fields of its text part."""
+    outer = f"{generation}_moe" if moe else generation
     text: dict[str, Any] = {
-        "model_type": "qwen3_5_moe_text" if moe else "qwen3_5_text",
+        "model_type": f"{outer}_text",
         "hidden_size": 64,
         "num_hidden_layers": 4,
         "vocab_size": VOCAB_SIZE,
@@ -75,7 +77,6 @@ def tiny_config(
     text |= sizes
     if flat:
         return text
-    outer = "qwen3_5_moe" if moe else "qwen3_5"
     return {"model_type": outer, "text_config": text, "tie_word_embeddings": tied}
 
 

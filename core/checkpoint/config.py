@@ -14,8 +14,9 @@ from ..errors import ConfigError, ModelError
 from ..machine.files import read_json
 
 LayerType = Literal["linear_attention", "full_attention"]
-NESTED_TYPES = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
-MODEL_TYPES = (*NESTED_TYPES, *NESTED_TYPES.values())
+# Qwen3.6 calls itself qwen3_5; the architecture of all of them is one
+GENERATIONS = ("qwen3_5", "qwen3_8")
+MODEL_TYPES = tuple(f"{name}{part}" for name in GENERATIONS for part in ("", "_moe", "_text", "_moe_text"))
 MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 22
@@ -99,7 +100,7 @@ class ModelConfig:
             wanted = ", ".join(MODEL_TYPES)
             raise ConfigError(f"{source}: model_type is {_shorten(model_type)}, and qchat runs {wanted}")
         text = outer.section("text_config") if "text_config" in raw else outer
-        moe = str(model_type).startswith("qwen3_5_moe")
+        moe = str(model_type).removesuffix("_text").endswith("_moe")
         layers = text.integer("num_hidden_layers", 1, MAX_LAYERS)
         return cls(
             model_type=str(model_type),

@@ -130,9 +130,9 @@ class SavedStates:
         return self.engine.model.logits(probe.hidden)[-1]
 
     def _identity(self) -> str:
-        """Hash all that a state depends on: model, template, tokenizer, MLX's version, activation dtype."""
-        made_by = f"{FORMAT} {version('mlx')} {self.engine.model.policy.activations}"
-        model = self.engine.identity
+        """Hash all that a state depends on: model, template, tokenizer, MLX's version, and what rounds it."""
+        model, running = self.engine.identity, self.engine.model
+        made_by = f"{FORMAT} {version('mlx')} {running.policy.activations} {running.delta_forms}"
         parts = (made_by, model.config_hash, model.weights, model.template_hash, model.tokenizer_hash)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 

@@ -274,6 +274,10 @@ class Session:
                 f"the effort {word}"
             )
 
+    def note(self, sentence: str) -> None:
+        """Tell the user `sentence` with the next reply; callable from any thread."""
+        self._notices.append(sentence)
+
     def _take_notices(self) -> Iterator[Notice]:
         while self._notices:
             yield Notice(self._notices.pop(0))

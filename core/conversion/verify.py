@@ -18,8 +18,9 @@ from ..model.fused_layers import kernel_form
 from ..model.layers import rms_norm
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
+from ..ops.candidates import Dimensions
 from ..ops.linear import make_linear, materialize
-from ..ops.self_test import run_self_test
+from ..ops.tuning import settle
 from ..text.tokenizer import Tokenizer
 from .pipeline import streams
 from .results import Check
@@ -90,7 +91,8 @@ def compare_logits(source: Source, result: Source, weights: dict[str, float], ti
 
     Raises WeightsError if the logits of the result are not finite and those of the source are.
     """
-    run_self_test()  # before any layer decides whether to use kernels
+    # before any layer decides whether to use kernels
+    settle(Dimensions.of(source.config, {}, choose_policy(TOO_MANY_PARAMETERS)))
     ids = probe_ids(source)
     wanted, actual = stream_logits((source, result), ids, tick)
     if mx.isfinite(wanted).all() and not mx.isfinite(actual).all():

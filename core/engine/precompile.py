@@ -27,6 +27,9 @@ from ..machine.backend import DTYPES, Policy, choose_policy, mx, on_gpu
 from ..machine.files import cache_path
 from ..machine.fusion import Kernels, kernel_home, loading, mlx_folder
 from ..model.network import Model
+from ..ops.candidates import Dimensions
+from ..ops.gated_delta import delta_forms
+from ..ops.tuning import settle
 
 # enough for several chunks of the delta rule; what a template puts before a reply is a few more
 PROMPT_TOKENS, FEW_TOKENS = 64, 4
@@ -109,7 +112,10 @@ def kernels_for(config: ModelConfig, policy: Policy) -> Kernels | None:
     core = Path(__file__).parents[1]
     sources = [path for name in SOURCES for path in sorted((core / name).glob("*.py"))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return Kernels(home, f"{config.raw}{policy.activations}{policy.dense}{code}")
+    heads = config.linear_num_key_heads, config.linear_num_value_heads
+    dims = config.linear_key_head_dim, config.linear_value_head_dim
+    forms = delta_forms(heads[0], dims[0], heads[1], dims[1])
+    return Kernels(home, f"{config.raw}{policy.activations}{policy.dense}{forms}{code}")
 
 
 def rehearse(model: Model, layers: Sequence[int]) -> None:
@@ -171,6 +177,7 @@ def precompile(folder: Path, *, wait: bool = False) -> bool:
     config = ModelConfig.load(folder)
     weights = load_weights(folder, config)
     policy = choose_policy(weights.parameters)
+    settle(Dimensions.of(config, weights.tensors, policy))  # the forms that the kernels depend on
     kernels = kernels_for(config, policy)
     if kernels is None:
         return False

@@ -1,6 +1,7 @@
 """The published variants of 27B, 9B and 35B-A3B, and estimates of whether a model fits into memory.
 
-The sizes follow from the recipes; `python -m qchat.core.quant.plan` computes them.
+The sizes of a family follow from the recipes; `python -m qchat.core.quant.plan` computes them. Models that
+were published with another mix of formats stand in `OTHERS`, with the sizes that their owner names.
 """
 
 from dataclasses import dataclass
@@ -126,7 +127,12 @@ FAMILIES = (
         ),
     ),
 )
-PUBLISHED: tuple[PublishedModel, ...] = tuple(one for family in FAMILIES for one in family.published())
+# Qwen3.8-27B has the sizes of Qwen3.6-27B: 168 modules in MXFP4, 233 in MXFP8, the rest in bfloat16
+OTHERS = (PublishedModel(f"{OWNER}/Qwen3.8-27B-MXFP4-mlx", 23277610464, 921460192, 6.807, 65536),)
+PUBLISHED: tuple[PublishedModel, ...] = (
+    *(one for family in FAMILIES for one in family.published()),
+    *OTHERS,
+)
 
 
 def token_nbytes(config: ModelConfig) -> int:

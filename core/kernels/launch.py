@@ -231,6 +231,7 @@ def _build(kernel: Kernel, backend: Backend) -> Callable[..., list[mx.array]]:
 
 
 _distrusted: set[Backend] = set()
+_trusted: set[Backend] = set()
 
 
 def distrust() -> None:
@@ -240,18 +241,46 @@ def distrust() -> None:
         _distrusted.add(device)
 
 
+def trust() -> None:
+    """Make `backend` return this device from now on, because all our kernels passed their trial on it."""
+    device = _device()
+    if device:
+        _trusted.add(device)
+        _distrusted.discard(device)
+
+
+def tuned() -> bool:
+    """Whether forms of operations are chosen by racing them. Raises UsageError for a bad QCHAT_TUNE."""
+    return _read("QCHAT_TUNE", ("auto", "off")) == "auto"
+
+
+def forced_on() -> bool:
+    """Whether QCHAT_KERNELS asks for our kernels wherever they fit."""
+    return _read("QCHAT_KERNELS", ("auto", "on", "off")) == "on"
+
+
+def may_try() -> Backend | None:
+    """Return the backend on which our kernels may be tried here: a GPU's, unless QCHAT_KERNELS is `off`."""
+    return None if _read("QCHAT_KERNELS", ("auto", "on", "off")) == "off" else _device()
+
+
 def backend() -> Backend | None:
     """Return the backend of our kernels on the default device; None where they are not used.
 
-    On Metal they are used with QCHAT_KERNELS=on only, as no Mac has run them so far. Raises UsageError for a
-    QCHAT_KERNELS other than `auto`, `on` and `off`.
+    On Metal they are used after a trial on the device, or with QCHAT_KERNELS=on; with QCHAT_TUNE=off nowhere,
+    unless they are on. Raises UsageError for unknown values of the two.
     """
-    choice = os.environ.get("QCHAT_KERNELS", "auto")
-    if choice not in ("auto", "on", "off"):
-        raise UsageError(f"QCHAT_KERNELS is {choice!r}, wanted auto, on, off")
-    device = _device()
-    wanted = choice == "on" or (choice == "auto" and device == "cuda")
+    choice, device = _read("QCHAT_KERNELS", ("auto", "on", "off")), _device()
+    proven = device == "cuda" or device in _trusted
+    wanted = choice == "on" or (choice == "auto" and tuned() and proven)
     return device if wanted and device not in _distrusted else None
+
+
+def _read(variable: str, values: tuple[str, ...]) -> str:
+    value = os.environ.get(variable, values[0])
+    if value not in values:
+        raise UsageError(f"{variable} is {value!r}, wanted {', '.join(values)}")
+    return value
 
 
 @cache

@@ -8,11 +8,12 @@ Activations must be bfloat16. Under ranks, whose sums come between the products,
 from functools import partial
 from typing import Protocol
 
+from ..checkpoint.packed import Packed
 from ..kernels import decode_attention, delta_net
 from ..kernels.expert_routing import route
-from ..kernels.launch import backend
+from ..kernels.launch import backend, forced_on
 from ..machine.backend import Policy, fuse, mx
-from ..ops import fused_matvec
+from ..ops import choices, fused_matvec
 from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
 from ..ops.gated_delta import delta_form
 from ..ops.linear import Projections, Weight, evaluate, join_weights
@@ -24,18 +25,46 @@ from .moe import MixtureOfExperts
 def kernel_form(layer: AttentionLayer | DeltaLayer, policy: Policy) -> Layer:
     """Return a layer that runs as much of `layer` on kernels as they support; `layer` itself if none.
 
-    Call `run_self_test` first: it decides whether this device's kernels are trusted.
+    Call `settle` first: it decides which forms this device takes.
     """
     if backend() is None or policy.activations != mx.bfloat16:
         return layer
     feed_forward = fused_feed_forward(layer.feed_forward) if policy.sum is None else None
     if isinstance(layer, AttentionLayer):
-        fits = decode_attention.fits(attention_heads(layer.mixer), layer.mixer.dim)
+        fits = takes_attention(layer.mixer)
         return FusedAttentionLayer(layer, feed_forward) if fits and feed_forward else layer
     kernels = delta_kernels(layer.mixer)
     if kernels is None:
         return layer
-    return FusedDeltaLayer(layer, kernels, feed_forward) if feed_forward else KernelDeltaLayer(layer, kernels)
+    lengths = own_lengths(layer.mixer)
+    if feed_forward and "1 token" in lengths:
+        return FusedDeltaLayer(layer, kernels, lengths, feed_forward)
+    return KernelDeltaLayer(layer, kernels, lengths) if lengths else layer
+
+
+def takes_attention(mixer: GatedAttention) -> bool:
+    """Whether the attention kernels fit these heads, and are the form in use for them."""
+    shape = choices.attention_shape(mixer.heads, mixer.kv_heads, mixer.dim)
+    fits = decode_attention.fits(attention_heads(mixer), mixer.dim)
+    return fits and choices.takes_ours("attention, 1 token", shape)
+
+
+def own_lengths(mixer: GatedDeltaNet) -> frozenset[str]:
+    """Return those of `choices.LENGTHS` for which our kernels are the delta net's form in use."""
+    shape = choices.delta_shape(mixer.key_heads, mixer.key_dim, mixer.value_heads, mixer.value_dim)
+    return frozenset(
+        length for length in choices.LENGTHS if choices.takes_ours(choices.delta_operation(length), shape)
+    )
+
+
+def layer_forms(layer: Layer) -> list[str]:
+    """Return the names of the delta rule's forms that a layer uses."""
+    plain = plain_form(layer)
+    if isinstance(plain, AttentionLayer):
+        return []
+    forced = delta_form()
+    own = [choices.OURS] if isinstance(layer, KernelDeltaLayer) else []
+    return [*own, *(plain.mixer.forms.values() if forced == "auto" else [forced])]
 
 
 def plain_form(layer: Layer) -> AttentionLayer | DeltaLayer:
@@ -94,7 +123,11 @@ def supports_experts(block: MixtureOfExperts) -> bool:
         shared.gate_up.weights,
         [shared.down.weight],
     ]
-    return fused_matvec.uses_own_matvec() and all(fused_matvec.supports(*weights) for weights in alike)
+    stack = block.gate.weight
+    count = stack.scales.shape[0] if isinstance(stack, Packed) else stack.shape[0]
+    chosen = choices.winner("experts, 1 token", choices.experts_shape(count, block.top, stack))
+    wanted = fused_matvec.uses_own_matvec() if chosen is None or forced_on() else chosen == choices.OURS
+    return wanted and all(fused_matvec.supports(*weights) for weights in alike)
 
 
 class FusedExperts:
@@ -191,12 +224,15 @@ def delta_kernels(mixer: GatedDeltaNet) -> delta_net.DeltaKernels | None:
 class KernelDeltaLayer:
     """`DeltaLayer` with its mixer on kernels between plain products: for prompts, and for ranks."""
 
-    def __init__(self, plain: DeltaLayer, kernels: delta_net.DeltaKernels):
-        self.plain, self._mixer, self._kernels = plain, plain.mixer, kernels
+    def __init__(self, plain: DeltaLayer, kernels: delta_net.DeltaKernels, lengths: frozenset[str]):
+        """`lengths` are those of `choices.LENGTHS` that the kernels read; the plain layer reads others."""
+        self.plain, self._mixer, self._kernels, self._lengths = plain, plain.mixer, kernels, lengths
         self._compiled = fuse(self.forward)
 
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         """Map x [1, T, hidden] to the same shape; the states move on by T tokens."""
+        if choices.length_of(x.shape[1]) not in self._lengths:
+            return self.plain(x, cache)
         cache = as_delta_state(cache)
         forward = self._compiled if x.shape[1] == 1 else self.forward
         x, cache.conv, cache.state = forward(x, cache.conv, cache.state)
@@ -229,8 +265,14 @@ class KernelDeltaLayer:
 class FusedDeltaLayer(KernelDeltaLayer):
     """`KernelDeltaLayer` that takes a few tokens with kernels alone."""
 
-    def __init__(self, plain: DeltaLayer, kernels: delta_net.DeltaKernels, feed_forward: FusedFeedForward):
-        super().__init__(plain, kernels)
+    def __init__(
+        self,
+        plain: DeltaLayer,
+        kernels: delta_net.DeltaKernels,
+        lengths: frozenset[str],
+        feed_forward: FusedFeedForward,
+    ):
+        super().__init__(plain, kernels, lengths)
         self._feed_forward = feed_forward
         self._input_norm, self._post_norm = layer_norms(plain)
         self._compiled_fused = fuse(self.forward_fused)

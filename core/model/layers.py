@@ -11,7 +11,7 @@ from ..checkpoint.config import ModelConfig
 from ..machine.backend import Policy, fuse, mx
 from ..ops.attention import attention
 from ..ops.elementwise import decay_and_beta, gate_by_sigmoid, gated_norm, l2_normalise, silu, swiglu
-from ..ops.gated_delta import delta_speculative, gated_delta
+from ..ops.gated_delta import delta_forms, delta_speculative, gated_delta
 from ..ops.linear import make_linear, make_projections, materialize
 from .cache import LayerCache, SpeculativeTokens, as_delta_state, as_kv_cache
 from .weight_scope import WeightScope
@@ -91,6 +91,7 @@ class GatedDeltaNet:
         self.key_heads, self.key_dim = config.linear_num_key_heads, config.linear_key_head_dim
         self.value_heads, self.value_dim = config.linear_num_value_heads, config.linear_value_head_dim
         self.eps = config.rms_norm_eps
+        self.forms = delta_forms(self.key_heads, self.key_dim, self.value_heads, self.value_dim)
         self.inputs = make_projections(
             [weights[f"in_proj_{name}"] for name in ("qkv", "z", "a", "b")], policy
         )
@@ -103,7 +104,9 @@ class GatedDeltaNet:
     def __call__(self, x: mx.array, conv: mx.array, state: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Map x [B, T, hidden] and the states of `DeltaState` to [B, T, hidden] and the states after it."""
         window, (q, k, v, g, beta), z = self.project(x, conv)
-        output, state = gated_delta(q, k, v, g, beta, state)  # [B, T, Hv, Dv], [B, Hv, Dk, Dv]
+        output, state = gated_delta(
+            q, k, v, g, beta, state, forms=self.forms
+        )  # [B, T, Hv, Dv], [B, Hv, Dk, Dv]
         # the tail is copied: a slice would keep the whole window alive
         return self.finish(output, z, x), mx.contiguous(window[:, x.shape[1] :]), state
 

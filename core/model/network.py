@@ -9,12 +9,13 @@ from dataclasses import replace
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Progress, Watched, Weights
 from ..machine.backend import Policy, mx
+from ..ops.candidates import Dimensions
 from ..ops.fused_matvec import MAX_FUSED_ROWS
 from ..ops.linear import Embedding, make_linear, materialize
-from ..ops.self_test import run_self_test
+from ..ops.tuning import settle
 from .cache import QUANTIZED_BITS, Cache, KVCache
 from .fused_decode import FusedDecoder
-from .fused_layers import kernel_form, plain_form
+from .fused_layers import kernel_form, layer_forms, plain_form
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, Layer, rms_norm
 from .memory_figures import MemoryPlan
 from .memory_plan import fit, need_of
@@ -53,9 +54,11 @@ class Model:
 
         `gather` joins the logits of ranks that share the output head; `plan` is None for unlimited memory.
         """
-        refusal = run_self_test()
-        if refusal:
-            policy = replace(policy, notices=(*policy.notices, refusal))
+        dimensions = Dimensions.of(config, weights.tensors, policy)
+        self.tuner, refusals = settle(
+            dimensions, lambda text: progress(0, weights.nbytes, text) if progress else None
+        )
+        policy = replace(policy, notices=(*policy.notices, *refusals))
         self.config, self.policy, self.plan = config, policy, plan
         self.gathers = gather is not None
         # bytes read for a token by MLX, by the step in C
@@ -153,6 +156,12 @@ class Model:
             self.policy = replace(self.policy, notices=(*self.policy.notices, native.notice))
             return None
         return native
+
+    @property
+    def delta_forms(self) -> str:
+        """Names of the delta rule's forms in use, which round differently."""
+        forms = {form for layer in self.layers for form in layer_forms(layer)}
+        return " ".join(sorted(forms))
 
     @property
     def step_nbytes(self) -> int:

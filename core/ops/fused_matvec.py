@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from ..checkpoint.packed import Packed
 from ..errors import UsageError
-from ..kernels.launch import backend
+from ..kernels.launch import backend, forced_on
 from ..kernels.matvec import MAX_FUSED_ROWS, Experts, Shape, run_matvec
 from ..kernels.unpack import DENSE_WEIGHTS, WEIGHTS
 from ..machine.backend import mx
+from . import choices
 from .elementwise import swiglu
 
 Weight = mx.array | Packed
@@ -45,12 +46,20 @@ class Norm(NamedTuple):
         return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
 
 
-def uses_own_matvec() -> bool:
-    """Whether products of a few rows run on our kernel here. Raises UsageError for a bad QCHAT_PRODUCTS."""
+def uses_own_matvec(weight: Weight | None = None, rows: int = 1) -> bool:
+    """Whether products of a few rows run on our kernel here, with `weight` if that is given.
+
+    Raises UsageError for a bad QCHAT_PRODUCTS.
+    """
     choice = os.environ.get("QCHAT_PRODUCTS", "auto")
     if choice not in ("auto", "ours", "mlx"):
         raise UsageError(f"QCHAT_PRODUCTS is {choice!r}, wanted auto, ours, mlx")
-    return backend() is not None and (choice == "ours" or (choice == "auto" and backend() == "cuda"))
+    if backend() is None or choice != "auto":
+        return backend() is not None and choice == "ours"
+    raced = None
+    if weight is not None and not forced_on():
+        raced = choices.winner(choices.product_operation(rows), choices.weight_format(weight))
+    return backend() == "cuda" if raced is None else raced == choices.OURS
 
 
 def supports(*weights: Weight) -> bool:
@@ -63,8 +72,17 @@ def product(
     x: mx.array, weight: Weight, *, norm: Norm | None = None, add: mx.array | None = None
 ) -> mx.array:
     """Return norm(x) @ weight^T + add for x [R, K], weight [N, K], add [R, N]: [R, N], all bfloat16."""
-    if uses_own_matvec() and supports(weight):
-        return _run(x, [weight], norm=norm, add=add)
+    own = supports(weight) and uses_own_matvec(weight, x.shape[0])
+    return (own_form if own else mlx_form)(x, weight, norm=norm, add=add)
+
+
+def own_form(x: mx.array, weight: Weight, *, norm: Norm | None, add: mx.array | None) -> mx.array:
+    """Return what `product` returns, by our kernel; `weight` must be one that it supports."""
+    return _run(x, [weight], norm=norm, add=add)
+
+
+def mlx_form(x: mx.array, weight: Weight, *, norm: Norm | None, add: mx.array | None) -> mx.array:
+    """Return what `product` returns, by MLX's operations."""
     y = mlx_product(norm(x) if norm else x, weight)
     return y if add is None else add + y
 
@@ -76,7 +94,7 @@ def logits(x: mx.array, weight: Weight, *, norm: Norm) -> mx.array:
 
 def gate_up(x: mx.array, gate: Weight, up: Weight, *, norm: Norm | None = None) -> mx.array:
     """Return silu(norm(x) @ gate^T) * (norm(x) @ up^T) for x [R, K], weights [N, K]: [R, N], all bfloat16."""
-    if uses_own_matvec() and supports(gate, up):
+    if supports(gate, up) and uses_own_matvec(gate, x.shape[0]):
         return _run(x, [gate, up], norm=norm)
     x = norm(x) if norm else x
     return swiglu(mlx_product(x, gate), mlx_product(x, up))

@@ -1,45 +1,79 @@
-"""The gated delta rule in fast forms: one step, chunks of many tokens, and a few speculative ones.
+"""The gated delta rule in fast forms: one step, chunks of many tokens, MLX's own, and a few speculative ones.
 
-`gated_delta` chooses between the first two. `gated_delta_reference` says what all of them compute. Axes:
+`gated_delta` chooses among the first three. `gated_delta_reference` says what all of them compute. Axes:
 B batch, T time, Hk key heads of Dk columns, Hv value heads of Dv columns, N chunks of C tokens.
 """
 
 import os
+from collections.abc import Mapping
 from functools import cache
 
 from ..errors import UsageError
 from ..machine.backend import fuse, mx, on_gpu
+from . import choices
 from .elementwise import exp
 from .gated_delta_reference import gated_delta_rule
 
 # tokens per chunk: few on a CPU, where the C x C work costs; a GPU is faster with fewer, larger products
 CPU_CHUNK, GPU_CHUNK = 32, 64
+FORMS = ("auto", "reference", "chunked", "mlx")
+USUAL = dict.fromkeys(choices.LENGTHS, "chunked")
 
 
 def gated_delta(
-    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    g: mx.array,
+    beta: mx.array,
+    state: mx.array,
+    *,
+    forms: Mapping[str, str] = USUAL,
 ) -> tuple[mx.array, mx.array]:
     """Return outputs [B, T, Hv, Dv] and the state [B, Hv, Dk, Dv] after them.
 
-    The arguments are those of `gated_delta_rule`. Raises UsageError for an unknown QCHAT_DELTA.
+    The other arguments are those of `gated_delta_rule`; `forms` has one of FORMS for each of
+    `choices.LENGTHS`. Raises UsageError for an unknown QCHAT_DELTA.
     """
-    form = delta_form()
+    forced = delta_form()
+    form = forms[choices.length_of(v.shape[1])] if forced == "auto" else forced
     if form == "reference":
         return gated_delta_rule(q, k, v, g, beta, state)
-    if form == "auto" and v.shape[1] == 1:
+    if form == "mlx":
+        return delta_mlx(q, k, v, g, beta, state)
+    if forced == "auto" and v.shape[1] == 1:
         return delta_step(q, k, v, g, beta, state)
     return delta_chunks(q, k, v, g, beta, state, GPU_CHUNK if on_gpu() else CPU_CHUNK)
 
 
+def delta_forms(key_heads: int, key_dim: int, value_heads: int, value_dim: int) -> Mapping[str, str]:
+    """Return the form of these heads' rule for each of `choices.LENGTHS`: the one that won its race."""
+    shape = choices.delta_shape(key_heads, key_dim, value_heads, value_dim)
+    found = {length: choices.winner(choices.delta_operation(length), shape) for length in choices.LENGTHS}
+    return {length: "mlx" if form == "mlx" else "chunked" for length, form in found.items()}
+
+
 def delta_form() -> str:
-    """Return the form that QCHAT_DELTA asks for: `auto`, `reference` or `chunked`.
+    """Return the form that QCHAT_DELTA asks for: one of FORMS, `auto` by default.
 
     Raises UsageError for another word.
     """
     form = os.environ.get("QCHAT_DELTA", "auto")
-    if form not in ("auto", "reference", "chunked"):
-        raise UsageError(f"QCHAT_DELTA is {form!r}, wanted auto, reference, chunked")
+    if form not in FORMS:
+        raise UsageError(f"QCHAT_DELTA is {form!r}, wanted {', '.join(FORMS)}")
     return form
+
+
+def delta_mlx(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Read any number of tokens by `mx.fast.gated_delta_update`; arguments and results are `gated_delta`'s.
+
+    MLX's operation takes the decay itself instead of its logarithm, and the state as [B, Hv, Dv, Dk].
+    """
+    turned = mx.contiguous(state.swapaxes(-1, -2))  # [B, Hv, Dv, Dk]
+    output, turned = mx.fast.gated_delta_update(q, k, v, mx.exp(g), beta, turned)
+    return output, mx.contiguous(turned.swapaxes(-1, -2))
 
 
 def delta_step(

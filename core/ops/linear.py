@@ -55,7 +55,7 @@ class DenseLinear:
         self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        if _fits_matvec(x) and fused_matvec.uses_own_matvec() and fused_matvec.supports(self.weight):
+        if _takes_own_matvec(x, self.weight):
             return fused_matvec.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
         return x @ self.weight.astype(x.dtype).T
 
@@ -87,7 +87,7 @@ class PackedLinear:
         self.weight = weight
 
     def __call__(self, x: mx.array) -> mx.array:
-        if _fits_matvec(x) and fused_matvec.uses_own_matvec() and fused_matvec.supports(self.weight):
+        if _takes_own_matvec(x, self.weight):
             return fused_matvec.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
         if _dequantizes(x):
             return x @ dense_form(self.weight, x.dtype).T
@@ -96,6 +96,12 @@ class PackedLinear:
 
 def _rows(x: mx.array) -> mx.array:
     return x.reshape(-1, x.shape[-1])
+
+
+def _takes_own_matvec(x: mx.array, weight: Weight) -> bool:
+    """Whether our matvec kernel takes x and `weight`, and is the form in use for them."""
+    rows = x.size // x.shape[-1]
+    return _fits_matvec(x) and fused_matvec.uses_own_matvec(weight, rows) and fused_matvec.supports(weight)
 
 
 def _fits_matvec(x: mx.array) -> bool:

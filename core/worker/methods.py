@@ -23,6 +23,7 @@ from ..generation.reply_settings import ReplySettings
 from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
+from ..ops.tuning import Tuner, sentences
 from ..storage.store import Store
 from .jobs import EventSink, run_job
 from .protocol import JOB_METHODS, Cancelled
@@ -40,6 +41,7 @@ from .wire import (
 )
 
 COMPILING = "compiling faster kernels for this model"
+TUNING = "trying which operations are fastest here"
 # parameters of `load` that configure the session
 SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapshot_budget")
 # session options that a stored conversation has of its own
@@ -110,6 +112,8 @@ class EngineMethods:
             return
         self._fuse(self._session.engine)
         yield
+        self._tune(self._session)
+        yield
         if self._bandwidth is None:
             self._bandwidth = copy_bandwidth()
             yield
@@ -130,6 +134,26 @@ class EngineMethods:
         self._background("" if child is None else COMPILING)
         if child is not None:
             threading.Thread(target=self._wake_after, args=(child,), name="kernels", daemon=True).start()
+
+    def _tune(self, session: Session) -> None:
+        """Have the forms of the model's operations tried meanwhile; the next load adopts what is fastest."""
+        tuner, precompiler = session.engine.model.tuner, session.engine.precompiler
+        if tuner.busy:
+            self._background(TUNING)
+        if not self._replied or not tuner.idle or (precompiler and precompiler.compiling):
+            return
+        self._background(TUNING)
+        threading.Thread(
+            target=self._finish_tuning, args=(session, tuner), name="tuning", daemon=True
+        ).start()
+
+    def _finish_tuning(self, session: Session, tuner: Tuner) -> None:
+        known = sentences(tuner.results)
+        tuner.wait()
+        for sentence in sentences(tuner.results):
+            if sentence not in known:
+                session.note(sentence)
+        self._background("")
 
     def _wake_after(self, child: subprocess.Popen[bytes]) -> None:
         if child.wait() == 0:
@@ -357,6 +381,7 @@ def _reply_settings(params: Params) -> dict[str, Any]:
 
 def _model_info(engine: Engine, session: Session) -> ModelInfo:
     model, thinks = engine.model, engine.thinks_by_default
+    forms = {operation: form for (operation, _), form in sorted(model.tuner.winners.items())}
     return ModelInfo(
         name=engine.name,
         path=str(engine.folder),
@@ -369,6 +394,7 @@ def _model_info(engine: Engine, session: Session) -> ModelInfo:
         can_preserve_thinking=engine.template.can_preserve_thinking,
         thinks_by_default=thinks,
         notices=(*engine.notices, *model.repairs),
+        forms=forms,
         parameters=asdict(resolve_sampling({}, engine.generation_config, thinks)),
         template=engine.template.source,
         bytes_per_token=model.step_nbytes,

@@ -45,6 +45,7 @@ class ModelInfo:
     can_preserve_thinking: bool
     thinks_by_default: bool
     notices: tuple[str, ...]
+    forms: dict[str, str]
     parameters: dict[str, float | int | None]
     template: str
     bytes_per_token: int

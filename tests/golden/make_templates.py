@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import random
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -73,17 +74,42 @@ SWITCHES: dict[str, list[Any]] = {
     "add_generation_prompt": [True, False],
     "enable_thinking": [True, False, None],
     "preserve_thinking": [True, False, None],
-    "reasoning_effort": [None, "medium", "extreme"],
+    "reasoning_effort": [None, "xhigh", "medium", "low", "extreme"],
     "tools": [None, TOOLS],
 }
+DRAWN, SWITCHES_EACH = 30, 24
+
+
+def drawn_conversation(draw: random.Random) -> Messages:
+    """One to five turns of every kind; the last one may wait for its answer or for the results of tools."""
+    messages = [SYSTEM] if draw.random() < 0.5 else []
+    for _ in range(draw.randint(1, 5)):
+        messages.append(draw.choice([QUESTION, PARTS]))
+        while draw.random() < 0.4:
+            calling = draw.choice([CALLING, TALKING])
+            messages += [calling, *RESULTS[: len(calling["tool_calls"])]]
+        messages.append(draw.choice([THOUGHTFUL, PLAIN]))
+    return messages[: len(messages) - draw.choice([0, 1, 1, 2])] or [QUESTION]
+
+
+def drawn_conversations() -> dict[str, Messages]:
+    """The same DRAWN conversations each time."""
+    draw = random.Random(8)
+    return {f"drawn {number}": drawn_conversation(draw) for number in range(1, DRAWN + 1)}
 
 
 def cases() -> Iterator[tuple[str, Messages, dict[str, Any]]]:
-    """Name, messages and switches; a switch that is None stays away."""
-    for (name, messages), values in product(CONVERSATIONS.items(), product(*SWITCHES.values())):
-        switches = {key: value for key, value in zip(SWITCHES, values, strict=True) if value is not None}
-        words = [f"{key}={'given' if key == 'tools' else value}" for key, value in switches.items()]
-        yield " ".join([f"{name}:", *words]), messages, switches
+    """Name, messages and switches; a switch that is None stays away.
+
+    CONVERSATIONS come with all combinations of switches, drawn ones with some of them.
+    """
+    every, draw = list(product(*SWITCHES.values())), random.Random(9)
+    some = {name: draw.sample(every, SWITCHES_EACH) for name in drawn_conversations()}
+    for name, messages in {**CONVERSATIONS, **drawn_conversations()}.items():
+        for values in some.get(name, every):
+            switches = {key: value for key, value in zip(SWITCHES, values, strict=True) if value is not None}
+            words = [f"{key}={'given' if key == 'tools' else value}" for key, value in switches.items()]
+            yield " ".join([f"{name}:", *words]), messages, switches
 
 
 def transformers_rendering(source: str, messages: Messages, switches: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ MODEL = {
     "can_preserve_thinking": True,
     "thinks_by_default": True,
     "notices": [],
+    "forms": {"delta net, 1 token": "chunked"},
     "parameters": {
         "temperature": 0.7,
         "top_k": 20,

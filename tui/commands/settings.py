@@ -275,6 +275,7 @@ def model_report(model: ModelInfo) -> Report:
         ("draft head", "yes" if model.mtp else "no"),
         ("thinks by default", "yes" if model.thinks_by_default else "no"),
         ("may keep thoughts", "yes" if model.can_preserve_thinking else "no"),
+        *model.forms.items(),
     ]
     notices = tuple(f"- {notice}" for notice in model.notices)
     return Report(model.name, (Table(("", ""), rows), Lines(notices, "dim")))

@@ -257,6 +257,18 @@ def test_published_sizes_are_what_the_recipes_give():
             assert bits == pytest.approx(plans[name].total.bits_per_weight, abs=0.001)
 
 
+@pytest.mark.skipif(not CONFIGS.exists(), reason="the published configs are not here")
+def test_qwen_3_8_is_listed_with_the_dimensions_of_3_6():
+    config = load_config(CONFIGS / "Qwen3.6-27B.config.json")
+    weights = plan_variants(config, as_published=True)["UD-Q4_K_XL"].total.weights
+    (listed,) = [one for one in PUBLISHED if "Qwen3.8" in one.id]
+    family = next(one for one in catalog.FAMILIES if one.base == "Qwen3.6-27B")
+    assert listed.vision_nbytes == family.vision_nbytes
+    assert listed.token_nbytes == catalog.token_nbytes(config)
+    assert listed.bits_per_weight == pytest.approx(8 * listed.nbytes / weights, abs=0.001)
+    assert library.published_id("Qwen3.8-27B") == listed.id
+
+
 def test_published_models_that_are_here_are_not_offered(raw: Path, places: Locations):
     assert BIG in {variant.id for variant in library.list_published(places)}
     cached(raw, places, BIG)

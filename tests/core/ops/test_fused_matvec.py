@@ -9,7 +9,9 @@ from qchat.core.engine.engine import Engine
 from qchat.core.kernels import launch
 from qchat.core.machine.backend import mx
 from qchat.core.model.network import Model
-from qchat.core.ops import self_test
+from qchat.core.ops import choices, tuning
+from qchat.core.ops.candidates import contests
+from qchat.core.ops.race import run
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms
 from tests.core.kernels import on_cpu
@@ -28,11 +30,18 @@ pytestmark = needs_a_compiler
 
 
 @pytest.fixture(autouse=True)
-def forget_verdicts():
-    self_test.run_self_test.cache_clear()
+def try_forms_here(monkeypatch: pytest.MonkeyPatch):
+    """Hold contests in this process, where kernels run on the CPU, with prompts of few tokens."""
+
+    def begin(tuner: tuning.Tuner) -> None:
+        run(contests(tuner.dimensions), tuner.record)
+
+    monkeypatch.setattr(tuning.Tuner, "begin", begin)
+    monkeypatch.setattr(choices, "LENGTHS", {"1 token": 1, "2 to 8 tokens": 2, "a prompt": 9})
+    choices.forget()
     yield
+    choices.forget()
     launch._distrusted.clear()
-    self_test.run_self_test.cache_clear()
 
 
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> tuple[Model, list[str]]:
@@ -112,7 +121,6 @@ def test_kernels_are_tried_once_and_the_verdict_is_kept(tmp_path, monkeypatch):
     model, ran = load(tmp_path / "model", monkeypatch, kernels=True)
     assert "attend" in ran
     assert not any("kernels" in notice for notice in model.policy.notices)
-    self_test.run_self_test.cache_clear()
     assert "attend" not in load(tmp_path / "model", monkeypatch, kernels=True)[1]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.ops.elementwise import l2_normalise
-from qchat.core.ops.gated_delta import _inverse, delta_chunks, delta_step, gated_delta
+from qchat.core.ops.gated_delta import _inverse, delta_chunks, delta_mlx, delta_step, gated_delta
 from qchat.core.ops.gated_delta_reference import gated_delta_rule
 from tests.compare import relative_rms
 
@@ -79,10 +79,34 @@ def test_one_step_equals_the_recurrence(repeats):
     assert_same(delta_step(*arguments), gated_delta_rule(*arguments), 2e-6)
 
 
-def test_very_strong_decay_forgets_without_overflow():
+@pytest.mark.parametrize("repeats", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6, 7, 8, 9, 63, 64, 65, 300])
+def test_mlxs_own_form_equals_the_recurrence(length: int, repeats: int):
+    """Its documentation gives the state another shape; square heads would hide that."""
+    arguments = draw(length, length, repeats=repeats)
+    assert_same(delta_mlx(*arguments), gated_delta_rule(*arguments), 2e-5)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 4])
+def test_mlxs_own_form_equals_float64_over_two_thousand_tokens(repeats: int):
+    arguments = draw(9, 2000, heads=1, repeats=repeats)
+    assert_same(delta_mlx(*arguments), in_float64(*arguments), 2e-5)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 64])
+def test_mlxs_own_form_continues_from_its_state(cut: int):
+    q, k, v, g, beta, state = draw(10, 80, repeats=3)
+    begin, after = delta_mlx(q[:, :cut], k[:, :cut], v[:, :cut], g[:, :cut], beta[:, :cut], state)
+    end, after = delta_mlx(q[:, cut:], k[:, cut:], v[:, cut:], g[:, cut:], beta[:, cut:], after)
+    found = mx.concatenate([begin, end], axis=1), after
+    assert_same(found, gated_delta_rule(q, k, v, g, beta, state), 2e-5)
+
+
+@pytest.mark.parametrize("form", [delta_mlx, lambda *arguments: delta_chunks(*arguments, chunk=32)])
+def test_very_strong_decay_forgets_without_overflow(form):
     q, k, v, g, beta, state = draw(6, 80)
     arguments = (q, k, v, mx.full(g.shape, -60.0), beta, state)
-    assert_same(delta_chunks(*arguments, chunk=32), gated_delta_rule(*arguments), 5e-6)
+    assert_same(form(*arguments), gated_delta_rule(*arguments), 5e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
@@ -96,9 +120,10 @@ def test_the_inverse_is_one_for_any_chunk(scale):
 def test_the_environment_forces_a_form(monkeypatch):
     arguments = draw(7, 5)
     forms = {}
-    for name in ("reference", "chunked", "auto"):
+    for name in ("reference", "chunked", "mlx", "auto"):
         monkeypatch.setenv("QCHAT_DELTA", name)
         forms[name] = gated_delta(*arguments)
+    assert mx.array_equal(forms["mlx"][1], delta_mlx(*arguments)[1])
     assert mx.array_equal(forms["reference"][0], gated_delta_rule(*arguments)[0])
     assert mx.array_equal(forms["chunked"][0], forms["auto"][0])
     monkeypatch.setenv("QCHAT_DELTA", "fast")

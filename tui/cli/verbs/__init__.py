@@ -18,6 +18,7 @@ MODULES = {
     "card": "rewrite a model folder's card",
     "completion": "print a completion script for bash, zsh or fish",
     "config": "show the settings and their origins, get or set one",
+    "doctor": "show this machine and what runs fastest on it",
     "help": "show this page, or a command's: qchat help COMMAND",
     "pull": "download a model from Hugging Face",
 }
