@@ -25,6 +25,8 @@ class Template:
 
     def __init__(self, source: str, origin: str, *, named_tokens: Mapping[str, str] | None = None):
         """Compile `source`; `named_tokens` (eos_token and such) become variables. Raises TemplateError."""
+        if not source.strip():
+            raise TemplateError(f"{origin}: the chat template is empty")
         self.source = source
         self.origin = origin
         self.notice = BUILT_IN_NOTICE if origin == "built-in" else None
