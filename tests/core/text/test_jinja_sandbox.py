@@ -287,9 +287,7 @@ def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch: pytest.Mo
     assert 1 << 20 < resident_nbytes(process.pid) < 64 << 20
     monkeypatch.setattr(render_process, "HEADROOM", 64)
     with pytest.raises(TemplateError, match="more time or memory"):
-        shown(
-            "{% set n = namespace(l=[]) %}{% for i in range(99999) %}{% set n.l = [n.l, 'x' * 9999 ~ i] %}{% endfor %}"
-        )
+        shown(BIG + "{% set n.l = [n.l, s ~ i] %}{% endfor %}")
     assert process.returncode == -signal.SIGKILL
 
 
