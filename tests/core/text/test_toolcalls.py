@@ -385,12 +385,10 @@ def test_values_have_the_type_that_the_whole_schema_allows(schema: dict[str, Any
         "a/b": {"type": "boolean"},
     }
     parameters = {"type": "object", "properties": {"x": schema}, "$defs": definitions}
-    for given in (
-        parameters,
-        {"allOf": [{"$ref": "#/$defs/whole"}], "$defs": definitions | {"whole": parameters}},
-    ):
+    referring = {"allOf": [{"$ref": "#/$defs/whole"}], "$defs": definitions | {"whole": parameters}}
+    for one in (parameters, referring):
         call = CALL.replace("=city>\nParis", f"=x>\n{text}")
-        found = calls(call, [{"name": "weather", "parameters": given}])[0][1]["x"]
+        found = calls(call, [{"name": "weather", "parameters": one}])[0][1]["x"]
         assert (found, type(found)) == (value, type(value))
 
 
