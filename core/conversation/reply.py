@@ -219,3 +219,17 @@ class PendingReply:
         text = self._text.text.strip() if self._text.calls else self._text.text
         calls = [{"name": call.name, "arguments": call.arguments} for call in self._text.calls]
         self.output.message = assistant_message(text, self._text.thought, calls)
+        if self._text.stopped:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Take back what the user was not shown: the stop string, from the ids and from the live state.
+
+        A recurrent state cannot be trimmed, so a snapshot is restored; the shown ids are read again with the
+        next prompt, or before it in idle time.
+        """
+        shown = self._text.shown_ids(self.output.ids)
+        end = self._context.engine.tokenizer.token_id("<|im_end|>")
+        # a reply without ids would not count as one
+        self.output.ids = shown or ([end] if end is not None else self.output.ids)
+        self._context.live.sync([*self.prompt, *shown])

@@ -32,11 +32,17 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self.found = False
+        self.passed = 0  # characters before the stop string, or so far
 
     def add(self, text: str) -> str:
         """Return the text, held-back text first, that is certain to come before any stop string."""
-        if self.found or not self._stops:
-            return "" if self.found else text
+        if self.found:
+            return ""
+        certain = self._certain(text) if self._stops else text
+        self.passed += len(certain)
+        return certain
+
+    def _certain(self, text: str) -> str:
         text = self._held + text
         starts = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if starts:
@@ -49,6 +55,7 @@ class StopStrings:
     def flush(self) -> str:
         """Return the held-back text at the end of the answer."""
         held, self._held = self._held, ""
+        self.passed += len(held)
         return held
 
 
