@@ -14,7 +14,7 @@ from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Prefill
 from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
-from ..generation.loops import LoopDetector
+from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
 from ..text.reply_parser import leaves_thought_open
 from .live_state import LiveState
@@ -25,6 +25,7 @@ from .transcript import Output, assistant_message
 
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
 LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was closed"
+CIRCLING_THOUGHT = "the thought kept returning to the same sentences and was closed"
 CLOSED_ON_REQUEST = "the thought was closed on request"
 
 
@@ -152,7 +153,7 @@ class PendingReply:
 
     def _draw(self, decoder: AnyDecoder, budget: ThinkingBudget) -> Iterator[Event]:
         context, text, ids = self._context, self._text, self.output.ids
-        loops = LoopDetector()
+        guard = LoopGuard(enabled=self.settings.stop_loops)
         while len(ids) < self._room:
             if context.signals.cancelled:
                 self._reason = "cancelled"
@@ -160,8 +161,8 @@ class PendingReply:
             if context.signals.close_thought:
                 context.signals.close_thought = False
                 self._close_thought(decoder, CLOSED_ON_REQUEST)
-            elif text.thinking:
-                budget.enforce(text.reasoning_tokens, decoder)
+            elif text.thinking and budget.enforce(text.reasoning_tokens, decoder) and guard.circling:
+                self._detail = CIRCLING_THOUGHT
             token = decoder.next()
             self._clock.count_token(thinking=text.thinking)
             context.live.ids.append(token)
@@ -174,11 +175,13 @@ class PendingReply:
             if text.stopped:
                 self._reason = "stop"
                 return
-            if loops.add(token):
+            if guard.begins_to_circle(text.thought):
+                budget.tighten(text.reasoning_tokens)
+            if guard.loops(token, thinking=text.thinking):
                 if not self._close_thought(decoder, LOOP_IN_THOUGHT):
                     self._reason, self._detail = "stop", LOOP_IN_ANSWER
                     return
-                loops = LoopDetector()
+                guard.begin_part()
 
     def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
         """Force the end of an open thought; returns whether there is one."""

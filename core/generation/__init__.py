@@ -2,6 +2,6 @@
 
 Owns the settings of a reply. Never knows messages or templates; logits never leave it.
 
-Public names: AnyDecoder, Decoder, draft_limit, LoopDetector, make_decoder, prefill, ReplySettings,
+Public names: AnyDecoder, Decoder, draft_limit, LoopGuard, make_decoder, prefill, ReplySettings,
 resolve_sampling, Sampling, StopStrings, ThinkingBudget.
 """

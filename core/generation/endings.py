@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .decode import AnyDecoder
 
+CIRCLING_TOKENS = 128  # left to a thought that circles
 # in the last tenth of its budget a thought is closed where its end is among the 3 likeliest ids
 SOFT_SHARE, SOFT_RANK = 0.9, 3
 
@@ -14,10 +15,17 @@ class ThinkingBudget:
     def __init__(self, budget: int | None, close_id: int | None):
         """`close_id` ends a thought; None for either means no limit."""
         self.budget, self.close_id = budget, close_id
+        self._soft_from = SOFT_SHARE * (budget or 0)
+
+    def tighten(self, spent: int) -> None:
+        """Have the thought end soon after `spent` reasoning tokens, if possible where the model would."""
+        limit = spent + CIRCLING_TOKENS
+        self.budget = limit if self.budget is None else min(self.budget, limit)
+        self._soft_from = min(self._soft_from, spent)
 
     def enforce(self, spent: int, decoder: AnyDecoder) -> bool:
         """Force the end of the thought if it is due after `spent` reasoning tokens; returns whether it is."""
-        if self.budget is None or self.close_id is None or spent < SOFT_SHARE * self.budget:
+        if self.budget is None or self.close_id is None or spent < self._soft_from:
             return False
         if spent < self.budget and decoder.rank(self.close_id) >= SOFT_RANK:
             return False

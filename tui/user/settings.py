@@ -236,6 +236,7 @@ KEYS: dict[str, Key] = {
         ),
         _reply("max_tokens", Number(1, 1 << 22, whole=True), "the longest reply", "max_new_tokens"),
         _reply("stop", Texts(), "texts that end a reply"),
+        _reply("stop_loops", Flag(), "end a thought or an answer that repeats itself endlessly"),
         _reply("temperature", Number(0, 100), "0 takes the likeliest token"),
         _reply("top_p", Number(0, 1), "keep the likeliest tokens up to this probability in all"),
         _reply("top_k", Number(0, 1 << 22, whole=True), "keep so many tokens; 0 keeps all"),
