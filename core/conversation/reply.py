@@ -26,6 +26,7 @@ from .transcript import Output, assistant_message
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
 LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was closed"
 CIRCLING_THOUGHT = "the thought kept returning to the same sentences and was closed"
+CONTEXT_FULL = "the context of {:,} tokens is full: start a new conversation or shorten this one"
 CLOSED_ON_REQUEST = "the thought was closed on request"
 
 
@@ -194,6 +195,7 @@ class PendingReply:
 
     def _done(self) -> Done:
         text = self._text
+        full = self._reason == "length" and self._room < self.settings.max_new_tokens
         done = Done(
             finish_reason=self._reason,
             text=text.text,
@@ -205,7 +207,8 @@ class PendingReply:
             reasoning_tokens=text.reasoning_tokens,
             generated_tokens=len(self.output.ids),
             thinking_cut=text.thinking,
-            detail=self._detail,
+            context_full=full,
+            detail=CONTEXT_FULL.format(self._context.context_limit) if full else self._detail,
             tool_calls=tuple(text.calls),
         )
         if not self.settings.report_performance:

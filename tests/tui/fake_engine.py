@@ -443,6 +443,7 @@ def _done(said: list[dict[str, Any]], reason: str) -> dict[str, Any]:
         "reasoning_tokens": counts["thought"],
         "generated_tokens": sum(counts.values()) + 1,
         "thinking_cut": bool(thinking and not text),
+        "context_full": False,
         "detail": "",
         "performance": PERFORMANCE,
     }

@@ -304,6 +304,18 @@ def test_a_reply_may_fill_the_context_and_no_more(engine):
     assert done.prompt_tokens + done.generated_tokens <= 4096
 
 
+def test_a_reply_that_fills_the_context_says_so_and_one_at_its_own_limit_does_not(engine, monkeypatch):
+    script(monkeypatch, engine, "".join(map(str, range(300))))
+    full = Session(engine, context_limit=300, enable_thinking=False, max_new_tokens=4000, seed=1)
+    done = full.send("x " * 100)
+    assert (done.finish_reason, done.prompt_tokens + done.generated_tokens) == ("length", 300)
+    assert done.context_full and "the context of 300 tokens is full" in done.detail
+    short = Session(engine, context_limit=300, enable_thinking=False, max_new_tokens=3, seed=1).send(
+        "x " * 100
+    )
+    assert (short.finish_reason, short.detail) == ("length", "")
+
+
 def test_unknown_settings_and_values_are_refused_before_anything_is_loaded(engine):
     with pytest.raises(UsageError, match="did you mean temperature"):
         load_session("/nowhere", temprature=1)

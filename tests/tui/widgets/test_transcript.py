@@ -87,6 +87,7 @@ async def test_without_live_lines_a_thought_is_one_line_from_the_start():
     [
         ("cancelled", "■ stopped"),
         ("length", "■ the token limit cut this off"),
+        ("full", "■ cut off: why"),
         ("error", "✖ this reply failed: why"),
     ],
 )
@@ -96,9 +97,10 @@ async def test_a_reply_that_did_not_come_to_its_end_says_so(reason: str, shown: 
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
         await it.stream("half an ans")
-        it.transcript.end_answer(
-            {"finish_reason": reason, "detail": "why" if reason == "error" else ""}, turn(1)
-        )
+        done = {"finish_reason": reason, "detail": "why" if reason in ("error", "full") else ""}
+        if reason == "full":
+            done |= {"finish_reason": "length", "context_full": True}
+        it.transcript.end_answer(done, turn(1))
         await it.settle()
         assert it.rows()[4] == f"  {shown}"
 

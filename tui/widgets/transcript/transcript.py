@@ -222,4 +222,5 @@ def blocks_of(turn: Mapping[str, Any]) -> list[Block]:
 
 
 def ending_of(number: int, turn: Mapping[str, Any]) -> Ending | None:
-    return Ending.of(number, str(turn.get("finish_reason") or "stop"), str(turn.get("detail") or ""))
+    reason = "full" if turn.get("context_full") else str(turn.get("finish_reason") or "stop")
+    return Ending.of(number, reason, str(turn.get("detail") or ""))
