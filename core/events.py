@@ -97,8 +97,9 @@ class Done:
 
     `prompt_tokens` = `cached_tokens` (reused) + `prefilled_tokens` (read), unless the reply ended during
     prefill. `generated_tokens` includes the stop token and the `reasoning_tokens`. `text` is the answer
-    without its `tool_calls`. `thinking_cut` is true if the reply ended inside its reasoning. `detail`
-    explains an error, a repetition that was stopped or reasoning that was cut short.
+    without its `tool_calls`. `thinking_cut` is true if the reply ended inside its reasoning, `context_full`
+    if the end of the context ended it. `detail` explains an error, a full context, a repetition that was
+    stopped or reasoning that was cut short.
     """
 
     finish_reason: FinishReason
@@ -111,6 +112,7 @@ class Done:
     reasoning_tokens: int = 0
     generated_tokens: int = 0
     thinking_cut: bool = False
+    context_full: bool = False
     detail: str = ""
     tool_calls: tuple[ToolUse, ...] = ()
     performance: Performance = field(default_factory=Performance)

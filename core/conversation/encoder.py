@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TemplateError
-from ..text.reply_parser import ReplyParser, leaves_thought_open
+from ..text.reply_parser import ReplyParser, ThinkSplitter, leaves_thought_open
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .transcript import History, Input, Node, Output, assistant_message, messages_of
@@ -70,23 +70,21 @@ class Encoder:
         return suffix
 
     def render(self, messages: Sequence[Mapping[str, Any]], switches: Mapping[str, Any]) -> str:
-        """Render the whole prompt as text, with special tokens inside messages shielded."""
-        shielded = [self._shield(m) for m in messages]
-        return self.template.render(shielded, add_generation_prompt=True, **switches)
+        """Render the whole prompt as text, with special tokens inside messages and tools shielded."""
+        try:
+            shielded = self._shield({"messages": list(messages), **switches})
+        except RecursionError as problem:
+            raise TemplateError("the messages or tools nest too deeply") from problem
+        return self.template.render(shielded.pop("messages"), add_generation_prompt=True, **shielded)
 
-    def _shield(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        texts = {name: message.get(name) for name in ("content", "reasoning_content")}
-        shielded = {n: self.tokenizer.shield(t) for n, t in texts.items() if isinstance(t, str)}
-        calls = message.get("tool_calls")
-        return {**message, **shielded, **({"tool_calls": self._shield_calls(calls)} if calls else {})}
-
-    def _shield_calls(self, value: Any) -> Any:
+    def _shield(self, value: Any) -> Any:
+        """Shield every text in `value`, the names in objects included: all of it comes from outside."""
         if isinstance(value, str):
             return self.tokenizer.shield(value)
-        if isinstance(value, list):
-            return [self._shield_calls(item) for item in value]
-        if isinstance(value, dict):
-            return {name: self._shield_calls(item) for name, item in value.items()}
+        if isinstance(value, Mapping):
+            return {self._shield(name): self._shield(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._shield(item) for item in value]
         return value
 
     def encode_reply(
@@ -153,16 +151,14 @@ class Encoder:
 
     def ids_without_thoughts(self, output: Output) -> list[int]:
         """Return the closed reply without its thoughts and their delimiters."""
-        ids = [*output.opener, *self.closed_ids(output)]
-        close, end = self.tokenizer.think_close_id, self.end
-        if close in ids:
-            ids = ids[len(ids) - ids[::-1].index(close) :]
-            while ids and not self.tokenizer.decode(ids[:1]).strip() and ids[0] != end:
-                ids = ids[1:]
-            return ids
-        if self.tokenizer.think_open_id in ids:  # the thought never ended
-            return [end] if end is not None else []
-        return ids
+        ids, end = [*output.opener, *self.closed_ids(output)], self.end
+        splitter = ThinkSplitter(self.tokenizer.think_open_id, self.tokenizer.think_close_id, inside=False)
+        kept = [token for token in ids if splitter.add(token) == "text"]
+        if splitter.inside and end is not None:  # the thought never ended
+            kept.append(end)
+        while kept and not self.tokenizer.decode(kept[:1]).strip() and kept[0] != end:
+            kept = kept[1:]
+        return kept
 
     # exact ids compared with the template
 

@@ -12,6 +12,7 @@ from ..engine.engine import Engine
 from ..errors import StoreError
 from ..storage.records import Conversation, ModelIdentity, NodeContent
 from ..storage.records import Node as Stored
+from ..text.template import separate_thought
 from .encoder import Encoder
 from .transcript import History, Input, Node, Output, assistant_message
 
@@ -140,8 +141,10 @@ class _Builder:
         self.inputs: dict[int, Input] = {}
         self.outputs: dict[int, Output] = {}
         self.tree = StoredTree()
+        self.imported = False
 
     def build(self, about: Conversation) -> StoredTree:
+        self.imported = about.imported
         for node in self.stored:
             if node.role == "assistant":
                 self._reply(node)
@@ -165,6 +168,8 @@ class _Builder:
             return  # no reply, so the question does not count as asked
         node = Output(self._input(stored), [], created=stored.created)
         node.message = assistant_message(stored.text, stored.thinking, stored.tool_calls)
+        if self.imported and stored.text.lstrip().startswith("<think>"):
+            node.message = separate_thought(node.message)
         reason = {"finish_reason": "stop"} if stored.state == "complete" else {}
         node.settings, node.stats = stored.settings, reason | stored.stats
         self.id_source.reply(node, stored)

@@ -14,7 +14,7 @@ from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Prefill
 from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
-from ..generation.loops import LoopDetector
+from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
 from ..text.reply_parser import leaves_thought_open
 from .live_state import LiveState
@@ -25,6 +25,8 @@ from .transcript import Output, assistant_message
 
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
 LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was closed"
+CIRCLING_THOUGHT = "the thought kept returning to the same sentences and was closed"
+CONTEXT_FULL = "the context of {:,} tokens is full: start a new conversation or shorten this one"
 CLOSED_ON_REQUEST = "the thought was closed on request"
 
 
@@ -155,7 +157,7 @@ class PendingReply:
 
     def _draw(self, decoder: AnyDecoder, budget: ThinkingBudget) -> Iterator[Event]:
         context, text, ids = self._context, self._text, self.output.ids
-        loops = LoopDetector()
+        guard = LoopGuard(enabled=self.settings.stop_loops)
         while len(ids) < self._room:
             if context.signals.cancelled:
                 self._reason = "cancelled"
@@ -163,8 +165,8 @@ class PendingReply:
             if context.signals.close_thought:
                 context.signals.close_thought = False
                 self._close_thought(decoder, CLOSED_ON_REQUEST)
-            elif text.thinking:
-                budget.enforce(text.reasoning_tokens, decoder)
+            elif text.thinking and budget.enforce(text.reasoning_tokens, decoder) and guard.circling:
+                self._detail = CIRCLING_THOUGHT
             token = decoder.next()
             self._clock.count_token(thinking=text.thinking)
             context.live.ids.append(token)
@@ -177,11 +179,13 @@ class PendingReply:
             if text.stopped:
                 self._reason = "stop"
                 return
-            if loops.add(token):
+            if guard.begins_to_circle(text.thought):
+                budget.tighten(text.reasoning_tokens)
+            if guard.loops(token, thinking=text.thinking):
                 if not self._close_thought(decoder, LOOP_IN_THOUGHT):
                     self._reason, self._detail = "stop", LOOP_IN_ANSWER
                     return
-                loops = LoopDetector()
+                guard.begin_part()
 
     def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
         """Force the end of an open thought; returns whether there is one."""
@@ -194,6 +198,7 @@ class PendingReply:
 
     def _done(self) -> Done:
         text = self._text
+        full = self._reason == "length" and self._room < self.settings.max_new_tokens
         done = Done(
             finish_reason=self._reason,
             text=text.text,
@@ -205,7 +210,8 @@ class PendingReply:
             reasoning_tokens=text.reasoning_tokens,
             generated_tokens=len(self.output.ids),
             thinking_cut=text.thinking,
-            detail=self._detail,
+            context_full=full,
+            detail=CONTEXT_FULL.format(self._context.context_limit) if full else self._detail,
             tool_calls=tuple(text.calls),
         )
         if not self.settings.report_performance:
@@ -222,3 +228,17 @@ class PendingReply:
         text = self._text.text.strip() if self._text.calls else self._text.text
         calls = [{"name": call.name, "arguments": call.arguments} for call in self._text.calls]
         self.output.message = assistant_message(text, self._text.thought, calls)
+        if self._text.stopped:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Take back what the user was not shown: the stop string, from the ids and from the live state.
+
+        A recurrent state cannot be trimmed, so a snapshot is restored; the shown ids are read again with the
+        next prompt, or before it in idle time.
+        """
+        shown = self._text.shown_ids(self.output.ids)
+        end = self._context.engine.tokenizer.token_id("<|im_end|>")
+        # a reply without ids would not count as one
+        self.output.ids = shown or ([end] if end is not None else self.output.ids)
+        self._context.live.sync([*self.prompt, *shown])

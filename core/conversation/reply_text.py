@@ -3,6 +3,7 @@
 Holds back what may become a stop string or a tool call. A call that the end of the reply cuts off stays text.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,11 +30,14 @@ class ReplyText:
         include_reasoning: bool,
     ):
         """`thinking` means that the prompt leaves a thought open."""
+        self._tokenizer = tokenizer
         self._parser = ReplyParser(tokenizer, inside=thinking)
         self._stops = StopStrings(stops)
         self._call_parser = ToolCallParser(tools) if tools else None
         self._include_reasoning = include_reasoning
         self._unreported = 0
+        self._answer_text = ""  # with what stop strings hold back or end
+        self._answer_lengths: list[int] = []  # of it, after each id
         self.text = self.thought = ""
         self.calls: list[ToolUse] = []
 
@@ -59,7 +63,24 @@ class ReplyText:
     def add(self, token: int) -> Iterator[TextEvent]:
         """Yield the events that an id completes."""
         self._unreported += 1
-        yield from self._split(self._parser.add(token))
+        pieces = self._parser.add(token)
+        self._answer_text += "".join(text for kind, text in pieces if kind == "text")
+        self._answer_lengths.append(len(self._answer_text))
+        yield from self._split(pieces)
+
+    def shown_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return the reply's `ids` without the stop string that ended it, and what came with it.
+
+        Words that share an id with the stop string are encoded anew.
+        """
+        if not self.stopped:
+            return list(ids)
+        end = self._stops.passed
+        kept = list(ids[: bisect_right(self._answer_lengths, end)])
+        while kept and self._tokenizer.decode(kept).endswith("\ufffd"):  # the beginning of a character
+            kept.pop()
+        known = self._answer_lengths[len(kept) - 1] if kept else 0
+        return [*kept, *self._tokenizer.encode(self._answer_text[known:end], special=False)]
 
     def flush(self, *, cut: bool) -> Iterator[TextEvent]:
         """Yield what was held back until the reply's end; `cut` means that the model did not end it."""

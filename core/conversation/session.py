@@ -260,7 +260,7 @@ class Session:
             self.tree.leaf = reply.after
             self.tree.drop(output)
             self._save()
-        elif self.history == "preserve" and self.live.ids and len(self.live.ids) == self.live.cache.length:
+        elif self.history == "preserve" and len(self.live.ids) == self.live.cache.length > len(reply.prompt):
             self.live.keep_snapshot("B", turn_number(output))
 
     def _note_ignored_effort(self, reply: PendingReply) -> None:

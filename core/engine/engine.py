@@ -1,6 +1,7 @@
 """A loaded model folder: config, tokenizer, chat template and network. None of it changes afterwards."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,14 +45,16 @@ class Engine:
         """
         folder = Path(path).expanduser()
         config = ModelConfig.load(folder)
-        tokenizer = Tokenizer.load(folder)
+        with ThreadPoolExecutor(1) as beside:  # a template's process starts while the vocabulary is read
+            loading = beside.submit(Template.load, folder)
+            tokenizer = Tokenizer.load(folder)
+            template = loading.result()
         if tokenizer.vocab_size > config.vocab_size:
             raise TokenizerError(
                 f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's "
                 f"vocabulary {config.vocab_size:,}: they do not belong together"
             )
         tokenizer.stop_ids |= frozenset(config.eos_token_ids)
-        template = Template.load(folder)
         thinks = _thinks_by_default(template)
         model = load_model(folder, config, progress)
         precompiler = Precompiler(model, folder)

@@ -23,8 +23,9 @@ class ReplySettings:
     enable_thinking: None means the chat template's default. reasoning_effort: `none` and `low` turn thinking
     off, the others turn it on; a template with its own efforts receives the word itself.
     thinking_token_budget: closes the thought after this many tokens. include_reasoning: reports thoughts as
-    events. stop: strings that end the answer. draft_tokens: the most drafts in one step of speculative
-    decoding; None means as many as pay, 0 none. With temperature 0 or a seed drafts change no id of a reply.
+    events. stop_loops: closes a thought, or stops an answer, that repeats itself endlessly. stop: strings
+    that end the answer. draft_tokens: the most drafts in one step of speculative decoding; None means as many
+    as pay, 0 none. With temperature 0 or a seed drafts change no id of a reply.
     sampling: the given sampling values by name. given: all settings as given.
     """
 
@@ -35,6 +36,7 @@ class ReplySettings:
     draft_tokens: int | None = None
     include_reasoning: bool = True
     report_performance: bool = True
+    stop_loops: bool = True
     stop: Sequence[str] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class ReplySettings:
             value, low = getattr(self, name), 1 if name == "max_new_tokens" else 0
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise UsageError(f"{name} is {value!r}, wanted a whole number from {low}")
-        for name in ("enable_thinking", "include_reasoning", "report_performance"):
+        for name in ("enable_thinking", "include_reasoning", "report_performance", "stop_loops"):
             if not isinstance(getattr(self, name), bool | None):
                 raise UsageError(f"{name} is {getattr(self, name)!r}, wanted true or false")
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:

@@ -92,9 +92,16 @@ def resolve_sampling(
 
     None means not given; other keys are ignored. The presets are tuned for their temperature, so a greedy
     request uses none of their values.
-    Raises UsageError for a value in the request, ConfigError for one in the file.
+    Raises UsageError for a value in the request, ConfigError for one in the file that is not overridden.
     """
-    given = _model_defaults(generation_config) | _given_values(request)
+    own = _given_values(request)
+    Sampling(**own).validate()
+    recommended = {name: v for name, v in _model_values(generation_config).items() if name not in own}
+    try:
+        Sampling(**recommended).validate()
+    except UsageError as error:
+        raise ConfigError(f"generation_config.json: {error}; a setting of your own overrides it") from error
+    given = recommended | own
     preset = THINKING if thinking else ANSWERING
     if 0 in (given.get("temperature"), given.get("top_p")):
         preset = Sampling()
@@ -105,15 +112,11 @@ def _given_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(Sampling) if values.get(f.name) is not None}
 
 
-def _model_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+def _model_values(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     given = _given_values(generation_config)
     given.pop("seed", None)  # a downloaded file must not make all replies the same
     if generation_config.get("do_sample") is False:
         given["temperature"] = 0
-    try:
-        Sampling(**given).validate()
-    except UsageError as error:
-        raise ConfigError(f"generation_config.json: {error}") from error
     return given
 
 

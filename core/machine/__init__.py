@@ -4,6 +4,6 @@ Owns the only import of MLX. Never knows a model, a token or a conversation.
 
 Public names: cache_path, choose_policy, copy_bandwidth, device_free_nbytes, device_limit_nbytes, DTYPES,
 flush_process, fuse, fusion, host_total_nbytes, kernel_home, Kernels, loading, MAX_JSON_NBYTES, mlx_folder,
-model_limit_nbytes, mx, on_gpu, parse_json, Policy, read_bytes, read_json, read_text, TimeEstimate,
-unused_name, user_folder, whole_file, write_whole.
+model_limit_nbytes, mx, on_gpu, parse_json, Policy, read_bytes, read_json, read_text, resident_nbytes,
+TimeEstimate, unused_name, user_folder, whole_file, write_whole.
 """

@@ -3,7 +3,9 @@
 `device` builds on this what MLX has to be asked for.
 """
 
+import ctypes
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -33,3 +35,15 @@ def model_limit_nbytes() -> int:
     if sys.platform != "darwin":
         return total * 9 // 10
     return total * 2 // 3 if total <= 36 * GIB else total * 3 // 4
+
+
+def resident_nbytes(pid: int) -> int:
+    """Bytes of memory that the process `pid` occupies; 0 where the system does not tell."""
+    if sys.platform == "darwin":
+        usage = ctypes.create_string_buffer(1024)
+        failed = ctypes.CDLL(None).proc_pid_rusage(pid, 0, usage)  # rusage_info_v0, of 96 bytes
+        return 0 if failed else struct.unpack_from("=16x8Q", usage)[7]  # ri_phys_footprint
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

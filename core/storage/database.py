@@ -65,9 +65,9 @@ class Database:
                 if self._connection.in_transaction:
                     execute("ROLLBACK")
 
-    def define_function(self, name: str, function: Callable[[str, str], str | None]) -> None:
-        """Let queries call `function` as `name`."""
-        self._connection.create_function(name, 2, function, deterministic=True)
+    def define_function(self, name: str, function: Callable[..., str | None], arguments: int) -> None:
+        """Let queries call `function`, of so many `arguments`, as `name`."""
+        self._connection.create_function(name, arguments, function, deterministic=True)
 
     def shrink_log(self) -> None:
         """Move the write-ahead log into the file and truncate it, unless another process is reading it."""

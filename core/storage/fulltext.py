@@ -1,9 +1,11 @@
 """Full-text search in titles and messages: SQLite's FTS5, or a full scan if SQLite was built without it.
 
 Each search updates the index first. So streaming a reply costs nothing here, and a build without FTS5 can
-write to the same file. Text in scripts without spaces between words is always scanned.
+write to the same file. Scripts without spaces between words are scanned; words of other scripts among them
+are set apart in the index.
 """
 
+import re
 import unicodedata
 
 from ..errors import StoreError
@@ -12,14 +14,23 @@ from .database import Database, Execute
 MODULE = "fts5"
 SNIPPET_TOKENS = 16
 SNIPPET_CHARACTERS = 100
-INDEXED_COLUMNS = {"conversations": "title", "nodes": "text"}  # the index of a table is `TABLE_index`
+# scripts without spaces between words: Thai to Myanmar, Khmer, Chinese, Japanese, Korean
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff"
+)
+_BORDER = re.compile(rf"(?<=[{_UNSPACED}])(?=[^\W{_UNSPACED}])|(?<=[^\W{_UNSPACED}])(?=[{_UNSPACED}])")
+_SEPARATOR = "\u200b"  # ends a word of the index and is not seen in a snippet
+INDEXED_COLUMNS = {"conversations": "title", "nodes": "text"}  # the index of a table is `TABLE_words_index`
 INDEX_QUERY = f"""
     SELECT rowid AS conversation, NULL AS node,
-           snippet(conversations_index, 0, '', '', '…', {SNIPPET_TOKENS}) AS snippet
-    FROM conversations_index WHERE conversations_index MATCH ?
+           replace(snippet(conversations_words_index, 0, '', '', '…', {SNIPPET_TOKENS}), '{_SEPARATOR}', '')
+           AS snippet
+    FROM conversations_words_index WHERE conversations_words_index MATCH ?
     UNION ALL
-    SELECT nodes.conversation, nodes.id, snippet(nodes_index, 0, '', '', '…', {SNIPPET_TOKENS})
-    FROM nodes_index JOIN nodes ON nodes.id = nodes_index.rowid WHERE nodes_index MATCH ?"""
+    SELECT nodes.conversation, nodes.id,
+           replace(snippet(nodes_words_index, 0, '', '', '…', {SNIPPET_TOKENS}), '{_SEPARATOR}', '')
+    FROM nodes_words_index JOIN nodes ON nodes.id = nodes_words_index.rowid WHERE nodes_words_index MATCH ?"""
 SCAN_QUERY = """
     SELECT id AS conversation, NULL AS node, excerpt(title, ?) AS snippet
     FROM conversations WHERE excerpt(title, ?) IS NOT NULL
@@ -32,7 +43,8 @@ class FullText:
 
     def __init__(self, database: Database):
         self._database = database
-        database.define_function("excerpt", excerpt)
+        database.define_function("excerpt", excerpt, 2)
+        database.define_function("words_apart", words_apart, 1)
 
     def query(self, words: str) -> tuple[str, tuple[str, ...]]:
         """Return SQL and its values; the columns are conversation, node (null for a title) and snippet.
@@ -47,12 +59,16 @@ class FullText:
 
     def remove_deleted(self, execute: Execute) -> None:
         """Remove the text of deleted rows from the index, inside the transaction that deleted them."""
-        if not (self._fts5_available() and self._index_exists()):
+        if not self._fts5_available():
             return
+        exists = self._index_exists()
         for table in INDEXED_COLUMNS:
-            execute(f"DELETE FROM {table}_index WHERE rowid NOT IN (SELECT id FROM {table})")
+            _drop_former_index(execute, table)
+            if not exists:
+                continue
+            execute(f"DELETE FROM {table}_words_index WHERE rowid NOT IN (SELECT id FROM {table})")
             # FTS5 keeps deleted words until the index is merged
-            execute(f"INSERT INTO {table}_index({table}_index) VALUES ('optimize')")
+            execute(f"INSERT INTO {table}_words_index({table}_words_index) VALUES ('optimize')")
 
     def _update_index(self) -> bool:
         """Index the rows that changed; return False if SQLite has no FTS5."""
@@ -63,8 +79,8 @@ class FullText:
             with self._database.write() as execute:
                 for table, column in INDEXED_COLUMNS.items():
                     execute(
-                        f"INSERT OR REPLACE INTO {table}_index(rowid, {column})"
-                        f" SELECT id, {column} FROM {table} WHERE NOT indexed"
+                        f"INSERT OR REPLACE INTO {table}_words_index(rowid, {column})"
+                        f" SELECT id, words_apart({column}) FROM {table} WHERE NOT indexed"
                     )
                     execute(f"UPDATE {table} SET indexed = 1 WHERE NOT indexed")
         return True
@@ -75,8 +91,10 @@ class FullText:
         if not self._index_exists():
             with self._database.write() as execute:
                 for table, column in INDEXED_COLUMNS.items():
+                    _drop_former_index(execute, table)
+                    execute(f"UPDATE {table} SET indexed = 0 WHERE indexed")
                     execute(
-                        f"CREATE VIRTUAL TABLE IF NOT EXISTS {table}_index"
+                        f"CREATE VIRTUAL TABLE IF NOT EXISTS {table}_words_index"
                         f" USING {MODULE}({column}, tokenize = 'unicode61 remove_diacritics 2')"
                     )
         return True
@@ -85,7 +103,17 @@ class FullText:
         return bool(self._database.read("SELECT 1 FROM pragma_module_list WHERE name = ?", MODULE))
 
     def _index_exists(self) -> bool:
-        return bool(self._database.read("SELECT 1 FROM sqlite_master WHERE name = 'nodes_index'"))
+        return bool(self._database.read("SELECT 1 FROM sqlite_master WHERE name = 'nodes_words_index'"))
+
+
+def _drop_former_index(execute: Execute, table: str) -> None:
+    """Drop the index of versions that did not set words apart."""
+    execute(f"DROP TABLE IF EXISTS {table}_index")
+
+
+def words_apart(text: str) -> str:
+    """Return `text` with a separator between scripts without spaces and other words."""
+    return _BORDER.sub(_SEPARATOR, text)
 
 
 def excerpt(text: str, words: str) -> str | None:

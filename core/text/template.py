@@ -1,7 +1,8 @@
 """Messages and the model's chat template, which renders them as one prompt.
 
 Owns what messages may look like before a template sees them, and the template for folders without one.
-Refuses images, unknown roles, and tool arguments that are not an object.
+Reads the spellings that other programs use. Refuses images, unknown roles, and tool arguments that are not an
+object.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from .jinja_sandbox import Program
 
 MAX_TEMPLATE_NBYTES = 1 << 20
 ROLES = ("system", "user", "assistant", "tool")
+ROLE_ALIASES = {"developer": "system"}  # as llama.cpp and the template of Qwen3.6 have it
+THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")  # the first that is given counts
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 BUILT_IN = (Path(__file__).parents[1] / "embedded" / "chat_template.jinja").read_text(encoding="utf-8")
@@ -25,6 +28,8 @@ class Template:
 
     def __init__(self, source: str, origin: str, *, named_tokens: Mapping[str, str] | None = None):
         """Compile `source`; `named_tokens` (eos_token and such) become variables. Raises TemplateError."""
+        if not source.strip():
+            raise TemplateError(f"{origin}: the chat template is empty")
         self.source = source
         self.origin = origin
         self.notice = BUILT_IN_NOTICE if origin == "built-in" else None
@@ -61,7 +66,7 @@ class Template:
         switches = {"enable_thinking": enable_thinking, **extra}
         variables = {
             **self._named_tokens,
-            "messages": check_messages(messages),
+            "messages": [_check_message(m, f"message {n}") for n, m in enumerate(messages, 1)],
             "tools": None if tools is None else list(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -83,11 +88,25 @@ class Template:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Normalise messages for templates: content becomes one string, tool arguments an object.
+    """Normalise a history: content becomes one string, tool arguments an object, a thought its own field.
 
     Raises TemplateError naming the message, counted from 1, and what is wrong with it.
     """
-    return [_check_message(message, f"message {number}") for number, message in enumerate(messages, 1)]
+    checked = [_check_message(message, f"message {number}") for number, message in enumerate(messages, 1)]
+    return [separate_thought(message) for message in checked]
+
+
+def separate_thought(message: dict[str, Any]) -> dict[str, Any]:
+    """Return an assistant's message with the thought that its content holds as `reasoning_content`.
+
+    As the templates of Qwen3.5 do: the thought ends at the first `</think>`, the answer follows the last.
+    """
+    content = message["content"]
+    if message["role"] != "assistant" or "reasoning_content" in message or "</think>" not in content:
+        return message
+    thought, *_, answer = content.split("</think>")
+    thought = thought.rpartition("<think>")[2].strip("\n")
+    return {**message, "content": answer.lstrip("\n"), "reasoning_content": thought}
 
 
 def _check_message(message: Any, where: str) -> dict[str, Any]:
@@ -95,15 +114,26 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
         raise TemplateError(
             f"{where} must be an object with role and content, found {type(message).__name__}"
         )
-    if message.get("role") not in ROLES:
-        raise TemplateError(f"{where}: role is {message.get('role')!r:.40}, wanted one of {', '.join(ROLES)}")
-    checked = {**message, "content": _content_text(message.get("content"), where)}
-    reasoning = checked.get("reasoning_content")
-    if reasoning is not None and not isinstance(reasoning, str):
-        raise TemplateError(f"{where}: reasoning_content must be text, found {type(reasoning).__name__}")
+    role = message.get("role")
+    role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise TemplateError(f"{where}: role is {role!r:.40}, wanted one of {', '.join(ROLES)}")
+    checked = {**message, "role": role, "content": _content_text(message.get("content"), where)}
+    checked |= _reasoning(checked, where)
     if checked.get("tool_calls") is not None:
         checked["tool_calls"] = _check_tool_calls(checked["tool_calls"], where)
     return checked
+
+
+def _reasoning(message: dict[str, Any], where: str) -> dict[str, str]:
+    """Take the thought out of `message`, whatever its field is called."""
+    given = [(name, message.pop(name)) for name in THOUGHT_NAMES if name in message]
+    name, thought = next((pair for pair in given if pair[1] is not None), ("", None))
+    if thought is None:
+        return {}
+    if not isinstance(thought, str):
+        raise TemplateError(f"{where}: {name} must be text, found {type(thought).__name__}")
+    return {"reasoning_content": thought}
 
 
 def _content_text(content: Any, where: str) -> str:

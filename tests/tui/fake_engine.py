@@ -488,6 +488,7 @@ def _done(said: list[dict[str, Any]], reason: str) -> dict[str, Any]:
         "reasoning_tokens": counts["thought"],
         "generated_tokens": sum(counts.values()) + 1,
         "thinking_cut": bool(thinking and not text),
+        "context_full": False,
         "detail": "",
         "tool_calls": [_without(event, "event") for event in said if event["event"] == "tooluse"],
         "performance": PERFORMANCE | {"seconds_thinking": 1.5 if thinking else 0.0},

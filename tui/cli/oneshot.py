@@ -214,6 +214,8 @@ def _close(request: Request, done: Done) -> None:
     if done.detail and request.form != "jsonl":
         note(done.detail) if done.finish_reason == "error" else request.tell(done.detail)
     match done.finish_reason, done.thinking_cut:
+        case "length", _ if done.context_full:
+            pass  # its detail says so, and no larger limit helps
         case "length", True:
             request.tell("the reply was cut inside its thought: --max-tokens or --thinking-budget makes room")
         case "length", False:

@@ -5,6 +5,7 @@ A block between triple quotes is one message. Refuses nothing that can be typed.
 
 import asyncio
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...core.errors import QchatError
+from ...core.errors import QchatError, UsageError
 from ..commands import completions
 from ..text.output import printable, write
 from ..user.attachments import complete as complete_path
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 QUOTES = '"""'
+PREFIXES = "rRfFbBuU"  # of Python's strings
+# where code opens a string whose end is on another line; the quotes in `say """ to` open none
+STRING_BEGINS = re.compile(rf'(?:^|[\s(=,\[{{:])[{PREFIXES}]{{0,2}}"""(?=\S|$)(?!.*""")')
+
+
+class EndOfBlock(EOFError):
+    """The end of the input inside a block between triple quotes; `text` is what the block holds."""
+
+    def __init__(self, text: str):
+        super().__init__("the input ended inside triple quotes")
+        self.text = text
 
 
 class Interrupted(Exception):
@@ -35,7 +47,7 @@ class Reader(Protocol):
     edits: bool
 
     async def line(self, prompt: str, draft: str = "") -> str:
-        """Read one line, or several that were pasted. Raises EOFError, Interrupted."""
+        """Read one line, or several that were pasted. Raises EOFError, Interrupted, UsageError."""
         ...
 
     async def answer(self, prompt: str) -> str:
@@ -44,15 +56,62 @@ class Reader(Protocol):
 
 
 async def message(reader: Reader, prompt: str, draft: str = "") -> str:
-    """Read a message or a command: a line, or the lines between triple quotes. Raises as `Reader.line`."""
+    """Read a message or a command: a line, or the lines between triple quotes.
+
+    Raises as `Reader.line`, and EndOfBlock.
+    """
     line = await reader.line(prompt, draft)
     begin = line.lstrip()
     if not begin.startswith(QUOTES):
         return line
-    text = begin.removeprefix(QUOTES)
-    while not text.rstrip().endswith(QUOTES):
-        text = f"{text}\n{await reader.line('')}"
-    return text.rstrip().removesuffix(QUOTES).strip("\n")
+    block = _Block()
+    closed = block.add(begin.removeprefix(QUOTES))
+    while not closed:
+        try:
+            closed = block.add(await reader.line(""))
+        except EOFError:
+            raise EndOfBlock(block.text) from None
+    return block.text
+
+
+class _Block:
+    """The lines between triple quotes. Code in them may hold docstrings, whose quotes end nothing."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._in_string = False
+        self._alone = False  # the quotes that open the block stand alone, and so will those that close it
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._lines).strip("\n")
+
+    def add(self, text: str) -> bool:
+        """Add what was read; return whether its last line closes the block."""
+        first, lines = not self._lines, text.split("\n")
+        self._alone = self._alone or (first and not lines[0].strip())
+        for line in lines[:-1]:
+            self._follow_strings(line)
+        opens_and_closes = first and len(lines) == 1 and lines[0].rstrip().endswith(QUOTES)
+        closes = opens_and_closes or self._closes(lines[-1])
+        if closes:
+            lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
+        else:
+            self._follow_strings(lines[-1])
+        self._lines += lines
+        return closes
+
+    def _closes(self, line: str) -> bool:
+        text = line.strip()
+        if self._in_string or text.count(QUOTES) % 2 == 0:
+            return False
+        if text == QUOTES:
+            return True
+        return not self._alone and text.endswith(QUOTES) and not text.lstrip(PREFIXES).startswith(QUOTES)
+
+    def _follow_strings(self, line: str) -> None:
+        if line.count(QUOTES) % 2 and (self._in_string or STRING_BEGINS.search(line.rstrip())):
+            self._in_string = not self._in_string
 
 
 class PlainReader:
@@ -62,7 +121,8 @@ class PlainReader:
 
     def __init__(self, *, shown: bool):
         self._shown = shown
-        self._pending: asyncio.Future[str] | None = None
+        self._pending: asyncio.Future[bytes] | None = None
+        self._lines = 0
 
     async def line(self, prompt: str, draft: str = "") -> str:
         del draft
@@ -74,22 +134,32 @@ class PlainReader:
         self._pending = None
         if not line:
             raise EOFError
-        return line.rstrip("\r\n")
+        self._lines += 1
+        return self._decode(line.rstrip(b"\r\n"))
+
+    def _decode(self, line: bytes) -> str:
+        encoding = sys.stdin.encoding or "utf-8"
+        encoding = "utf-8" if encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968") else encoding
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError as error:
+            wrong = f"byte {error.start + 1} is {line[error.start]:#x}"
+            raise UsageError(f"line {self._lines} of the input is not {encoding.upper()}: {wrong}") from error
 
     async def answer(self, prompt: str) -> str:
         return await self.line(prompt)
 
 
-def _read_in_background() -> "asyncio.Future[str]":
+def _read_in_background() -> "asyncio.Future[bytes]":
     """Read the next line of stdin, empty at its end, in a thread that keeps no process alive."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[str] = loop.create_future()
+    future: asyncio.Future[bytes] = loop.create_future()
 
     def read() -> None:
         try:
-            line = sys.stdin.readline()
+            line = sys.stdin.buffer.readline()
         except (OSError, ValueError):  # closed meanwhile
-            line = ""
+            line = b""
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(future.set_result, line)
 

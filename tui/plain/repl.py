@@ -33,7 +33,16 @@ from ..user.editor import edit
 from ..user.history import History
 from ..user.settings import Settings
 from .printer import Printer
-from .reader import Interrupted, PlainReader, PromptReader, Reader, TypedAhead, can_prompt, message
+from .reader import (
+    EndOfBlock,
+    Interrupted,
+    PlainReader,
+    PromptReader,
+    Reader,
+    TypedAhead,
+    can_prompt,
+    message,
+)
 
 TWICE_SECONDS = 2.0
 IMPATIENT = 3  # so many ctrl+c within that time end the program
@@ -146,8 +155,16 @@ class Repl:
         self._reading = asyncio.create_task(message(self.reader, self._prompt, draft))
         try:
             line = await self._reading
+        except EndOfBlock as end:
+            if end.text.strip():
+                await self._do(end.text)
+            self._leaving = True
         except EOFError:
             self._leaving = True
+        except UsageError as error:
+            if not self.attended:
+                raise
+            self._complain(error)
         except (Interrupted, asyncio.CancelledError):
             if self._code:
                 raise

@@ -110,6 +110,7 @@ KEYS: dict[str, Key] = {
             aliases=("num_predict",),
         ),
         _reply("stop", Texts(), "texts that end a reply"),
+        _reply("stop_loops", Flag(), "end a thought or an answer that repeats itself endlessly"),
         _sampling("temperature", Number(0, 100), "0 takes the most likely token", "temp"),
         _sampling("top_p", Number(0, 1), "sample from the tokens that add up to this probability"),
         _sampling("top_k", Number(0, 1 << 22, whole=True), "sample from this many tokens; 0 keeps all"),

@@ -116,7 +116,12 @@ class Script:
                 self.session.cancel()
 
     def settings(self) -> dict:
-        return {"enable_thinking": self.random.random() < 0.5, "seed": self.random.randrange(99)}
+        stop = self.random.choice([(), (), ("e", "\n")])
+        return {
+            "enable_thinking": self.random.random() < 0.5,
+            "seed": self.random.randrange(99),
+            "stop": stop,
+        }
 
     def text(self) -> str:
         return self.random.choice(["hello", "what <think> is it?", "a\n\nb", "  spaces  ", "é😀 漢字"])

@@ -305,6 +305,18 @@ def test_a_reply_may_fill_the_context_and_no_more(engine):
     assert done.prompt_tokens + done.generated_tokens <= 4096
 
 
+def test_a_reply_that_fills_the_context_says_so_and_one_at_its_own_limit_does_not(engine, monkeypatch):
+    script(monkeypatch, engine, "".join(map(str, range(300))))
+    full = Session(engine, context_limit=300, enable_thinking=False, max_new_tokens=4000, seed=1)
+    done = full.send("x " * 100)
+    assert (done.finish_reason, done.prompt_tokens + done.generated_tokens) == ("length", 300)
+    assert done.context_full and "the context of 300 tokens is full" in done.detail
+    short = Session(engine, context_limit=300, enable_thinking=False, max_new_tokens=3, seed=1).send(
+        "x " * 100
+    )
+    assert (short.finish_reason, short.detail) == ("length", "")
+
+
 def test_unknown_settings_and_values_are_refused_before_anything_is_loaded(engine):
     with pytest.raises(UsageError, match="did you mean temperature"):
         load_session("/nowhere", temprature=1)
@@ -334,6 +346,38 @@ def test_a_loop_in_an_answer_is_stopped_and_said(engine, monkeypatch):
     assert done.finish_reason == "stop"
     assert "repeat" in done.detail
     assert done.generated_tokens < 1000
+
+
+def test_an_answer_repeats_what_was_asked_for_and_any_where_the_guard_is_off(engine, monkeypatch):
+    lines = "The dog must not eat it.\n" * 60
+    script(monkeypatch, engine, lines, "<|im_end|>")
+    session = Session(engine, enable_thinking=False, max_new_tokens=3000)
+    assert session.send("hello").text == lines
+    script(monkeypatch, engine, "a" * 1500, "<|im_end|>")
+    done = session.send("hello", stop_loops=False)
+    assert (done.text, done.finish_reason, done.detail) == ("a" * 1500, "stop", "")
+    with pytest.raises(UsageError, match="stop_loops is 'no'"):
+        session.send("hello", stop_loops="no")
+
+
+def test_a_thought_that_circles_is_closed_and_the_answer_follows(engine, monkeypatch):
+    forced: list[int] = []
+    monkeypatch.setattr(
+        "qchat.core.generation.decode.Decoder.force", lambda _self, token: forced.append(token)
+    )
+    monkeypatch.setattr("qchat.core.generation.decode.Decoder.rank", lambda _self, _token: 50)
+    words = ("really", "also", "just")
+    thought = "".join(
+        f"Wait, I should {words[n % 3]} check the sign of the second term.\n" for n in range(60)
+    )
+    script(monkeypatch, engine, thought, "</think>", "yes", "<|im_end|>")
+    done = Session(engine, enable_thinking=True, max_new_tokens=8000).send("hello")
+    assert set(forced) == {engine.tokenizer.think_close_id}
+    assert "returning to the same sentences" in done.detail
+    forced.clear()
+    script(monkeypatch, engine, thought, "</think>", "yes", "<|im_end|>")
+    done = Session(engine, enable_thinking=True, max_new_tokens=8000, stop_loops=False).send("hello")
+    assert (forced, done.text, done.detail) == ([], "yes", "")
 
 
 def test_a_failing_computation_ends_in_done_and_the_session_goes_on(engine, monkeypatch):

@@ -37,6 +37,15 @@ def test_a_thought_is_closed_at_its_budget_or_a_little_before_where_it_is_likely
     assert decoder.forced == ([9] if closes else [])
 
 
+@pytest.mark.parametrize(("budget", "rank", "closes_after"), [(None, 0, 0), (None, 50, 128), (1010, 50, 10)])
+def test_a_tightened_budget_closes_where_the_end_is_likely_and_soon_in_any_case(budget, rank, closes_after):
+    thinking, decoder = ThinkingBudget(budget, 9), ScriptedDecoder(rank)
+    assert not thinking.enforce(900, decoder)  # pyright: ignore[reportArgumentType]
+    thinking.tighten(1000)
+    closed = next(n for n in range(500) if thinking.enforce(1000 + n, decoder))  # pyright: ignore[reportArgumentType]
+    assert closed == closes_after
+
+
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_strings_in_any_pieces_cut_the_text_where_the_first_one_begins(text, stops, data):
     stopper, shown, rest = StopStrings(stops), "", text

@@ -2,12 +2,13 @@
 
 import random
 import time
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qchat.core.generation.loops import MAX_SPAN, MIN_IDS, MIN_REPEATS, STRIDE, LoopDetector
+from qchat.core.generation.loops import MAX_SPAN, MIN_IDS, MIN_REPEATS, STRIDE, LoopDetector, LoopGuard
 
 
 def first_alarm(ids: list[int]) -> int | None:
@@ -97,3 +98,100 @@ def test_an_id_costs_less_than_five_microseconds(ids: list[int]):
         detector.add(token)
     seconds = time.process_time() - begin
     assert seconds / len(many) < 5e-6
+
+
+# --- answers ---
+
+HONEST = {
+    "a line a hundred times": "The dog must not eat my homework.\n" * 100,
+    "equal rows": "| item | count |\n|---|---|\n" + "| none | 0 |\n" * 300,
+    "zeros": "0 " * 900,
+    "a matrix of zeros": "[0, 0, 0, 0, 0, 0, 0, 0]\n" * 150,
+    "a refrain": "La la la, la la la, all day long.\n\n" * 100,
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_answer_may_repeat_what_was_asked_for(name: str):
+    guard = LoopGuard(enabled=True)
+    assert not any(guard.loops(token, thinking=False) for token in words(HONEST[name]))
+
+
+@pytest.mark.parametrize("span", [2, 9, 100, 256])
+def test_an_answer_without_end_is_noticed_far_beyond_that(span: int):
+    guard = LoopGuard(enabled=True)
+    ids = list(range(span)) * (6000 // span)
+    alarm = next(i for i, token in enumerate(ids) if guard.loops(token, thinking=False))
+    assert 4000 < alarm < 5000
+
+
+def test_a_thought_is_judged_more_strictly_than_an_answer_and_nothing_where_it_is_off():
+    ids = [1, 2, 3] * 200
+    guard = LoopGuard(enabled=True)
+    assert any(guard.loops(token, thinking=True) for token in ids)
+    assert not any(guard.loops(token, thinking=False) for token in ids)
+    off = LoopGuard(enabled=False)
+    assert not any(off.loops(token, thinking=thinking) for token in ids * 20 for thinking in (True, False))
+    assert not off.begins_to_circle(CIRCLING)
+
+
+# --- thoughts that circle ---
+
+CIRCLING = "".join(
+    f"Wait, I should {word} check {what} of the second term once more before I answer.\n"
+    f"Actually, {what} of the second term {word} looks right to me, so the answer stands as it is.\n"
+    for word, what in product(
+        ("double", "also", "really", "just", "carefully", "quickly"), ("the sign", "the unit")
+    )
+    for _ in range(2)
+)
+CIRCLING_CHINESE = "".join(
+    f"等一下，我{word}需要重新检查第二个式子的符号是否正确。"
+    for word in ("还", "再", "也", "又", "仍", "真") * 8
+)
+NUMBERED = "".join(
+    f"Case {i}: the number {i} is not divisible by 7, so it is not a candidate.\n" for i in range(200)
+)
+NAMES = [
+    f"{a}{b}"
+    for a in ("An", "Ben", "Cla", "Dor", "Em")
+    for b in ("a", "ra", "ton", "rick", "ily", "us", "ia")
+]
+RIDDLE = "".join(
+    f"If {a} sits beside {b}, then the third clue is broken, because {b} never sits near {a}.\n"
+    for a, b in pairwise(NAMES)
+)
+VOCABULARY = [f"{name}{ending}" for name in NAMES for ending in ("", "s", "ed", "ing")]
+POEM = [" ".join(random.Random(n).sample(VOCABULARY, 12)) + ".\n" for n in range(30)]
+DRAFTS = "".join(f"Draft {n}.\n{''.join(POEM)}" for n in range(4))
+LOGS = "".join(
+    f"2024-05-01 12:00:{i:02} INFO worker {i} has finished its job and waits for the next one\n"
+    for i in range(60)
+)
+COMMENTED = "".join(
+    f"    # keep the value of row {i} and the next one for later use\n    x[{i}] = f(x[{i - 1}], {i})\n"
+    for i in range(80)
+)
+LONG_ROWS = "".join(
+    f"| {a} | plays the violin | lives in the old town | has {i} cats and a dog |\n"
+    for i, a in enumerate(NAMES * 2)
+)
+HARMLESS = [COUNTING, TABLE, RULED_TABLE, SUDOKU, CODE, REFRAIN, *HONEST.values()]
+HARMLESS += [NUMBERED, RIDDLE, DRAFTS, LOGS, COMMENTED, LONG_ROWS]
+
+
+def circles_at(text: str, step: int = 7) -> int | None:
+    guard = LoopGuard(enabled=True)
+    return next((i for i in range(0, len(text), step) if guard.begins_to_circle(text[: i + step])), None)
+
+
+@pytest.mark.parametrize("text", [CIRCLING * 2, CIRCLING_CHINESE])
+@pytest.mark.parametrize("step", [1, 7, 500])
+def test_a_thought_that_returns_to_the_same_sentences_circles(text: str, step: int):
+    place = circles_at(text, step)
+    assert place is not None and place < 0.8 * len(text)
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_code_tables_lists_drafts_and_enumerations_do_not_circle(text: str):
+    assert circles_at(text, 50) is None

@@ -256,6 +256,17 @@ def test_a_bad_value_is_refused_with_its_name_and_range(name: str, value: object
 
 
 @pytest.mark.parametrize(
+    ("name", "bad", "good"), [("top_k", -1, 20), ("top_k", "x", 0), ("temperature", -3, 0)]
+)
+def test_a_bad_value_of_the_file_is_overridden_by_a_setting(name: str, bad: object, good: float):
+    assert getattr(resolve_sampling({name: good}, {name: bad}, thinking=True), name) == good
+    with pytest.raises(ConfigError, match="a setting of your own overrides it"):
+        resolve_sampling({"min_p": 0.1}, {name: bad}, thinking=True)
+    with pytest.raises(UsageError, match=f"^{name} is "):
+        resolve_sampling({name: "hot"}, {name: bad}, thinking=True)
+
+
+@pytest.mark.parametrize(
     ("request_", "file", "thinking", "wanted"),
     [
         ({}, {}, True, THINKING),

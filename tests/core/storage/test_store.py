@@ -310,6 +310,27 @@ def test_scripts_without_spaces_are_searched_inside_their_runs(searched: Store):
     assert len(searched.search("über")) == 1
 
 
+@pytest.mark.parametrize(
+    "word", ["Rust", "rust", "numpy", "Toky", "v2", "排序", "東京", "Python", "Go", "한국어", "CPU"]
+)
+def test_words_among_scripts_without_spaces_are_found(searched: Store, word: str):
+    talk(searched, "请用Rust写一个排序函数", "可以用numpy库，v2也行。東京はTokyoです。", title="用Python")
+    talk(searched, "Go를 배우고 싶어요 한국어", "ใช้CPUเท่านั้น", title="t")
+    (hit,) = searched.search(word)
+    assert word.casefold() in hit.snippet.casefold() and "\u200b" not in hit.snippet
+
+
+def test_what_was_indexed_without_setting_words_apart_is_indexed_anew(books: Store):
+    talk(books, "请用Rust写", title="t")
+    database = books._database
+    with database.write() as execute:
+        execute("CREATE VIRTUAL TABLE nodes_index USING fts5(text)")
+        execute("INSERT INTO nodes_index(rowid, text) SELECT id, text FROM nodes")
+        execute("UPDATE nodes SET indexed = 1")
+    assert len(books.search("Rust")) == 1
+    assert not database.read("SELECT 1 FROM sqlite_master WHERE name = 'nodes_index'")
+
+
 def test_accents_do_not_matter_to_the_index(books: Store):
     talk(books, "un café noir", title="t")
     assert len(books.search("cafe")) == 1

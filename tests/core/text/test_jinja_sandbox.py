@@ -1,17 +1,31 @@
 """The template language compared with Hugging Face's, and templates made to hang, fill memory or escape."""
 
+import os
 import resource
+import signal
+import subprocess
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qchat.core.errors import TemplateError
+from qchat.core.machine.memory import resident_nbytes
+from qchat.core.text import jinja_renderer, jinja_sandbox, render_process
 from qchat.core.text.jinja_sandbox import Program
-from tests.golden.make_templates import QUESTION, THOUGHTFUL, needs_transformers, transformers_rendering
+from tests.golden.make_templates import (
+    QUESTION,
+    TEMPLATES,
+    THOUGHTFUL,
+    cases,
+    needs_transformers,
+    transformers_rendering,
+)
 
 
 def shown(source: str, **variables: Any) -> str:
@@ -47,6 +61,9 @@ SNIPPETS = [
     "{% for a, b in [(1, 2), (3, 4)] %}{{ loop.previtem }}{{ a + b }}{{ loop.cycle('x', 'y') }}{% endfor %}",
     "{% for m in messages | reverse %}{{ loop.changed(m.role) }}{% endfor %}{{ messages[-1].role }}",
     "{{ raise_exception('no') if false else 'yes' }} {{ dict(a=1, b=2) }} {{ strftime_now('%%') }}",
+    "{{ 'a\nb' | indent(2) }} {{ data.b | sum }} {{ 2.567 | round(1) }} {{ data.b | batch(2) | list }}",
+    "{{ 'x' | center(5) }}|{{ data.b | slice(2) | list }} {{ 'a b' | wordwrap(1) }} {{ data | xmlattr }}",
+    "{{ data | tojson(separators=(',', ':')) }} {{ data.b | max }} {{ '%(a)03d' % {'a': 7} }}",
 ]
 
 
@@ -61,6 +78,47 @@ def test_the_language_means_what_it_means_to_hugging_face(source: str):
     assert shown(source, messages=[QUESTION, THOUGHTFUL], data=data) == expected
 
 
+@pytest.mark.parametrize("source", SNIPPETS)
+def test_a_template_means_the_same_in_both_processes(source: str):
+    variables = {"messages": [QUESTION, THOUGHTFUL], "data": {"b": [3, 1, 3], "a": "<é & 'ü'>"}}
+    ours, apart = (shown(source, **variables) for _ in range(2))
+    assert ours == apart == jinja_renderer.render(source, variables)
+
+
+@pytest.mark.skipif(not TEMPLATES.is_dir(), reason=f"the templates are not at {TEMPLATES}")
+@pytest.mark.parametrize("name", ["qwen3.5-small", "qwen3.5", "qwen3.6", "qwen3.8"])
+def test_published_templates_are_trusted_and_render_alike_in_both_processes(name: str):
+    source = (TEMPLATES / f"{name}.jinja").read_text()
+    here, apart = Program(source, "t"), Program(source + "{# changed #}", "t")
+    assert here.trusted and not apart.trusted
+    for case, messages, switches in list(cases())[::11]:
+        texts = [rendering(program, {"messages": messages, **switches}) for program in (here, apart)]
+        assert texts[0] == texts[1], case
+
+
+def rendering(program: Program, variables: dict[str, Any]) -> str:
+    try:
+        return program.render(variables)
+    except TemplateError as error:
+        return f"error {error}"
+
+
+LANGUAGE = {
+    "{{ 'a\nb\n' | indent(2, first=true) }}": "  a\n  b\n",
+    "{{ [{'n': 1}, {'n': 2}] | sum(attribute='n') }}": "3",
+    "{{ 2.5 | round }} {{ 2.567 | round(2, 'floor') }}": "2.0 2.56",
+    "{% for row in range(5) | batch(2, '-') %}{{ row }}{% endfor %}": "[0, 1][2, 3][4, '-']",
+    "{{ {'b': 1, 'a': [none]} | tojson(indent=1, sort_keys=true) }}": '{\n "a": [\n  null\n ],\n "b": 1\n}',
+    "{{ [1, 2] | tojson(separators=(',', ':')) }}": "[1,2]",
+    "{% set n = namespace() %}{% set n.b = [n] %}{{ n }}": "<Namespace {'b': [<Namespace {...}>]}>",
+}
+
+
+@pytest.mark.parametrize("source", LANGUAGE)
+def test_all_of_jinjas_language_is_offered(source: str):
+    assert shown(source) == LANGUAGE[source]
+
+
 DOUBLE = "{% set n = namespace(s='ab', l=[1], t=(1,)) %}{% for i in range(60) %}"
 LAUGHS = DOUBLE + "{% set n.l = [n.l, n.l] %}{% endfor %}"
 VARARGS = (
@@ -71,6 +129,8 @@ VARARGS = (
 MANY = "{% for a in range(99999) %}{% for b in range(99999) %}"
 END = "{% endfor %}{% endfor %}"
 BIG = "{% set s = 'ab ' * 300000 %}{% set n = namespace(l=[]) %}{% for i in range(99999) %}"
+PATH = "{% set a = '0.' * 200000 ~ '0' %}{% set l = ['x'] * 40000 %}"
+RIGHT = "{% set t = 'a' * 600000 %}{% set n = 'ab' ~ 'a' * 300000 %}"
 HOSTILE = {
     "endless loops": MANY + END,
     "loops that keep nothing": MANY[:-2] + "if a == -1 %}" + END,
@@ -150,28 +210,133 @@ HOSTILE = {
     "Python's classes": "{{ ''.__class__.__mro__ }}",
     "functions' globals": "{{ raise_exception.__globals__.x }}",
     "changing the messages": "{{ messages.append(1) }}",
-    "underscored names": "{% set n = namespace({'__call__': 1}) %}",
+    "underscored names": "{% set n = namespace({'__call__': 1}) %}{{ n() }}",
+    "a width behind a key": "{{ '%(a)999999999d' % {'a': 1} }}",
+    "a precision behind a key by filter": "{{ '%(a).600000000f' | format(a=1.5) }}",
+    "long separators of JSON": "{% set s = 'A' * 200000 %}{{ ([1] * 20000) | tojson(separators=(s, ':')) }}",
+    "a dotted path in map": PATH + "{{ l | map(attribute=a) | list | length }}",
+    "a dotted path in selectattr": PATH + "{{ l | selectattr(a) | list | length }}",
+    "a dotted path in groupby": PATH + "{{ l | groupby(a) | length }}",
+    "a list of paths in sort": PATH.replace(".", ",") + "{{ l | sort(attribute=a) | length }}",
+    "a search from the right": RIGHT + "{{ t.rfind(n) }}",
+    "an index from the right": RIGHT + "{{ t.rindex(n) }}",
+    "a partition from the right": RIGHT + "{{ t.rpartition(n) | length }}",
+    "a split from the right": RIGHT + "{{ t.rsplit(n) | length }}",
+    "an item of a letter": "{{ messages.0.content.0.0.0 }}{{ messages.0.nothing.0 }}",
+    "a wrong separator": "{{ messages | tojson(separators='x') }}",
+    "a sum of texts": "{{ ['a', 'b'] | sum }}",
+    "an endless text": MANY + "{{ 'x' * 9999 }}" + END,
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_ends_in_one_sentence(name: str):
-    began, memory = time.thread_time(), peak_nbytes()
+def test_a_hostile_template_ends_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(render_process, "BASE_SECONDS", 0.2)
+    began, memory = time.thread_time(), peak_nbytes(resource.RUSAGE_SELF)
     with pytest.raises(TemplateError) as caught:
         shown(HOSTILE[name], messages=[QUESTION])
     assert str(caught.value).startswith("chat_template.jinja")
+    assert len(str(caught.value)) > len("chat_template.jinja: ")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert time.thread_time() - began < 8
-    assert peak_nbytes() - memory < 500 << 20
+    assert peak_nbytes(resource.RUSAGE_SELF) - memory < 500 << 20
+    assert peak_nbytes(resource.RUSAGE_CHILDREN) < 700 << 20
 
 
-def peak_nbytes() -> int:
+def peak_nbytes(who: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(who).ru_maxrss * unit
 
 
-def test_a_namespace_that_holds_itself_can_be_printed():
-    assert shown("{% set n = namespace() %}{% set n.a = [n, n] %}{{ n }}{{ n.a }}").count("<namespace>") == 3
+def renderer() -> "subprocess.Popen[bytes]":
+    """The process that rendered last."""
+    shown("warm")
+    process = jinja_sandbox.process.running
+    assert process is not None
+    return process
+
+
+def test_a_template_at_its_limit_of_time_is_stopped_within_seconds():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with pytest.raises(TemplateError, match="more time or memory"):
+        shown(HOSTILE["endless loops"])
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5
+
+
+def test_the_process_stays_for_the_next_template_and_is_replaced_after_a_breach():
+    first = renderer()
+    with pytest.raises(TemplateError, match="no"):
+        shown("{{ raise_exception('no') }}")
+    assert renderer() is first
+    with pytest.raises(TemplateError, match="more time or memory"):
+        shown(HOSTILE["a huge string"])
+    assert first.poll() is not None and renderer() is not first
+
+
+def test_a_process_that_was_killed_meanwhile_is_replaced_unnoticed():
+    first = renderer()
+    first.kill()
+    first.wait()
+    assert shown("{{ 1 + 1 }}") == "2"
+
+
+def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch: pytest.MonkeyPatch):
+    """As on macOS: the process is given twice what it may take, and ended for what it occupies."""
+    monkeypatch.setattr(render_process, "BASE_NBYTES", 64 << 20)
+    process = renderer()
+    assert 1 << 20 < resident_nbytes(process.pid) < 64 << 20
+    monkeypatch.setattr(render_process, "HEADROOM", 64)
+    with pytest.raises(TemplateError, match="more time or memory"):
+        shown(BIG + "{% set n.l = [n.l, s ~ i] %}{% endfor %}")
+    assert process.returncode == -signal.SIGKILL
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        time.sleep(0.01)
+
+
+def test_the_process_ends_with_a_parent_that_is_killed():
+    script = (
+        "import time\n"
+        "from qchat.core.text.jinja_sandbox import Program, process\n"
+        "Program('x', 't')\n"
+        "print(process.running.pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        parent.kill()
+    wait_until(lambda: not exists(child))
+
+
+def exists(pid: int) -> bool:
+    """Whether `pid` runs; a zombie that nobody has waited for has ended."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")
+        return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_the_process_knows_no_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    jinja_sandbox.process.close()
+    names = Path(f"/proc/{renderer().pid}/environ")
+    if names.exists():
+        assert b"secret" not in names.read_bytes() and b"TZ=Asia/Tokyo" in names.read_bytes()
+    jinja_sandbox.process.close()
+
+
+def test_values_that_are_not_json_are_refused_in_a_sentence():
+    with pytest.raises(TemplateError, match="cannot be written as JSON: found a object"):
+        shown("{{ x }}", x=object())
 
 
 def test_one_program_serves_several_threads():

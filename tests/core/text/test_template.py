@@ -110,6 +110,68 @@ def test_a_message_that_is_none_is_refused_by_number(message: Any, words: str):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "answer", "thought"),
+    [
+        ("<think>\nwhy\n</think>\n\nbecause", "because", "why"),
+        ("<think>why</think>because", "because", "why"),
+        ("why\n</think>\n\nbecause", "because", "why"),
+        ("<think>\n\n</think>\n\nbecause", "because", ""),
+        ("<think>a<think>b</think>c</think>d", "d", "b"),
+        (
+            [{"type": "text", "text": "<think>why</think>"}, {"type": "text", "text": "because"}],
+            "because",
+            "why",
+        ),
+        ("<think>no end", "<think>no end", None),
+        ("plain", "plain", None),
+    ],
+)
+def test_a_thought_inside_the_content_of_a_history_is_taken_apart(
+    content: Any, answer: str, thought: str | None
+):
+    checked = check_messages([QUESTION, {"role": "assistant", "content": content}])[1]
+    assert (checked["content"], checked.get("reasoning_content")) == (answer, thought)
+
+
+@needs_templates
+@pytest.mark.parametrize("name", ["qwen3.5-small", "qwen3.5", "qwen3.6"])
+def test_thoughts_are_taken_apart_as_the_templates_do(name: str):
+    for content in (
+        "<think>\nwhy\n</think>\n\nbecause",
+        "a</think>b</think>\nc",
+        "<think>a<think>b</think>c",
+    ):
+        template = Template(read(name), name)
+        messages = [QUESTION, {"role": "assistant", "content": content}]
+        assert template.render(check_messages(messages)) == template.render(messages)
+
+
+def test_what_users_and_tools_write_about_thoughts_is_left_alone():
+    messages = [{"role": role, "content": "<think>a</think>b"} for role in ("system", "user", "tool")]
+    assert check_messages(messages) == messages
+    given = {"role": "assistant", "content": "a</think>b", "reasoning_content": "c"}
+    assert check_messages([given]) == [given]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_is_read_under_each_of_its_names(name: str):
+    others = {"reasoning_content": None, "thinking": None}
+    message = {"role": "assistant", "content": "a", **others, name: "why"}
+    assert check_messages([message]) == [{"role": "assistant", "content": "a", "reasoning_content": "why"}]
+    with pytest.raises(TemplateError, match=f"message 1: {name} must be text, found int"):
+        check_messages([{**message, name: 3}])
+
+
+def test_a_developer_is_the_system():
+    assert check_messages([{"role": "developer", "content": "x"}]) == [{"role": "system", "content": "x"}]
+    rendered = [
+        Template(BUILT_IN, "built-in").render([{"role": role, "content": "Be brief."}, QUESTION])
+        for role in ("developer", "system")
+    ]
+    assert rendered[0] == rendered[1]
+
+
 def test_arguments_written_as_json_text_render_like_the_object():
     as_text = {"function": {"name": CALL["name"], "arguments": json.dumps(CALL["arguments"])}}
     bare = {"name": CALL["name"], "arguments": CALL["arguments"]}
@@ -180,6 +242,8 @@ def test_a_folder_without_a_template_gets_ours_and_says_so(tmp_path: Path):
         ("chat_template.jinja", b"line one\n{% if %}", "chat_template.jinja, line 2: Expected an expression"),
         ("chat_template.json", b"[]", "wanted an object"),
         ("chat_template.json", b'{"chat_template": 5}', "chat_template must be text"),
+        ("chat_template.json", b'{"chat_template": ""}', "the chat template is empty"),
+        ("chat_template.jinja", b" \n", "the chat template is empty"),
         ("tokenizer_config.json", b'{"chat_template": [{"name": "other"}]}', "one named default"),
         ("tokenizer_config.json", b'{"chat_template": "{{ x | nothing }}"}', "No filter named 'nothing'"),
     ],

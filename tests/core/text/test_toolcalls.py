@@ -201,6 +201,100 @@ def test_a_call_in_a_reply_that_was_cut_stays_text():
     assert parsed([CALL], cut=True) == parsed([CALL])
 
 
+# --- words about calls ---
+
+WIPE = {
+    "name": "wipe",
+    "parameters": {"properties": {"folder": {"type": "string"}, "note": {"type": "string"}}},
+}
+WORDS = [
+    "I would write <function=wipe> for that, but it is dangerous, so I ask first.",
+    "The syntax is `<function=wipe>`; shall I use it?",
+    "```xml\n<function=wipe>\n```\nThat is how it begins. I did not run it.",
+    "I would write <tool_call>\n<function=wipe> and then the folder.",
+    "`<tool_call><function=wipe></function></tool_call>` would run it, and so would `<function=wipe>`.",
+    "`<function=wipe></function>` needs a folder",
+    "<tool_call>\n<function=wipe>\n```\nis how one begins,\n```\n</function> how it ends",
+    "Close <function=wipe> with </function> and </tool_call>.",
+    "<function=wipe> <function=wipe>\n",
+    "<function=wipe>",
+    '<tool_call>{"name": is how the older form begins',
+    "<tool_call>\n<function=wipe>\n<parameter=",
+]
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+@pytest.mark.parametrize("text", WORDS)
+def test_words_about_a_call_are_text(text: str, step: int):
+    assert parsed([text[i : i + step] for i in range(0, len(text), step)], [WIPE]) == [text]
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_a_call_after_words_about_calls_is_read(text: str):
+    call = CALL.replace("weather", "wipe").replace("city", "folder")
+    found = parsed([f"{text}\n\n{call}"], [WIPE])
+    assert found[-1] == ToolUse("wipe", {"folder": "Paris"}, call)
+    assert "".join(map(str, found[:-1])) == f"{text}\n\n"
+
+
+@pytest.mark.parametrize(
+    "closer", ["<parameter=folder>\nold\n</parameter>\n</function>", "</function>", "</tool_call>"]
+)
+def test_a_bare_opener_before_a_parameter_or_a_closer_is_a_call(closer: str):
+    arguments = {"folder": "old"} if "old" in closer else {}
+    assert calls(f"<function=wipe>\n{closer}", [WIPE]) == [("wipe", arguments)]
+
+
+# --- tags inside a value ---
+
+INNER = CALL.replace("weather", "other")
+VALUES = [
+    "use </tool_call> to end",
+    "<tool_call> opens one",
+    "</function> ends",
+    "a\n</function>\n</tool_call>\nb",
+    "</parameter> closes, <parameter=x> opens",
+    "</parameter></function> is no end of it",
+    "</parameter>\n</function> neither",
+    f"an example:\n{INNER}\nand another:\n{INNER}",
+    f"{INNER.replace('Paris', INNER)}\nnested",
+    "<function=f>\n<parameter=x> is how one begins",
+    "```\n<tool_call>\n```",
+    "line\n<parameter=unknown>\nline",
+    "</tool_call>",
+    "<tool_call></tool_call>" * 5,
+]
+
+
+@pytest.mark.parametrize("step", [1, 7, 5000])
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_is_never_cut_at_a_tag_inside_it(value: str, step: int):
+    call = CALL.replace("weather", "wipe").replace("city", "note").replace("Paris", value)
+    text = f"First.\n{call}\nDone."
+    found = parsed([text[i : i + step] for i in range(0, len(text), step)], [WIPE])
+    assert [piece for piece in found if isinstance(piece, str)] == ["First.\n", "\nDone."]
+    assert [p.arguments for p in found if isinstance(p, ToolUse)] == [{"note": value}]
+
+
+@pytest.mark.parametrize(
+    "value", ["a </tool_call> b", "<tool_call>", 'a \\" </tool_call> \\\\', "</function>"]
+)
+def test_a_value_in_json_is_never_cut_at_a_tag_inside_it(value: str):
+    text = f'<tool_call>\n{{"name": "wipe", "arguments": {{"note": "{value}"}}}}\n</tool_call>'
+    assert parsed([*text, " after"], [WIPE]) == [
+        ToolUse("wipe", {"note": json.loads(f'"{value}"')}, text),
+        " after",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", ["use </tool_call> to end", "a\n</function>\n</tool_call>\nb", "<tool_call> opens"]
+)
+def test_an_open_value_that_holds_tags_stays_text_at_the_end_of_the_reply(value: str):
+    text = f"<tool_call>\n<function=wipe>\n<parameter=note>\n{value}"
+    assert parsed([text], [WIPE]) == [text]
+
+
 # --- types ---
 
 
@@ -231,11 +325,71 @@ def test_a_call_in_a_reply_that_was_cut_stays_text():
         ("limit", "7", 7),
         ("code", "7", "7"),
         ("unknown", "7", "7"),
+        ("hours", "['a', True, None, (1, 2)]", ["a", True, None, [1, 2]]),
+        ("hours", "['a', true]", ["a", True]),
+        ("hours", "[" + "-" * 90_000 + "1]", "[" + "-" * 90_000 + "1]"),
+        ("units", "{'t': 'C', 'deep': {'x': False}}", {"t": "C", "deep": {"x": False}}),
+        ("units", "__import__('os')", "__import__('os')"),
+        ("units", "{1, 2}", "{1, 2}"),
     ],
 )
 def test_values_have_the_type_that_the_schema_names_or_stay_text(name: str, text: str, value: Any):
     found = one_argument(text, name)
     assert (found, type(found)) == (value, type(value))
+
+
+SCHEMAS: list[tuple[dict[str, Any], str, Any]] = [
+    ({"$ref": "#/$defs/count"}, "3", 3),
+    ({"$ref": "#/$defs/alias"}, "3", 3),
+    ({"$ref": "#/$defs/loop"}, "3", "3"),
+    ({"$ref": "#/$defs/missing"}, "3", "3"),
+    ({"$ref": "https://example.org/x"}, "3", "3"),
+    ({"$ref": "#/$defs/a~1b"}, "true", True),
+    ({"allOf": [{"$ref": "#/$defs/count"}, {"minimum": 1}]}, "3", 3),
+    ({"allOf": [{"type": ["integer", "string"]}, {"type": "integer"}]}, "3", 3),
+    ({"anyOf": [{"$ref": "#/$defs/count"}, {"type": "null"}]}, "null", None),
+    ({"oneOf": [{"type": "boolean"}, {"type": "array", "items": {}}]}, "[1]", [1]),
+    ({"enum": [1, 2, "auto"]}, "1", 1),
+    ({"enum": [1, 2, "auto"]}, "auto", "auto"),
+    ({"enum": ["1", "2"]}, "1", "1"),
+    ({"enum": [True, None]}, "None", None),
+    ({"enum": [0, 1]}, "true", "true"),
+    ({"enum": [1.5]}, "1.5", 1.5),
+    ({"enum": ["a"]}, "b", "b"),
+    ({"const": 7}, "7", 7),
+    ({"anyOf": [{"enum": [1]}, {"const": "x"}, {"type": "null"}]}, "null", None),
+    ({"anyOf": [{"enum": [1]}, {"type": "string"}]}, "x", "x"),
+    ({"type": "string", "nullable": True}, "null", None),
+    ({"type": ["string", "null"]}, "None", None),
+    ({"type": ["string", "null"]}, "nothing", "nothing"),
+    ({"type": "integer", "nullable": True}, "4", 4),
+    ({"type": ["string", "array"]}, '["a"]', ["a"]),
+    ({"type": ["string", "array"]}, "[a", "[a"),
+    ({"properties": {"x": {}}}, "{'x': 1}", {"x": 1}),
+    ({"items": {"type": "integer"}}, "[1]", [1]),
+    ({"type": "INTEGER"}, "4", 4),
+    ({"type": "int"}, "4", 4),
+    ({"type": "dict"}, "{}", {}),
+    ({"type": 3}, "4", "4"),
+    ({"anyOf": 3, "allOf": {}}, "4", "4"),
+    ({"enum": 3}, "4", "4"),
+]
+
+
+@pytest.mark.parametrize(("schema", "text", "value"), SCHEMAS)
+def test_values_have_the_type_that_the_whole_schema_allows(schema: dict[str, Any], text: str, value: Any):
+    definitions = {
+        "count": {"type": "integer"},
+        "alias": {"$ref": "#/$defs/count"},
+        "loop": {"$ref": "#/$defs/loop"},
+        "a/b": {"type": "boolean"},
+    }
+    parameters = {"type": "object", "properties": {"x": schema}, "$defs": definitions}
+    referring = {"allOf": [{"$ref": "#/$defs/whole"}], "$defs": definitions | {"whole": parameters}}
+    for one in (parameters, referring):
+        call = CALL.replace("=city>\nParis", f"=x>\n{text}")
+        found = calls(call, [{"name": "weather", "parameters": one}])[0][1]["x"]
+        assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,24 @@ def test_an_answer_cut_at_its_limit_is_said_to_be(loader: Loader, capsys: pytest
     assert "--max-tokens" in one_sentence(err)
 
 
+def test_a_full_context_is_not_blamed_on_a_limit_that_could_be_raised(
+    loader: Loader, capsys: pytest.CaptureFixture
+):
+    for thinking_cut in (True, False):
+        loader.session.script = [
+            Text("Par"),
+            Done(
+                "length",
+                text="Par",
+                context_full=True,
+                thinking_cut=thinking_cut,
+                detail="the context is full",
+            ),
+        ]
+        assert main(["model", "-p", "What?"]) == 0
+        assert "the context is full" in one_sentence(capsys.readouterr().err)
+
+
 def test_stats_name_the_counts_and_speeds(loader: Loader, capsys: pytest.CaptureFixture):
     loader.session.script = REPLY[1:]
     assert main(["model", "-p", "What?", "--stats"]) == 0

@@ -383,3 +383,27 @@ def test_quotes_that_are_never_closed_end_with_the_input():
     with contextlib.suppress(EOFError):
         asyncio.run(message(TypedLines('"""one'), ""))
         pytest.fail("the end of the input was not told")
+
+
+DOCSTRING = 'def f():\n    """Doc."""\n    return 1'
+LONG_DOCSTRING = 'def f():\n    """Doc\n\n    more\n    """\n    return r"""x\ny"""'
+MODULE = '"""Module\n\nmore\n"""\nimport x\n\nTEXT = """\nlines\n"""'
+
+
+@pytest.mark.parametrize("code", [DOCSTRING, LONG_DOCSTRING, MODULE, 'say """ for a block', "a\n\nb"])
+def test_a_block_may_hold_docstrings(code: str):
+    for lines in (['"""', *code.split("\n"), '"""'], [f'"""\n{code}\n"""'], ['"""', code, '"""']):
+        assert asyncio.run(message(TypedLines(*lines), "")) == code
+
+
+def test_words_after_the_opening_quotes_may_be_followed_by_docstrings():
+    for code in (DOCSTRING, LONG_DOCSTRING):
+        lines = ['"""Explain:', *code.split("\n"), '"""']
+        assert asyncio.run(message(TypedLines(*lines), "")) == f"Explain:\n{code}"
+
+
+def test_a_block_that_is_open_at_the_end_of_the_input_is_said(tmp_path, capsys):
+    scene = Scene(tmp_path, {"method": "send", "answer": "Paris."}, attended=False)
+    scene.play('"""The capital', "of France?")
+    assert "Paris." in capsys.readouterr().out
+    assert [params["text"] for params in scene.fake.asked("send")] == ["The capital\nof France?"]

@@ -96,6 +96,23 @@ def test_quotes_hold_several_lines_together(model: Path):
     assert "first\nsecond" in "\n".join(printed)
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+@pytest.mark.parametrize("bad", [b"caf\xe9 au lait", b"\xff\xfe", b"cut \xf0\x9f\x98", b"\xed\xa0\x80"])
+def test_a_line_that_is_not_utf_8_ends_a_pipe_in_a_sentence(model: Path, errors: str, bad: bytes):
+    done = subprocess.run(
+        command(model, "--plain"),
+        input=b"hello\n" + bad + b"\nhello again\n",
+        env=os.environ | ENVIRONMENT | {"PYTHONIOENCODING": f"utf-8:{errors}"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    said = done.stderr.decode()
+    assert done.returncode == 2
+    assert "line 2 of the input is not UTF-8: byte" in said and "Traceback" not in said
+    assert done.stdout.strip(), "the line before it was answered"
+
+
 def test_the_cache_and_the_figures_are_told_in_words(model: Path):
     printed, _ = piped(model, "hello", "/cache", "/stats", "/help")
     told = "\n".join(printed)

@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from qchat.tui.text.markdown import Frame, Line, Splitter, Stream, code_blocks, document, render
+from qchat.tui.text.markdown.emphasis import InlineParser
 from qchat.tui.text.markdown.highlight import CHUNK
 from qchat.tui.text.markdown.lines import copied, plain, width_of
 from qchat.tui.text.markdown.parser import WIDTH_ROWS
@@ -177,6 +179,46 @@ def test_tasks_are_boxes_that_copy_as_they_were_written():
 )
 def test_mathematics_is_left_as_it_is_written(formula: str):
     assert "\n".join(rows(f"so {formula}" if "\n" not in formula else formula)).endswith(formula)
+
+
+STRESSED = [
+    ("**请注意：**先备份数据。", "请注意："),
+    ("这是**「重点」**内容", "「重点」"),
+    ("**結論です。**次に進みます。", "結論です。"),
+    ("共有**（三个）**步骤", "（三个）"),
+    ("这是**“重点”**内容", "“重点”"),
+    ("**请注意:**先备份", "请注意:"),
+    ("见**C++。**然后", "C++。"),
+    ("**한국어(Korean)**를", "한국어(Korean)"),
+    ("然后**100%**完成", "100%"),
+    ("~~删除。~~保留", "删除。"),
+    ("*（斜）*体", "（斜）"),
+    ("**𠮷（。）**野", "𠮷（。）"),
+    ("a**“b”**c", None),
+    ("2 * 3 * 4", None),
+    ("a ** b", None),
+    ("snake_case_名前_x", None),
+    ("`**x。**y`", None),
+]
+
+
+@pytest.mark.parametrize(("source", "stressed"), STRESSED)
+def test_emphasis_beside_cjk_needs_no_spaces_and_elsewhere_is_commonmarks(source: str, stressed: str | None):
+    (line,) = document(source, Frame(60, 60))
+    spans = [span.text for span in line.spans if span.style in ("strong", "em", "struck")]
+    assert "".join(spans) == (stressed or "")
+    assert plain(line) == (source if stressed is None and "`" not in source else plain(line))
+    assert not stressed or not set("*~") & set(plain(line))
+
+
+@given(st.text("ab ,.*_~“(\n", max_size=30))
+def test_other_text_is_read_as_commonmark_reads_it(text: str):
+    theirs = MarkdownIt("commonmark").enable("strikethrough")
+    ours = MarkdownIt("commonmark").enable("strikethrough")
+    ours.inline = InlineParser()
+    ours.inline.ruler.enableOnly(theirs.get_active_rules()["inline"])
+    ours.inline.ruler2.enableOnly(theirs.get_active_rules()["inline2"])
+    assert ours.render(text) == theirs.render(text)
 
 
 def test_prices_are_no_mathematics():

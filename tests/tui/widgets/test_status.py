@@ -32,6 +32,7 @@ MODEL = ModelInfo(
     can_preserve_thinking=True,
     thinks_by_default=True,
     notices=(),
+    forms={},
     parameters={},
     template="",
     bytes_per_token=9 << 30,

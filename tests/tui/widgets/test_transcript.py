@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from typing import Literal
+
 from qchat.core.conversation.summary import ToolCall
 from qchat.core.events import Done, FinishReason, ToolUse
 from qchat.tui.text.report import Lines, Markdown, Report, Table
@@ -89,16 +91,20 @@ async def test_without_live_lines_a_thought_is_one_line_from_the_start():
     [
         ("cancelled", "■ stopped"),
         ("length", "■ the token limit cut this off"),
+        ("full", "■ cut off: why"),
         ("error", "✖ this reply failed: why"),
     ],
 )
 @played
-async def test_a_reply_that_did_not_come_to_its_end_says_so(reason: FinishReason, shown: str):
+async def test_a_reply_that_did_not_come_to_its_end_says_so(reason: FinishReason | Literal["full"], shown: str):
     async with scene() as it:
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
         await it.stream("half an ans")
-        it.transcript.end_answer(Done(reason, detail="why" if reason == "error" else ""), turn(1))
+        detail = "why" if reason in ("error", "full") else ""
+        full = reason == "full"
+        done = Done("length" if full else reason, detail=detail, context_full=full)
+        it.transcript.end_answer(done, turn(1))
         await it.settle()
         assert it.rows()[4] == f"  {shown}"
 

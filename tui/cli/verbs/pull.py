@@ -87,7 +87,10 @@ def describe_plan(plan: "DownloadPlan") -> str:
 def confirm(description: str, question: str) -> bool:
     """Ask on the terminal; anything but y or yes means no."""
     write(sys.stderr, f"{description}\n{question} [y/N] ")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except UnicodeDecodeError:
+        return False
 
 
 def download_with_progress(plan: "DownloadPlan") -> Path:

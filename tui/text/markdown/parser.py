@@ -151,7 +151,13 @@ def code_blocks(source: str) -> list[Code]:
 def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt  # a twentieth of a second, spent when there is something to show
 
+    from .emphasis import InlineParser
+
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING})
+    active = parser.get_active_rules()
+    parser.inline = InlineParser()
+    parser.inline.ruler.enableOnly(active["inline"])
+    parser.inline.ruler2.enableOnly(active["inline2"])
     parser.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline"])
     parser.inline.ruler.before("escape", "math", _inline_math)
     parser.block.ruler.before(

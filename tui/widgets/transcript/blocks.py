@@ -24,6 +24,7 @@ _MARKS = {"info": "·", "warning": "▲", "error": "✖"}
 _ENDINGS = {
     "cancelled": "■ stopped",
     "length": "■ the token limit cut this off",
+    "full": "■ cut off",
     "error": "✖ this reply failed",
 }
 

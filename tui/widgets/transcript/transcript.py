@@ -109,7 +109,8 @@ class Transcript(Reader):
         """Complete the reply; its own figures replace the measured ones."""
         number, reply = self._replying or turn.number, self._reply
         self._end_reply()
-        ending = Ending.of(number, done.finish_reason, done.detail)
+        reason = "full" if done.context_full else done.finish_reason
+        ending = Ending.of(number, reason, done.detail)
         with self.kept_in_place():
             for block in reply:
                 if isinstance(block, Thought):
