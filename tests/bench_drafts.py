@@ -58,8 +58,9 @@ class Script(Verifier):
 class ScriptedDecoder(Decoder):
     def __init__(self, engine: Engine, cache: Cache, script: Script):
         super().__init__(engine.model, cache, GREEDY)
-        self._sample, self._state = script.sample, SamplerState(mx.array(1), None)
-        self.force(int(script.sample(self._logits, SamplerState(mx.array(0), None))[0]))
+        self._sample = script.sample
+        token, self._state_before = script.sample(self._logits, SamplerState(mx.array(0), None))
+        self.force(int(token))
 
 
 class ScriptedDrafts(SpeculativeDecoder):
@@ -120,7 +121,8 @@ def race(engine: Engine, file: list[int], prompt: list[int], share: float) -> fl
     figures = runs[-1][1][1].figures
     print(
         f"{share:4.0%} copied: {plain:6.1f} tokens/s without drafts, {drafted:6.1f} with, "
-        f"ratio {drafted / plain:.2f}; {figures.share or 0:.0%} accepted, cost {figures.cost or 0:.2f}, gain {figures.gain or 0:.2f}"
+        f"ratio {drafted / plain:.2f}; {figures.share or 0:.0%} accepted, "
+        f"cost {figures.cost or 0:.2f}, gain {figures.gain or 0:.2f}"
     )
     return drafted / plain
 

@@ -154,8 +154,9 @@ def test_states_are_written_in_place_until_they_are_copied(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kept", [1, 2, 4])
-def test_of_tokens_read_tentatively_some_count(kept: int, tmp_path: Path):
-    model = tiny(tmp_path)
+@pytest.mark.parametrize("value_dim", [32, 80])
+def test_of_tokens_read_tentatively_some_count(kept: int, value_dim: int, tmp_path: Path):
+    model = tiny(tmp_path, linear_value_head_dim=value_dim)
     cache, other = model.new_cache(), model.new_cache()
     assert_same(model, cache, other, ids(20), ids(1, 1))
     tried = ids(4, 2)
@@ -164,6 +165,27 @@ def test_of_tokens_read_tentatively_some_count(kept: int, tmp_path: Path):
     cache.commit(kept, len(tried))
     read_by_mlx(model, other, tried[:kept])
     assert_same(model, cache, other, ids(1, 3), ids(2, 4))
+
+
+def test_what_counts_of_tentative_tokens_is_written_in_place_until_the_cache_is_copied(tmp_path: Path):
+    """A verified step copies no state."""
+    model = tiny(tmp_path)
+    cache, other = model.new_cache(), model.new_cache()
+    assert_same(model, cache, other, ids(20), ids(1, 1))
+
+    def verify(seed: int) -> None:
+        model.forward_speculative(mx.array(ids(4, seed)), cache)
+        cache.commit(3, 4)
+        read_by_mlx(model, other, ids(4, seed)[:3])
+
+    state = cache.layers[0].arrays()[1]
+    verify(2)
+    assert cache.layers[0].arrays()[1] is state
+    kept, expected = cache.copy(), other.copy()
+    verify(3)
+    assert cache.layers[0].arrays()[1] is not state
+    assert_same(model, cache, other, ids(1, 4))
+    assert_same(model, kept, expected, ids(1, 4))
 
 
 def test_packed_caches_are_left_to_mlx(tmp_path: Path):

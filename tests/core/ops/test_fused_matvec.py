@@ -85,6 +85,30 @@ def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monk
     assert len(ran) == 4 * (3 * (3 + after_mixer) + 5 + after_mixer + 1)
 
 
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_of_tokens_read_tentatively_by_kernels_some_count(kept: int, tmp_path, monkeypatch):
+    """The kernel emits the states after every token, so nothing is computed again."""
+    write_checkpoint(tmp_path, **SIZES)
+    model, ran = load(tmp_path, monkeypatch, kernels=True)
+    cache, other = model.new_cache(), model.new_cache()
+    for some in (cache, other):
+        model.hidden(IDS[:3], some)
+    ran.clear()
+    found = model.logits(model.forward_speculative(mx.array(IDS[3:7]), cache))
+    speculative = list(ran)
+    cache.commit(kept, 4)
+    ran.clear()
+    expected = model.logits(model.hidden(IDS[3:7], other.copy()))
+    assert speculative == ran
+    assert relative_rms(found, expected) < 1e-6
+    model.hidden(IDS[3 : 3 + kept], other)
+    after = [model.logits(model.hidden(IDS[8:9], some)) for some in (cache, other)]
+    # products of another number of rows are rounded to bfloat16 elsewhere
+    assert relative_rms(*after) < 0.03
+    cache.detach()
+    assert all(len(layer.arrays()[0]) == 1 for layer in cache.layers)
+
+
 @pytest.mark.slow
 def test_a_model_on_its_plain_layers_runs_no_kernels_between_products(tmp_path, monkeypatch):
     """Calibration replaces parts of the plain layers, so nothing may bypass them."""

@@ -3,10 +3,9 @@
 import random
 import re
 from itertools import pairwise
+from typing import Literal
 
 import pytest
-
-from typing import Literal
 
 from qchat.core.conversation.summary import ToolCall
 from qchat.core.events import Done, FinishReason, ToolUse
@@ -96,7 +95,9 @@ async def test_without_live_lines_a_thought_is_one_line_from_the_start():
     ],
 )
 @played
-async def test_a_reply_that_did_not_come_to_its_end_says_so(reason: FinishReason | Literal["full"], shown: str):
+async def test_a_reply_that_did_not_come_to_its_end_says_so(
+    reason: FinishReason | Literal["full"], shown: str
+):
     async with scene() as it:
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
