@@ -320,6 +320,21 @@ def test_an_imported_conversation_keeps_ids_that_say_what_its_messages_do(
     assert [text for text in notices(forged) if "imported" in text]
 
 
+def test_a_thought_inside_the_text_of_an_imported_reply_is_taken_apart(engine, store, tmp_path, monkeypatch):
+    say(monkeypatch, engine, "yes</think>no<|im_end|>")
+    session = Session(engine, store=store, max_new_tokens=20, enable_thinking=False)
+    session.send("hello")
+    path = tmp_path / "c.json"
+    export_conversation(store, number_of(session), path)
+    copy = Session.reopen(engine, store, import_conversation(store, path))
+    assert copy.messages == session.messages  # words about `</think>` are an answer
+    document = json.loads(path.read_text())
+    document["nodes"][1] |= {"text": "<think>\nwhy\n</think>\n\nbecause", "ids": []}
+    path.write_text(json.dumps(document))
+    message = Session.reopen(engine, store, import_conversation(store, path)).messages[-1]
+    assert (message["content"], message["reasoning_content"]) == ("because", "why")
+
+
 def test_trees_that_no_conversation_makes_are_refused(engine, store):
     conversation = store.create(title="odd")
     store.add_node(conversation, None, "assistant", text="hello?")
