@@ -34,6 +34,7 @@ PUBLIC_MODULES = {
     "hub.library",
     "hub.listing",
     "machine.files",
+    "quoting",
     "storage.records",
     "storage.store",
     "worker.protocol",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, WeightsError
 from ..machine.backend import mx
-from .header import printable
+from ..quoting import printable
 from .layouts import module_name
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.files import read_bytes
-from .header import Header, parse_table, printable, read_header
+from ..quoting import printable
+from .header import Header, parse_table, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 MTP_NAMES = ("mtp.safetensors", "mtp/weights.safetensors")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ModelError, WeightsError
-from .header import Entry, Header, printable
+from ..quoting import printable
+from .header import Entry, Header
 from .layouts import MTP_PREFIX, Part, is_derived, is_vision, split_part
 from .shards import Shards, find_shards, read_headers
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from ..checkpoint.assemble import FP8_BLOCK, Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import ITEM_NBYTES, Entry, printable
+from ..checkpoint.header import ITEM_NBYTES, Entry
 from ..checkpoint.layouts import body_specs, is_vision, mtp_specs, split_part
 from ..checkpoint.packed import Packed
 from ..checkpoint.stored import open_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import TemplateError
 from ..quant.plan import tensor_class
+from ..quoting import printable
 from ..text.template import Template
 
 MB = 10**6

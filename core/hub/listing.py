@@ -16,10 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import logging as library_log
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import parse_table, printable
+from ..checkpoint.header import parse_table
 from ..checkpoint.shards import INDEX_NAME, MAX_INDEX_NBYTES, MAX_SHARDS, MTP_NAMES, PLAIN_NAME
 from ..errors import ConfigError, DoesNotFit, ModelError
-from ..machine.files import MAX_JSON_NBYTES, parse_json
+from ..machine.files import MAX_JSON_NBYTES, decode_text, parse_json
+from ..quoting import printable
 from .cache import COMMIT, CONFIG_NAME, SMALL_NAMES, Repository, cache_folder, file_nbytes, parse_id
 from .catalog import Fit, estimate_fit, token_nbytes
 from .failures import FAILURES, DownloadCancelled, explain_failure, hub_host
@@ -181,7 +182,7 @@ def _make_plan(
         raise ModelError(f"qchat cannot run {id}: it has no {CONFIG_NAME}")
     where = f"{CONFIG_NAME} of {id}"
     config = ModelConfig.parse(
-        parse_json(_decode_text(loaded[CONFIG_NAME], where), where, ConfigError), where
+        parse_json(decode_text(loaded[CONFIG_NAME], where, ConfigError), where, ConfigError), where
     )
     names = [
         *_weight_names(id, listed, loaded.get(INDEX_NAME)),
@@ -239,10 +240,3 @@ def _too_large(file: RemoteFile, id: str, limit: int) -> ModelError:
     return ModelError(
         f"{file.name} of {id} is too large: {file.nbytes:,} bytes, at most {limit:,} are allowed"
     )
-
-
-def _decode_text(data: bytes, where: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start:,}") from error

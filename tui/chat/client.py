@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import QchatError, UsageError
+from ...core.quoting import quote_value
 from ...core.worker.protocol import (
     FRONT_END_VARIABLE,
     MAX_LINE_NBYTES,
@@ -311,7 +312,9 @@ class EngineClient:
         if message.get("protocol") == PROTOCOL_VERSION:
             self._first.set_result(None)
             return
-        found = f"protocol {message.get('protocol')!r:.20}, and this front end protocol {PROTOCOL_VERSION}"
+        found = (
+            f"protocol {quote_value(message.get('protocol'))}, and this front end protocol {PROTOCOL_VERSION}"
+        )
         self._first.set_exception(EngineDied(f"the engine speaks {found}: install both from one version"))
         self._stopping = True
         self.kill()

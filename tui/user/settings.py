@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...core.errors import UsageError
+from ...core.quoting import quote_value
 from .paths import config_file, make_config_dir
 from .toml_file import read_toml, replace_line
 
@@ -199,7 +200,7 @@ class Key:
             raise self._wrong(text, where) from None
 
     def _wrong(self, value: Any, where: str) -> UsageError:
-        return UsageError(f"{where}: {self.name} is {value!r:.60}, wanted {self.kind.wanted}")
+        return UsageError(f"{where}: {self.name} is {quote_value(value)}, wanted {self.kind.wanted}")
 
 
 def _reply(name: str, kind: Kind, meaning: str, session_name: str = "") -> Key:

@@ -3,12 +3,13 @@
 Refuses, in one sentence with the file's name, what is too large, no regular file, or no TOML.
 """
 
+import codecs
 import re
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError
-from ...core.machine.files import write_whole
+from ...core.machine.files import parse_toml, write_whole
 
 MAX_FILE_NBYTES = 64 << 10
 
@@ -18,18 +19,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     data = _bytes_of(path)
     if not data:
         return {}
-    import tomllib  # a hundredth of a second, spent where there is something to read
-
+    text = _decode(data, path)
     try:
-        return tomllib.loads(data.decode())
+        return parse_toml(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} nests deeper than any settings do") from error
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -52,16 +55,14 @@ def replace_line(path: Path, name: str, value: str) -> None:
 
     Raises UsageError where the file cannot be read or written, or its form does not allow that.
     """
-    import tomllib
-
     before = read_toml(path)
     line = f'{name} = "{value}"'
-    text = _bytes_of(path).decode()
+    text = _decode(_bytes_of(path), path)
     changed, count = re.subn(rf"(?m)^{name}[ \t]*=.*$", line, text, count=1)
     text = changed if count else f"{line}\n{text}"
     try:
-        same = tomllib.loads(text) == before | {name: value}
-    except tomllib.TOMLDecodeError:
+        same = parse_toml(text) == before | {name: value}
+    except ValueError:
         same = False
     if not same:  # the line was within a longer text or in a table
         raise UsageError(f"{path} could not be changed: write {line} at its beginning")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ....core import BUILT_IN_MODEL
 from ....core.errors import UsageError
+from ....core.machine.files import read_json
 from ...text.columns import columns
 from ...text.output import write
 from ...user.editor import open_file
@@ -69,12 +70,7 @@ def _with_model(settings: Settings, model: str | None) -> Settings:
 
 
 def _recommended(path: Path) -> Mapping[str, Any]:
-    try:
-        with path.open("rb") as file:
-            value = json.loads(file.read(MAX_FILE_NBYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    return value if isinstance(value, dict) else {}
+    return read_json(path, UsageError, MAX_FILE_NBYTES)
 
 
 def _shown(value: Any) -> str:
