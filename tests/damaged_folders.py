@@ -248,7 +248,20 @@ RAW_DAMAGES: dict[str, tuple[Damage, str]] = {
         "quantization has the bits",
     ),
     "tie flag of text": (config(tie_word_embeddings="yes"), "tie_word_embeddings"),
-    "untied without lm_head": (config(tie_word_embeddings=False), "lm_head is missing"),
+    "untied without lm_head": (
+        edit(
+            "config.json",
+            lambda c: (
+                c.update(tie_word_embeddings=False),
+                c["text_config"].update(tie_word_embeddings=False),
+            ),
+        ),
+        "lm_head is missing",
+    ),
+    "untied at the top level without lm_head": (
+        edit("config.json", lambda c: c.update(tie_word_embeddings=False)),
+        "lm_head is missing",
+    ),
     # generation_config.json
     "generation_config that is no JSON": (text("generation_config.json", "!"), "generation_config.json"),
     "generation_config with a bad end token": (

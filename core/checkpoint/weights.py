@@ -5,7 +5,7 @@ Refuses a contradiction between the two, and names tensors that are missing, unk
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from .config import ModelConfig
 from .layouts import MTP_PREFIX, body_specs, mtp_specs
 from .packed import Packed, read_hints
 from .reader import LazyReader
-from .stored import Checkpoint, Stored, open_checkpoint
+from .stored import Checkpoint, Stored, are_equal, open_checkpoint
 
 __all__ = ["Packed", "Progress", "Tensor", "Weights", "load_weights"]
 
@@ -46,6 +46,10 @@ class Weights:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def settle(self, config: ModelConfig) -> ModelConfig:
+        """The config of these weights: `config`, with the flag of tied embeddings as the files have it."""
+        return replace(config, tie_word_embeddings="lm_head" not in self.tensors)
 
     @property
     def parameters(self) -> int:
@@ -87,8 +91,7 @@ def load_weights(model: Path | Checkpoint, config: ModelConfig) -> Weights:
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     hints = read_hints(config.quantization, config.source)
     assembler = Assembler(checkpoint.folder, checkpoint.modules, LazyReader().read, hints)
-    if config.tie_word_embeddings:
-        assembler.ignore("lm_head", "the embedding is tied, so a stored tensor was ignored")
+    config = _settle_tie(config, checkpoint, assembler)
     specs = body_specs(config) | (mtp_specs(config) if checkpoint.has_mtp else {})
     tensors = {name: assembler.build(name, spec) for name, spec in specs.items() if spec.kind != "norm"}
     norms = {name: assembler.norm(name, spec) for name, spec in specs.items() if spec.kind == "norm"}
@@ -99,8 +102,21 @@ def load_weights(model: Path | Checkpoint, config: ModelConfig) -> Weights:
     for name, norm in norms.items():
         raw = (head if name.startswith(MTP_PREFIX) else body) == "raw"
         tensors[name] = 1 + norm if raw else norm
-    repairs = _layout_repairs(body, head) + _file_repairs(checkpoint, config) + _note_sentences(assembler)
+    repairs = (*config.notes, *_layout_repairs(body, head), *_file_repairs(checkpoint, config))
+    repairs += _note_sentences(assembler)
     return Weights(tensors, repairs, checkpoint.has_mtp)
+
+
+def _settle_tie(config: ModelConfig, checkpoint: Checkpoint, assembler: Assembler) -> ModelConfig:
+    """The config, untied if the files hold a head that differs from the embedding, whatever the flags say."""
+    head, embedding = (checkpoint.modules.get(name) for name in ("lm_head", "embed_tokens"))
+    if not config.tie_word_embeddings or head is None or embedding is None:
+        return config
+    if are_equal(head, embedding):
+        assembler.ignore("lm_head", "the embedding is tied, so a stored copy of it was ignored")
+        return config
+    assembler.note("config.json ties the embedding, but another head is stored, which is used", "lm_head")
+    return replace(config, tie_word_embeddings=False)
 
 
 def _body_layout(checkpoint: Checkpoint, convs: list[Stored], norms: dict[str, mx.array]) -> Layout:

@@ -170,6 +170,7 @@ def inspect_model(folder: Path) -> Inspection:
     config = ModelConfig.load(folder)
     checkpoint = open_checkpoint(folder)
     weights = load_weights(checkpoint, config)
+    config = weights.settle(config)
     files = _Files()
     for header in checkpoint.headers:
         for entry in header.entries.values():

@@ -57,7 +57,7 @@ class Source:
         weights, vision = load_weights(checkpoint, config), _find_vision(checkpoint.vision, config)
         blind = "vision_config" in config.raw and not vision
         raw = {**config.raw, "language_model_only": True} if blind else config.raw
-        config = replace(config, mtp_num_hidden_layers=int(weights.has_mtp), raw=raw)
+        config = replace(weights.settle(config), mtp_num_hidden_layers=int(weights.has_mtp), raw=raw)
         specs = body_specs(config) | (mtp_specs(config) if weights.has_mtp else {})
         tensors = weights.tensors.items()
         small = {name: t for name, t in tensors if specs[name].kind != "matrix" and isinstance(t, mx.array)}

@@ -1,7 +1,7 @@
 """A loaded model folder: config, tokenizer, chat template and network. None of it changes afterwards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Engine:
         notices = [template.notice] if template.notice else []
         return cls(
             folder=folder,
-            config=config,
+            config=replace(config, tie_word_embeddings=model.config.tie_word_embeddings),
             tokenizer=tokenizer,
             template=template,
             model=model,

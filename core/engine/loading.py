@@ -25,7 +25,7 @@ def load_folder(kind: type[M], folder: Path, config: ModelConfig, progress: Prog
     DoesNotFit, UsageError where ranks cannot share the model, and what `progress` raises.
     """
     weights, name = load_weights(folder, config), folder.resolve().name
-    return build_model(kind, config, weights, progress, ranks=join_ranks(), name=name)
+    return build_model(kind, weights.settle(config), weights, progress, ranks=join_ranks(), name=name)
 
 
 def build_model(
@@ -59,5 +59,5 @@ def load_head(folder: Path, config: ModelConfig) -> Linear:
     Raises ModelError and its children.
     """
     weights = load_weights(folder, config)
-    name = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    name = "embed_tokens" if weights.settle(config).tie_word_embeddings else "lm_head"
     return make_linear(materialize(weights.tensors[name], choose_policy(weights.parameters)))

@@ -169,6 +169,7 @@ def precompile(folder: Path, *, wait: bool = False) -> bool:
     """
     config = ModelConfig.load(folder)
     weights = load_weights(folder, config)
+    config = weights.settle(config)
     policy = choose_policy(weights.parameters)
     kernels = kernels_for(config, policy)
     if kernels is None:

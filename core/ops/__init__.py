@@ -5,6 +5,6 @@ calls.
 
 Public names: attention, decay_and_beta, delta_form, delta_speculative, Embedding, evaluate, ExpertsLinear,
 fused_matvec, gate_by_sigmoid, gated_delta, gated_norm, join_weights, l2_normalise, Linear, make_linear,
-make_projections, materialize, MAX_FUSED_ROWS, Norm, Projections, run_self_test, sigmoid, silu, state_after,
-swiglu, Weight.
+make_projections, materialize, MAX_FUSED_ROWS, Norm, Projections, Rotary, run_self_test, sigmoid, silu,
+state_after, swiglu, Weight.
 """
