@@ -94,5 +94,10 @@ def draft_limit(model: Model, requested: int | None) -> int:
 
 
 def make_decoder(model: Model, cache: Cache, settings: Sampling, drafts: int) -> AnyDecoder:
-    """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off."""
+    """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off.
+
+    Raises WeightsError if what the prompt left is not finite.
+    """
+    if cache.hidden is not None:
+        model.check_finite(cache.hidden)
     return SpeculativeDecoder(model, cache, settings, drafts) if drafts else Decoder(model, cache, settings)
