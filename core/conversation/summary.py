@@ -4,7 +4,6 @@ Looks at a session from above. Imported conversations may hold anything in their
 values that are not numbers are left out.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_args
@@ -14,6 +13,7 @@ from ..storage.records import make_title
 from .session import Session
 from .transcript import Node, Output, tool_calls_of
 
+MAX_FIGURE = 1e15
 COUNTS = [field.name for field in fields(Done) if field.name.endswith("_tokens")]
 SPEEDS = [field.name for field in fields(Performance)]
 
@@ -83,8 +83,8 @@ def _stats(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> int | float:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else 0
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_FIGURE
+    return value if known else 0  # NaN is in no range, either
 
 
 def _branch(end: Output, current: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ marked as imported, since they cannot be verified.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
@@ -12,14 +13,22 @@ from ..errors import StoreError
 from ..machine.files import parse_json, read_text
 from ..quoting import quote_value
 from .export import FORMAT, VERSION
-from .records import MAX_IDS, ConversationContent, ModelIdentity, NodeContent, NodeDraft, NodeState, Role
+from .records import (
+    MAX_IDS,
+    MAX_TIME,
+    ConversationContent,
+    ModelIdentity,
+    NodeContent,
+    NodeDraft,
+    NodeState,
+    Role,
+)
 from .store import Store
 
 MAX_IMPORT_NBYTES = 32 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 32
 MAX_INTEGER_BITS = 1000  # what a float can still hold
-MAX_TIME = 1e11  # seconds since 1970: the year 5138
 
 
 def import_conversation(store: Store, path: Path) -> int:
@@ -44,11 +53,12 @@ def import_conversation(store: Store, path: Path) -> int:
     if leaf is not None and (not _is_integer(leaf) or leaf not in positions):
         raise StoreError(f"{path}: leaf is {quote_value(leaf)}, wanted the id of a message")
     model = document.object("model")
+    identity = ModelIdentity(**{name: model.text(name) for name in ModelIdentity.__dataclass_fields__})
     content = ConversationContent(
         title=document.text("title"),
         system=document.text("system"),
         settings=document.value_of("settings", dict, {}),
-        model=ModelIdentity(**{name: model.text(name) for name in ModelIdentity.__dataclass_fields__}),
+        model=replace(identity, folder=""),  # a file from elsewhere chooses no folder to open here
     )
     created = document.time("created")
     if any(_is_huge(value) for level in levels for container in level for value in _values(container)):

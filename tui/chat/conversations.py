@@ -44,8 +44,8 @@ def find(store: "Store", word: str) -> "Conversation":
 
 
 def model_of(conversation: "Conversation | None") -> str | None:
-    """The folder that it was last held with, if that is still there."""
-    folder = conversation.model.folder if conversation is not None else ""
+    """The folder that it was last held with here, if that is still there; an imported one names none."""
+    folder = conversation.model.folder if conversation is not None and not conversation.imported else ""
     return folder if folder and Path(folder).is_dir() else None
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....core.errors import UsageError
+from ....core.errors import StoreError, UsageError
 from ...chat.conversations import find, open_store, when
 from ...text.columns import columns
 from ...text.output import write
@@ -127,19 +127,28 @@ def _rename(store: "Store", args: argparse.Namespace) -> None:
 
 
 def _remove(store: "Store", args: argparse.Namespace) -> None:
-    for conversation in [find(store, word) for word in args.id]:  # all are there before one is deleted
-        store.delete(conversation.id)
-        _say(
-            f"deleted: {conversation.title} "
-            f"(for a minute `qchat sessions restore {conversation.id}` brings it back)"
-        )
+    for id, title in [_named(store, word) for word in args.id]:  # all are there before one is deleted
+        store.delete(id)
+        _say(f"deleted: {title} (for a minute `qchat sessions restore {id}` brings it back)")
+
+
+def _named(store: "Store", word: str) -> tuple[int, str]:
+    """The number and title of a conversation, which may be damaged."""
+    number = word.removeprefix("#")
+    try:
+        found = find(store, word)
+    except StoreError:
+        if number.isdecimal() and store.has(int(number[:18])):
+            return int(number[:18]), f"conversation {number}, which is damaged"
+        raise
+    return found.id, found.title
 
 
 def _restore(store: "Store", args: argparse.Namespace) -> None:
     if not args.id.isdecimal():
         raise UsageError("restore wants the number of a conversation")
     store.restore(int(args.id[:18]))
-    _say(f"brought back: {store.conversation(int(args.id[:18])).title}")
+    _say(f"brought back: {_named(store, args.id)[1]}")
 
 
 def about(conversation: "Conversation") -> dict[str, Any]:
