@@ -12,7 +12,7 @@ from qchat.core.storage.store import Store
 DAMAGES = {
     "title": "title = x'ff00'",
     "title that is no UTF-8": "title = CAST(x'ff' AS TEXT)",
-    "system": "system = 5",
+    "system": "system = x'05'",
     "settings": "settings = '[1]'",
     "settings nested deeply": f"settings = '{'[' * 100_000}'",
     "settings cut off": "settings = '{'",
@@ -26,7 +26,7 @@ DAMAGES = {
 }
 NODE_DAMAGES = {
     "text": "text = x'ff'",
-    "thinking": "thinking = 7",
+    "thinking": "thinking = x'07'",
     "tool calls": "tool_calls = '[1]'",
     "tool calls without names": "tool_calls = '[{\"arguments\": {}}]'",
     "arguments": 'tool_calls = \'[{"name": "f", "arguments": 3}]\'',

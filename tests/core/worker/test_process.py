@@ -481,6 +481,7 @@ def test_a_stopped_engine_ends_when_its_front_end_is_killed():
         wait_until(lambda: state() in ("gone", "Z", "X"))
     finally:
         process.kill()
+        process.stdout.close()
         if state() not in ("gone", "Z", "X"):
             os.kill(engine, signal.SIGKILL)
 
