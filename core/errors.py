@@ -13,11 +13,19 @@ QchatError (1)
 └── StoreError (1)                saved conversations that cannot be read, written or imported
 """
 
+from .quoting import bound_sentence
+
 
 class QchatError(Exception):
-    """An error whose message is one sentence for the user; `exit_code` is the exit status of the process."""
+    """An error whose message is one sentence for the user; `exit_code` is the exit status of the process.
+
+    The message is bounded, whatever text of others it quotes.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return bound_sentence(super().__str__())
 
 
 class UsageError(QchatError):

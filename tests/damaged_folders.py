@@ -235,20 +235,25 @@ RAW_DAMAGES: dict[str, tuple[Damage, str]] = {
         edit("config.json", lambda c: c.update(quantization=[4, 64])),
         "quantization",
     ),
-    "quantization with bits of text": (
-        edit("config.json", lambda c: c.update(quantization={"bits": "4", "group_size": 64})),
-        "quantization has the bits '4'",
-    ),
     "quantized by another program": (
         edit("config.json", lambda c: c.update(quantization_config={"quant_method": "gptq", "bits": 4})),
         r"config\.json: .* quantized by gptq",
     ),
-    "quantization with an odd entry": (
-        edit("config.json", lambda c: c.update(quantization={"a": {"bits": [4]}})),
-        "quantization has the bits",
-    ),
     "tie flag of text": (config(tie_word_embeddings="yes"), "tie_word_embeddings"),
-    "untied without lm_head": (config(tie_word_embeddings=False), "lm_head is missing"),
+    "untied without lm_head": (
+        edit(
+            "config.json",
+            lambda c: (
+                c.update(tie_word_embeddings=False),
+                c["text_config"].update(tie_word_embeddings=False),
+            ),
+        ),
+        "lm_head is missing",
+    ),
+    "untied at the top level without lm_head": (
+        edit("config.json", lambda c: c.update(tie_word_embeddings=False)),
+        "lm_head is missing",
+    ),
     # generation_config.json
     "generation_config that is no JSON": (text("generation_config.json", "!"), "generation_config.json"),
     "generation_config with a bad end token": (

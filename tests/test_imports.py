@@ -40,6 +40,7 @@ PUBLIC_MODULES = {
     "measuring.results",
     "model.memory_figures",
     "quant.results",
+    "quoting",
     "storage.records",
     "storage.store",
     "worker.protocol",

@@ -4,7 +4,6 @@ Owns the meaning of the fields, which keep Hugging Face's spelling. Reads nested
 files. Refuses unknown model types, sizes beyond any machine, and head counts that do not divide evenly.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,9 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, ModelError
 from ..machine.files import read_json
+from ..quoting import quote_value
+from .fields import MAX_VOCAB, Fields
+from .rope import MAX_CONTEXT, read_rope
 
 LayerType = Literal["linear_attention", "full_attention"]
 # Qwen3.6 calls itself qwen3_5; the architecture of all of them is one
@@ -19,13 +21,15 @@ GENERATIONS = ("qwen3_5", "qwen3_8")
 MODEL_TYPES = tuple(f"{name}{part}" for name in GENERATIONS for part in ("", "_moe", "_text", "_moe_text"))
 MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
-MAX_VOCAB = 1 << 22
-MAX_CONTEXT = 1 << 26
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one model, read from the file `source`; `quantization` is the unchecked object in it."""
+    """The sizes of one model, read from the file `source`; `quantization` is the unchecked object in it.
+
+    `max_position_embeddings` is the longest context, with YaRN the extended one. `rope_frequencies` is empty
+    where `rope_theta` alone gives them. `notes` are sentences about fields that had to be interpreted.
+    """
 
     model_type: str
     source: str
@@ -53,8 +57,11 @@ class ModelConfig:
     norm_topk_prob: bool = True
     tie_word_embeddings: bool = False
     mtp_num_hidden_layers: int = 0
+    rope_frequencies: tuple[float, ...] = ()
+    rope_attention_factor: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
     quantization: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -94,29 +101,37 @@ class ModelConfig:
     @classmethod
     def parse(cls, raw: dict[str, Any], source: str = "config.json") -> "ModelConfig":
         """Check `raw` and keep the fields that the runtime needs. Raises ConfigError naming the field."""
-        outer = _Fields(raw, source)
+        outer = Fields(raw, source)
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:
             wanted = ", ".join(MODEL_TYPES)
-            raise ConfigError(f"{source}: model_type is {_shorten(model_type)}, and qchat runs {wanted}")
+            raise ConfigError(f"{source}: model_type is {quote_value(model_type)}, and qchat runs {wanted}")
         text = outer.section("text_config") if "text_config" in raw else outer
         moe = str(model_type).removesuffix("_text").endswith("_moe")
         layers = text.integer("num_hidden_layers", 1, MAX_LAYERS)
+        attention = _attention(text, moe=moe)
+        rope, rope_notes = read_rope(text, attention["head_dim"])
+        context = text.integer("max_position_embeddings", 1, MAX_CONTEXT, default=262144)
         return cls(
             model_type=str(model_type),
             source=source,
             num_hidden_layers=layers,
             hidden_size=text.integer("hidden_size", 1, MAX_WIDTH),
             vocab_size=text.integer("vocab_size", 1, MAX_VOCAB),
-            max_position_embeddings=text.integer("max_position_embeddings", 1, MAX_CONTEXT, default=262144),
+            max_position_embeddings=max(context, rope.context),
             layer_types=_layer_types(text, layers),
             rms_norm_eps=text.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
             tie_word_embeddings=_tie_flag(outer, text),
             mtp_num_hidden_layers=text.integer("mtp_num_hidden_layers", 0, 1, default=0),
-            eos_token_ids=text.token_ids("eos_token_id"),
-            quantization=_quantization(outer),
+            partial_rotary_factor=rope.fraction,
+            rope_theta=rope.theta,
+            rope_frequencies=rope.frequencies,
+            rope_attention_factor=rope.attention_factor,
+            eos_token_ids=_end_tokens(outer, text),
+            quantization=_quantization(outer, text),
+            notes=(*rope_notes, *_tie_notes(outer, text)),
             raw=raw,
-            **_attention(text),
+            **attention,
             **_delta_net(text),
             **(_experts(text) if moe else _dense_mlp(text)),
         )
@@ -128,58 +143,7 @@ def load_generation_config(folder: Path) -> dict[str, Any]:
     return read_json(path, ConfigError) if path.exists() else {}
 
 
-class _Fields:
-    """A JSON object whose fields are checked as they are read."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self.values = values
-        self.where = where
-
-    def refuse(self, name: str, wanted: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {name} is {_shorten(self.values.get(name))}, wanted {wanted}")
-
-    def section(self, name: str) -> "_Fields":
-        value = self.values.get(name)
-        if not isinstance(value, dict):
-            raise self.refuse(name, "an object")
-        return _Fields(value, f"{self.where}: {name}")
-
-    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
-        value = self.values.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.refuse(name, f"a whole number from {low} to {high}")
-        return value
-
-    def number(self, name: str, low: float, high: float, default: float | None = None) -> float:
-        value = self.values.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.refuse(name, f"a number above {low:g} and at most {high:g}")
-        if not low < value <= high:
-            raise self.refuse(name, f"a number above {low:g} and at most {high:g}")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.values.get(name, default)
-        if not isinstance(value, bool):
-            raise self.refuse(name, "true or false")
-        return value
-
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        value = self.values.get(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < MAX_VOCAB for i in ids):
-            raise self.refuse(name, "a token id or a list of them")
-        return tuple(ids)
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _layer_types(text: _Fields, layers: int) -> tuple[LayerType, ...]:
+def _layer_types(text: Fields, layers: int) -> tuple[LayerType, ...]:
     given = text.values.get("layer_types")
     if given is None:
         every = text.integer("full_attention_interval", 1, MAX_LAYERS, default=4)
@@ -190,21 +154,35 @@ def _layer_types(text: _Fields, layers: int) -> tuple[LayerType, ...]:
     return tuple(given)
 
 
-def _tie_flag(outer: _Fields, text: _Fields) -> bool:
-    """Whether the embeddings are tied; a nested `text_config` takes precedence over the top level."""
-    return text.flag("tie_word_embeddings", outer.flag("tie_word_embeddings", False))
+def _end_tokens(outer: Fields, text: Fields) -> tuple[int, ...]:
+    """The tokens that end a reply, as both places name them."""
+    return tuple(dict.fromkeys(id for fields in (text, outer) for id in fields.token_ids("eos_token_id")))
 
 
-def _quantization(outer: _Fields) -> Mapping[str, Any] | None:
-    for name in ("quantization", "quantization_config"):
-        if outer.values.get(name) is not None:
-            return outer.section(name).values
+def _tie_flag(outer: Fields, text: Fields) -> bool:
+    """Whether the embeddings are tied: the flag at the top level decides where both are there."""
+    return outer.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False))
+
+
+def _tie_notes(outer: Fields, text: Fields) -> tuple[str, ...]:
+    flags = [fields.values.get("tie_word_embeddings") for fields in (outer, text)]
+    if None in flags or flags[0] == flags[1]:
+        return ()
+    return (f"tie_word_embeddings is {str(flags[0]).lower()} and {str(flags[1]).lower()} in text_config",)
+
+
+def _quantization(outer: Fields, text: Fields) -> Mapping[str, Any] | None:
+    for fields in (outer, text):
+        for name in ("quantization", "quantization_config"):
+            if fields.values.get(name) is not None:
+                return fields.section(name).values
     return None
 
 
-def _attention(text: _Fields) -> dict[str, Any]:
+def _attention(text: Fields, *, moe: bool) -> dict[str, Any]:
     heads = text.integer("num_attention_heads", 1, MAX_WIDTH)
-    kv_heads = text.integer("num_key_value_heads", 1, MAX_WIDTH, default=heads)
+    # transformers' defaults
+    kv_heads = text.integer("num_key_value_heads", 1, MAX_WIDTH, default=2 if moe else 4)
     if heads % kv_heads:
         raise text.refuse("num_attention_heads", f"a multiple of num_key_value_heads ({kv_heads})")
     if not text.flag("attn_output_gate", True):
@@ -213,26 +191,14 @@ def _attention(text: _Fields) -> dict[str, Any]:
         raise text.refuse("attention_bias", "false: this architecture has no biases")
     if text.values.get("hidden_act", "silu") != "silu":
         raise text.refuse("hidden_act", "silu")
-    head_dim = text.integer("head_dim", 1, MAX_WIDTH, default=256)
-    rope = text.section("rope_parameters") if text.values.get("rope_parameters") is not None else text
-    if rope.values.get("rope_type", "default") != "default":
-        raise rope.refuse("rope_type", "default")
-    factor = rope.values.get("partial_rotary_factor", text.values.get("partial_rotary_factor", 0.25))
-    fraction = _Fields({"partial_rotary_factor": factor}, text.where).number(
-        "partial_rotary_factor", 0.0, 1.0
-    )
-    if int(head_dim * fraction) % 2 or int(head_dim * fraction) == 0:
-        raise text.refuse("head_dim", f"one whose rotated part (times {fraction:g}) is even and not empty")
     return {
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "partial_rotary_factor": fraction,
-        "rope_theta": rope.number("rope_theta", 0.0, 1e12, default=10_000_000.0),
+        "head_dim": text.integer("head_dim", 1, MAX_WIDTH, default=256),
     }
 
 
-def _delta_net(text: _Fields) -> dict[str, Any]:
+def _delta_net(text: Fields) -> dict[str, Any]:
     key_heads = text.integer("linear_num_key_heads", 1, MAX_WIDTH)
     value_heads = text.integer("linear_num_value_heads", 1, MAX_WIDTH)
     if value_heads % key_heads:
@@ -246,11 +212,11 @@ def _delta_net(text: _Fields) -> dict[str, Any]:
     }
 
 
-def _dense_mlp(text: _Fields) -> dict[str, Any]:
+def _dense_mlp(text: Fields) -> dict[str, Any]:
     return {"intermediate_size": text.integer("intermediate_size", 1, MAX_WIDTH)}
 
 
-def _experts(text: _Fields) -> dict[str, Any]:
+def _experts(text: Fields) -> dict[str, Any]:
     experts = text.integer("num_experts", 1, 1 << 16)
     return {
         "num_experts": experts,

@@ -4,6 +4,7 @@ Refuses headers that are truncated, oversized or ambiguous, and tensors that ove
 Format: 8 bytes little-endian header length, that many bytes of JSON, then the tensors' bytes.
 """
 
+import codecs
 import json
 import math
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
+from ..machine.files import LFS_POINTER, refuse_lfs_pointer
+from ..quoting import printable, quote_value
 
 ITEM_NBYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E8M0"), 1),
@@ -44,18 +47,15 @@ class Header:
     data_begin: int
 
 
-def printable(name: str) -> str:
-    """Text from an untrusted file as a one-line message may quote it: printable and of bounded length."""
-    short = name if len(name) <= 120 else name[:117] + "..."
-    return short if short.isprintable() else repr(short)
-
-
 def read_header(path: Path) -> Header:
     """Read and check the header of the regular file at `path`. Raises WeightsError naming file and tensor."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            nbytes = _header_nbytes(path, file.read(8), size)
+            beginning = file.read(len(LFS_POINTER))
+            refuse_lfs_pointer(path, beginning, WeightsError)
+            nbytes = _header_nbytes(path, beginning[:8], size)
+            file.seek(8)
             text = file.read(nbytes)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
@@ -88,7 +88,8 @@ def parse_table(text: bytes, where: str) -> dict[str, Any]:
     if sum(text.count(mark) for mark in b"[{,") > MAX_TABLE_VALUES:
         raise WeightsError(f"{where} holds more than {MAX_TABLE_VALUES} values")
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=_unique_fields, parse_constant=_refuse_constant)
+        decoded = text.removeprefix(codecs.BOM_UTF8).decode()
+        fields = json.loads(decoded, object_pairs_hook=_unique_fields, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise WeightsError(f"{where} is nested too deeply") from error
     except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
@@ -131,11 +132,12 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise refuse("must be described by dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_NBYTES:
-        raise refuse(f"has the dtype {printable(str(dtype))}, wanted one of {', '.join(ITEM_NBYTES)}")
+        found = printable(dtype) if isinstance(dtype, str) else quote_value(dtype)
+        raise refuse(f"has the dtype {found}, wanted one of {', '.join(ITEM_NBYTES)}")
     if not _whole_numbers(shape) or len(shape) > MAX_RANK:
-        raise refuse(f"has the shape {printable(str(shape))}, wanted at most {MAX_RANK} integers")
+        raise refuse(f"has the shape {quote_value(shape)}, wanted at most {MAX_RANK} integers")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise refuse(f"has the data_offsets {printable(str(offsets))}, wanted a begin and an end")
+        raise refuse(f"has the data_offsets {quote_value(offsets)}, wanted a begin and an end")
     wanted = math.prod(shape) * ITEM_NBYTES[dtype]
     if offsets[1] - offsets[0] != wanted:
         raise refuse(f"has {offsets[1] - offsets[0]} bytes, and {dtype} of shape {shape} needs {wanted}")

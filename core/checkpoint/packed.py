@@ -9,12 +9,17 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, WeightsError
 from ..machine.backend import mx
-from .header import printable
+from ..quoting import printable, quote_value
 from .layouts import module_name
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
+# whose tensors have other names and other packings
+FOREIGN_METHODS = (
+    "aqlm", "awq", "bitnet", "bitsandbytes", "compressed-tensors", "eetq", "exl2", "exl3", "fbgemm_fp8",
+    "gguf", "gptq", "higgs", "hqq", "modelopt", "quanto", "quark", "spqr", "torchao", "vptq",
+)  # fmt: skip
 FLOAT_MODES: dict[tuple[int, int], Mode] = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}
 
 
@@ -92,43 +97,61 @@ def solve_geometry(in_features: int, columns: int, scale_columns: int, *, affine
 
 
 @dataclass(frozen=True)
-class Hints:
-    """What a config's `quantization` says of each module, as `str(Geometry)` or "dense"."""
+class Claim:
+    """What a config says of a module's geometry, as it stands there; None for what it leaves out."""
 
-    default: str | None
-    modules: Mapping[str, str]
+    bits: object = None
+    group_size: object = None
+    mode: object = None
+
+    def fits(self, geometry: Geometry) -> bool:
+        claimed = vars(self).items()
+        return all(value is None or _is_same(value, getattr(geometry, name)) for name, value in claimed)
+
+    def __str__(self) -> str:
+        if None not in (self.bits, self.group_size, self.mode):
+            mode = printable(str(self.mode)) if isinstance(self.mode, str) else quote_value(self.mode)
+            return f"{mode} {quote_value(self.bits)}-bit group {quote_value(self.group_size)}"
+        named = ((name, value) for name, value in vars(self).items() if value is not None)
+        return " ".join(f"{name} {quote_value(value)}" for name, value in named) or "nothing"
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a config's `quantization` says of all modules and of each; the shapes decide, whatever it is."""
+
+    default: Claim
+    modules: Mapping[str, Claim | None]  # None: it is not quantized
 
     def contradiction(self, name: str, geometry: Geometry) -> str | None:
-        """What the config says about the canonical module `name`, or None if that is `geometry`."""
-        claim = self.modules.get(name, self.default) or "nothing"
-        return None if claim == str(geometry) else claim
+        """What the config says about the canonical module `name`; None if that fits `geometry`."""
+        claim = self.modules.get(name, self.default)
+        if claim is None:
+            return "dense"
+        return None if claim.bits is not None and claim.fits(geometry) else str(claim)
 
 
 def read_hints(quantization: Mapping[str, Any] | None, source: str) -> Hints:
-    """Parse the `quantization` object of the config file `source`. Raises ConfigError for wrong types."""
+    """Read the `quantization` object of the config file `source`. Raises ConfigError for foreign methods."""
     fields = quantization or {}
-    if fields.get("quant_method", "fp8") != "fp8":
-        method = printable(str(fields["quant_method"]))
+    if fields.get("quant_method") in FOREIGN_METHODS:
         raise ConfigError(
-            f"{source}: the weights are quantized by {method}, and qchat reads MLX's quantizations and FP8"
+            f"{source}: the weights are quantized by {fields['quant_method']}, "
+            "and qchat reads MLX's quantizations and FP8"
         )
-    default = _hint(fields, {}, source) if "bits" in fields else None
-    modules = {}
+    default = _read_claim(fields, Claim())
+    modules = {module_name(path): default for path, value in fields.items() if value is True}
+    modules |= {module_name(path): None for path, value in fields.items() if value is False}
     for path, value in fields.items():
-        if isinstance(value, dict):
-            modules[module_name(path)] = _hint(value, fields, f"{source}: {printable(path)}")
-        elif value is False:
-            modules[module_name(path)] = "dense"
+        if isinstance(value, Mapping):
+            modules[module_name(path)] = _read_claim(value, default)
     return Hints(default, modules)
 
 
-def _hint(fields: Mapping[str, Any], defaults: Mapping[str, Any], source: str) -> str:
-    def field(name: str, kind: type, default: object) -> object:
-        value = fields.get(name, defaults.get(name, default))
-        if type(value) is not kind:
-            found = f"quantization has the {name} {printable(repr(value))}"
-            raise ConfigError(f"{source}: {found}, wanted {kind.__name__}")
-        return value
+def _read_claim(fields: Mapping[str, Any], default: Claim) -> Claim:
+    found = {name: fields.get(name) for name in vars(default)}
+    return Claim(**{name: vars(default)[name] if value is None else value for name, value in found.items()})
 
-    mode, bits, group = field("mode", str, "affine"), field("bits", int, None), field("group_size", int, 64)
-    return f"{printable(str(mode))} {bits}-bit group {group}"
+
+def _is_same(claimed: object, found: object) -> bool:
+    return not isinstance(claimed, bool) and claimed == found  # 4.0 is 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.backend import mx
-from .header import printable
+from ..quoting import printable
 from .stored import Stored
 
 # for each stored dtype the format of its buffer and the dtype of its array

@@ -6,14 +6,16 @@ may point outside only to the `blobs` of the Hugging Face cache around it. Refus
 
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import WeightsError
 from ..machine.files import read_bytes
-from .header import Header, parse_table, printable, read_header
+from ..quoting import printable
+from .header import Header, parse_table, read_header
 
+WHOLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MTP_NAMES = ("mtp.safetensors", "mtp/weights.safetensors")
 MAX_SHARDS = 1000
@@ -25,13 +27,14 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 class Shards:
     """The weight files of `folder`: `paths` hold the model, `mtp` a separate MTP head.
 
-    `index` says which file each tensor should be in; it is empty where the folder has no index.
+    `index` says which file each tensor should be in; it is empty where there is none, or a stale one.
     """
 
     folder: Path
     paths: tuple[Path, ...]
     mtp: Path | None
     index: dict[str, str]
+    has_stale_index: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -42,13 +45,26 @@ class Shards:
 def find_shards(folder: Path) -> Shards:
     """The weight files of `folder`, each an existing regular file inside it. Raises WeightsError."""
     index = _read_index(folder)
-    names = sorted(set(index.values())) or sorted(path.name for path in folder.glob("model*.safetensors"))
+    here = sorted(path.name for path in folder.glob("model*.safetensors"))
+    stale = _is_stale(set(index.values()), here)
+    index = {} if stale else index
+    names = [WHOLE_NAME] if stale and WHOLE_NAME in here else sorted(set(index.values())) or here
     if not names:
         raise WeightsError(_no_weights_message(folder))
     if len(names) > MAX_SHARDS:
         raise WeightsError(f"{folder} has {len(names)} shards, at most {MAX_SHARDS} can be open at once")
     paths = tuple(_shard_path(folder, name) for name in names)
-    return Shards(folder, paths, _mtp_file(folder, names), index)
+    return Shards(folder, paths, _mtp_file(folder, names), index, stale)
+
+
+def _is_stale(indexed: set[str], here: Sequence[str]) -> bool:
+    """Whether an index is that of another version of the model, whose files are gone: then the files decide.
+
+    That is so where none of its files is left, or where the whole model is beside what is left of them.
+    """
+    missing = indexed - set(here)
+    whole = WHOLE_NAME in here and WHOLE_NAME not in indexed
+    return bool(missing and here) and (whole or missing == indexed)
 
 
 def read_headers(shards: Shards) -> tuple[Header, ...]:

@@ -3,13 +3,17 @@
 Owns opening a folder, which reads and checks the header of each file once. Refuses a tensor stored twice.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ModelError, WeightsError
-from .header import Entry, Header, printable
+from ..quoting import printable
+from .header import Entry, Header
 from .layouts import MTP_PREFIX, Part, is_derived, is_vision, split_part
 from .shards import Shards, find_shards, read_headers
+
+CHUNK_NBYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,18 @@ class Stored:
     def refuse(self, found: str) -> WeightsError:
         return WeightsError(f"{self.path}: the tensor {printable(self.entry.name)} {found}")
 
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the tensor, CHUNK_NBYTES at a time. Raises WeightsError."""
+        left = self.entry.end - self.entry.begin
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.header.data_begin + self.entry.begin)
+                while left > 0 and (chunk := file.read(min(left, CHUNK_NBYTES))):
+                    left -= len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise self.refuse(f"cannot be read: {error.strerror}") from error
+
     def check_shape(self, *wanted: tuple[int, ...]) -> None:
         if self.entry.shape not in wanted:
             shapes = " or ".join(str(list(shape)) for shape in wanted)
@@ -38,6 +54,16 @@ class Stored:
 
 
 Module = dict[Part, Stored]
+
+
+def are_equal(left: Module, right: Module) -> bool:
+    """Whether two modules hold the same bytes, in the same dtypes and shapes. Raises WeightsError."""
+    if left.keys() != right.keys():
+        return False
+    pairs = [(left[part], right[part]) for part in left]
+    if any((a.entry.dtype, a.entry.shape) != (b.entry.dtype, b.entry.shape) for a, b in pairs):
+        return False
+    return all(a == b for one, other in pairs for a, b in zip(one.chunks(), other.chunks(), strict=True))
 
 
 @dataclass

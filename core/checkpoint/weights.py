@@ -5,7 +5,7 @@ Refuses a contradiction between the two, and names tensors that are missing, unk
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from .config import ModelConfig
 from .layouts import MTP_PREFIX, body_specs, mtp_specs
 from .packed import Packed, read_hints
 from .reader import LazyReader
-from .stored import Checkpoint, Stored, open_checkpoint
+from .stored import Checkpoint, Stored, are_equal, open_checkpoint
 
 __all__ = ["Packed", "Progress", "Tensor", "Weights", "load_weights"]
 
@@ -25,6 +25,7 @@ Progress = Callable[[int, int, str], None]
 
 Layout = Literal["raw", "converted"]
 PROBED_NORMS = 32
+MTP_LAYER = f"{MTP_PREFIX}layers."
 # Trained raw norms have medians of -0.5 to 0.4, converted ones 0.5 to 1.4. An AWQ fold may make the median of
 # a converted norm small, but it keeps the signs: hence the share of raw weights that are not positive.
 NEAR = 0.25
@@ -46,6 +47,10 @@ class Weights:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def settle(self, config: ModelConfig) -> ModelConfig:
+        """The config of these weights: `config`, with the flag of tied embeddings as the files have it."""
+        return replace(config, tie_word_embeddings="lm_head" not in self.tensors)
 
     @property
     def parameters(self) -> int:
@@ -82,25 +87,38 @@ def load_weights(model: Path | Checkpoint, config: ModelConfig) -> Weights:
     `model` is a folder or an opened checkpoint.
 
     Raises ModelError if there is no such folder, WeightsError naming the file and the tensor, and ConfigError
-    for a `quantization` object of wrong types.
+    for the quantization of another program.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     hints = read_hints(config.quantization, config.source)
     assembler = Assembler(checkpoint.folder, checkpoint.modules, LazyReader().read, hints)
-    if config.tie_word_embeddings:
-        assembler.ignore("lm_head", "the embedding is tied, so a stored tensor was ignored")
+    config = _settle_tie(config, checkpoint, assembler)
     specs = body_specs(config) | (mtp_specs(config) if checkpoint.has_mtp else {})
     tensors = {name: assembler.build(name, spec) for name, spec in specs.items() if spec.kind != "norm"}
     norms = {name: assembler.norm(name, spec) for name, spec in specs.items() if spec.kind == "norm"}
     assembler.refuse_leftovers()
     convs = [checkpoint.modules[name]["weight"] for name, spec in specs.items() if spec.kind == "conv"]
     body = _body_layout(checkpoint, convs, norms)
-    head = _head_layout(checkpoint, body, norms)
+    head = _head_layouts(checkpoint, body, norms)
     for name, norm in norms.items():
-        raw = (head if name.startswith(MTP_PREFIX) else body) == "raw"
-        tensors[name] = 1 + norm if raw else norm
-    repairs = _layout_repairs(body, head) + _file_repairs(checkpoint, config) + _note_sentences(assembler)
+        tensors[name] = 1 + norm if head.get(name, body) == "raw" else norm
+    layouts = _layout_repairs(body, head, _odd_norms(body, head, norms))
+    repairs = (*config.notes, *layouts, *_file_repairs(checkpoint, config))
+    fp8 = any("scale_inv" in module for module in checkpoint.modules.values())
+    repairs += (*_hint_repairs(config, tensors, fp8), *_note_sentences(assembler))
     return Weights(tensors, repairs, checkpoint.has_mtp)
+
+
+def _settle_tie(config: ModelConfig, checkpoint: Checkpoint, assembler: Assembler) -> ModelConfig:
+    """The config, untied if the files hold a head that differs from the embedding, whatever the flags say."""
+    head, embedding = (checkpoint.modules.get(name) for name in ("lm_head", "embed_tokens"))
+    if not config.tie_word_embeddings or head is None or embedding is None:
+        return config
+    if are_equal(head, embedding):
+        assembler.ignore("lm_head", "the embedding is tied, so a stored copy of it was ignored")
+        return config
+    assembler.note("config.json ties the embedding, but another head is stored, which is used", "lm_head")
+    return replace(config, tie_word_embeddings=False)
 
 
 def _body_layout(checkpoint: Checkpoint, convs: list[Stored], norms: dict[str, mx.array]) -> Layout:
@@ -123,15 +141,28 @@ def _conv_layout(conv: Stored) -> Layout:
     return "raw" if conv.entry.shape[-1] != 1 else "converted"
 
 
-def _head_layout(checkpoint: Checkpoint, body: Layout, norms: dict[str, mx.array]) -> Layout:
-    """The layout of the MTP head, which has no conv1d: raw within a raw model, else what its norms say.
+def _head_layouts(checkpoint: Checkpoint, body: Layout, norms: dict[str, mx.array]) -> dict[str, Layout]:
+    """The layout of each norm of the MTP head, which has no conv1d: raw in a raw model, else by values.
 
-    Some converters copied a raw head into a converted model, and a separate file may come from anywhere.
+    Some converters copied a raw head into a converted model, or shifted only the norms whose names they knew,
+    and a separate file may come from anywhere. A norm whose own values do not tell is as those beside it.
     """
     names = [name for name in norms if name.startswith(MTP_PREFIX)]
     if not names or (body == "raw" and checkpoint.shards.mtp is None):
-        return body
-    return _layout_by_values(checkpoint, names, norms) or body
+        return dict.fromkeys(names, body)
+    whole = _layout_by_values(checkpoint, names, norms) or body
+    layouts: dict[str, Layout] = {}
+    for in_layer in (True, False):  # what converters know are the names of a layer's norms
+        group = [name for name in names if name.startswith(MTP_LAYER) == in_layer]
+        beside = _layout_by_values(checkpoint, group, norms) or whole
+        layouts |= {name: _layout_by_values(checkpoint, [name], norms) or beside for name in group}
+    return layouts
+
+
+def _odd_norms(body: Layout, head: Mapping[str, Layout], norms: Mapping[str, mx.array]) -> list[str]:
+    """Norms of the MTP head that were taken as raw, although their values are those of converted ones."""
+    values = {name: norms[name] for name, layout in head.items() if layout == body == "raw"}
+    return [name for name, norm in values.items() if mx.abs(mx.median(norm) - 1) < NEAR and mx.min(norm) > 0]
 
 
 def _layout_by_values(checkpoint: Checkpoint, names: list[str], norms: dict[str, mx.array]) -> Layout | None:
@@ -139,18 +170,27 @@ def _layout_by_values(checkpoint: Checkpoint, names: list[str], norms: dict[str,
     sample = mx.concatenate([norms[name] for name in names[:PROBED_NORMS]])
     median = mx.median(sample)
     if not mx.isfinite(median):
-        raise WeightsError(f"{checkpoint.folder}: the norm weights ({names[0]}, ...) are not finite numbers")
+        name = next(name for name in names if not mx.isfinite(norms[name]).all())
+        raise WeightsError(f"{checkpoint.folder}: the norm weights ({name}, ...) are not finite numbers")
     if mx.abs(median) < NEAR and mx.mean(sample <= 0) >= RAW_NONPOSITIVE_SHARE:
         return "raw"
     return "converted" if mx.abs(median - 1) < NEAR else None
 
 
-def _layout_repairs(body: Layout, head: Layout) -> tuple[str, ...]:
+def _layout_repairs(body: Layout, head: Mapping[str, Layout], odd: list[str]) -> tuple[str, ...]:
     repairs = []
     if body == "raw":
         repairs.append("raw Hugging Face layout: 1 was added to the zero-centred norm weights")
-    if head != body:
-        repairs.append(f"the MTP head is in the {head} layout although the model is {body}")
+    found = set(head.values())
+    if len(found) > 1:
+        raw = [name for name, layout in head.items() if layout == "raw"]
+        repairs.append(f"1 was added to some norms of the MTP head, which are raw: {', '.join(raw)}")
+    elif found - {body}:
+        repairs.append(f"the MTP head is in the {found.pop()} layout although the model is {body}")
+    if odd:
+        repairs.append(
+            f"norms of the MTP head look converted in a raw model, so it may draft badly: {', '.join(odd)}"
+        )
     return tuple(repairs)
 
 
@@ -158,6 +198,9 @@ def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...
     repairs = []
     if checkpoint.vision:
         repairs.append(f"the vision tower was ignored ({len(checkpoint.vision)} tensors)")
+    if checkpoint.shards.has_stale_index:
+        names = ", ".join(path.name for path in checkpoint.shards.paths[:3])
+        repairs.append(f"the index names files that are not in the folder, so {names} is read without it")
     mtp_file = checkpoint.shards.mtp
     if mtp_file is not None:
         repairs.append(f"the MTP head was found in {mtp_file.relative_to(checkpoint.folder)}")
@@ -166,6 +209,12 @@ def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...
     if config.mtp_num_hidden_layers and not checkpoint.has_mtp:
         repairs.append("config.json mentions an MTP head that the files do not hold")
     return tuple(repairs)
+
+
+def _hint_repairs(config: ModelConfig, tensors: Mapping[str, Tensor], fp8: bool) -> tuple[str, ...]:
+    if not config.quantization or fp8 or any(isinstance(tensor, Packed) for tensor in tensors.values()):
+        return ()
+    return ("config.json speaks of a quantization, and no tensor is packed",)
 
 
 def _note_sentences(assembler: Assembler) -> tuple[str, ...]:

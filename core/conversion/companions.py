@@ -58,6 +58,9 @@ def make_config(source: ModelConfig, units: Sequence[Unit], default: Geometry) -
     for name in QUANTIZATION:
         config.pop(name, None)
         text.pop(name, None)
+    for part in (config, text):
+        if "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = source.tie_word_embeddings
     names = {unit.name for unit in units}
     heads = int(any(name.startswith(MTP_PREFIX) for name in names))
     if text.get("mtp_num_hidden_layers", 0) != heads:

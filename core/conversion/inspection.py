@@ -15,13 +15,14 @@ from msgspec import to_builtins
 
 from ..checkpoint.assemble import FP8_BLOCK, Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import ITEM_NBYTES, Entry, printable
+from ..checkpoint.header import ITEM_NBYTES, Entry
 from ..checkpoint.layouts import body_specs, is_vision, mtp_specs, split_part
 from ..checkpoint.packed import Packed
 from ..checkpoint.stored import open_checkpoint
 from ..checkpoint.weights import load_weights
 from ..errors import TemplateError
 from ..quant.plan import tensor_class
+from ..quoting import printable
 from ..text.template import Template
 from .results import ClassSummary, InspectionSummary, TensorSummary
 
@@ -161,6 +162,7 @@ def inspect_model(folder: Path) -> Inspection:
     config = ModelConfig.load(folder)
     checkpoint = open_checkpoint(folder)
     weights = load_weights(checkpoint, config)
+    config = weights.settle(config)
     files = _Files()
     for header in checkpoint.headers:
         for entry in header.entries.values():

@@ -12,6 +12,7 @@ from functools import cache
 from itertools import cycle
 
 from ..checkpoint.assemble import Tensor
+from ..checkpoint.finite import is_finite, not_finite
 from ..checkpoint.packed import Packed
 from ..machine.backend import mx, on_gpu
 from ..quant.folds import Folds
@@ -24,24 +25,31 @@ MAX_STREAMS = 4
 
 @dataclass(frozen=True)
 class Slice:
-    """Entries `begin` to `end` along the first axis of a unit: its arrays by part, in their final dtypes."""
+    """Entries `begin` to `end` along the first axis of a unit: its arrays by part, in their final dtypes.
+
+    `finite` [] says whether the source has no NaN or infinity there: rounding would spread it, or hide it.
+    """
 
     unit: Unit
     begin: int
     end: int
     arrays: dict[str, mx.array]
+    finite: mx.array
 
 
 def convert_slices(source: Source, folds: Folds, units: Iterable[Unit]) -> Iterator[Slice]:
-    """Yield every slice of `units` in order, evaluated; keeps none once the next is asked for."""
+    """Yield every slice of `units` in order, evaluated; keeps none once the next is asked for.
+
+    Raises WeightsError for a value that is not finite.
+    """
     pending: deque[Slice] = deque()
     turns = streams()
     spans = ((unit, *span) for unit in units for span in _spans(source, unit))
     for (unit, begin, end), stream in zip(spans, cycle(turns), strict=False):
         with mx.stream(stream):
-            arrays = _slice_arrays(source, folds, unit, begin, end)
-        mx.async_eval(list(arrays.values()))
-        pending.append(Slice(unit, begin, end, arrays))
+            arrays, finite = _slice_arrays(source, folds, unit, begin, end)
+        mx.async_eval([*arrays.values(), finite])
+        pending.append(Slice(unit, begin, end, arrays, finite))
         del arrays
         if len(pending) == len(turns):
             yield _evaluate(pending.popleft())
@@ -51,6 +59,8 @@ def convert_slices(source: Source, folds: Folds, units: Iterable[Unit]) -> Itera
 
 def _evaluate(piece: Slice) -> Slice:
     mx.eval(list(piece.arrays.values()))
+    if not piece.finite:
+        raise not_finite(piece.unit.name)
     return piece
 
 
@@ -69,18 +79,22 @@ def _spans(source: Source, unit: Unit) -> Iterator[tuple[int, int]]:
         yield 0, unit.arrays["weight"].shape[0]
 
 
-def _slice_arrays(source: Source, folds: Folds, unit: Unit, begin: int, end: int) -> dict[str, mx.array]:
+def _slice_arrays(
+    source: Source, folds: Folds, unit: Unit, begin: int, end: int
+) -> tuple[dict[str, mx.array], mx.array]:
     if unit.geometry is None:
         weight = unit.arrays["weight"]
         values = read_unrounded(source, folds, unit, begin, end)
-        return {"weight": values.astype(MLX_DTYPES[weight.dtype]).reshape(end - begin, *weight.shape[1:])}
+        final = values.astype(MLX_DTYPES[weight.dtype]).reshape(end - begin, *weight.shape[1:])
+        return {"weight": final}, is_finite(values)
     tensor = source.read(unit.name, begin, end)
+    finite = is_finite(tensor)
     if not (isinstance(tensor, Packed) and can_copy(source, folds, unit)):
         importance = folds.importance(unit.name)
         if importance is not None and importance.ndim > 1:
             importance = importance[begin:end]
         tensor = quantize(_fold_slice(folds, unit.name, tensor, begin, end), unit.geometry, importance)
-    return _arrays_by_part(tensor)
+    return _arrays_by_part(tensor), finite
 
 
 def _arrays_by_part(packed: Packed) -> dict[str, mx.array]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..checkpoint.assemble import FLOATS, FP8_BLOCK, Assembler, Tensor
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import VISION_PREFIXES, Spec, body_specs, mtp_specs
-from ..checkpoint.packed import Geometry, Hints, Packed
+from ..checkpoint.packed import Claim, Geometry, Hints, Packed
 from ..checkpoint.reader import SliceReader
 from ..checkpoint.shards import Shards, stamp_files
 from ..checkpoint.stored import Checkpoint, Module, Stored, open_checkpoint
@@ -22,7 +22,7 @@ from ..machine.backend import mx
 
 SLICE_NBYTES = 32 << 20  # of weights in bfloat16; several slices are in flight at once
 VISION = "vision_tower."
-NO_HINTS = Hints(None, {})  # the loader has compared the config's with the shapes already
+NO_HINTS = Hints(Claim(), {})  # the loader has compared the config's with the shapes already
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Source:
         weights, vision = load_weights(checkpoint, config), _find_vision(checkpoint.vision, config)
         blind = "vision_config" in config.raw and not vision
         raw = {**config.raw, "language_model_only": True} if blind else config.raw
-        config = replace(config, mtp_num_hidden_layers=int(weights.has_mtp), raw=raw)
+        config = replace(weights.settle(config), mtp_num_hidden_layers=int(weights.has_mtp), raw=raw)
         specs = body_specs(config) | (mtp_specs(config) if weights.has_mtp else {})
         tensors = weights.tensors.items()
         small = {name: t for name, t in tensors if specs[name].kind != "matrix" and isinstance(t, mx.array)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Engine:
         notices = [template.notice] if template.notice else []
         return cls(
             folder=folder,
-            config=config,
+            config=replace(config, tie_word_embeddings=model.config.tie_word_embeddings),
             tokenizer=tokenizer,
             template=template,
             model=model,

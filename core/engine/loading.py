@@ -4,10 +4,12 @@ The one place where a `Model` is made, of a folder or of weights from anywhere. 
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.finite import find_not_finite
 from ..checkpoint.weights import Progress, Weights, load_weights
 from ..machine.backend import choose_policy
 from ..model.memory_plan import plan_memory
@@ -25,7 +27,9 @@ def load_folder(kind: type[M], folder: Path, config: ModelConfig, progress: Prog
     DoesNotFit, UsageError where ranks cannot share the model, and what `progress` raises.
     """
     weights, name = load_weights(folder, config), folder.resolve().name
-    return build_model(kind, config, weights, progress, ranks=join_ranks(), name=name)
+    model = build_model(kind, weights.settle(config), weights, progress, ranks=join_ranks(), name=name)
+    model.explain_failure = partial(find_not_finite, folder, config)
+    return model
 
 
 def build_model(
@@ -59,5 +63,5 @@ def load_head(folder: Path, config: ModelConfig) -> Linear:
     Raises ModelError and its children.
     """
     weights = load_weights(folder, config)
-    name = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    name = "embed_tokens" if weights.settle(config).tie_word_embeddings else "lm_head"
     return make_linear(materialize(weights.tensors[name], choose_policy(weights.parameters)))

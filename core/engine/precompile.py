@@ -176,6 +176,7 @@ def precompile(folder: Path, *, wait: bool = False) -> bool:
     """
     config = ModelConfig.load(folder)
     weights = load_weights(folder, config)
+    config = weights.settle(config)
     policy = choose_policy(weights.parameters)
     settle(Dimensions.of(config, weights.tensors, policy))  # the forms that the kernels depend on
     kernels = kernels_for(config, policy)

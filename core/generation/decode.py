@@ -102,8 +102,11 @@ def make_decoder(
 ) -> AnyDecoder:
     """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off.
 
-    `memory` is that of the conversation whose prompt the cache has read.
+    `memory` is that of the conversation whose prompt the cache has read. Raises WeightsError if what the
+    prompt left is not finite.
     """
+    if cache.hidden is not None:
+        model.check_finite(cache.hidden)
     if not drafts:
         return Decoder(model, cache, settings)
     return SpeculativeDecoder(model, cache, settings, drafts, memory)

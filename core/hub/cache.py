@@ -14,9 +14,9 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..checkpoint.header import printable
 from ..errors import UsageError
 from ..machine.files import unused_name, write_whole
+from ..quoting import printable
 
 CONFIG_NAME = "config.json"
 # the files to download besides weights

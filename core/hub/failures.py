@@ -14,8 +14,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..checkpoint.header import printable
 from ..errors import DoesNotFit, ModelError, QchatError
+from ..quoting import printable
 from .cache import cache_folder
 from .catalog import PUBLISHED
 from .names import closest_names

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import printable
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
 from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards, read_headers
 from ..errors import ModelError, UsageError
 from ..machine.files import read_json, user_folder, write_whole
+from ..quoting import printable
 from .cache import (
     CONFIG_NAME,
     SMALL_NAMES,

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, ModelInfo, constants
+from huggingface_hub import ModelInfo, constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import hf_raise_for_status
 from huggingface_hub.utils import logging as library_log
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import parse_table, printable
+from ..checkpoint.header import parse_table
 from ..checkpoint.shards import INDEX_NAME, MAX_INDEX_NBYTES, MAX_SHARDS, MTP_NAMES, PLAIN_NAME
 from ..errors import ConfigError, DoesNotFit, ModelError
-from ..machine.files import MAX_JSON_NBYTES, parse_json
+from ..machine.files import MAX_JSON_NBYTES, decode_text, parse_json
+from ..quoting import printable
 from .cache import COMMIT, CONFIG_NAME, SMALL_NAMES, Repository, cache_folder, file_nbytes, parse_id
 from .catalog import Fit, estimate_fit, token_nbytes
 from .failures import FAILURES, DownloadCancelled, explain_failure, hub_host
@@ -27,6 +30,7 @@ from .tasks import Task, wait_for
 from .transfer import (
     ANSWER_SECONDS,
     FIRST_PAUSE_SECONDS,
+    READ_NBYTES,
     SERVER_ERROR_SECONDS,
     BadResponse,
     Monitor,
@@ -36,10 +40,12 @@ from .transfer import (
     hub_request,
     is_intact,
     is_temporary,
+    request_headers,
     retry_after_seconds,
 )
 
 MAX_SMALL_NBYTES = 256 << 20
+MAX_LISTING_NBYTES = 16 << 20  # a repository of 100,000 files
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # names that Windows reserves for devices
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -140,7 +146,7 @@ def _read_listing(id: str, revision: str, monitor: Monitor) -> ModelInfo:
     end, pause = time.monotonic() + SERVER_ERROR_SECONDS, FIRST_PAUSE_SECONDS
     while True:
         try:
-            return HfApi().model_info(id, revision=revision, timeout=ANSWER_SECONDS, files_metadata=True)
+            return _request_listing(id, revision, monitor)
         except HfHubHTTPError as error:
             pause = retry_after_seconds(error) or 2 * pause
             if not is_temporary(error) or time.monotonic() + pause > end:
@@ -148,6 +154,22 @@ def _read_listing(id: str, revision: str, monitor: Monitor) -> ModelInfo:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadResponse("not a file listing") from error
         monitor.pause(pause)
+
+
+def _request_listing(id: str, revision: str, monitor: Monitor) -> ModelInfo:
+    """Return the hub's listing, of at most MAX_LISTING_NBYTES, however it is packed; can be stopped."""
+    url = f"{constants.ENDPOINT}/api/models/{id}/revision/{quote(revision, safe='')}"
+    data = bytearray()
+    with get_session().stream(
+        "GET", url, params={"blobs": "true"}, headers=request_headers(), timeout=ANSWER_SECONDS
+    ) as response:
+        hf_raise_for_status(response)
+        for chunk in response.iter_bytes(READ_NBYTES):
+            monitor.raise_if_stopped()
+            data += chunk
+            if len(data) > MAX_LISTING_NBYTES:
+                raise BadResponse(f"a file listing of more than {MAX_LISTING_NBYTES:,} bytes")
+    return ModelInfo(**parse_json(data.decode(), "the file listing", ValueError))
 
 
 def _read_commit(info: ModelInfo, id: str) -> str:
@@ -181,7 +203,7 @@ def _make_plan(
         raise ModelError(f"qchat cannot run {id}: it has no {CONFIG_NAME}")
     where = f"{CONFIG_NAME} of {id}"
     config = ModelConfig.parse(
-        parse_json(_decode_text(loaded[CONFIG_NAME], where), where, ConfigError), where
+        parse_json(decode_text(loaded[CONFIG_NAME], where, ConfigError), where, ConfigError), where
     )
     names = [
         *_weight_names(id, listed, loaded.get(INDEX_NAME)),
@@ -239,10 +261,3 @@ def _too_large(file: RemoteFile, id: str, limit: int) -> ModelError:
     return ModelError(
         f"{file.name} of {id} is too large: {file.nbytes:,} bytes, at most {limit:,} are allowed"
     )
-
-
-def _decode_text(data: bytes, where: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start:,}") from error

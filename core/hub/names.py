@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from ..checkpoint.header import printable
 from ..errors import ModelError
+from ..quoting import printable
 
 
 def match_names(name: str, known: Iterable[str]) -> list[str]:

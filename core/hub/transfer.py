@@ -190,16 +190,21 @@ def hub_request(id: str, commit: str) -> Request:
 
     The access token is sent to the hub only, not to servers that it redirects to.
     """
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    login = {"authorization": f"Bearer {token}"} if token else {}
 
     def request(name: str, begin: int) -> AbstractContextManager[httpx2.Response]:
         part = {"range": f"bytes={begin}-"} if begin else {}
-        headers = {"accept-encoding": "identity", "user-agent": "qchat", **login, **part}
+        headers = {**request_headers(), **part}
         url = hf_hub_url(id, name, revision=commit, endpoint=constants.ENDPOINT)
         return get_session().stream("GET", url, headers=headers, timeout=ANSWER_SECONDS)
 
     return request
+
+
+def request_headers() -> dict[str, str]:
+    """Return the headers of a request to the hub, with the user's access token if there is one."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    login = {"authorization": f"Bearer {token}"} if token else {}
+    return {"accept-encoding": "identity", "user-agent": "qchat", **login}
 
 
 def is_temporary(error: Exception) -> bool:

@@ -1,22 +1,37 @@
-"""Files read whole and bounded (bytes, text, one JSON object), written whole or not at all; users' folders.
+"""Files read whole and bounded (bytes, text, JSON, TOML), written whole or not at all; users' folders.
 
 Reading refuses what is not a regular file (a pipe would hang, a device has no end), what is larger than its
-limit, and JSON that is no object, holds NaN or infinity, or nests deeper than Python can follow.
+limit, and pointers that Git LFS left in the place of a file. Refuses JSON with NaN, infinity, numbers that no
+float holds, or nesting deeper than Python can follow, and TOML with keys that parse in quadratic time.
 """
 
+import codecs
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..quoting import printable, shorten
+
 MAX_JSON_NBYTES = 16 << 20  # parsed values take up to 25 times the room of their text
+MAX_JSON_VALUES = 8_000_000
+MAX_DIGITS = 308  # of an integer that a float can hold
+MAX_KEY_DOTS = 32
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+TOML_TEXT = re.compile(
+    r'"""(?:\\.|[^\\])*?"""|' r"'''.*?'''|" r'"(?:\\.|[^"\\\n])*"|' r"'[^'\n]*'|#[^\n]*", re.DOTALL
+)
 
 
 def read_bytes(path: Path, error: type[Exception], max_nbytes: int) -> bytes:
-    """The content of the regular file `path`; raises `error` where it is none or exceeds `max_nbytes`."""
+    """Return the content of the regular file `path`.
+
+    Raises `error` where it is none, exceeds `max_nbytes`, or is a pointer of Git LFS.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise error(f"{path} is not a regular file")
@@ -24,48 +39,97 @@ def read_bytes(path: Path, error: type[Exception], max_nbytes: int) -> bytes:
             data = file.read(max_nbytes + 1)
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror}") from problem
+    refuse_lfs_pointer(path, data, error)
     if len(data) > max_nbytes:
         raise error(f"{path} is larger than the {max_nbytes:,} bytes that such a file may have")
     return data
 
 
+def refuse_lfs_pointer(path: Path, data: bytes, error: type[Exception]) -> None:
+    """Raise `error` if `data`, the beginning of the file `path`, is a pointer of Git LFS."""
+    if data.startswith(LFS_POINTER):
+        raise error(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, "
+            "or download the model again"
+        )
+
+
 def read_text(path: Path, error: type[Exception], max_nbytes: int) -> str:
-    """The UTF-8 text of `path`; raises `error` as `read_bytes` does, and for bytes that are no UTF-8."""
+    """Return the UTF-8 text of `path`, without a byte order mark.
+
+    Raises `error` as `read_bytes` does, and for bytes that are not UTF-8.
+    """
+    return decode_text(read_bytes(path, error, max_nbytes), str(path), error)
+
+
+def decode_text(data: bytes, where: str, error: type[Exception]) -> str:
+    """Return UTF-8 `data` as text, without a byte order mark. Raises `error` naming `where`."""
     try:
-        return read_bytes(path, error, max_nbytes).decode("utf-8")
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as problem:
-        raise error(f"{path} is not UTF-8 text: {problem.reason} at byte {problem.start:,}") from problem
+        raise error(f"{where} is not UTF-8 text: {problem.reason} at byte {problem.start:,}") from problem
 
 
 def read_json(path: Path, error: type[Exception], max_nbytes: int = MAX_JSON_NBYTES) -> dict[str, Any]:
-    """The JSON object in `path`; raises `error` with one sentence that names the file."""
+    """Return the JSON object in `path`; raises `error` with one sentence that names the file."""
     return parse_json(read_text(path, error, max_nbytes), str(path), error)
 
 
-def parse_json(text: str, where: str, error: type[Exception]) -> dict[str, Any]:
-    """The JSON object in `text`; raises `error` with one sentence that names `where`."""
-    import json  # the command line asks for paths here without reading any JSON
+def parse_json(text: str, where: str, error: type[Exception], *, any_integer: bool = False) -> dict[str, Any]:
+    """Return the JSON object in `text`; raises `error` with one sentence that names `where`.
 
+    With `any_integer` the caller checks integers that no float holds.
+    """
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = parse_json_value(text, any_integer=any_integer)
     except ValueError as problem:
-        raise error(f"{where} is not valid JSON: {problem}") from problem
-    except RecursionError as problem:
-        raise error(f"{where} is not usable JSON: it nests too deeply") from problem
+        raise error(f"{where} is not valid JSON: {printable(str(problem))}") from problem
     if not isinstance(value, dict):
         raise error(f"{where} is a JSON {type(value).__name__}, wanted an object")
     return value
+
+
+def parse_json_value(text: str, *, any_integer: bool = False) -> Any:
+    """Return the JSON value in `text`; raises ValueError for anything that this module refuses."""
+    import json  # the command line starts without it, and asks for paths here
+
+    if sum(text.count(mark) for mark in "[{,") > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    try:
+        parse_int = int if any_integer else _parse_integer
+        return json.loads(text, parse_constant=_refuse, parse_float=_parse_float, parse_int=parse_int)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number that JSON knows")
 
 
-def _finite(digits: str) -> float:
+def _parse_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{digits[:40]} is out of range")
+        raise ValueError(f"the number {shorten(digits, 40)} is out of range")
     return value
+
+
+def _parse_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"the number {shorten(digits, 40)} is out of range")
+    return int(digits)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the table in `text`; raises ValueError for anything that this module refuses."""
+    import tomllib  # a hundredth of a second, spent where there is something to read
+
+    for line in TOML_TEXT.sub("", text).split("\n"):
+        if any(part.count(".") > MAX_KEY_DOTS for part in re.split(r"[,=\[\]{}]", line)):
+            raise ValueError(f"it has a key of more than {MAX_KEY_DOTS} parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it nests deeper than any such file needs to") from None
 
 
 def cache_path(name: str) -> Path | None:

@@ -150,7 +150,7 @@ class FusedExperts:
 
 def attention_heads(mixer: GatedAttention) -> decode_attention.Heads:
     """Return the sizes that the attention kernels are compiled for."""
-    return decode_attention.Heads(mixer.heads, mixer.kv_heads, mixer.rotary, mixer.eps)
+    return decode_attention.Heads(mixer.heads, mixer.kv_heads, mixer.rotary.dims, mixer.eps)
 
 
 class FusedAttentionLayer:
@@ -160,7 +160,9 @@ class FusedAttentionLayer:
         self.plain, self._mixer, self._feed_forward = plain, plain.mixer, feed_forward
         self._input_norm, self._post_norm = layer_norms(plain)
         self._heads = attention_heads(plain.mixer)
-        self._frequencies = decode_attention.rope_frequencies(plain.mixer.rotary, plain.mixer.theta)
+        rotary = plain.mixer.rotary
+        own = decode_attention.rope_frequencies(rotary.dims, rotary.theta)
+        self._frequencies = rotary.frequencies if rotary.is_scaled else own
         self._compiled_before, self._compiled_after = fuse(self.before), fuse(self.after)
         self._compiled_attention = fuse(partial(decode_attention.attend, self._heads))
 

@@ -13,6 +13,7 @@ from ..ops.attention import attention
 from ..ops.elementwise import decay_and_beta, gate_by_sigmoid, gated_norm, l2_normalise, silu, swiglu
 from ..ops.gated_delta import delta_forms, delta_speculative, gated_delta
 from ..ops.linear import make_linear, make_projections, materialize
+from ..ops.rotary import Rotary
 from .cache import LayerCache, SpeculativeTokens, as_delta_state, as_kv_cache
 from .weight_scope import WeightScope
 
@@ -54,11 +55,10 @@ class GatedAttention:
 
     def __init__(self, config: ModelConfig, weights: WeightScope, policy: Policy):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.dim, self.rotary = config.head_dim, config.rotary_dim
-        self.theta, self.eps = config.rope_theta, config.rms_norm_eps
+        self.dim, self.rotary, self.eps = config.head_dim, Rotary(config), config.rms_norm_eps
         self.qkv = make_projections([weights[f"{name}_proj"] for name in "qkv"], policy)
         self.out = make_linear(materialize(weights["o_proj"], policy), policy.sum)
-        self.q_norm, self.k_norm = weights.vector("q_norm"), weights.vector("k_norm")
+        self.q_norm, self.k_norm = (self.rotary.scale_norm(weights.vector(f"{name}_norm")) for name in "qk")
 
     def project(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Map x [B, T, hidden] at position `offset` [] to q, k, v and the output gate.
@@ -72,16 +72,12 @@ class GatedAttention:
         k, v = (h.reshape(batch, length, self.kv_heads, self.dim) for h in (k, v))  # [B, T, Hkv, D]
         q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
         q, k, v = (h.swapaxes(1, 2) for h in (q, k, v))  # [B, H, T, D], [B, Hkv, T, D]
-        q, k = mx.split(self._rotate(mx.concatenate([q, k], axis=1), offset), [self.heads], axis=1)
+        q, k = mx.split(self.rotary(mx.concatenate([q, k], axis=1), offset), [self.heads], axis=1)
         return q, k, v, gate.reshape(batch, length, -1)
 
     def finish(self, mixed: mx.array, gate: mx.array) -> mx.array:
         """Map attention's output [B, H, T, D] and the gate [B, T, H*D] to [B, T, hidden]."""
         return self.out(gate_by_sigmoid(mixed.swapaxes(1, 2).reshape(gate.shape), gate))
-
-    def _rotate(self, x: mx.array, offset: mx.array) -> mx.array:
-        """Apply RoPE to the first `rotary` columns of x [B, H+Hkv, T, D]."""
-        return mx.fast.rope(x, self.rotary, traditional=False, base=self.theta, scale=1.0, offset=offset)
 
 
 class GatedDeltaNet:

@@ -73,6 +73,7 @@ def plan_folder(folder: Path, *, context: int | None = None, kv_bits: int | None
     """Plan the memory of a model folder without loading it. Raises ModelError, too, and its children."""
     config = ModelConfig.load(folder)
     weights = load_weights(folder, config)
+    config = weights.settle(config)
     policy = choose_policy(weights.parameters)
     name = folder.resolve().name
     return plan_memory(config, weights, policy, name=name, context=context, kv_bits=kv_bits)

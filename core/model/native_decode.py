@@ -22,6 +22,7 @@ from ..machine.backend import Policy, mx
 from ..native import structures
 from ..native.library import MAX_ROWS, Library, finder, wanted
 from ..native.structures import Pinned, address, copied
+from ..ops.rotary import Rotary
 from .cache import Cache, DeltaState, KVCache, LayerCache, SpeculativeTokens
 from .layers import AttentionLayer, DeltaLayer, Layer
 from .native_prompt import NativePrompt
@@ -230,18 +231,15 @@ class NativeDecode:
         layer.block = self._experts(f"{prefix}mlp.") if self.config.is_moe else self._dense(f"{prefix}mlp.")
 
     def _attention(self, prefix: str) -> structures.Attention:
-        config = self.config
-        half = config.rotary_dim // 2
-        # the way MLX's rope computes them
-        frequencies = mx.exp(mx.arange(0, -half, -1, mx.float32) * (math.log(config.rope_theta) / half))
+        config, rotary = self.config, Rotary(self.config)
+        norms = {name: rotary.scale_norm(self._vector(prefix + name)) for name in ("q_norm", "k_norm")}
         return structures.Attention(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             dim=config.head_dim,
             rotary=config.rotary_dim,
-            q_norm=self._floats(f"{prefix}q_norm"),
-            k_norm=self._floats(f"{prefix}k_norm"),
-            frequencies=self._pinned.floats(frequencies),
+            **{name: self._pinned.floats(norm) for name, norm in norms.items()},
+            frequencies=self._pinned.floats(rotary.frequencies),
             **{name: self._matrix(f"{prefix}{name}_proj") for name in "qkv"},
             out=self._matrix(f"{prefix}o_proj"),
         )

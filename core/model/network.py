@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.finite import CheckedTensors
 from ..checkpoint.weights import Progress, Watched, Weights
+from ..errors import WeightsError
 from ..machine.backend import Policy, mx
 from ..ops.candidates import Dimensions
 from ..ops.fused_matvec import MAX_FUSED_ROWS
@@ -40,6 +42,7 @@ class Model:
     """A network with its weights. `repairs` are sentences about what loading the folder had to correct."""
 
     shared = False  # whether other processes hold parts of the model and of its caches
+    explain_failure: Callable[[], str] = staticmethod(lambda: "the model's outputs are not finite numbers")
 
     def __init__(
         self,
@@ -65,7 +68,9 @@ class Model:
         self._step_nbytes = [step_nbytes(weights.tensors, config, some) for some in (policy, None)]
         self.nbytes, self.parameters = weights.nbytes, weights.parameters
         self.repairs = weights.repairs
-        scope = WeightScope(Watched(weights, progress) if progress else weights.tensors)
+        tensors = CheckedTensors(Watched(weights, progress) if progress else weights.tensors)
+        scope = WeightScope(tensors)
+        self._proven = False
         table, tied = materialize(scope["embed_tokens"], policy), config.tie_word_embeddings
         self.embed = Embedding(table, policy.activations)
         self.head = make_linear(table if tied else materialize(scope["lm_head"], policy), gather)
@@ -112,7 +117,16 @@ class Model:
     def logits(self, hidden: mx.array) -> mx.array:
         """Map hidden states [1, T, hidden] to logits [T, V] in float32."""
         logits = self.native.logits(hidden) if self.native else None
-        return self.head(hidden)[0].astype(mx.float32) if logits is None else logits
+        logits = self.head(hidden)[0].astype(mx.float32) if logits is None else logits
+        if not self._proven:
+            self.check_finite(logits)
+            self._proven = True
+        return logits
+
+    def check_finite(self, outputs: mx.array) -> None:
+        """Raise WeightsError if hidden states or logits are not finite, as damaged weights make them."""
+        if not mx.isfinite(outputs).all():
+            raise WeightsError(self.explain_failure())
 
     def forward_speculative(self, ids: mx.array, cache: Cache) -> mx.array:
         """Do what `hidden` does for a few ids [T], of which `cache.commit` may roll back the last ones.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from ..checkpoint.header import printable
 from ..errors import ModelError, UsageError
 from ..machine.backend import mx
 from ..machine.files import whole_file
+from ..quoting import printable, quote_value
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -118,7 +118,9 @@ def _read_entries(cursor: Cursor, kind: str) -> Directory:
     infos = [_read_tensor_info(cursor) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment.bit_count() != 1 or not 8 <= alignment <= 1 << 16:
-        cursor.refuse(f"its general.alignment is {alignment!r:.40}, wanted a power of two from 8 to 65536")
+        cursor.refuse(
+            f"its general.alignment is {quote_value(alignment)}, wanted a power of two from 8 to 65536"
+        )
     start = -(-cursor.file.tell() // alignment) * alignment
     spans: dict[str, TensorSpan] = {}
     others = []

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.header import printable
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, mtp_specs
 from ..errors import ModelError
 from ..machine.backend import mx
+from ..machine.files import LFS_POINTER, refuse_lfs_pointer
+from ..quoting import printable
 from .gguf_file import MAGIC, MAX_ENTRIES, Cursor, TensorSpan, read_directory, read_tensor, write_gguf
 
 # llama.cpp's name within `blk.N.`, and the module or modules within `layers.N.` that read that input
@@ -128,11 +129,12 @@ def read_imatrix(path: Path, config: ModelConfig) -> Imatrix:
         raise ModelError(f"there is no imatrix file at {path}")
     try:
         with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
+            beginning = file.read(len(LFS_POINTER))
     except OSError as problem:
         raise ModelError(f"cannot read the imatrix {path}: {problem.strerror}") from problem
+    refuse_lfs_pointer(path, beginning, ModelError)
     names = _Collector(path, config)
-    imatrix = _read_gguf(names) if magic == MAGIC else _read_dat(names)
+    imatrix = _read_gguf(names) if beginning.startswith(MAGIC) else _read_dat(names)
     if not names.sources:
         raise ModelError(f"the imatrix {path} names no module of this model: it was made from another one")
     for name in imatrix:

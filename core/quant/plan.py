@@ -16,6 +16,7 @@ from ..checkpoint.layouts import MTP_PREFIX, Spec, body_specs, mtp_specs
 from ..checkpoint.packed import Geometry
 from ..errors import ConfigError, QchatError, UsageError
 from ..machine.files import read_json
+from ..quoting import quote_value
 from .recipes import VARIANTS, Options, Recipe, check_parts
 from .results import PlannedClass, PlanSummary
 
@@ -139,7 +140,9 @@ def vision_weights(config: ModelConfig) -> tuple[int, int] | None:
     def size(name: str, limit: int = MAX_WIDTH) -> int:
         value = fields.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            raise ConfigError(f"{where}: {name} is {value!r:.60}, wanted a whole number from 1 to {limit}")
+            raise ConfigError(
+                f"{where}: {name} is {quote_value(value)}, wanted a whole number from 1 to {limit}"
+            )
         return value
 
     width, inner, out = size("hidden_size"), size("intermediate_size"), size("out_hidden_size")
@@ -148,7 +151,9 @@ def vision_weights(config: ModelConfig) -> tuple[int, int] | None:
     joined = width * size("spatial_merge_size") ** 2
     taps = fields.get("deepstack_visual_indexes") or ()
     if not isinstance(taps, list | tuple) or len(taps) > depth:
-        raise ConfigError(f"{where}: deepstack_visual_indexes is {taps!r:.60}, wanted a list of layers")
+        raise ConfigError(
+            f"{where}: deepstack_visual_indexes is {quote_value(taps)}, wanted a list of layers"
+        )
 
     def linear(rows: int, columns: int) -> int:
         return rows * columns + rows

@@ -7,7 +7,6 @@
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +16,8 @@ from typing import Any, Literal, NoReturn, get_args
 
 from ..checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
 from ..errors import UsageError
-from ..machine.files import read_text
+from ..machine.files import parse_toml, read_text
+from ..quoting import quote_value
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("unsloth", "qwen3_5", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "none")
@@ -120,8 +120,8 @@ def read_recipe(name: str) -> RecipeFile:
 
 def _parse(text: str, name: str) -> RecipeFile:
     try:
-        fields = tomllib.loads(text)
-    except (ValueError, RecursionError) as problem:
+        fields = parse_toml(text)
+    except ValueError as problem:
         raise UsageError(f"the recipe {name} is not valid TOML: {problem}") from problem
     table = _Table(fields, f"the recipe {name}", FILE_KEYS)
     rules = fields.get("rule")
@@ -156,7 +156,7 @@ class _Table:
                 raise UsageError(f"{where} has the unknown key {key!r}; known are {', '.join(known)}")
 
     def refuse(self, key: str, wanted: str) -> NoReturn:
-        found = f"has the {key} {self.fields[key]!r:.60}" if key in self.fields else f"has no {key}"
+        found = f"has the {key} {quote_value(self.fields[key])}" if key in self.fields else f"has no {key}"
         raise UsageError(f"{self.where} {found}, wanted {wanted}")
 
     def choice(self, key: str, allowed: tuple, default: Any) -> Any:

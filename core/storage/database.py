@@ -98,7 +98,12 @@ class Database:
 def _connect(address: str, *, uri: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(address, timeout=5, isolation_level=None, check_same_thread=False, uri=uri)
     connection.row_factory = sqlite3.Row
+    connection.text_factory = _decode  # one damaged text would fail the whole query
     return connection
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def _create_private(path: Path) -> None:

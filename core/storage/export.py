@@ -98,6 +98,7 @@ def to_json(conversation: Conversation, nodes: Sequence[Node]) -> str:
     header = asdict(conversation)
     for name in ("id", "imported", "updated"):
         del header[name]
+    del header["model"]["folder"]  # of this machine
     messages = [asdict(node) for node in nodes]
     for message in messages:
         del message["conversation"]

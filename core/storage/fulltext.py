@@ -118,6 +118,8 @@ def words_apart(text: str) -> str:
 
 def excerpt(text: str, words: str) -> str | None:
     """Return one line of `text` around the first match; None unless it contains all `words`, in any case."""
+    if not isinstance(text, str):  # a damaged row
+        return None
     folded = text.casefold()
     places = [folded.find(word) for word in words.casefold().split()]
     if min(places) < 0:

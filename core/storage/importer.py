@@ -4,20 +4,31 @@ The file is not trusted: its size, structure, numbers and nesting are checked. I
 marked as imported, since they cannot be verified.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 from ..errors import StoreError
-from ..machine.files import read_json
+from ..machine.files import parse_json, read_text
+from ..quoting import quote_value
 from .export import FORMAT, VERSION
-from .records import MAX_IDS, ConversationContent, ModelIdentity, NodeContent, NodeDraft, NodeState, Role
+from .records import (
+    MAX_IDS,
+    MAX_TIME,
+    ConversationContent,
+    ModelIdentity,
+    NodeContent,
+    NodeDraft,
+    NodeState,
+    Role,
+)
 from .store import Store
 
 MAX_IMPORT_NBYTES = 32 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 32
-MAX_TIME = 1e11  # seconds since 1970: the year 5138
+MAX_INTEGER_BITS = 1000  # what a float can still hold
 
 
 def import_conversation(store: Store, path: Path) -> int:
@@ -25,8 +36,10 @@ def import_conversation(store: Store, path: Path) -> int:
 
     Raises StoreError with the file and its first fault; nothing is added then.
     """
-    document = _UntrustedObject(read_json(path, StoreError, MAX_IMPORT_NBYTES), str(path))
-    if _nests_deeper_than(document.value, MAX_DEPTH):
+    text = read_text(path, StoreError, MAX_IMPORT_NBYTES)
+    document = _UntrustedObject(parse_json(text, str(path), StoreError, any_integer=True), str(path))
+    levels = _containers_by_level(document.value, MAX_DEPTH + 1)
+    if levels[MAX_DEPTH]:
         raise StoreError(f"{path} is not a valid export: it nests deeper than {MAX_DEPTH} levels")
     if document.value.get("format") != FORMAT:
         raise StoreError(f"{path} is not a conversation exported by qchat")
@@ -38,17 +51,19 @@ def import_conversation(store: Store, path: Path) -> int:
     drafts, positions = _parse_messages(document)
     leaf = document.value.get("leaf")
     if leaf is not None and (not _is_integer(leaf) or leaf not in positions):
-        raise StoreError(f"{path}: leaf is {leaf!r:.40}, wanted the id of a message")
+        raise StoreError(f"{path}: leaf is {quote_value(leaf)}, wanted the id of a message")
     model = document.object("model")
+    identity = ModelIdentity(**{name: model.text(name) for name in ModelIdentity.__dataclass_fields__})
     content = ConversationContent(
         title=document.text("title"),
         system=document.text("system"),
         settings=document.value_of("settings", dict, {}),
-        model=ModelIdentity(**{name: model.text(name) for name in ModelIdentity.__dataclass_fields__}),
+        model=replace(identity, folder=""),  # a file from elsewhere chooses no folder to open here
     )
-    return store.import_tree(
-        content, drafts, None if leaf is None else positions[leaf], document.time("created")
-    )
+    created = document.time("created")
+    if any(_is_huge(value) for level in levels for container in level for value in _values(container)):
+        raise StoreError(f"{path} holds a number that is out of range")
+    return store.import_tree(content, drafts, None if leaf is None else positions[leaf], created)
 
 
 def _parse_messages(document: "_UntrustedObject") -> tuple[list[NodeDraft], dict[int, int]]:
@@ -65,7 +80,9 @@ def _parse_messages(document: "_UntrustedObject") -> tuple[list[NodeDraft], dict
             raise StoreError(f"{node.where}: id {id} is not unique")
         parent = node.value.get("parent")
         if parent is not None and (not _is_integer(parent) or parent not in positions):
-            raise StoreError(f"{node.where}: parent is {parent!r:.40}, wanted the id of an earlier message")
+            raise StoreError(
+                f"{node.where}: parent is {quote_value(parent)}, wanted the id of an earlier message"
+            )
         drafts.append(_parse_message(node, None if parent is None else positions[parent]))
         positions[id] = position
     return drafts, positions
@@ -140,26 +157,30 @@ class _UntrustedObject:
         for id in ids:
             if not _is_integer(id) or not 0 <= id < 1 << 32:
                 raise StoreError(
-                    f"{self.where}: {name} contains {id!r:.40}, wanted integers from 0 to 2^32 - 1"
+                    f"{self.where}: {name} contains {quote_value(id)}, wanted integers from 0 to 2^32 - 1"
                 )
         return ids
 
     def _error(self, name: str, wanted: str) -> StoreError:
-        return StoreError(f"{self.where}: {name} is {self.value.get(name)!r:.40}, wanted {wanted}")
+        return StoreError(f"{self.where}: {name} is {quote_value(self.value.get(name))}, wanted {wanted}")
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _nests_deeper_than(value: Any, levels: int) -> bool:
-    """Check level by level, since a recursive walk could overflow the stack."""
-    containers = [value]
-    for _ in range(levels):
-        containers = [
-            inner
-            for outer in containers
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-    return bool(containers)
+def _containers_by_level(value: Any, levels: int) -> list[list[Any]]:
+    """Return the objects and lists in `value`, level by level: a recursive walk could overflow the stack."""
+    found = [[value]]
+    while len(found) < levels:
+        inner = [inner for outer in found[-1] for inner in _values(outer) if isinstance(inner, dict | list)]
+        found.append(inner)
+    return found
+
+
+def _values(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS

@@ -13,6 +13,7 @@ from sqlite3 import Row
 from typing import Any, Literal, TypedDict
 
 from ..events import Done
+from ..machine.files import parse_json_value
 
 Role = Literal["system", "user", "assistant", "tool"]
 NodeState = Literal["complete", "streaming", "cancelled"]
@@ -61,6 +62,22 @@ MAX_IDS = 1 << 24
 ID_COLUMNS = ("ids", "opener")
 TEXT_FIELDS = ("text", "thinking", "raw_text", "tool_calls")
 TITLE_CHARACTERS = 60
+MAX_TIME = 1e11  # seconds since 1970: the year 5138
+CONVERSATION_COLUMNS = {
+    **dict.fromkeys(("title", "system"), str),
+    **dict.fromkeys(("settings", "model"), dict),
+    **dict.fromkeys(("id", "imported"), int),
+    **dict.fromkeys(("created", "updated"), float),
+    "leaf": int | None,
+}
+NODE_COLUMNS = {
+    **dict.fromkeys(("role", "text", "thinking", "state"), str),
+    **dict.fromkeys(("settings", "stats"), dict),
+    **dict.fromkeys(("tool_calls", "ids", "opener"), list),
+    **dict.fromkeys(("id", "conversation"), int),
+    "created": float,
+    "parent": int | None,
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class Conversation:
     leaf: int | None
     created: float
     updated: float
+    damaged: bool = False  # its row cannot be read: only `id` is known, and that it can be deleted
 
 
 @dataclass(frozen=True)
@@ -213,23 +231,40 @@ def _encode(name: str, value: Any) -> Any:
 
 
 def parse_conversation(row: Row) -> Conversation:
-    """Build a conversation from its row. Raises ValueError, TypeError or AttributeError for damaged data."""
-    columns = _decode_columns(row, Conversation)
+    """Build a conversation from its row. Raises ValueError for damaged data."""
+    columns = _decode_columns(row, CONVERSATION_COLUMNS)
     known = {item.name for item in fields(ModelIdentity)}
-    model = {name: value for name, value in columns["model"].items() if name in known}
+    model = {name: _checked(value, str, name) for name, value in columns["model"].items() if name in known}
     return Conversation(**columns | {"imported": bool(row["imported"]), "model": ModelIdentity(**model)})
 
 
+def damaged_conversation(id: int) -> Conversation:
+    """What stands in a list for a conversation whose row cannot be read."""
+    title = f"(damaged, delete it: qchat sessions rm {id})"
+    return Conversation(id, title, "", {}, ModelIdentity(), True, None, 0.0, 0.0, damaged=True)
+
+
 def parse_node(row: Row) -> Node:
-    """Build a node from its row. Raises ValueError, TypeError or zlib.error for damaged data."""
-    return Node(**_decode_columns(row, Node))
+    """Build a node from its row. Raises ValueError or zlib.error for damaged data."""
+    node = Node(**_decode_columns(row, NODE_COLUMNS))
+    for call in node.tool_calls:
+        _checked(_checked(call, dict, "tool_calls").get("name"), str, "tool_calls")
+        _checked(call.get("arguments", {}), dict, "tool_calls")
+    return node
 
 
-def _decode_columns(row: Row, kind: type) -> dict[str, Any]:
-    """Return the decoded columns of `row` that are fields of `kind`."""
-    columns = {item.name: row[item.name] for item in fields(kind)}
+def _decode_columns(row: Row, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decoded columns of `row` that `kinds` names: SQLite keeps any type in any column."""
+    columns = {name: row[name] for name in kinds}
     for name in columns.keys() & {"settings", "stats", "tool_calls", "model"}:
-        columns[name] = json.loads(columns[name])
+        columns[name] = parse_json_value(_checked(columns[name], str, name), any_integer=True)
     for name in columns.keys() & set(ID_COLUMNS):
-        columns[name] = unpack_ids(columns[name])
-    return columns
+        columns[name] = unpack_ids(_checked(columns[name], bytes, name))
+    return {name: _checked(value, kinds[name], name) for name, value in columns.items()}
+
+
+def _checked(value: Any, kind: Any, name: str) -> Any:
+    """`value`, if it is a `kind`. Raises ValueError."""
+    if not isinstance(value, kind) or (kind is float and not 0 <= value <= MAX_TIME):
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    return value

@@ -26,6 +26,7 @@ from .records import (
     NodeContent,
     NodeDraft,
     Role,
+    damaged_conversation,
     encode_columns,
     make_title,
     parse_conversation,
@@ -126,7 +127,10 @@ class Store:
         return self._conversation(rows[0])
 
     def conversations(self, limit: int = 50, search: str = "") -> list[Conversation]:
-        """Return the most recently updated conversations, newest first; filter by the words of `search`."""
+        """Return the most recently updated conversations, newest first; filter by the words of `search`.
+
+        One that cannot be read is in the list as `damaged`.
+        """
         condition, values = "", ()
         if search.strip():
             query, values = self._index.query(search)
@@ -137,11 +141,16 @@ class Store:
             *values,
             limit,
         )
-        return [self._conversation(row) for row in rows]
+        return [self._conversation_or_mark(row) for row in rows]
 
     def latest(self) -> Conversation | None:
-        """Return the most recently updated conversation."""
-        return next(iter(self.conversations(1)), None)
+        """Return the most recently updated conversation that can be read."""
+        return next((found for found in self.conversations() if not found.damaged), None)
+
+    def has(self, conversation: int) -> bool:
+        """Whether there is such a conversation, be it damaged."""
+        rows = "SELECT 1 FROM conversations WHERE id = ? AND deleted IS NULL"
+        return bool(self._database.read(rows, conversation))
 
     def search(self, words: str, limit: int = 50) -> list[Hit]:
         """Return titles and messages that contain all `words`, the last one as a prefix; newest first."""
@@ -157,6 +166,7 @@ class Store:
         return [
             Hit(row["conversation"], row["title"], row["node"], row["role"], " ".join(row["snippet"].split()))
             for row in rows
+            if isinstance(row["title"], str) and isinstance(row["snippet"], str)  # others are damaged
         ]
 
     def update(self, conversation: int, **content: Unpack[ConversationContent]) -> None:
@@ -169,7 +179,8 @@ class Store:
 
     def delete(self, conversation: int) -> None:
         """Hide the conversation. `restore` undoes this until a purge, at least `UNDO_SECONDS` later."""
-        self.conversation(conversation)
+        if not self.has(conversation):
+            raise StoreError(f"there is no conversation {conversation}")
         with self._database.write() as execute:
             _update_row(execute, "conversations", conversation, {"deleted": self._clock()})
 
@@ -280,16 +291,22 @@ class Store:
     def _conversation(self, row: Row) -> Conversation:
         return self._parse(parse_conversation, row)
 
+    def _conversation_or_mark(self, row: Row) -> Conversation:
+        try:
+            return self._conversation(row)
+        except StoreError:
+            return damaged_conversation(row["id"])
+
     def _node(self, row: Row) -> Node:
         return self._parse(parse_node, row)
 
     def _parse(self, build: Callable[[Row], T], row: Row) -> T:
         try:
             return build(row)
-        except (ValueError, TypeError, AttributeError, zlib.error) as problem:
+        except (ValueError, zlib.error) as problem:
             kind = "conversation" if build is parse_conversation else "message"
             raise StoreError(
-                f"{self._database.path} is damaged: {kind} {row['id']} cannot be read"
+                f"{self._database.path} is damaged: {kind} {row['id']} cannot be read ({problem})"
             ) from problem
 
 

@@ -190,8 +190,8 @@ def _find_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
 def _named_source(value: Any, origin: str) -> str:
     """The template text of `value`, which is that text or a list of named ones with a "default"."""
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
+        entries = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
+        value = entries[-1].get("template") if entries else None
     if not isinstance(value, str):
         raise TemplateError(f"{origin}: chat_template must be text, or a list with one named default")
     if len(value.encode("utf-8", "replace")) > MAX_TEMPLATE_NBYTES:

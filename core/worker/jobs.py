@@ -25,6 +25,7 @@ from ..measuring.results import BenchResult
 from ..model.memory_plan import plan_folder
 from ..quant.plan import load_config
 from ..quant.recipes import Options
+from ..quoting import quote_value
 from .protocol import JOB_METHODS
 
 Params = Mapping[str, Any]
@@ -84,10 +85,10 @@ def _options(given: Mapping[str, Any] | None) -> Options:
     defaults = {field.name: getattr(Options(), field.name) for field in fields(Options)}
     for name, value in (given or {}).items():
         if name not in defaults:
-            raise UsageError(f"unknown option {name!r:.40}, wanted one of {', '.join(defaults)}")
+            raise UsageError(f"unknown option {quote_value(name)}, wanted one of {', '.join(defaults)}")
         kind = int if defaults[name] is None else type(defaults[name])
         if type(value) is not kind and value != defaults[name]:
-            raise UsageError(f"the option {name} is {value!r:.40}, wanted {kind.__name__}")
+            raise UsageError(f"the option {name} is {quote_value(value)}, wanted {kind.__name__}")
     return Options(**(given or {}))
 
 
@@ -221,7 +222,7 @@ def _download(params: Params, send_event: EventSink) -> dict[str, Any]:
 def _check_models(given: Sequence[Any], count: int | None = None) -> list[str]:
     wrong = next((model for model in given if not isinstance(model, str)), None)
     if wrong is not None or not given or len(given) != (count or len(given)):
-        raise UsageError(f"models is {given!r:.80}, wanted a list of {count or 'one or more'} folders")
+        raise UsageError(f"models is {quote_value(given)}, wanted a list of {count or 'one or more'} folders")
     return list(given)
 
 
@@ -231,7 +232,7 @@ def _optional_path(given: str | None) -> Path | None:
 
 def _check_choice(name: str, given: str, known: Sequence[str]) -> Any:
     if given not in known:
-        raise UsageError(f"{name} is {given!r:.40}, wanted {', '.join(known)}")
+        raise UsageError(f"{name} is {quote_value(given)}, wanted {', '.join(known)}")
     return given
 
 

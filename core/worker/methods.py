@@ -24,6 +24,7 @@ from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..ops.tuning import Tuner, sentences
+from ..quoting import quote_value
 from ..storage.store import Store
 from .jobs import EventSink, run_job
 from .protocol import JOB_METHODS, Cancelled
@@ -190,7 +191,9 @@ class EngineMethods:
     def _load(self, params: Params) -> LoadResult:
         ReplySettings.parse(params["defaults"] or {})
         if params["history"] not in (None, *get_args(History)):
-            raise UsageError(f"history is {params['history']!r:.40}, wanted {' or '.join(get_args(History))}")
+            raise UsageError(
+                f"history is {quote_value(params['history'])}, wanted {' or '.join(get_args(History))}"
+            )
         given = {name: params[name] for name in SESSION_OPTIONS if params[name] is not None}
         given |= params["defaults"] or {}
         with ExitStack() as on_failure:

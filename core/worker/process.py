@@ -5,11 +5,13 @@ reports ready before it imports MLX. A failed request ends in an error and never
 `mlx.launch` starts several processes, the first one serves and the others follow it.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..engine.launcher import follows
@@ -23,6 +25,8 @@ from .wire import Empty
 if TYPE_CHECKING:
     from .methods import EngineMethods
     from .wire import Result
+
+PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -142,8 +146,21 @@ class Worker:
                 self._current = None
 
 
+def wake_on_parent_exit() -> None:
+    """Have Linux continue this process, if it is stopped, when its parent exits; `Inbox` then ends it.
+
+    A stopped process (ctrl+z, a debugger) runs no thread that could notice. SIGCONT and not SIGKILL: to the
+    kernel the parent is the thread that started the engine, which may end long before the front end.
+    macOS has no such request: an engine that is stopped there ends when it is continued.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # a C library without prctl
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+
+
 def main() -> None:
     """Serve on stdin and stdout; redirect what libraries print on stdout to stderr."""
+    wake_on_parent_exit()
     output = os.dup(1)
     os.dup2(2, 1)
     if follows():

@@ -20,6 +20,8 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, get_args
 
 from ..errors import QchatError, UsageError
+from ..machine.files import parse_json_value
+from ..quoting import printable, quote_value
 
 PROTOCOL_VERSION = 1
 MAX_LINE_NBYTES = 64 << 20
@@ -128,7 +130,7 @@ class Request:
         if not _has_type(number, int) or not isinstance(method, str) or not isinstance(params, dict):
             raise UsageError("the line is not a request, wanted an object with id, method and params")
         if method not in METHODS:
-            raise UsageError(f"unknown method {method!r:.40}")
+            raise UsageError(f"unknown method {quote_value(method)}")
         return cls(number, method, _check_params(method, params))  # pyright: ignore[reportArgumentType]
 
 
@@ -136,11 +138,11 @@ def _check_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     wanted = METHODS[method]
     if unknown := sorted(params.keys() - wanted.keys()):
         raise UsageError(
-            f"{method} has no parameter {unknown[0]!r:.40}, wanted {', '.join(wanted) or 'none'}"
+            f"{method} has no parameter {quote_value(unknown[0])}, wanted {', '.join(wanted) or 'none'}"
         )
     for name, kind in wanted.items():
         if not _has_type(params.get(name), kind):
-            found = "missing" if name not in params else f"{params[name]!r:.40}"
+            found = "missing" if name not in params else f"{quote_value(params[name])}"
             raise UsageError(f"{method}: the parameter {name} is {found}, wanted {_type_name(kind)}")
     return {name: params.get(name) for name in wanted}
 
@@ -188,9 +190,9 @@ def decode(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_NBYTES:
         raise UsageError(f"the line is longer than {MAX_LINE_NBYTES >> 20} MiB")
     try:
-        message = json.loads(line)
-    except (ValueError, RecursionError) as problem:
-        raise UsageError(f"the line is not JSON: {problem}") from problem
+        message = parse_json_value(line.decode())
+    except ValueError as problem:
+        raise UsageError(f"the line is not JSON: {printable(str(problem))}") from problem
     if not isinstance(message, dict):
         raise UsageError("the line is not a JSON object")
     return message

@@ -31,11 +31,30 @@ UNEVEN_LAYERS = [
     "full_attention",
     "linear_attention",
 ]
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "partial_rotary_factor": 0.5,
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+YARN_OLD: dict[str, Any] = {
+    "type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 128,
+    "attention_factor": 1.75,
+    "beta_fast": 16,
+    "beta_slow": 2,
+}
 # case -> arguments of `write_checkpoint`
 CASES: dict[str, dict[str, Any]] = {
     "dense": {"tied": False, "hv_ratio": 3, "num_attention_heads": 12, "num_key_value_heads": 2},
     "moe": MOE,
     "moe_per_expert": MOE | {"experts": "each"},
+    "yarn": {"rope_parameters": YARN, "max_position_embeddings": 2048},
+    "yarn_old": {"rope_parameters": None, "rope_scaling": YARN_OLD, "rope_theta": 5e4},
+    "linear_old": {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 3.0}},
+    "no_rope": {"rope_parameters": None},
     "flat": {"flat": True, "mtp": False, "num_hidden_layers": 5, "layer_types": UNEVEN_LAYERS},
 }
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ...core.errors import QchatError, UsageError
 from ...core.events import Announcement, Background, CallEvent, LogLine, Ready
+from ...core.quoting import quote_value
 from ...core.worker.protocol import (
     FRONT_END_VARIABLE,
     MAX_LINE_NBYTES,
@@ -332,7 +333,7 @@ class EngineClient:
 
     def _refuse(self, version: object) -> None:
         """End an engine of another version, whose other messages may have other types too."""
-        found = f"protocol {version!r:.20}, and this front end protocol {PROTOCOL_VERSION}"
+        found = f"protocol {quote_value(version)}, and this front end protocol {PROTOCOL_VERSION}"
         if self._first is not None and not self._first.done():
             self._first.set_exception(EngineDied(f"the engine speaks {found}: install both from one version"))
         self._stopping = True

@@ -44,8 +44,11 @@ def find(store: "Store", word: str) -> "Conversation":
 
 
 def model_of(conversation: "Conversation | None") -> str | None:
-    """Return the folder of the model that it was last held with, if that still exists."""
-    folder = conversation.model.folder if conversation is not None else ""
+    """Return the folder of the model that it was last held with here, if that still exists.
+
+    An imported conversation names none.
+    """
+    folder = conversation.model.folder if conversation is not None and not conversation.imported else ""
     return folder if folder and Path(folder).is_dir() else None
 
 

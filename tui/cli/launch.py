@@ -3,7 +3,6 @@
 Decides before a terminal library is imported, because those read the environment at import.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
+from ...core.machine.files import MAX_JSON_NBYTES, parse_json_value, read_text
+from ...core.quoting import quote_value
 from ..chat.client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
 from ..chat.conversations import find, model_of, open_store
 from ..chat.start import Beginning
@@ -101,15 +102,15 @@ def _check_hostfile(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"--hostfile: there is no file {path}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json_value(read_text(path, UsageError, MAX_JSON_NBYTES))
+    except ValueError as error:
         raise UsageError(f"--hostfile: {path} cannot be read: {error}") from error
     hosts = value.get("hosts") if isinstance(value, dict) else value
     if not isinstance(hosts, list) or len(hosts) < 2 or not all(isinstance(host, dict) for host in hosts):
         raise UsageError(f"{path} names no two hosts: mlx.distributed_config writes such files")
     if hosts[0].get("ssh") != "127.0.0.1":
         raise UsageError(
-            f'{path}: the first host is {hosts[0].get("ssh")!r:.40}, wanted "127.0.0.1", this machine'
+            f'{path}: the first host is {quote_value(hosts[0].get("ssh"))}, wanted "127.0.0.1", this machine'
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import UsageError
+from ...core.errors import StoreError, UsageError
 from ..chat.conversations import find, when
 from ..text.report import Lines, Report, Table
 from ..user.paths import user_path
@@ -131,7 +131,7 @@ def _import(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
     for name in args.files:
         path = user_path(name)
         number = import_conversation(store, path)
-        notes.append(f"{path} is conversation {number}: {store.conversation(number).title}")
+        notes.append(f"{path} is conversation {number}: {_named(store, args.id)[1]}")
     return Outcome(Report(""), notes)
 
 
@@ -142,15 +142,27 @@ def _rename(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
 
 
 def _remove(store: "Store", args: argparse.Namespace, door: Door) -> Outcome:
-    found = [find(store, word) for word in args.id]  # all are there before one is deleted
-    if any(one.id == door.conversation for one in found):
+    found = [_named(store, word) for word in args.id]  # all are there before one is deleted
+    if any(number == door.conversation for number, _ in found):
         raise UsageError("this is the conversation you are in: begin another one first")
     notes = []
-    for one in found:
-        store.delete(one.id)
-        back = f"for a minute `{door.prefix}sessions restore {one.id}` brings it back"
-        notes.append(f"deleted: {one.title} ({back})")
+    for number, title in found:
+        store.delete(number)
+        back = f"for a minute `{door.prefix}sessions restore {number}` brings it back"
+        notes.append(f"deleted: {title} ({back})")
     return Outcome(Report(""), notes)
+
+
+def _named(store: "Store", word: str) -> tuple[int, str]:
+    """Return the number and title of a conversation, which may be damaged. Raises UsageError, StoreError."""
+    number = word.removeprefix("#")
+    try:
+        found = find(store, word)
+    except StoreError:
+        if number.isdecimal() and store.has(int(number[:18])):
+            return int(number[:18]), f"conversation {number}, which is damaged"
+        raise
+    return found.id, found.title
 
 
 def _restore(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:

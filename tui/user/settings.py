@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...core.errors import UsageError
+from ...core.quoting import quote_value
 from .kinds import Choice, Flag, Kind, Number, Size, Table, Text, Texts
 from .paths import config_file, make_config_dir
 from .toml_file import edit_toml, read_toml
@@ -64,7 +65,7 @@ class Key:
             raise self._error(text, where) from None
 
     def _error(self, value: Any, where: str) -> UsageError:
-        return UsageError(f"{where}: {self.name} is {value!r:.60}, wanted {self.kind.wanted}")
+        return UsageError(f"{where}: {self.name} is {quote_value(value)}, wanted {self.kind.wanted}")
 
 
 def _reply(name: str, kind: Kind, meaning: str, **options: Any) -> Key:

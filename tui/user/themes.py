@@ -15,6 +15,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import BUILTIN_THEMES, Theme
 
 from ...core.errors import UsageError
+from ...core.quoting import quote_value
 from .paths import SHIPPED_THEMES as SHIPPED
 from .paths import config_dir
 from .settings import closest
@@ -128,7 +129,7 @@ def load(path: Path) -> Look:
             raise UsageError(f"{path}: there is no key {name:.60}{_hint(name, (*HEADER, 'colors'))}")
         if not isinstance(value, HEADER[name]):
             kind = "true or false" if HEADER[name] is bool else "a text"
-            raise UsageError(f"{path}: {name} is {value!r:.60}, wanted {kind}")
+            raise UsageError(f"{path}: {name} is {quote_value(value)}, wanted {kind}")
     colours = _colours(path, content.get("colors"))
     return Look(_theme(path.stem, header, colours), header.get("description", ""), path)
 
@@ -142,7 +143,9 @@ def _colours(path: Path, table: Any) -> dict[str, str]:
         try:
             Color.parse(value if isinstance(value, str) else "")
         except ColorParseError:
-            raise UsageError(f"{path}: {name} is {value!r:.60}, wanted a colour such as #20a0ff") from None
+            raise UsageError(
+                f"{path}: {name} is {quote_value(value)}, wanted a colour such as #20a0ff"
+            ) from None
     for name in ("primary", "foreground", "background"):
         if name not in table:
             raise UsageError(f"{path}: the colour {name} is missing")

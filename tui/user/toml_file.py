@@ -3,12 +3,13 @@
 Refuses, in one sentence with the file's name, what is too large, not a regular file, or not TOML.
 """
 
+import codecs
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError
-from ...core.machine.files import write_whole
+from ...core.machine.files import parse_toml, write_whole
 
 MAX_FILE_NBYTES = 64 << 10
 
@@ -18,18 +19,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     data = _read_bytes(path)
     if not data:
         return {}
-    import tomllib  # takes a hundredth of a second, so only where there is something to read
-
+    text = _decode(data, path)
     try:
-        return tomllib.loads(data.decode())
+        return parse_toml(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#x}"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} nests deeper than any settings do") from error
 
 
 def edit_toml(path: Path, change: Callable[[MutableMapping[str, Any]], Any]) -> None:
@@ -38,18 +41,16 @@ def edit_toml(path: Path, change: Callable[[MutableMapping[str, Any]], Any]) -> 
     Raises UsageError where the file cannot be read or written; it is then unchanged.
     """
     expected = read_toml(path)
-    import tomllib
-
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        document = tomlkit.parse(_read_bytes(path).decode())
+        document = tomlkit.parse(_decode(_read_bytes(path), path))
         change(document)
         text = tomlkit.dumps(document)
         change(expected)
-        same = tomllib.loads(text) == expected
-    except (TOMLKitError, tomllib.TOMLDecodeError, RecursionError) as error:
+        same = parse_toml(text) == expected
+    except (TOMLKitError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} could not be changed: {error}; edit it by hand") from error
     if not same:  # the file's form is one that the editing library damages
         raise UsageError(f"{path} could not be changed without damage to its other lines; edit it by hand")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.layouts import body_specs
 from qchat.core.checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, solve_geometry
+from qchat.core.checkpoint.shards import INDEX_NAME
 from qchat.core.checkpoint.weights import Packed, Weights, load_weights
 from qchat.core.errors import WeightsError
 from qchat.core.machine.backend import mx
@@ -241,6 +242,117 @@ def test_the_norms_of_an_mtp_head_are_shifted_exactly_once(tmp_path, raw_body, r
     assert any("MTP head is in the" in repair for repair in weights.repairs) == (raw_body != raw_head)
 
 
+@pytest.mark.parametrize("own_file", [False, True])
+@pytest.mark.parametrize("shifted", ["layer", "outside", "one", "all but one"])
+def test_each_norm_of_an_mtp_head_is_shifted_by_its_own_values(tmp_path, shifted, own_file):
+    """Converters that know the names of a layer's norms leave the head's own three as they are."""
+    write_checkpoint(tmp_path, dtype=mx.float32)
+    raw, converted = load_tensors(tmp_path), convert_tensors(load_tensors(tmp_path))
+    names = [name for name in converted if "mtp." in name and "norm" in name]
+    chosen = {
+        "layer": [name for name in names if "mtp.layers." in name],
+        "outside": [name for name in names if "mtp.layers." not in name],
+        "one": names[:1],
+        "all but one": names[1:],
+    }[shifted]
+    plain = {name.partition("mtp.")[2]: tensor for name, tensor in raw.items() if name.startswith("mtp.")}
+    head = {n: t for n, t in converted.items() if "mtp." in n}
+    head |= {n: plain[n.partition("mtp.")[2]] for n in names if n not in chosen}
+    body = {n: t for n, t in converted.items() if "mtp." not in n}
+    rewrite(tmp_path, body if own_file else body | head)
+    if own_file:
+        mx.save_safetensors(str(tmp_path / "mtp.safetensors"), head)
+    weights = load(tmp_path)
+    assert_equal_to_raw(weights, raw)
+    assert any("1 was added to some norms of the MTP head" in repair for repair in weights.repairs)
+
+
+def test_norms_that_look_converted_in_a_raw_head_are_said(tmp_path):
+    write_checkpoint(tmp_path)
+    tensors = load_tensors(tmp_path)
+    tensors["mtp.norm.weight"] = tensors["mtp.norm.weight"] + 1
+    weights = load(rewrite(tmp_path, tensors))
+    assert any(
+        "look converted in a raw model" in repair and "mtp.norm" in repair for repair in weights.repairs
+    )
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"bits": 4.0, "group_size": 32.0, "mode": "affine"},
+        {"bits": 4, "group_size": None, "mode": None},
+        {"bits": 4, "quant_method": "mlx"},
+        {
+            "bits": 4,
+            "quant_method": None,
+            "language_model.model.embed_tokens": {"group_size": None, "bits": 4},
+        },
+        {"bits": 4, "language_model.model.embed_tokens": {"mode": None}},
+        {"bits": 4, "awq": {"alpha": 0.5, "bits": "auto"}, "notes": ["x"], "language_model.model.norm": True},
+    ],
+)
+def test_a_hint_that_fits_is_no_reason_for_a_notice(tmp_path, quantization):
+    write_checkpoint(tmp_path / "raw")
+    quantize_checkpoint(tmp_path / "raw", tmp_path / "packed", (4, 32, "affine"))
+    folder = rewrite(tmp_path / "packed", load_tensors(tmp_path / "packed"), quantization=quantization)
+    assert not any("config.json says" in repair for repair in load(folder).repairs)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"bits": 77, "group_size": -1, "mode": "zz"},
+        {"bits": "4", "group_size": 32},
+        {"bits": [4]},
+        {"bits": True},
+        {"bits": 4, "group_size": {}},
+        {"bits": 4, "mode": ["affine"]},
+        {"quant_method": 7},
+    ],
+)
+def test_a_hint_that_is_wrong_is_said_once_and_the_shapes_are_used(tmp_path, quantization):
+    write_checkpoint(tmp_path / "raw")
+    quantize_checkpoint(tmp_path / "raw", tmp_path / "packed", (4, 32, "affine"))
+    folder = rewrite(tmp_path / "packed", load_tensors(tmp_path / "packed"), quantization=quantization)
+    weights = load(folder)
+    assert_equal_to_packed(weights, load_tensors(tmp_path / "raw"))
+    assert len([repair for repair in weights.repairs if "config.json says" in repair]) == 1
+
+
+def test_a_quantization_of_a_model_that_is_not_packed_is_said(tmp_path):
+    write_checkpoint(tmp_path)
+    folder = rewrite(tmp_path, load_tensors(tmp_path), quantization={"a": {"bits": [4]}, "bits": "4"})
+    assert "config.json speaks of a quantization, and no tensor is packed" in load(folder).repairs
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_stale_index_beside_whole_weights_is_left_aside(tmp_path, left):
+    write_checkpoint(tmp_path, shards=2)
+    tensors = load_tensors(tmp_path)
+    mx.eval(tensors)
+    index = (tmp_path / INDEX_NAME).read_bytes()
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    for path in shards[left:]:
+        path.unlink()
+    save_shards(tmp_path, tensors)
+    (tmp_path / INDEX_NAME).write_bytes(index)
+    weights = load(tmp_path)
+    assert_equal_to_raw(weights, tensors)
+    assert any("index names files that are not in the folder" in repair for repair in weights.repairs)
+
+
+def test_a_stale_index_beside_shards_of_other_names_is_left_aside(tmp_path):
+    write_checkpoint(tmp_path, shards=3)
+    tensors, index = load_tensors(tmp_path), (tmp_path / INDEX_NAME).read_bytes()
+    mx.eval(tensors)
+    for path in tmp_path.glob("model-*.safetensors"):
+        path.unlink()
+    save_shards(tmp_path, tensors, shards=2)
+    (tmp_path / INDEX_NAME).write_bytes(index)
+    assert_equal_to_raw(load(tmp_path), tensors)
+
+
 def test_a_part_of_an_mtp_head_is_refused_by_the_missing_name(tmp_path):
     write_checkpoint(tmp_path)
     tensors = load_tensors(tmp_path)
@@ -278,9 +390,9 @@ def test_what_is_not_the_language_model_is_ignored_and_said(tmp_path):
         "model.visual.patch_embed.proj.weight": mx.zeros((4, 3, 2, 2)),
         "vision_tower.blocks.0.norm1.weight": mx.zeros(8),
         "model.language_model.layers.3.self_attn.rotary_emb.inv_freq": mx.zeros(4),
-        "lm_head.weight": mx.zeros((288, 64)),
     }
     tensors = load_tensors(tmp_path)
+    extra["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
     weights = load(rewrite(tmp_path, tensors | extra))
     assert_equal_to_raw(weights, tensors)
     assert any("vision tower was ignored (2 tensors)" in repair for repair in weights.repairs)

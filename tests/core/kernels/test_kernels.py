@@ -1,6 +1,7 @@
 """The kernels' text: the same body for both backends, and what it computes, run on the CPU as Metal."""
 
 import itertools
+import math
 import re
 from dataclasses import replace
 from functools import partialmethod
@@ -8,6 +9,7 @@ from functools import partialmethod
 import numpy as np
 import pytest
 
+from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.packed import Geometry, Mode, Packed
 from qchat.core.errors import UsageError
 from qchat.core.kernels import (
@@ -24,6 +26,8 @@ from qchat.core.model.layers import convolve
 from qchat.core.ops import fused_matvec
 from qchat.core.ops.elementwise import decay_and_beta, gated_norm, l2_normalise
 from qchat.core.ops.gated_delta_reference import gated_delta_rule
+from qchat.core.ops.rotary import Rotary
+from tests.checkpoints import tiny_config
 from tests.compare import relative_rms
 from tests.core.kernels import on_cpu
 from tests.core.kernels.on_cpu import needs_a_compiler
@@ -473,6 +477,24 @@ def test_attention_in_splits_equals_softmax_in_float64(length, capacity):
         wanted[t, head] = weights / weights.sum() @ wide(valued)[0, head // 3, seen]
     gate = 1 / (1 + np.exp(-wide(queries[:, :, 1])))
     near(found, (wanted * gate).reshape(steps, -1))
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu")
+def test_queries_and_keys_are_rotated_by_yarn():
+    """The factor on cosines and sines is in the norms, so the kernel needs the frequencies alone."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    rotary = Rotary(ModelConfig.parse(tiny_config(flat=True, head_dim=256, rope_parameters=yarn)))
+    q_norm, k_norm = (1 + 0.2 * normal(256, seed=s).astype(mx.float32) for s in (1, 2))
+    main, offset = normal(2, HEADS.width), mx.array([5000], mx.int32)
+    norms = rotary.scale_norm(q_norm), rotary.scale_norm(k_norm)
+    q, k, _ = decode_attention.split_heads(HEADS, main, *norms, rotary.frequencies, offset)
+    queries = main[:, : 6 * 512].reshape(2, 6, 2, 256)[:, :, 0]
+    keys = main[:, 6 * 512 :].reshape(2, 4, 256)[:, :2]
+    for found, rows, norm in ((q, queries, norms[0]), (k, keys, norms[1])):
+        plain = mx.fast.rms_norm(rows.astype(mx.float32).swapaxes(0, 1)[None], norm, EPS)
+        near(found, wide(rotary(plain, offset)))
+    assert float(norms[0][0] / q_norm[0]) == pytest.approx(0.1 * math.log(4) + 1)
 
 
 def rotated(x: mx.array, norm: mx.array, offset: int) -> mx.array:

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qchat.core.hub.library import Locations
 from qchat.core.machine.files import (
     cache_path,
     parse_json,
+    parse_toml,
     read_bytes,
     read_json,
     user_folder,
@@ -25,6 +27,7 @@ from tests.paths import ROOT
 
 WRITE = """
 import sys
+import time
 from pathlib import Path
 from qchat.core.machine.files import write_whole
 for _ in range(200):
@@ -48,6 +51,8 @@ def test_an_object_is_read_as_it_is_written(tmp_path: Path):
         (b'{"a": -Infinity}', "-Infinity is not a number"),
         (b'{"a": 1e999}', "1e999 is out of range"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
+        (b'{"a": 1' + b"0" * 400 + b"}", "is out of range"),
+        (b'{"a": -1' + b"0" * 400 + b"}", "is out of range"),
         (b'{"a":' * 100_000, "nests too deeply"),
     ],
 )
@@ -57,6 +62,56 @@ def test_what_is_no_plain_object_is_refused_by_name(tmp_path: Path, content: byt
     with pytest.raises(ConfigError) as caught:
         read_json(path, ConfigError)
     assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed():
+    with pytest.raises(ConfigError, match="holds more than 8,000,000 values"):
+        parse_json('{"a": [' + "[]," * 4_100_000 + "[]]}", "a.json", ConfigError)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json", ConfigError) == {"a": 1}
+
+
+def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13901056\n")
+    with pytest.raises(ConfigError, match=r"a\.json is a Git LFS pointer.*git lfs pull"):
+        read_json(path, ConfigError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 32_000 + " = 1",
+        "a" + ' . "a"' * 8_000 + " = 1",
+        "[a" + ".'a'" * 16_000 + "]",
+        "[[a" + ".a" * 32_000 + "]]",
+        "x = { a" + ".a" * 32_000 + " = 1 }",
+        "[a" + ".a" * 8_000 + "]\n" + "b = 1\n" * 8_000,
+    ],
+)
+def test_toml_keys_of_many_parts_are_refused_at_once(text: str):
+    started = time.process_time()
+    with pytest.raises(ValueError, match="more than 32 parts"):
+        parse_toml(text)
+    assert time.process_time() - started < 1
+
+
+def test_dots_in_toml_texts_comments_and_numbers_are_no_keys():
+    dots = "." * 500
+    text = (
+        f'a = "{dots}"\nb = """\n{dots}\n"quoted"{dots}\n"""\nc = \'{dots}\' # {dots}\n'
+        f"d = '''\n{dots}\n'''\ne = [{'1.5, ' * 100}]"
+    )
+    assert parse_toml(text)["e"] == [1.5] * 100
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = ", "a = " + "[" * 5000])
+def test_toml_that_cannot_be_read_is_a_value_error(text: str):
+    with pytest.raises(ValueError, match=r"[a-z]+"):
+        parse_toml(text)
 
 
 def test_a_file_over_its_limit_is_refused_and_one_at_the_limit_is_read(tmp_path: Path):

@@ -15,6 +15,7 @@ from qchat.core.native import library as native_library
 from qchat.core.native.library import MAX_ROWS, Finder, Library
 from tests.checkpoints import Triple, quantize_checkpoint, write_checkpoint
 from tests.compare import relative_rms
+from tests.golden.make_logits import YARN
 
 # float32 rounding in another order; the weights are the same bits
 TOLERANCE = 1e-5
@@ -24,6 +25,8 @@ SHAPES = {
     "mixture": {"moe": True},
     "mixture, shares as they are": {"moe": True, "norm_topk_prob": False},
     "one value head a key head": {"hv_ratio": 1},
+    "YaRN": {"rope_parameters": YARN},
+    "linear scaling": {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e5}},
     "wide": {"hidden_size": 160, "intermediate_size": 352, "head_dim": 64, "linear_value_head_dim": 80},
 }
 TRIPLES: list[Triple] = [

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +466,47 @@ def test_shutdown_ends_it_after_what_was_asked_before():
         assert "classes" in driver.end(first)
         assert driver.end(second) == {}
         assert driver.wait(5) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS continues no stopped process")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_a_stopped_engine_ends_when_its_front_end_is_killed():
+    front = (
+        "import subprocess, sys, time\n"
+        "engine = subprocess.Popen([sys.executable, '-P', '-m', 'qchat.core.worker'], stdin=subprocess.PIPE,"
+        " stdout=subprocess.PIPE, start_new_session=True)\n"
+        "engine.stdout.readline()\n"
+        "print(engine.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev")}
+    process = subprocess.Popen([sys.executable, "-c", front], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    engine = int(process.stdout.readline())
+
+    def wait_until(done: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < end, state()
+            time.sleep(0.02)
+
+    def state() -> str:
+        try:
+            return Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return "gone"
+
+    try:
+        os.kill(engine, signal.SIGSTOP)
+        wait_until(lambda: state() == "T")
+        process.kill()
+        process.wait()
+        wait_until(lambda: state() in ("gone", "Z", "X"))
+    finally:
+        process.kill()
+        process.stdout.close()
+        if state() not in ("gone", "Z", "X"):
+            os.kill(engine, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 
 from ....core import BUILT_IN_MODEL
 from ....core.errors import UsageError
+from ....core.machine.files import read_json
 from ...text.columns import columns
 from ...text.output import note, write
 from ...user.editor import open_file
@@ -111,12 +112,7 @@ def _with_model(settings: Settings, model: str | None) -> Settings:
 
 
 def _recommended(path: Path) -> Mapping[str, Any]:
-    try:
-        with path.open("rb") as file:
-            value = json.loads(file.read(MAX_FILE_NBYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    return value if isinstance(value, dict) else {}
+    return read_json(path, UsageError, MAX_FILE_NBYTES)
 
 
 def _summary(value: Any) -> str:
