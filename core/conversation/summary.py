@@ -88,7 +88,7 @@ def _stats(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: Any) -> list[int | float]:
-    return [_number(value) for value in values[:MAX_DRAFTS]] if isinstance(values, list) else []
+    return [_number(value) for value in values[:MAX_DRAFTS]] if isinstance(values, list | tuple) else []
 
 
 def _number(value: Any) -> int | float:

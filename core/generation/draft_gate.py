@@ -79,7 +79,7 @@ class Choice(NamedTuple):
     `rival` is the speed of the best number known, where this one is tried in its place, otherwise 0.
     """
 
-    count: int = 0
+    drafts: int = 0
     speed: float = 1.0
     rival: float = 0.0
 
@@ -129,16 +129,16 @@ class DraftGate:
 
     def learn(self, source: Source, choice: Choice, accepted: int, seconds: float) -> None:
         """Learn from a step with the drafts of `choice`, of which the first `accepted` were accepted."""
-        time = self._times[source].setdefault(choice.count, MeanTime())
+        time = self._times[source].setdefault(choice.drafts, MeanTime())
         time.add(seconds)
-        self._rates[source].add(choice.count, accepted)
+        self._rates[source].add(choice.drafts, accepted)
         if time.count == 1:  # which may include the compilation of a kernel
-            seconds = min(seconds, DEAREST * (choice.count + 1) * self._plain.seconds)
+            seconds = min(seconds, DEAREST * (choice.drafts + 1) * self._plain.seconds)
         cost = seconds / self._plain.seconds
         self._since_plain += 1
         self._finish_step(INCOME + accepted + 1 - cost)
         if choice.rival:  # a try that succeeds is repeated at once
-            succeeded = accepted == choice.count and accepted + 1 > MARGIN * choice.rival * cost
+            succeeded = accepted == choice.drafts and accepted + 1 > MARGIN * choice.rival * cost
             self._since_try[source] = TRY_STEPS if succeeded else 0
 
     def _finish_step(self, gain: float) -> None:
@@ -154,7 +154,7 @@ class DraftGate:
             yield new
         if since >= TRY_STEPS:
             yield from (n for n in counts if n in times and times[n].count < 2)
-        more = next((n for n in counts if n > best.count and n in times), 0)
+        more = next((n for n in counts if n > best.drafts and n in times), 0)
         if more and since >= TRY_STEPS * max(1.0, self._loss(source, more, best)):
             yield more
 

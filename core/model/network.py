@@ -9,6 +9,7 @@ from dataclasses import replace
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Progress, Watched, Weights
 from ..machine.backend import Policy, mx
+from ..native.library import MAX_ROWS
 from ..ops.fused_matvec import MAX_FUSED_ROWS
 from ..ops.linear import Embedding, make_linear, materialize
 from ..ops.self_test import run_self_test
@@ -152,6 +153,14 @@ class Model:
             self.policy = replace(self.policy, notices=(*self.policy.notices, native.notice))
             return None
         return native
+
+    @property
+    def step_rows(self) -> int:
+        """The most tokens that a step reads fast here; more would go through the slow way of a prompt.
+
+        Only the step in C has such a limit.
+        """
+        return MAX_ROWS if self.native is not None and self.native.is_used else self.config.vocab_size
 
     @property
     def step_nbytes(self) -> int:

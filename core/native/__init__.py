@@ -5,5 +5,5 @@ the background by whatever C compiler there is, kept in the cache folder, and ne
 knows nothing of models: `core/model/native_decode.py` fills its structures and hands over caches. Where it is
 missing, refuses or fails, MLX computes the same.
 
-Public names: address, finder, Library, MAX_ROWS, Pinned, structures, wanted.
+Public names: address, copied, DeltaNet, finder, Library, MAX_ROWS, Pinned, structures, wanted.
 """
