@@ -22,7 +22,7 @@ MAX_TEXT = 1 << 14
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 # variables that other parts read: the runtime's choices, and where this file's own files are
 OTHERS = (
-    "CONFIG_DIR", "ACTIVATIONS", "DENSE", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
+    "CONFIG_DIR", "ACTIVATIONS", "DENSE", "DRAFTING", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
     "BLAS", "BLAS_CORE", "MALLOC", "FRONT", "SUBNORMALS", "NATIVE", "NATIVE_THREADS",
 )  # fmt: skip
 OTHER_VARIABLES = {f"QCHAT_{name}" for name in OTHERS}

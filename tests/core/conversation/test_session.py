@@ -206,7 +206,7 @@ def test_the_first_token_is_waited_for_from_the_question_on(engine, monkeypatch)
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"seed": 5}], ids=["greedy", "seeded"])
 def test_drafts_change_no_reply_and_their_figures_end_it(engine, settings: dict[str, Any]):
-    """The second reply repeats the first, so copies are tried as soon as the gate knows the time of a step."""
+    """The second reply repeats the first: copies are tried as soon as the gate knows the time of a step."""
     ends = []
     for drafts in (0, 16):
         session = Session(engine, max_new_tokens=60, enable_thinking=False, draft_tokens=drafts, **settings)
