@@ -39,7 +39,7 @@ class Script(Verifier):
 
     def __init__(self, ids: Sequence[int]):
         super().__init__(GREEDY)
-        self._ids = mx.array(ids, mx.uint32)
+        self._ids = mx.array(list(ids), mx.uint32)
 
     def verify(
         self, logits: mx.array, state: SamplerState, drafts: Sequence[Draft] = ()

@@ -27,6 +27,8 @@ def pytest_configure() -> None:
         # the step in C is `on` in its own tests; with TESTS_NATIVE=on everywhere. Never `auto`: it would come
         # into use in the middle of a test
         "QCHAT_NATIVE": os.environ.get("TESTS_NATIVE", "off"),
+        # how many tokens are drafted depends on the machine's speed, and the rounding of states on that
+        "QCHAT_DRAFTING": "off",
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "TERM": "xterm-256color",

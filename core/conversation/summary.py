@@ -194,7 +194,7 @@ def _performance(stored: Any) -> Performance:
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(map(_number, values[:MAX_DRAFTS])) if isinstance(values, list) else ()
+    return tuple(map(_number, values[:MAX_DRAFTS])) if isinstance(values, list | tuple) else ()
 
 
 def _number(value: Any) -> float:

@@ -3,8 +3,10 @@
 Knows nothing of messages, templates or text.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
+from ..errors import UsageError
 from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
 from ..model.network import Model
@@ -88,11 +90,15 @@ AnyDecoder = Decoder | SpeculativeDecoder
 
 
 def draft_limit(model: Model, requested: int | None) -> int:
-    """Return the most drafts of a step: `requested`, or for None as many as pay.
+    """Return the most drafts of a step: `requested`, or for None as many as pay, if QCHAT_DRAFTING is `auto`.
 
-    Returns 0 for a model shared by ranks, where a step with drafts would cost as much as they save.
+    Returns 0 for a model shared by ranks, where a step with drafts would cost as much as they save. Raises
+    UsageError for an unknown QCHAT_DRAFTING.
     """
-    if model.shared:
+    choice = os.environ.get("QCHAT_DRAFTING", "auto")
+    if choice not in ("auto", "off"):
+        raise UsageError(f"QCHAT_DRAFTING is {choice!r}, wanted auto, off")
+    if model.shared or (requested is None and choice == "off"):
         return 0
     return MAX_DRAFTS if requested is None else min(requested, MAX_DRAFTS)
 

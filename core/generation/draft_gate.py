@@ -3,7 +3,7 @@
 A step with n drafts yields 1 + r1 + r1 r2 + ... ids, where r are the acceptance rates by place, and takes a
 time that was measured on this device, with this model, at about this context. Other numbers are tried now and
 then. An account of the time that drafts have gained and lost pays for that, so that a device on which drafts
-never pay loses hardly any.
+never pay loses hardly any; while it is overdrawn, nothing is drafted.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,8 @@ MAX_DRAFTS = 16
 INITIAL_RATE, INITIAL_WEIGHT = 0.8, 2
 # weight of the newest outcome in a rate, and of the newest time in a mean
 RATE_SHARE, TIME_SHARE = 0.05, 0.1
+# a time is counted as at most so many times the mean
+PAUSE = 4
 # drafts must promise so many times the speed of decoding without them
 MARGIN = 1.02
 # steps between two tries of a number that was never measured, and of others
@@ -42,14 +44,17 @@ class MeanTime:
     def __init__(self) -> None:
         self.seconds, self.count = 0.0, 0
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float) -> float:
+        """Learn a time; return it, or as much as it counts for."""
         self.count += 1
         if self.count == 1:
             self.seconds = seconds
         elif self.count == 2:
             self.seconds = min(self.seconds, seconds)
         else:
-            self.seconds += TIME_SHARE * (min(seconds, 2 * self.seconds) - self.seconds)
+            seconds = min(seconds, PAUSE * self.seconds)
+            self.seconds += TIME_SHARE * (seconds - self.seconds)
+        return seconds
 
 
 class Rates:
@@ -79,7 +84,7 @@ class Choice(NamedTuple):
     `rival` is the speed of the best number known, where this one is tried in its place, otherwise 0.
     """
 
-    count: int = 0
+    drafts: int = 0
     speed: float = 1.0
     rival: float = 0.0
 
@@ -111,7 +116,7 @@ class DraftGate:
 
     def choose(self, source: Source, limit: int) -> Choice:
         """Return how many drafts of `source`, at most `limit`, the next step should verify."""
-        if self._plain.count < 2 or self._since_plain > PLAIN_STEPS:
+        if self._plain.count < 2 or self._since_plain > PLAIN_STEPS or self._account < 0:
             return NO_DRAFTS
         counts = [n for n in COUNTS[source] if n <= limit]
         known = [Choice(n, self._speed(source, n)) for n in counts if n in self._times[source]]
@@ -129,16 +134,16 @@ class DraftGate:
 
     def learn(self, source: Source, choice: Choice, accepted: int, seconds: float) -> None:
         """Learn from a step with the drafts of `choice`, of which the first `accepted` were accepted."""
-        time = self._times[source].setdefault(choice.count, MeanTime())
-        time.add(seconds)
-        self._rates[source].add(choice.count, accepted)
+        time = self._times[source].setdefault(choice.drafts, MeanTime())
+        seconds = time.add(seconds)
+        self._rates[source].add(choice.drafts, accepted)
         if time.count == 1:  # which may include the compilation of a kernel
-            seconds = min(seconds, DEAREST * (choice.count + 1) * self._plain.seconds)
+            seconds = min(seconds, DEAREST * (choice.drafts + 1) * self._plain.seconds)
         cost = seconds / self._plain.seconds
         self._since_plain += 1
         self._finish_step(INCOME + accepted + 1 - cost)
         if choice.rival:  # a try that succeeds is repeated at once
-            succeeded = accepted == choice.count and accepted + 1 > MARGIN * choice.rival * cost
+            succeeded = accepted == choice.drafts and accepted + 1 > MARGIN * choice.rival * cost
             self._since_try[source] = TRY_STEPS if succeeded else 0
 
     def _finish_step(self, gain: float) -> None:
@@ -154,7 +159,7 @@ class DraftGate:
             yield new
         if since >= TRY_STEPS:
             yield from (n for n in counts if n in times and times[n].count < 2)
-        more = next((n for n in counts if n > best.count and n in times), 0)
+        more = next((n for n in counts if n > best.drafts and n in times), 0)
         if more and since >= TRY_STEPS * max(1.0, self._loss(source, more, best)):
             yield more
 

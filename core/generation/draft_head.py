@@ -8,6 +8,8 @@ from .verification import Draft, Verifier
 
 # last tokens of a prompt that the draft head reads: more take time and do not improve its drafts
 WINDOW = 128
+# ids of steps without drafts that it reads before it drafts again; after more it starts over with the last
+CATCH_UP = 8
 
 
 def prefill_draft_head(
@@ -47,7 +49,7 @@ class DraftHead:
         """Take ids [T], drawn since the last call, and the hidden states [1, T, hidden] before each."""
         self._ids.append(ids)
         self._hidden.append(hidden)
-        if len(self._ids) > WINDOW:
+        if len(self._ids) > CATCH_UP:
             del self._ids[0], self._hidden[0]
 
     def draft(self, number: int, verifier: Verifier, state: SamplerState) -> list[Draft]:

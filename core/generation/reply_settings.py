@@ -24,8 +24,9 @@ class ReplySettings:
     off, the others turn it on; a template with its own efforts receives the word itself.
     thinking_token_budget: closes the thought after this many tokens. include_reasoning: reports thoughts as
     events. stop_loops: closes a thought, or stops an answer, that repeats itself endlessly. stop: strings
-    that end the answer. draft_tokens: the most drafts in one step of speculative decoding; None means as many
-    as pay, 0 none. With temperature 0 or a seed drafts change no id of a reply.
+    that end the answer. draft_tokens: the most drafts in one step of speculative decoding; 0 means none, None
+    as many as pay, unless QCHAT_DRAFTING is `off`. At temperature 0 and with a seed drafts change no id of a
+    reply.
     sampling: the given sampling values by name. given: all settings as given.
     """
 

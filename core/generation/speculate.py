@@ -6,7 +6,7 @@ ahead of the id returned, as those of `decode.Decoder` do.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import cast
@@ -30,6 +30,13 @@ class DraftMemory:
 
     copies: CopyDrafts = field(default_factory=CopyDrafts)
     gate: DraftGate = field(default_factory=DraftGate)
+    step_rows: int = 0  # of the model when the gate began to learn
+
+    def prepare(self, model: Model) -> None:
+        """Begin to learn anew where the model's steps are computed in another way than before."""
+        if self.step_rows and self.step_rows != model.step_rows:
+            self.gate = DraftGate()
+        self.step_rows = model.step_rows
 
 
 @dataclass
@@ -101,6 +108,7 @@ class SpeculativeDecoder:
             raise ValueError("cannot decode from an empty cache: prefill a prompt first")
         self._model, self._cache, self._limit, self._clock = model, cache, limit, clock
         self.memory = memory or DraftMemory()
+        self.memory.prepare(model)
         self._copies, self._gate = self.memory.copies, self.memory.gate
         self._head = DraftHead(model, cache) if model.mtp is not None else None
         self._verifier = make_verifier(settings)
@@ -115,7 +123,7 @@ class SpeculativeDecoder:
         # the id drawn after each of them, and the sampler's states before and after each draw
         state = initial_state(settings, model.config.vocab_size)
         drawn, states = self._verifier.verify(self._logits, state)
-        self._drawn: list[int | mx.array] = [drawn[0]]
+        self._drawn: Sequence[int | mx.array] = [drawn[0]]
         self._states = [state, *states]
 
     def next(self) -> int:
@@ -129,7 +137,7 @@ class SpeculativeDecoder:
         """Make `token` the next id, in place of the one drawn."""
         position = self._position
         self._ids = self._ids[: self._returned]
-        self._drawn[position] = token
+        self._drawn = [*self._drawn[:position], token]
         self._states[position + 1] = count_token(self._states[position], token)
 
     def rank(self, token: int) -> int:
@@ -150,6 +158,10 @@ class SpeculativeDecoder:
             self._read = 0
 
     @property
+    def _most_drafts(self) -> int:
+        return min(self._limit, self._model.step_rows - 1)
+
+    @property
     def _position(self) -> int:
         """The position of the last returned id within the last step; 0 before the first."""
         return max(self._returned - 1, 0)
@@ -160,7 +172,7 @@ class SpeculativeDecoder:
         position = self._position
         first, state = self._drawn[position], self._states[position + 1]
         self._copies.extend(self._ids[1 : self._returned])
-        if isinstance(first, mx.array) and self._choose_copies()[1].count:
+        if isinstance(first, mx.array) and self._choose_copies()[1].drafts:
             first = int(first)  # the match may go on after it
         if isinstance(first, int):
             self._copies.add(first)
@@ -168,7 +180,7 @@ class SpeculativeDecoder:
             new = mx.array(self._ids[1 : self._returned], mx.uint32)
             self._head.note(mx.concatenate([new, _row(first)]), self._hidden[:, : position + 1])
         source, choice = self._choose(matches=isinstance(first, int))
-        if choice.count:
+        if choice.drafts:
             self._step_with_drafts(int(first), state, source, choice)
         else:
             self._step_without_drafts(first, state)
@@ -176,13 +188,13 @@ class SpeculativeDecoder:
     def _choose(self, *, matches: bool) -> tuple[Source, Choice]:
         """Return whose drafts to verify, and how many; `matches` means that the copies know all ids."""
         source, copies = self._choose_copies() if matches else ("long copy", NO_DRAFTS)
-        head = self._gate.choose("head", self._limit) if self._head else NO_DRAFTS
-        return ("head", head) if head.speed > copies.speed or not copies.count else (source, copies)
+        head = self._gate.choose("head", self._most_drafts) if self._head else NO_DRAFTS
+        return ("head", head) if head.speed > copies.speed or not copies.drafts else (source, copies)
 
     def _choose_copies(self) -> tuple[Source, Choice]:
         matched = self._copies.matched
         source: Source = "long copy" if matched >= LONG_MATCH else "short copy"
-        return source, self._gate.choose(source, self._limit) if matched else NO_DRAFTS
+        return source, self._gate.choose(source, self._most_drafts) if matched else NO_DRAFTS
 
     def _step_without_drafts(self, first: int | mx.array, state: SamplerState) -> None:
         """Read the drawn id, and start the draw after it before waiting for it."""
@@ -190,8 +202,10 @@ class SpeculativeDecoder:
         self._hidden = self._model.hidden(_row(first), self._cache)
         self._logits = self._model.logits(self._hidden)
         drawn, states = self._verifier.verify(self._logits, state)
-        mx.async_eval(drawn)
-        self._drawn, self._states = [drawn[0]], [state, *states]
+        token = drawn[0]
+        # the id itself is evaluated: a slice taken later would wait for the step that reads it
+        mx.async_eval(token)
+        self._drawn, self._states = [token], [state, *states]
         self._ids, self._returned = [int(first)], 0
         if waits:
             self._copies.add(self._ids[0])
@@ -203,7 +217,7 @@ class SpeculativeDecoder:
     def _step_with_drafts(self, first: int, state: SamplerState, source: Source, choice: Choice) -> None:
         """Read the drawn id and drafts after it; keep the drafts that are accepted."""
         begin = self._clock()
-        drafts = self._draft(source, choice.count, state)
+        drafts = self._draft(source, choice.drafts, state)
         ids = mx.concatenate([_row(first), *(_row(draft.token) for draft in drafts)])
         self._hidden = self._model.forward_speculative(ids, self._cache)
         self._logits = self._model.logits(self._hidden)
@@ -211,11 +225,11 @@ class SpeculativeDecoder:
         both = cast(list[int], mx.concatenate([ids, drawn]).tolist())
         read, found = both[: ids.size], both[ids.size :]
         accepted = self._count_accepted(read[1:], found)
-        self._drawn, self._states = list(found), [state, *states]
+        self._drawn, self._states = found, [state, *states]
         self._ids, self._returned, self._read = read[: accepted + 1], 0, len(read)
         seconds = self._clock() - begin
         self._gate.learn(source, choice, accepted, seconds)
-        self.figures.add(choice.count, accepted, seconds)
+        self.figures.add(choice.drafts, accepted, seconds)
         self.figures.plain_seconds = self._gate.plain_seconds
         self._is_ahead = False
 

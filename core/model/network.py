@@ -11,6 +11,7 @@ from ..checkpoint.finite import CheckedTensors
 from ..checkpoint.weights import Progress, Watched, Weights
 from ..errors import WeightsError
 from ..machine.backend import Policy, mx
+from ..native.library import MAX_ROWS
 from ..ops.candidates import Dimensions
 from ..ops.fused_matvec import MAX_FUSED_ROWS
 from ..ops.linear import Embedding, make_linear, materialize
@@ -176,6 +177,14 @@ class Model:
         """Names of the delta rule's forms in use, which round differently."""
         forms = {form for layer in self.layers for form in layer_forms(layer)}
         return " ".join(sorted(forms))
+
+    @property
+    def step_rows(self) -> int:
+        """The most tokens that a step reads fast here; more would go through the slow way of a prompt.
+
+        Only the step in C has such a limit.
+        """
+        return MAX_ROWS if self.native is not None and self.native.is_used else self.config.vocab_size
 
     @property
     def step_nbytes(self) -> int:

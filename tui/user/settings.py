@@ -22,7 +22,7 @@ PROJECT_FILE = ".qchat.toml"
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 # environment variables that are not settings: the runtime's, and the location of the settings file
 OTHERS = (
-    "CONFIG_DIR", "ACTIVATIONS", "DENSE", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
+    "CONFIG_DIR", "ACTIVATIONS", "DENSE", "DRAFTING", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
     "BLAS", "BLAS_CORE", "MALLOC", "FRONT", "SUBNORMALS", "NATIVE", "NATIVE_THREADS",
 )  # fmt: skip
 OTHER_VARIABLES = {f"QCHAT_{name}" for name in OTHERS}

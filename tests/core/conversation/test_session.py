@@ -15,6 +15,7 @@ from qchat.core.engine import engine as engine_module
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Event, Notice, Prefill, Sync, Text, Thought, to_json
+from qchat.core.generation.decode import draft_limit
 from qchat.core.generation.reply_settings import ReplySettings
 from qchat.core.model.memory_plan import CHUNKS, fit, need_of
 from qchat.core.model.network import Model
@@ -201,6 +202,33 @@ def test_the_first_token_is_waited_for_from_the_question_on(engine, monkeypatch)
     speed = session.send("hello").performance
     assert speed.seconds_to_first_token > 0.05
     assert speed.prefill_tokens_per_s > session.turns[-1].prefilled_tokens / speed.seconds_to_first_token
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"seed": 5}], ids=["greedy", "seeded"])
+def test_drafts_change_no_reply_and_their_figures_end_it(engine, settings: dict[str, Any]):
+    """The second reply repeats the first: copies are tried as soon as the gate knows the time of a step."""
+    ends = []
+    for drafts in (0, 16):
+        session = Session(engine, max_new_tokens=60, enable_thinking=False, draft_tokens=drafts, **settings)
+        ends.append([session.send("hello"), session.send("hello")])
+    assert [done.raw_text for done in ends[0]] == [done.raw_text for done in ends[1]]
+    assert all(done.performance.drafts_accepted is None for done in ends[0])
+    found = [done.performance for done in ends[1] if done.performance.drafts_accepted is not None]
+    assert found
+    for speed in found:
+        assert speed.drafts_by_place and all(0 <= share <= 1 for share in speed.drafts_by_place)
+        assert speed.draft_cost and speed.draft_gain and speed.draft_cost > 0 and speed.draft_gain > 0
+
+
+def test_drafting_is_chosen_by_the_environment_where_no_setting_says(engine, monkeypatch):
+    limits = []
+    for word in ("auto", "off"):
+        monkeypatch.setenv("QCHAT_DRAFTING", word)
+        limits.append([draft_limit(engine.model, requested) for requested in (None, 0, 3, 99)])
+    assert limits == [[16, 0, 3, 16], [0, 0, 3, 16]]
+    monkeypatch.setenv("QCHAT_DRAFTING", "on")
+    with pytest.raises(UsageError, match="QCHAT_DRAFTING is 'on', wanted auto, off"):
+        Session(engine).send("hello")
 
 
 def test_an_effort_that_the_template_states_once_is_said_not_to_be_heard(engine):

@@ -1,11 +1,11 @@
 """The gate on a clock of its own: it finds the best number of drafts, and hardly costs where none pays."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from qchat.core.generation.draft_gate import Choice, DraftGate
+from qchat.core.generation.draft_gate import Choice, DraftGate, Source
 
 # the time of a step with 0, 1, 2 and 3 drafts, and the chance of each draft
 CURVES: dict[str, tuple[list[float], float]] = {
@@ -22,19 +22,19 @@ PLAIN_SECONDS = 0.01
 class Device:
     """Runs the steps that the gate chooses; `accepts` says by a step's number whether it accepts a draft."""
 
-    def __init__(self, curve: list[float], accepts: Callable[[int], bool], gate: DraftGate | None = None):
-        self.curve, self.accepts, self.gate = curve, accepts, gate or DraftGate()
+    def __init__(self, curve: Sequence[float], accepts: Callable[[int], bool]):
+        self.curve, self.accepts, self.gate = curve, accepts, DraftGate()
         self.ids = 0
         self.seconds = 0.0
         self.chosen: list[Choice] = []
 
     def step(self) -> None:
         choice = self.gate.choose("head", 3)
-        seconds = PLAIN_SECONDS * self.curve[choice.count]
+        seconds = PLAIN_SECONDS * self.curve[choice.drafts]
         accepted = 0
-        while accepted < choice.count and self.accepts(len(self.chosen)):
+        while accepted < choice.drafts and self.accepts(len(self.chosen)):
             accepted += 1
-        if choice.count:
+        if choice.drafts:
             self.gate.learn("head", choice, accepted, seconds)
         else:
             self.gate.learn_plain(seconds)
@@ -67,7 +67,7 @@ def test_the_best_number_is_found_within_40_steps(name: str):
         device = Device(curve, with_chance(chance, seed))
         for _ in range(40):
             device.step()
-        later = [device.chosen[-1].count for _ in range(30) if device.step() is None]
+        later = [device.chosen[-1].drafts for _ in range(30) if device.step() is None]
         found += max(set(later), key=later.count) == best
     assert found >= 46
 
@@ -91,13 +91,13 @@ def test_drafts_with_little_chance_are_only_retried_now_and_then():
     device = Device([1, 1.1, 1.2, 1.3], lambda _: False)
     for _ in range(200):
         device.step()
-    assert sum(choice.count for choice in device.chosen[-96:]) == 3
+    assert sum(choice.drafts for choice in device.chosen[-96:]) == 3
     device.accepts = lambda _: True
     for _ in range(2000):
         device.step()
-    assert device.gate.choose("head", 3).count == 3
-    assert device.gate.choose("head", 2).count == 2
-    assert device.gate.choose("head", 0).count == 0
+    assert device.gate.choose("head", 3).drafts == 3
+    assert device.gate.choose("head", 2).drafts == 2
+    assert device.gate.choose("head", 0).drafts == 0
 
 
 def test_a_kernel_that_is_compiled_at_first_is_not_taken_for_slow():
@@ -105,21 +105,21 @@ def test_a_kernel_that_is_compiled_at_first_is_not_taken_for_slow():
     curve = device.curve
     for _ in range(100):
         choice = device.gate.choose("head", 3)
-        is_new = choice.count not in {c.count for c in device.chosen}
+        is_new = choice.drafts not in {c.drafts for c in device.chosen}
         device.curve = [200.0 * cost if is_new else cost for cost in curve]
         device.step()
-    assert device.gate.choose("head", 3).count == 3
+    assert device.gate.choose("head", 3).drafts == 3
 
 
 def test_a_device_that_becomes_slow_at_drafts_is_noticed():
     device = Device([1, 1.1, 1.2, 1.3], with_chance(0.9, 1))
     for _ in range(100):
         device.step()
-    assert device.chosen[-1].count == 3
+    assert device.chosen[-1].drafts == 3
     device.curve = [1, 2, 3, 4]
     for _ in range(60):
         device.step()
-    assert [choice.count for choice in device.chosen[-10:]].count(0) > 7
+    assert [choice.drafts for choice in device.chosen[-10:]].count(0) > 7
 
 
 def test_copies_grow_longer_as_far_as_they_pay():
@@ -128,9 +128,9 @@ def test_copies_grow_longer_as_far_as_they_pay():
     cost = {0: 1.0, 1: 1.1, 3: 1.2, 7: 1.4, 16: 17.0}
     for _ in range(200):
         choice = gate.choose("long copy", 16)
-        counts.append(choice.count)
-        if choice.count:
-            gate.learn("long copy", choice, choice.count, PLAIN_SECONDS * cost[choice.count])
+        counts.append(choice.drafts)
+        if choice.drafts:
+            gate.learn("long copy", choice, choice.drafts, PLAIN_SECONDS * cost[choice.drafts])
         else:
             gate.learn_plain(PLAIN_SECONDS)
     assert 7 in counts[:20]
@@ -143,9 +143,10 @@ def test_long_and_short_matches_have_rates_of_their_own_and_times_in_common():
     for _ in range(4):
         gate.learn_plain(PLAIN_SECONDS)
     for _ in range(60):
-        for source, share in (("short copy", 0), ("long copy", 1)):
+        cases: list[tuple[Source, int]] = [("short copy", 0), ("long copy", 1)]
+        for source, share in cases:
             choice = gate.choose(source, 7)
-            if choice.count:
-                gate.learn(source, choice, share * choice.count, 1.3 * PLAIN_SECONDS)
-    assert gate.choose("long copy", 7).count == 7
-    assert gate.choose("short copy", 7).count <= 1
+            if choice.drafts:
+                gate.learn(source, choice, share * choice.drafts, 1.3 * PLAIN_SECONDS)
+    assert gate.choose("long copy", 7).drafts == 7
+    assert gate.choose("short copy", 7).drafts <= 1

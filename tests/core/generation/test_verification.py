@@ -39,10 +39,9 @@ def three_ids(
     # a rejected draft ends the step, and the next one begins with the id drawn in its place
     second, after = verifier.verify(MODEL[found[:1]], states[0])
     ids.append(mx.where(one, found[1], second[0]))
-    counts = None
-    if states[1].counts is not None:
-        counts = mx.where(one, states[1].counts, after[0].counts)
-    later = SamplerState(mx.where(one, states[1].key, after[0].key), counts)
+    counts = [some.counts for some in (states[1], after[0]) if some.counts is not None]
+    key = mx.where(one, states[1].key, after[0].key)
+    later = SamplerState(key, mx.where(one, *counts) if counts else None)
     third, _ = verifier.verify(MODEL[ids[1][None]], later)
     ids.append(mx.where(both, found[2], third[0]))
     return mx.stack(ids), one.astype(mx.int32) + both
