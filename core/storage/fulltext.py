@@ -32,10 +32,11 @@ INDEX_QUERY = f"""
            replace(snippet(nodes_words_index, 0, '', '', '…', {SNIPPET_TOKENS}), '{_SEPARATOR}', '')
     FROM nodes_words_index JOIN nodes ON nodes.id = nodes_words_index.rowid WHERE nodes_words_index MATCH ?"""
 SCAN_QUERY = """
-    SELECT id AS conversation, NULL AS node, excerpt(title, ?) AS snippet
-    FROM conversations WHERE excerpt(title, ?) IS NOT NULL
+    SELECT id AS conversation, NULL AS node, excerpt(CAST(title AS BLOB), ?) AS snippet
+    FROM conversations WHERE excerpt(CAST(title AS BLOB), ?) IS NOT NULL
     UNION ALL
-    SELECT conversation, id, excerpt(text, ?) FROM nodes WHERE excerpt(text, ?) IS NOT NULL"""
+    SELECT conversation, id, excerpt(CAST(text AS BLOB), ?)
+    FROM nodes WHERE excerpt(CAST(text AS BLOB), ?) IS NOT NULL"""
 
 
 class FullText:
@@ -80,7 +81,7 @@ class FullText:
                 for table, column in INDEXED_COLUMNS.items():
                     execute(
                         f"INSERT OR REPLACE INTO {table}_words_index(rowid, {column})"
-                        f" SELECT id, words_apart({column}) FROM {table} WHERE NOT indexed"
+                        f" SELECT id, words_apart(CAST({column} AS BLOB)) FROM {table} WHERE NOT indexed"
                     )
                     execute(f"UPDATE {table} SET indexed = 1 WHERE NOT indexed")
         return True
@@ -111,15 +112,19 @@ def _drop_former_index(execute: Execute, table: str) -> None:
     execute(f"DROP TABLE IF EXISTS {table}_index")
 
 
-def words_apart(text: str) -> str:
-    """Return `text` with a separator between scripts without spaces and other words."""
-    return _BORDER.sub(_SEPARATOR, text)
+def words_apart(stored: bytes | None) -> str:
+    """Return UTF-8 text with a separator between scripts without spaces and other words."""
+    return _BORDER.sub(_SEPARATOR, _text(stored))
 
 
-def excerpt(text: str, words: str) -> str | None:
-    """Return one line of `text` around the first match; None unless it contains all `words`, in any case."""
-    if not isinstance(text, str):  # a damaged row
-        return None
+def _text(stored: bytes | None) -> str:
+    """Return a column's text, as much of it as is UTF-8; a damaged row may hold anything."""
+    return (stored or b"").decode(errors="replace")
+
+
+def excerpt(stored: bytes | None, words: str) -> str | None:
+    """Return one line of UTF-8 text around the first match; None unless it contains all `words`, in any case."""
+    text = _text(stored)
     folded = text.casefold()
     places = [folded.find(word) for word in words.casefold().split()]
     if min(places) < 0:

@@ -49,6 +49,9 @@ def _answer_row(side: int, model: str, text: str) -> dict[str, Any]:
         "peak_nbytes": 6 << 30,
         "cache_nbytes": 1 << 28,
         "drafts_accepted": None,
+        "drafts_by_place": [],
+        "draft_cost": None,
+        "draft_gain": None,
     }
 
 
@@ -60,6 +63,7 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
         "options": OPTIONS,
         "nbytes": 295_304,
         "bits_per_weight": 5.8,
+        "weights_nbytes": 761_072,
         "seconds": 0.1,
         "total_seconds": 1.2,
         "kept_shards": 0,
@@ -74,6 +78,7 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
             "kl_divergence": 0.3,
             "same_top": 0.1,
         },
+        "folder": "/models/new-4bit",
     },
     "calibrate": {
         "path": "/models/x.gguf",
@@ -110,6 +115,7 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
                 "step_nbytes": 4 << 30,
                 "bandwidth": 200e9,
                 "speeds": [24.0, 25.0],
+                "against": None,
                 "bandwidth_share": 0.5,
             }
         ]
@@ -124,12 +130,14 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
         "model": "/models/new",
         "model_type": "qwen3_5",
         "layers": 4,
+        "attention_layers": 1,
         "hidden_size": 64,
         "vocab_size": 288,
         "context": 4096,
         "weights": 380_536,
         "total_bytes": 761_288,
         "bits_per_weight": 16.0,
+        "tensor_count": 70,
         "classes": [],
         "repairs": [],
         "notices": [],

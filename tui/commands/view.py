@@ -83,7 +83,7 @@ class Read(Command):
             raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
         size = sum(len(read(path, Path.cwd()).text) for path in paths)
         front.put_prompt(" ".join(map(_mention, paths)) + " ")
-        front.note(f"{len(paths)} files, {size:,} characters: they are sent with the message that names them")
+        front.note(f"{len(paths)} files with {size:,} characters are attached to the message that names them")
 
 
 def _matching(word: str) -> list[str]:

@@ -131,7 +131,7 @@ def _import(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
     for name in args.files:
         path = user_path(name)
         number = import_conversation(store, path)
-        notes.append(f"{path} is conversation {number}: {_named(store, args.id)[1]}")
+        notes.append(f"{path} is conversation {number}: {store.conversation(number).title}")
     return Outcome(Report(""), notes)
 
 
@@ -170,7 +170,7 @@ def _restore(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
         raise UsageError("restore wants the number of a conversation")
     number = int(args.id[:18])
     store.restore(number)
-    return Outcome(Report(""), [f"brought back: {store.conversation(number).title}"])
+    return Outcome(Report(""), [f"brought back: {_named(store, args.id)[1]}"])
 
 
 ACTIONS: dict[str, Callable[["Store", argparse.Namespace, Door], Outcome]] = {

@@ -122,6 +122,7 @@ def play_jobs(played: Played, folder: Path, model: str) -> None:
     ask("compare", models=[model, small], text="hello", settings=BRIEF)
     ask("inspect", model=model)
     ask("plan", source=model, options=QUANTIZED)
+    ask("memory_plan", model=model)
     ask("fetch", id=ID)
 
 

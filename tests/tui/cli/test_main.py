@@ -336,7 +336,7 @@ def test_too_much_piped_text_is_refused_before_it_fills_the_memory(
         (ModelError("there is no model folder at model"), 3, "no model folder"),
         (ContextLengthExceeded(5000, 4096), 4, "5,000 tokens and the context holds 4,096"),
         (MemoryError(), 4, "out of memory"),
-        (ModelError("a name with \x1b[31mcolour"), 3, "a name with colour"),
+        (ModelError("a name with \x1b[31mcolour"), 3, "a name with \\x1b[31mcolour"),
     ],
 )
 @pytest.mark.parametrize("when", ["loading", "replying"])
