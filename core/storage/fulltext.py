@@ -123,7 +123,7 @@ def _text(stored: bytes | None) -> str:
 
 
 def excerpt(stored: bytes | None, words: str) -> str | None:
-    """Return one line of UTF-8 text around the first match; None unless it contains all `words`, in any case."""
+    """Return one line of UTF-8 text around the first match; None unless it has all `words`, in any case."""
     text = _text(stored)
     folded = text.casefold()
     places = [folded.find(word) for word in words.casefold().split()]

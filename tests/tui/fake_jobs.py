@@ -164,5 +164,17 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
         "bandwidth_gb_s": 400.0,
         "tokens_per_s": 2000.0,
     },
+    "memory_plan": {
+        "context": 2048,
+        "chunk": 2048,
+        "weights_nbytes": 139_696_320,
+        "state_nbytes": 1_646_592,
+        "kv_nbytes": 8_388_608,
+        "kv_nbytes_per_token": 4096,
+        "transient_nbytes": 126_877_696,
+        "snapshot_nbytes": 5 << 30,
+        "free_nbytes": 22 << 30,
+        "total_nbytes": 6 << 30,
+    },
     "fetch": {"path": "/models/new", "nbytes": 4 << 30},
 }

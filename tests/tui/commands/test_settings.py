@@ -47,7 +47,7 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "drafts": [("/set drafts 2", "2", "/set")],
     "max_tokens": [("/set parameter num_predict 5", "5", "/set")],
-    "stop_loops": [("/set stop_loops off", "false", "/set")],
+    "stop_loops": [("/set stop_loops off", "off", "/set")],
     "stop": [("/set stop END", "'END'", "/set")],
     "temperature": [("/set temp 0.25", "0.25", "/set")],
     "top_p": [("/set top-p 0.5", "0.5", "/set")],
