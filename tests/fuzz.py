@@ -1,8 +1,8 @@
-"""Mutations for the fuzzer of `tests/test_fuzz.py`: files of a model folder, exported conversations, protocol lines.
+"""Mutations for `tests/test_fuzz.py`: files of a model folder, exported conversations, protocol lines.
 
-Every mutation follows from a seed alone. `python tests/fuzz.py KIND GOOD SEED...` runs the cases of some seeds and
-prints a JSON line for each: its outcome, the CPU seconds it took, and the peak memory of the process so far.
-Templates have a kind of their own, which `KINDS` has no entry for yet.
+Every mutation follows from a seed alone. `python tests/fuzz.py KIND GOOD SEED...` runs the cases of some
+seeds and prints a JSON line for each: its outcome, the CPU seconds it took, and the process's peak memory so far.
+A kind for templates belongs into `KINDS`, too.
 """
 
 import json
@@ -14,11 +14,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 ODD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 7, 1 << 31, 1 << 63, 10**12, 10**400, -(10**400), 0.0, -0.5, 1e-300, 1e300, 4.0,
+    None, True, False, 0, -1, 1, 2, 7, 1 << 31, 1 << 63, 10**12, 10**400, -(10**400),
+    0.0, -0.5, 1e-300, 1e300, 4.0,
     "", "x", "yes", "4", "\x1b[31m\x07", "\u202e\ufdd0", "<|im_end|>", "../../etc/passwd", "x" * 100_000,
     [], {}, [[]], [None], [1, "a"], {"": None}, {"a": {"b": {"c": []}}}, [0] * 50_000,
 ]  # fmt: skip
@@ -34,6 +37,7 @@ ODD_TEXTS = [
     "[" * 50_000,
     '{"a":' * 5_000,
 ]
+NEW_KEYS = ("\x00", "type", "rope_scaling", "quantization", "bits", "tie_word_embeddings")
 JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 INDEX = "model.safetensors.index.json"
 NODE = {
@@ -42,7 +46,8 @@ NODE = {
 }  # fmt: skip
 CALL = {"name": "f", "arguments": {"a": 1}}
 DOCUMENT: dict[str, Any] = {
-    "format": "qchat-conversation", "version": 1, "title": "t", "system": "", "settings": {}, "leaf": 2, "created": 1.0,
+    "format": "qchat-conversation", "version": 1, "title": "t", "system": "", "settings": {}, "leaf": 2,
+    "created": 1.0,
     "model": {"name": "m", "config_hash": "", "weights": "", "template_hash": "", "tokenizer_hash": ""},
     "nodes": [NODE, NODE | {"id": 2, "parent": 1, "role": "assistant", "tool_calls": [CALL]}],
 }  # fmt: skip
@@ -60,7 +65,7 @@ def places(value: Any, found: list[tuple[Any, Any]] | None = None) -> list[tuple
 
 
 def mutate_json(draw: random.Random, value: Any) -> str:
-    """The text of a JSON value after one to three changes: a value replaced, removed, moved, or its text damaged."""
+    """The text of a JSON value after one to three changes: values replaced, removed, moved, text cut."""
     value = json.loads(json.dumps(value))
     for _ in range(draw.randint(1, 3)):
         container, key = draw.choice(places(value) or [([value], 0)])
@@ -70,12 +75,12 @@ def mutate_json(draw: random.Random, value: Any) -> str:
             case 1 if isinstance(container, dict):
                 container[
                     draw.choice([f"{key} ", "\x00", "type", "rope_scaling", "quantization", "bits"])
-                ] = draw.choice(ODD_VALUES)
+                ] = deepcopy(draw.choice(ODD_VALUES))
             case 2:
                 other, there = draw.choice(places(value))
                 container[key] = json.loads(json.dumps(other[there]))
             case _:
-                container[key] = draw.choice(ODD_VALUES)
+                container[key] = deepcopy(draw.choice(ODD_VALUES))
     text = json.dumps(value)
     return text if draw.random() < 0.8 else mutate_text(draw, text)
 
@@ -134,7 +139,7 @@ def protocol_line(draw: random.Random) -> bytes:
     from qchat.core.worker.protocol import METHODS
 
     method = draw.choice(list(METHODS))
-    params = {name: draw.choice(ODD_VALUES) for name in METHODS[method] if draw.random() < 0.8}
+    params = {name: deepcopy(draw.choice(ODD_VALUES)) for name in METHODS[method] if draw.random() < 0.8}
     text = mutate_json(draw, {"id": draw.randrange(100), "method": method, "params": params})
     data = text.encode("utf-8", "replace")
     return data if draw.random() < 0.8 else mutate_bytes(draw, data)
@@ -150,14 +155,11 @@ def run_folder(draw: random.Random, good: Path, work: Path) -> str:
 
     folder = work / "model"
     shutil.copytree(draw.choice(sorted(path for path in good.iterdir() if path.is_dir())), folder)
-    try:
+    with suppress(ValueError):  # where the first of two damages was to the JSON that the second needs
         mutate_folder(draw, folder)
-    except ValueError:  # the first of two damages was to the JSON that the second needs
-        pass
-    said = [load_problem(folder) or ""]
-    for act in (inspect_model, lambda path: Engine.load(path).logits([1, 2, 3])):
-        said.append(refusal(lambda act=act: act(folder)))
-    return " | ".join(said)
+    inspected = refusal(lambda: inspect_model(folder))
+    answered = refusal(lambda: Engine.load(folder).logits([1, 2, 3]))
+    return " | ".join((load_problem(folder) or "", inspected, answered))
 
 
 def run_import(draw: random.Random, good: Path, work: Path) -> str:  # noqa: ARG001

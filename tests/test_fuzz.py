@@ -1,7 +1,7 @@
-"""Mutated model folders, imports and protocol lines: each is accepted or refused in a sentence, soon, in little memory.
+"""Mutated model folders, imports and protocol lines: each is accepted, or refused in a sentence, soon.
 
-A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 imports and 10,000
-lines. `python tests/fuzz.py KIND GOOD SEED` repeats one.
+A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 imports and
+10,000 lines. `python tests/fuzz.py KIND GOOD SEED` repeats one.
 """
 
 import json

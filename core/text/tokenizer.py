@@ -8,7 +8,7 @@ Refuses a damaged tokenizer.json in one sentence, even where the library would p
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -48,14 +48,18 @@ class Detokenizer(Protocol):
 class Tokenizer:
     """A loaded tokenizer. `stop_ids` end a reply; the ids of `<think>` and `</think>` are None if unknown."""
 
-    def __init__(self, library: Library, source: str, eos: Iterable[int] = ()):
+    def __init__(self, library: Library, source: str, eos: Iterable[int] = (), special: Collection[str] = ()):
+        """`special` names tokens that are special although the library was not told so."""
         self._library = library
         self._source = source
         self._lock = Lock()
         added = library.get_added_tokens_decoder()
         if len(added) > MAX_ADDED_TOKENS:
             raise TokenizerError(f"{source} adds {len(added):,} tokens, more than {MAX_ADDED_TOKENS:,}")
-        self._texts = {id: "" if token.special else token.content for id, token in added.items()}
+        self._texts = {
+            id: "" if token.special or token.content in special else token.content
+            for id, token in added.items()
+        }
         self._ids = {token.content: id for id, token in added.items() if token.content}
         self._pieces: dict[int, bytes] = {}
         # As special tokens they all obey `encode_special_tokens`; _texts knows which are really special.
@@ -83,8 +87,8 @@ class Tokenizer:
             library.no_padding()
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path, TokenizerError) if config_path.exists() else {}
-        _declare_missing(library, config.get("added_tokens_decoder", {}), str(config_path))
-        tokenizer = cls(library, str(path), _eos_ids(folder))
+        special = _declare_missing(library, config.get("added_tokens_decoder", {}), str(config_path))
+        tokenizer = cls(library, str(path), _eos_ids(folder), special)
         tokenizer._add_stop_token(config.get("eos_token"))
         return tokenizer
 
@@ -311,8 +315,11 @@ def _library_errors(doing: str) -> Iterator[None]:
         raise TokenizerError(f"{doing}: {printable(' '.join(str(problem).split()), 300)}") from problem
 
 
-def _declare_missing(library: Library, declared: Any, source: str) -> None:
-    """Add the tokens that only tokenizer_config.json names, with exactly the ids given there."""
+def _declare_missing(library: Library, declared: Any, source: str) -> frozenset[str]:
+    """Add the tokens that only tokenizer_config.json names, with exactly the ids given there.
+
+    Returns those of them that are special: the library would have to be told run by run, in quadratic time.
+    """
     if not isinstance(declared, dict):
         raise TokenizerError(f"{source}: added_tokens_decoder must be an object")
     known = library.get_added_tokens_decoder()
@@ -324,14 +331,15 @@ def _declare_missing(library: Library, declared: Any, source: str) -> None:
         item for item in (_parse_declared(*pair, source) for pair in declared.items()) if item[0] not in known
     )
     with _library_errors(f"{source}: cannot add the tokens of added_tokens_decoder"):
-        # in one call: the library rebuilds its tables in each
-        library.add_tokens([AddedToken(text, normalized=False, special=kind) for _, text, kind in missing])
+        # all at once, because the library rebuilds its tables in each call
+        library.add_tokens([AddedToken(text, normalized=False) for _, text, _ in missing])
     for id, text, _ in missing:
         found = library.token_to_id(text)
         if found != id:
             raise TokenizerError(
                 f"{source}: {printable(text)!r} is declared with id {id}, but tokenizer.json gives it {found}"
             )
+    return frozenset(text for _, text, special in missing if special)
 
 
 def _parse_declared(key: str, entry: Any, source: str) -> tuple[int, str, bool]:
