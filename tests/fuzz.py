@@ -1,7 +1,7 @@
 """Mutations for `tests/test_fuzz.py`: files of a model folder, exported conversations, protocol lines.
 
 Every mutation follows from a seed alone. `python tests/fuzz.py KIND GOOD SEED...` runs the cases of some
-seeds and prints a JSON line for each: its outcome, the CPU seconds it took, and the process's peak memory so far.
+seeds and prints a JSON line for each: outcome, CPU seconds, and the peak memory of the process so far.
 A kind for templates belongs into `KINDS`, too.
 """
 
@@ -68,14 +68,13 @@ def mutate_json(draw: random.Random, value: Any) -> str:
     """The text of a JSON value after one to three changes: values replaced, removed, moved, text cut."""
     value = json.loads(json.dumps(value))
     for _ in range(draw.randint(1, 3)):
+        container: Any
         container, key = draw.choice(places(value) or [([value], 0)])
         match draw.randrange(5):
             case 0 if isinstance(container, dict):
                 container.pop(key, None)
             case 1 if isinstance(container, dict):
-                container[
-                    draw.choice([f"{key} ", "\x00", "type", "rope_scaling", "quantization", "bits"])
-                ] = deepcopy(draw.choice(ODD_VALUES))
+                container[draw.choice([f"{key} ", *NEW_KEYS])] = deepcopy(draw.choice(ODD_VALUES))
             case 2:
                 other, there = draw.choice(places(value))
                 container[key] = json.loads(json.dumps(other[there]))

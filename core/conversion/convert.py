@@ -326,7 +326,7 @@ def _imatrix_gaps(imatrix: Imatrix | None, units: Sequence[Unit]) -> Iterator[st
 
 def _unmeasured(imatrix: Imatrix, name: str) -> int:
     measured = imatrix.statistics(name)
-    return 0 if measured is None else int((measured.counts == 0).sum().item())
+    return 0 if measured is None else int((measured.counts == 0).sum())
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -21,10 +21,9 @@ def declare(folder: Path, count: int, special: bool) -> None:
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
     first = Tokenizer.load(folder).vocab_size
-    tokens = {
-        str(first + i): {"content": f"<|extra_{i}|>", "special": special or i % 2} for i in range(count)
+    config["added_tokens_decoder"] = {
+        str(first + i): {"content": f"<|extra_{i}|>", "special": special or i % 2 == 1} for i in range(count)
     }
-    config["added_tokens_decoder"] = tokens
     path.write_text(json.dumps(config))
 
 
