@@ -35,9 +35,10 @@ test: ## run the fast tests, on all cores
 test-all: ## run every test, on all cores
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal $(PYTEST_FLAGS)
 
-fuzz: ## run 320 random conversations, each step compared with a cold run, and 200 downloads with random faults
+fuzz: ## run 320 random conversations, 200 downloads with random faults, and what others wrote, mutated
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/conversation/test_cached_equals_cold.py -k script
 	TESTS_DOWNLOADS=200 $(PYTHON) -m pytest tests/core/hub/test_download_safety.py
+	TESTS_FUZZ=1 $(PYTHON) -m pytest tests/test_fuzz.py
 
 pictures: ## take the READMEs' pictures with the app itself
 	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import TemplateError
+from ..errors import ContextLengthExceeded, TemplateError
 from ..text.reply_parser import ReplyParser, ThinkSplitter, leaves_thought_open
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
@@ -50,6 +50,13 @@ class Encoder:
             # a thought inside a message is closed by the turn's end; the reply's opener is not
             cut = cut if self.end not in ids[cut:] else len(ids)
         return Prompt(ids[:cut], ids[cut:])
+
+    def refuse_too_long(self, messages: Sequence[Mapping[str, Any]], limit: int) -> None:
+        """Raise ContextLengthExceeded for a text far beyond `limit`, before all of it is encoded."""
+        for message in messages:
+            count = self.tokenizer.count_at_least(str(message.get("content")), limit)
+            if count > limit:
+                raise ContextLengthExceeded(count, limit)
 
     def _suffix(
         self, before: Sequence[Node], messages: list[dict[str, Any]], switches: Mapping[str, Any]

@@ -205,6 +205,7 @@ class Session:
     def _encode(
         self, parent: Output | None, messages: list[dict[str, Any]], settings: ReplySettings
     ) -> Prompt:
+        self.encoder.refuse_too_long(messages, self.context_limit)
         return self.encoder.encode_prompt(branch(parent), messages, self._switches(settings))
 
     def _switches(self, settings: ReplySettings) -> dict[str, Any]:

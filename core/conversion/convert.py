@@ -176,7 +176,7 @@ class _Job:
             shards=shards,
             imatrix=imatrix,
             identity=_identity(source, shards, imatrix, conversion.awq),
-            warnings=tuple(_warnings(source, units)),
+            warnings=(*_warnings(source, units), *_imatrix_gaps(imatrix, units)),
         )
 
     def search_folds(self, listener: Listener) -> Folds:
@@ -300,6 +300,33 @@ def _warnings(source: Source, units: Sequence[Unit]) -> Iterator[str]:
             f"{source.folder} is quantized already: {len(changed)} of its matrices are quantized a second "
             "time, which costs more quality than converting the original"
         )
+
+
+def _imatrix_gaps(imatrix: Imatrix | None, units: Sequence[Unit]) -> Iterator[str]:
+    """Sentences about matrices, and experts, that are rounded without importances of their own."""
+    if imatrix is None:
+        return
+    rounded = [unit.name for unit in units if unit.geometry is not None]
+    if missing := [name for name in rounded if name in imatrix.missing]:
+        yield (
+            f"the imatrix {imatrix.path.name} has no importances for {len(missing)} of {len(rounded)} "
+            f"matrices, which are rounded without: {_first_of(missing)}"
+        )
+    unmeasured = {name: _unmeasured(imatrix, name) for name in rounded if name in imatrix}
+    if partial := [name for name, count in unmeasured.items() if count]:
+        yield (
+            f"the text behind the imatrix {imatrix.path.name} never reached {sum(unmeasured.values()):,} "
+            f"inputs or experts, which are rounded with the mean of the others: {_first_of(partial)}"
+        )
+
+
+def _unmeasured(imatrix: Imatrix, name: str) -> int:
+    measured = imatrix.statistics(name)
+    return 0 if measured is None else int((measured.counts == 0).sum())
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _write_shards(job: _Job, folds: Folds, folder: Path, kept: Sequence[Shard], listener: Listener) -> int:

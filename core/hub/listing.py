@@ -30,7 +30,6 @@ from .tasks import Task, wait_for
 from .transfer import (
     ANSWER_SECONDS,
     FIRST_PAUSE_SECONDS,
-    READ_NBYTES,
     SERVER_ERROR_SECONDS,
     BadResponse,
     Monitor,
@@ -164,7 +163,7 @@ def _request_listing(id: str, revision: str, monitor: Monitor) -> ModelInfo:
         "GET", url, params={"blobs": "true"}, headers=request_headers(), timeout=ANSWER_SECONDS
     ) as response:
         hf_raise_for_status(response)
-        for chunk in response.iter_bytes(READ_NBYTES):
+        for chunk in response.iter_bytes():
             monitor.raise_if_stopped()
             data += chunk
             if len(data) > MAX_LISTING_NBYTES:

@@ -6,12 +6,13 @@ Refuses a damaged tokenizer.json in one sentence, even where the library would p
 """
 
 import codecs
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, Protocol
 
 from tokenizers import AddedToken, decoders
@@ -20,8 +21,12 @@ from tokenizers import Tokenizer as Library
 from ..checkpoint.config import load_generation_config
 from ..errors import ConfigError, TokenizerError
 from ..machine.files import read_bytes, read_json
+from ..quoting import printable
 
-MAX_TOKENIZER_NBYTES = 256 << 20
+MAX_TOKENIZER_NBYTES = 64 << 20  # the published ones have up to 20
+MAX_TOKENIZER_VALUES = 4_000_000  # theirs have one; reading each takes up to 200 bytes
+MAX_ADDED_TOKENS = 8192  # shielding a message looks for all of them
+COUNTED_CHARACTERS = 1 << 20  # at once, where a text may be longer than any context
 MAX_ID = 1 << 32  # the library keeps ids in 32 bits
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 SHIELD = "\ufdd0"  # a code point that Unicode promises never to assign
@@ -43,12 +48,18 @@ class Detokenizer(Protocol):
 class Tokenizer:
     """A loaded tokenizer. `stop_ids` end a reply; the ids of `<think>` and `</think>` are None if unknown."""
 
-    def __init__(self, library: Library, source: str, eos: Iterable[int] = ()):
+    def __init__(self, library: Library, source: str, eos: Iterable[int] = (), special: Collection[str] = ()):
+        """`special` names tokens that are special although the library was not told so."""
         self._library = library
         self._source = source
         self._lock = Lock()
         added = library.get_added_tokens_decoder()
-        self._texts = {id: "" if token.special else token.content for id, token in added.items()}
+        if len(added) > MAX_ADDED_TOKENS:
+            raise TokenizerError(f"{source} adds {len(added):,} tokens, more than {MAX_ADDED_TOKENS:,}")
+        self._texts = {
+            id: "" if token.special or token.content in special else token.content
+            for id, token in added.items()
+        }
         self._ids = {token.content: id for id, token in added.items() if token.content}
         self._pieces: dict[int, bytes] = {}
         # As special tokens they all obey `encode_special_tokens`; _texts knows which are really special.
@@ -67,15 +78,17 @@ class Tokenizer:
         Raises TokenizerError, or ConfigError for generation_config.json.
         """
         path = folder / "tokenizer.json"
-        data = read_bytes(path, TokenizerError, MAX_TOKENIZER_NBYTES)
+        data = read_bytes(path, TokenizerError, MAX_TOKENIZER_NBYTES).removeprefix(codecs.BOM_UTF8)
+        if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_TOKENIZER_VALUES:
+            raise TokenizerError(f"{path} holds more than {MAX_TOKENIZER_VALUES:,} values")
         with _library_errors(f"{path} cannot be used"):
             library = Library.from_buffer(data)
             library.no_truncation()
             library.no_padding()
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path, TokenizerError) if config_path.exists() else {}
-        _declare_missing(library, config.get("added_tokens_decoder", {}), str(config_path))
-        tokenizer = cls(library, str(path), _eos_ids(folder))
+        special = _declare_missing(library, config.get("added_tokens_decoder", {}), str(config_path))
+        tokenizer = cls(library, str(path), _eos_ids(folder), special)
         tokenizer._add_stop_token(config.get("eos_token"))
         return tokenizer
 
@@ -100,6 +113,19 @@ class Tokenizer:
         with self._lock, _library_errors(f"{self._source} cannot encode a text of {len(text):,} characters"):
             self._library.encode_special_tokens = not special
             return self._library.encode(text, add_special_tokens=False).ids
+
+    def count_at_least(self, text: str, limit: int) -> int:
+        """A lower bound of the number of ids of `text`, to refuse what exceeds `limit` by far.
+
+        Encodes at most COUNTED_CHARACTERS at once, and no more than it takes to exceed `limit`. Returns 0
+        for a text that fits into one piece.
+        """
+        count, begin = 0, 0
+        while len(text) > COUNTED_CHARACTERS and begin < len(text) and count <= limit:
+            piece = text[begin : begin + COUNTED_CHARACTERS]
+            count += max(0, len(self.encode(piece, special=False)) - 2 * WINDOW)  # a cut makes a few more
+            begin += COUNTED_CHARACTERS
+        return count
 
     def shield(self, text: str) -> str:
         """Mark `text` so that `encode` recognises no special token in it, even inside a rendered prompt.
@@ -139,7 +165,9 @@ class Tokenizer:
     @cached_property
     def _pattern(self) -> str:
         """A pattern that matches any added token, the longest first as in the library."""
-        return "|".join(re.escape(text) for text in sorted(self._ids, key=len, reverse=True))
+        first = "".join(sorted({re.escape(text[0]) for text in self._ids}))
+        tokens = "|".join(re.escape(text) for text in sorted(self._ids, key=len, reverse=True))
+        return f"(?=[{first}])(?:{tokens})"  # at most places the first character tells
 
     def _encode_shielded(self, text: str) -> list[int]:
         """Encode the parts between added tokens separately, as the library splits the text there first."""
@@ -251,6 +279,27 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF = _byte_alphabet()
 
 
+_stderr_lock = RLock()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what a panic of the library writes to the terminal; the error says the same."""
+    with _stderr_lock:
+        try:
+            kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # no stderr
+            yield
+            return
+        try:
+            os.dup2(null, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(null)
+
+
 @contextmanager
 def _library_errors(doing: str) -> Iterator[None]:
     """Turn errors of the library into TokenizerError.
@@ -258,30 +307,39 @@ def _library_errors(doing: str) -> Iterator[None]:
     It raises bare Exception; its panics are BaseException of a class that cannot be imported.
     """
     try:
-        yield
+        with _silent_stderr():
+            yield
     except BaseException as problem:
         if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
             raise
-        raise TokenizerError(f"{doing}: {' '.join(str(problem).split())[:300]}") from problem
+        raise TokenizerError(f"{doing}: {printable(' '.join(str(problem).split()), 300)}") from problem
 
 
-def _declare_missing(library: Library, declared: Any, source: str) -> None:
-    """Add the tokens that only tokenizer_config.json names, with exactly the ids given there."""
+def _declare_missing(library: Library, declared: Any, source: str) -> frozenset[str]:
+    """Add the tokens that only tokenizer_config.json names, with exactly the ids given there.
+
+    Returns those of them that are special: the library would have to be told run by run, in quadratic time.
+    """
     if not isinstance(declared, dict):
         raise TokenizerError(f"{source}: added_tokens_decoder must be an object")
     known = library.get_added_tokens_decoder()
+    if len(declared) > MAX_ADDED_TOKENS:
+        raise TokenizerError(
+            f"{source}: added_tokens_decoder has {len(declared):,} entries, more than {MAX_ADDED_TOKENS:,}"
+        )
     missing = sorted(
         item for item in (_parse_declared(*pair, source) for pair in declared.items()) if item[0] not in known
     )
-    for id, text, special in missing:
-        with _library_errors(f"{source}: cannot add the token {text!r}"):
-            add = library.add_special_tokens if special else library.add_tokens
-            add([AddedToken(text, normalized=False)])
-        if library.token_to_id(text) != id:
-            found = library.token_to_id(text)
+    with _library_errors(f"{source}: cannot add the tokens of added_tokens_decoder"):
+        # all at once, because the library rebuilds its tables in each call
+        library.add_tokens([AddedToken(text, normalized=False) for _, text, _ in missing])
+    for id, text, _ in missing:
+        found = library.token_to_id(text)
+        if found != id:
             raise TokenizerError(
-                f"{source}: {text!r} is declared with id {id}, but tokenizer.json gives it {found}"
+                f"{source}: {printable(text)!r} is declared with id {id}, but tokenizer.json gives it {found}"
             )
+    return frozenset(text for _, text, special in missing if special)
 
 
 def _parse_declared(key: str, entry: Any, source: str) -> tuple[int, str, bool]:

@@ -27,7 +27,8 @@ needs_transformers = pytest.mark.skipif(
 
 
 def parse(**fields: Any) -> ModelConfig:
-    return ModelConfig.parse(tiny_config(flat=True, **({"rope_parameters": None} | fields)))
+    named: dict[str, Any] = {"rope_parameters": None, **fields}
+    return ModelConfig.parse(tiny_config(flat=True) | named)
 
 
 def check(fields: dict[str, Any], golden: dict[str, Any]) -> None:

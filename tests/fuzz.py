@@ -1,0 +1,233 @@
+"""Mutations for `tests/test_fuzz.py`: files of a model folder, exported conversations, protocol lines.
+
+Every mutation follows from a seed alone. `python tests/fuzz.py KIND GOOD SEED...` runs the cases of some
+seeds and prints a JSON line for each: outcome, CPU seconds, and the peak memory of the process so far.
+A kind for templates belongs into `KINDS`, too.
+"""
+
+import json
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+ODD_VALUES: list[Any] = [
+    None, True, False, 0, -1, 1, 2, 7, 1 << 31, 1 << 63, 10**12, 10**400, -(10**400),
+    0.0, -0.5, 1e-300, 1e300, 4.0,
+    "", "x", "yes", "4", "\x1b[31m\x07", "\u202e\ufdd0", "<|im_end|>", "../../etc/passwd", "x" * 100_000,
+    [], {}, [[]], [None], [1, "a"], {"": None}, {"a": {"b": {"c": []}}}, [0] * 50_000,
+]  # fmt: skip
+ODD_TEXTS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "9" * 5000,
+    "{",
+    "]",
+    '"',
+    "[" * 50_000,
+    '{"a":' * 5_000,
+]
+NEW_KEYS = ("\x00", "type", "rope_scaling", "quantization", "bits", "tie_word_embeddings")
+JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+INDEX = "model.safetensors.index.json"
+NODE = {
+    "id": 1, "parent": None, "role": "user", "text": "hi", "thinking": "", "tool_calls": [], "ids": [1, 2],
+    "opener": [], "state": "complete", "settings": {}, "stats": {"prompt_tokens": 3}, "created": 1.0,
+}  # fmt: skip
+CALL = {"name": "f", "arguments": {"a": 1}}
+DOCUMENT: dict[str, Any] = {
+    "format": "qchat-conversation", "version": 1, "title": "t", "system": "", "settings": {}, "leaf": 2,
+    "created": 1.0,
+    "model": {"name": "m", "config_hash": "", "weights": "", "template_hash": "", "tokenizer_hash": ""},
+    "nodes": [NODE, NODE | {"id": 2, "parent": 1, "role": "assistant", "tool_calls": [CALL]}],
+}  # fmt: skip
+
+
+def places(value: Any, found: list[tuple[Any, Any]] | None = None) -> list[tuple[Any, Any]]:
+    """Every container of a JSON value with each of its keys, the first few of long lists and objects."""
+    found = [] if found is None else found
+    if isinstance(value, dict | list):
+        keys = list(value)[:40] if isinstance(value, dict) else list(range(min(len(value), 40)))
+        for key in keys:
+            found.append((value, key))
+            places(value[key], found)
+    return found
+
+
+def mutate_json(draw: random.Random, value: Any) -> str:
+    """The text of a JSON value after one to three changes: values replaced, removed, moved, text cut."""
+    value = json.loads(json.dumps(value))
+    for _ in range(draw.randint(1, 3)):
+        container: Any
+        container, key = draw.choice(places(value) or [([value], 0)])
+        match draw.randrange(5):
+            case 0 if isinstance(container, dict):
+                container.pop(key, None)
+            case 1 if isinstance(container, dict):
+                container[draw.choice([f"{key} ", *NEW_KEYS])] = deepcopy(draw.choice(ODD_VALUES))
+            case 2:
+                other, there = draw.choice(places(value))
+                container[key] = json.loads(json.dumps(other[there]))
+            case _:
+                container[key] = deepcopy(draw.choice(ODD_VALUES))
+    text = json.dumps(value)
+    return text if draw.random() < 0.8 else mutate_text(draw, text)
+
+
+def mutate_text(draw: random.Random, text: str) -> str:
+    at = draw.randrange(len(text) + 1)
+    match draw.randrange(4):
+        case 0:
+            return text[:at]
+        case 1:
+            return text[:at] + draw.choice(ODD_TEXTS) + text[at:]
+        case 2:
+            return "\ufeff" + text
+        case _:
+            return text[:at] + text[at + draw.randrange(1, 50) :]
+
+
+def mutate_bytes(draw: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 8)):
+        if changed:
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return bytes(changed) if draw.random() < 0.7 else bytes(changed[: draw.randrange(len(changed) + 1)])
+
+
+def mutate_shard(draw: random.Random, path: Path) -> None:
+    """Change the header of a shard as JSON, or some bytes of it; the tensors stay where they are."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    if draw.random() < 0.6:
+        text = mutate_json(draw, json.loads(data[8:end])).encode("utf-8", "replace")
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    elif draw.random() < 0.5:
+        path.write_bytes(mutate_bytes(draw, data[:end]) + data[end:])
+    else:
+        path.write_bytes(data[: draw.randrange(len(data))])
+
+
+def mutate_folder(draw: random.Random, folder: Path) -> None:
+    """Damage one or two files of a model folder."""
+    for _ in range(draw.randint(1, 2)):
+        path = draw.choice([*folder.glob("*.safetensors"), *(folder / name for name in (*JSON_FILES, INDEX))])
+        if not path.is_file():
+            if draw.random() < 0.3:
+                path.write_text(mutate_json(draw, {"weight_map": {"a": "model.safetensors"}, "top_k": 20}))
+        elif path.suffix == ".safetensors":
+            mutate_shard(draw, path)
+        elif draw.random() < 0.8:
+            path.write_text(mutate_json(draw, json.loads(path.read_text(errors="replace") or "{}")))
+        else:
+            path.write_bytes(mutate_bytes(draw, path.read_bytes()))
+
+
+def protocol_line(draw: random.Random) -> bytes:
+    """A line of the protocol, mostly wrong in one or more places."""
+    from qchat.core.worker.protocol import METHODS
+
+    method = draw.choice(list(METHODS))
+    params = {name: deepcopy(draw.choice(ODD_VALUES)) for name in METHODS[method] if draw.random() < 0.8}
+    text = mutate_json(draw, {"id": draw.randrange(100), "method": method, "params": params})
+    data = text.encode("utf-8", "replace")
+    return data if draw.random() < 0.8 else mutate_bytes(draw, data)
+
+
+# --- running a case: each returns "" for success or the sentence of the refusal; anything else is a fault ---
+
+
+def run_folder(draw: random.Random, good: Path, work: Path) -> str:
+    from qchat.core.conversion.inspection import inspect_model
+    from qchat.core.engine.engine import Engine
+    from qchat.core.hub.library import load_problem
+
+    folder = work / "model"
+    shutil.copytree(draw.choice(sorted(path for path in good.iterdir() if path.is_dir())), folder)
+    with suppress(ValueError):  # where the first of two damages was to the JSON that the second needs
+        mutate_folder(draw, folder)
+    inspected = refusal(lambda: inspect_model(folder))
+    answered = refusal(lambda: Engine.load(folder).logits([1, 2, 3]))
+    return " | ".join((load_problem(folder) or "", inspected, answered))
+
+
+def run_import(draw: random.Random, good: Path, work: Path) -> str:  # noqa: ARG001
+    from qchat.core.storage.export import export_conversation
+    from qchat.core.storage.importer import import_conversation
+    from qchat.core.storage.store import Store
+
+    path = work / "c.json"
+    path.write_text(mutate_json(draw, DOCUMENT), errors="replace")
+
+    def act() -> None:
+        with Store(work / "c.db") as store:
+            number = import_conversation(store, path)
+            assert store.conversation(number).model.folder == ""
+            store.conversations()
+            store.nodes(number)
+            for suffix in ("md", "html", "json"):
+                export_conversation(store, number, work / f"out.{suffix}", overwrite=True)
+
+    return refusal(act)
+
+
+def run_line(draw: random.Random, good: Path, work: Path) -> str:  # noqa: ARG001
+    from qchat.core.worker.protocol import Request, decode, encode
+
+    def act() -> None:
+        request = Request.parse(decode(protocol_line(draw)))
+        encode({"id": request.id, "params": dict(request.params)})
+
+    return refusal(act)
+
+
+def refusal(act: Callable[[], Any]) -> str:
+    from qchat.core.errors import QchatError
+
+    try:
+        act()
+    except QchatError as error:
+        return str(error)
+    return ""
+
+
+KINDS: dict[str, Callable[[random.Random, Path, Path], str]] = {
+    "folder": run_folder,
+    "import": run_import,
+    "line": run_line,
+}
+
+
+def main() -> None:
+    kind, good, *seeds = sys.argv[1:]
+    unit = 1 if sys.platform == "darwin" else 1024
+    for seed in seeds:
+        begin, fault = time.process_time(), ""
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                said = KINDS[kind](random.Random(f"{kind} {seed}"), Path(good), Path(work))
+            except Exception:  # what is looked for
+                said, fault = "", traceback.format_exc()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        case = {
+            "seed": seed,
+            "said": said,
+            "fault": fault,
+            "seconds": time.process_time() - begin,
+            "peak": peak,
+        }
+        print(json.dumps(case), flush=True)
+
+
+if __name__ == "__main__":
+    main()
