@@ -306,9 +306,8 @@ def test_a_model_that_cannot_be_loaded_ends_an_unattended_chat(tmp_path, capsys)
 def test_jobs_are_waited_for_and_end_in_a_report(tmp_path, capsys):
     progress = {"event": "progress", "done": 1, "total": 2, "unit": "bytes"}
     result = results()["inspect"] | {"repairs": ["norms +1"]}
-    ReplScene(tmp_path, {"method": "inspect", "events": [progress], "result": result}).play(
-        "/inspect", "/about"
-    )
+    step = {"method": "inspect", "events": [progress], "result": result}
+    ReplScene(tmp_path, step).play("/inspect", "/about")
     out, err = capsys.readouterr()
     assert out.index("inspect fake-4bit: done") < out.index("norms +1") < out.index("Python")
     assert "ctrl+c stops it" in err
@@ -334,9 +333,8 @@ def test_nobody_is_asked_where_nobody_is(tmp_path, capsys):
 
 
 def test_find_shows_the_lines_themselves(tmp_path, capsys):
-    ReplScene(tmp_path, {"method": "send", "answer": "It is Paris."}).play(
-        "Where?", "/find paris", "/find Rome"
-    )
+    scene = ReplScene(tmp_path, {"method": "send", "answer": "It is Paris."})
+    scene.play("Where?", "/find paris", "/find Rome")
     out, err = capsys.readouterr()
     assert "turn 1, answer, line It is Paris." in out
     assert "1 match for " in err and "no matches for 'Rome'" in err
