@@ -1,4 +1,4 @@
-"""Import rules, read from the source; the module maps of the READMEs; and two rules for the tests themselves."""
+"""Import rules, read from the source; the module maps of the READMEs; two rules for the tests themselves."""
 
 import ast
 import re
