@@ -40,7 +40,7 @@ WANTED_SHARE, WANTED_RATIO = 0.8, 1.5
 GREEDY = Sampling(temperature=0)
 
 
-class Script(Verifier):
+class ScriptedVerifier(Verifier):
     """Draws the ids of a script, whatever the logits say; the key of a state is a place in it."""
 
     def __init__(self, ids: Sequence[int]):
@@ -62,7 +62,7 @@ class Script(Verifier):
 
 
 class ScriptedDecoder(Decoder):
-    def __init__(self, engine: Engine, cache: Cache, script: Script):
+    def __init__(self, engine: Engine, cache: Cache, script: ScriptedVerifier):
         super().__init__(engine.model, cache, GREEDY)
         self._sample = script.sample
         token, self._state_before = script.sample(self._logits, SamplerState(mx.array(0), None))
@@ -70,7 +70,7 @@ class ScriptedDecoder(Decoder):
 
 
 class ScriptedDrafts(SpeculativeDecoder):
-    def __init__(self, engine: Engine, cache: Cache, script: Script, prompt: list[int]):
+    def __init__(self, engine: Engine, cache: Cache, script: ScriptedVerifier, prompt: list[int]):
         super().__init__(engine.model, cache, GREEDY, memory=DraftMemory(CopyDrafts(prompt)), clock=CLOCK)
         self._verifier = script
         drawn, states = script.verify(self._logits, SamplerState(mx.array(0), None))
@@ -112,7 +112,8 @@ def main() -> int:
 
 def race(engine: Engine, file: list[int], prompt: list[int], share: float) -> float:
     """Print tokens/s without and with drafts where `share` of the file is copied; return their ratio."""
-    script = Script([*rewritten(file, share, engine.model.config.vocab_size), *[0] * MAX_DRAFTS * 2])
+    ids = rewritten(file, share, engine.model.config.vocab_size)
+    script = ScriptedVerifier([*ids, *[0] * MAX_DRAFTS * 2])
 
     def plainly(cache: Cache) -> AnyDecoder:
         return ScriptedDecoder(engine, cache, script)

@@ -42,7 +42,7 @@ SIZE = (100, 30)
 RUNS = 3  # of each side, of which the best count
 
 
-class Row(NamedTuple):
+class Cost(NamedTuple):
     """One measured quantity; `value` must not exceed `limit`."""
 
     what: str
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     unit: str
 
 
-Budget = Callable[[], AsyncIterator[Row]]
+Budget = Callable[[], AsyncIterator[Cost]]
 BUDGETS: dict[str, Budget] = {}
 
 
@@ -110,7 +110,7 @@ def conversation(turns: int) -> ConversationState:
 # --- the stage ---
 
 
-class Stage(App[None]):
+class ThemedTranscript(App[None]):
     """The transcript alone on a screen, with our themes."""
 
     def __init__(self) -> None:
@@ -127,8 +127,8 @@ class Stage(App[None]):
 
 
 @asynccontextmanager
-async def stage(turns: int = 0) -> AsyncIterator[tuple[Stage, Transcript]]:
-    app = Stage()
+async def stage(turns: int = 0) -> AsyncIterator[tuple[ThemedTranscript, Transcript]]:
+    app = ThemedTranscript()
     async with app.run_test(size=SIZE):
         transcript = app.query_one(Transcript)
         transcript.focus()
@@ -162,7 +162,7 @@ async def cost(app: App, change: Callable[[], Any], times: int = 1) -> float:
 # --- budgets ---
 
 
-async def streamed(kind: str, text: str, limit: float) -> AsyncIterator[Row]:
+async def streamed(kind: str, text: str, limit: float) -> AsyncIterator[Cost]:
     """A reply at 60 tokens/s, each token an event of its own, as an answer and as an open thought."""
     async with stage(20) as (app, transcript):
         transcript.add_question(turn(21))
@@ -178,10 +178,10 @@ async def streamed(kind: str, text: str, limit: float) -> AsyncIterator[Row]:
         spent = time.process_time() - began
         watch.cancel()
         late.sort()
-        yield Row(f"streaming {kind}, each token", limit, 1e3 * spent / len(pieces), "ms")
-        yield Row(f"streaming {kind}, share of a core", 15, 100 * spent * TOKENS_PER_S / len(pieces), "%")
-        yield Row(f"streaming {kind}, loop blocked, p95", 20, 1e3 * late[int(len(late) * 0.95)], "ms")
-        yield Row(f"streaming {kind}, loop blocked, most", 60, 1e3 * late[-1], "ms")
+        yield Cost(f"streaming {kind}, each token", limit, 1e3 * spent / len(pieces), "ms")
+        yield Cost(f"streaming {kind}, share of a core", 15, 100 * spent * TOKENS_PER_S / len(pieces), "%")
+        yield Cost(f"streaming {kind}, loop blocked, p95", 20, 1e3 * late[int(len(late) * 0.95)], "ms")
+        yield Cost(f"streaming {kind}, loop blocked, most", 60, 1e3 * late[-1], "ms")
 
 
 async def watched(late: list[float]) -> None:
@@ -193,61 +193,62 @@ async def watched(late: list[float]) -> None:
 
 
 @budget
-async def prose() -> AsyncIterator[Row]:
+async def prose() -> AsyncIterator[Cost]:
     async for row in streamed("prose", PROSE, 5):
         yield row
 
 
 @budget
-async def bullets() -> AsyncIterator[Row]:
+async def bullets() -> AsyncIterator[Cost]:
     async for row in streamed("list", LIST, 5):
         yield row
 
 
 @budget
-async def code() -> AsyncIterator[Row]:
+async def code() -> AsyncIterator[Cost]:
     async for row in streamed("code", CODE, 12):
         yield row
 
 
 @budget
-async def table() -> AsyncIterator[Row]:
+async def table() -> AsyncIterator[Cost]:
     async for row in streamed("table", TABLE, 16):
         yield row
 
 
 @budget
-async def thought() -> AsyncIterator[Row]:
+async def thought() -> AsyncIterator[Cost]:
     async for row in streamed("thought", THOUGHT, 5):
         yield row
 
 
 @budget
-async def long_conversation() -> AsyncIterator[Row]:
+async def long_conversation() -> AsyncIterator[Cost]:
     """2,000 turns: what opening, scrolling and changes of the whole screen cost."""
     async with stage() as (app, transcript):
         state = conversation(TURNS)
-        yield Row("load 2,000 turns, first paint", 500, await cost(app, lambda: transcript.show(state)), "ms")
+        opening = await cost(app, lambda: transcript.show(state))
+        yield Cost("load 2,000 turns, first paint", 500, opening, "ms")
         transcript.scroll_to(y=transcript.virtual_size.height // 2, animate=False)
         await painted(app)
         up = await cost(app, lambda: transcript.scroll_relative(y=-5, animate=False), 40)
-        yield Row("scroll 5 lines", 12, up, "ms")
-        yield Row(
+        yield Cost("scroll 5 lines", 12, up, "ms")
+        yield Cost(
             "scroll a page", 20, await cost(app, lambda: transcript.scroll_page_up(animate=False), 20), "ms"
         )
-        yield Row(
+        yield Cost(
             "block cursor to the next", 16, await cost(app, lambda: transcript.action_step(1), 20), "ms"
         )
         events = iter([AppBlur(), AppFocus()] * 5)
-        yield Row(
+        yield Cost(
             "focus lost or gained", 20, await cost(app, lambda: app.post_message(next(events)), 10), "ms"
         )
         names = iter(["day", "night"] * 3)
-        yield Row("theme change", 60, await cost(app, lambda: setattr(app, "theme", next(names)), 5), "ms")
-        yield Row("width change", 100, await resizing(app, transcript), "ms")
-        yield Row("find in 2,000 turns", 100, await cost(app, lambda: transcript.find("recursively")), "ms")
-        yield Row("go to the next match", 60, await cost(app, transcript.find_next, 5), "ms")
-        yield Row("all thoughts open", 100, await cost(app, transcript.toggle_thoughts), "ms")
+        yield Cost("theme change", 60, await cost(app, lambda: setattr(app, "theme", next(names)), 5), "ms")
+        yield Cost("width change", 100, await resizing(app, transcript), "ms")
+        yield Cost("find in 2,000 turns", 100, await cost(app, lambda: transcript.find("recursively")), "ms")
+        yield Cost("go to the next match", 60, await cost(app, transcript.find_next, 5), "ms")
+        yield Cost("all thoughts open", 100, await cost(app, transcript.toggle_thoughts), "ms")
 
 
 async def resizing(app: App, transcript: Transcript) -> float:
@@ -263,14 +264,14 @@ async def resizing(app: App, transcript: Transcript) -> float:
 
 
 @budget
-async def memory() -> AsyncIterator[Row]:
+async def memory() -> AsyncIterator[Cost]:
     """The most that the process ever held with 2,000 turns loaded and half of them looked at."""
     async with stage(TURNS) as (app, transcript):
         for part in range(100):
             transcript.scroll_to(y=transcript.virtual_size.height * part // 200, animate=False)
             await painted(app)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        yield Row(
+        yield Cost(
             "resident memory, 2,000 turns", 100, most / (2**20 if sys.platform == "darwin" else 2**10), "MB"
         )
 
@@ -279,7 +280,7 @@ async def memory() -> AsyncIterator[Row]:
 
 
 @budget
-async def keypress() -> AsyncIterator[Row]:
+async def keypress() -> AsyncIterator[Cost]:
     """A letter typed into the prompt until it is on the screen, 2,000 turns above."""
     with tempfile.TemporaryDirectory() as folder:
         async with running(Path(folder)) as it:
@@ -293,28 +294,28 @@ async def keypress() -> AsyncIterator[Row]:
                 [await cost(it.app, lambda: it.app.post_message(Key("a", "a"))) for _ in range(200)]
             )
             assert it.prompt.text == "a" * 200
-            yield Row("key to repaint, 2,000 turns", 8, times[100], "ms")
-            yield Row("key to repaint, 2,000 turns, p99", 16, times[197], "ms")
+            yield Cost("key to repaint, 2,000 turns", 8, times[100], "ms")
+            yield Cost("key to repaint, 2,000 turns, p99", 16, times[197], "ms")
 
 
 @budget
-async def terminal() -> AsyncIterator[Row]:
+async def terminal() -> AsyncIterator[Cost]:
     """At a real terminal, with the small model of the package."""
-    yield Row("start to first paint", 1_000, 1e3 * app_probe.measure("paint"), "ms")
-    yield Row("idle, share of a core", 0.5, 100 * app_probe.measure("idle"), "%")
+    yield Cost("start to first paint", 1_000, 1e3 * app_probe.measure("paint"), "ms")
+    yield Cost("idle, share of a core", 0.5, 100 * app_probe.measure("idle"), "%")
     pairs = [(app_probe.one_shot(), app_probe.measure("reply")) for _ in range(RUNS)]
     alone, inside = (max(speeds) for speeds in zip(*pairs, strict=True))
-    yield Row("generation slower than one-shot", 5, 100 * (1 - inside / alone), "%")
+    yield Cost("generation slower than one-shot", 5, 100 * (1 - inside / alone), "%")
 
 
 @budget
-async def command_line() -> AsyncIterator[Row]:
+async def command_line() -> AsyncIterator[Cost]:
     """Processor time, the least of some runs, that passes before the user hears of anything."""
     spent = min(cpu_seconds("--help") for _ in range(RUNS))
-    yield Row("CPU of --help", 120, 1e3 * spent, "ms")
+    yield Cost("CPU of --help", 120, 1e3 * spent, "ms")
     if Path("/proc/self/stat").exists():
         begun = min(cpu_seconds_until_prefill() for _ in range(RUNS))
-        yield Row("CPU of one answer until prefill", 600, 1e3 * begun, "ms")
+        yield Cost("CPU of one answer until prefill", 600, 1e3 * begun, "ms")
 
 
 def cpu_seconds(*words: str) -> float:
@@ -341,16 +342,16 @@ def cpu_seconds_until_prefill() -> float:
 # --- the table ---
 
 
-async def measured(name: str) -> list[Row]:
+async def measured(name: str) -> list[Cost]:
     return [row async for row in BUDGETS[name]()]
 
 
-def apart(name: str) -> list[Row]:
+def apart(name: str) -> list[Cost]:
     """The rows of one budget, measured in a process of its own."""
     command = [sys.executable, __file__, "--measure", name]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [
-        Row(what, float(limit), float(value), unit)
+        Cost(what, float(limit), float(value), unit)
         for what, limit, value, unit in (x.split("\t") for x in lines)
     ]
 

@@ -39,7 +39,7 @@ SECONDS = 120
 CAPITALS = ("What is the capital of France?", "What about Germany?", "And Japan?")
 
 
-class Session:
+class DrivenApp:
     """The app as its user drives it."""
 
     def __init__(self, app: QchatApp, pilot: Pilot, folder: Path):
@@ -100,7 +100,7 @@ async def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     app, size = make_app((100, 30), seed=7)
     async with app.run_test(size=size) as pilot:
-        it = Session(app, pilot, folder)
+        it = DrivenApp(app, pilot, folder)
         await it.idle()
         await it.enter("/think off")
         for question in CAPITALS:
@@ -135,7 +135,7 @@ async def main(folder: Path) -> None:
         await it.chat.quit()
     app, size = make_app((60, 16), theme="day")
     async with app.run_test(size=size) as pilot:
-        it = Session(app, pilot, folder)
+        it = DrivenApp(app, pilot, folder)
         await it.idle()
         await it.ask("What is the capital of Japan?")
         await it.photograph("narrow")

@@ -1,4 +1,4 @@
-"""Import rules, read from the source, and the module maps of the READMEs compared with the files."""
+"""Import rules, read from the source; the module maps of the READMEs; two rules for the tests themselves."""
 
 import ast
 import re
@@ -382,3 +382,47 @@ def public_names(package: str) -> set[str]:
 @pytest.mark.parametrize("package", sorted(floors("core")))
 def test_packages_import_only_public_names_of_each_other(package: str):
     assert imported_names(package) == public_names(package)
+
+
+# --- the tests: one name per class, one way to run a coroutine ---
+
+
+def repeated_classes() -> dict[str, list[str]]:
+    """Return the class names that the tests define more than once, and the files that define them."""
+    found: dict[str, list[str]] = {}
+    for path in sources("tests"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    return {name: files for name, files in found.items() if len(files) > 1}
+
+
+def test_no_class_name_is_defined_twice_in_the_tests():
+    assert repeated_classes() == {}
+
+
+def test_a_planted_second_class_is_found_even_inside_a_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files = {
+        "tests/one.py": "class Stage:\n    class Inner: ...",
+        "tests/tui/two.py": "class Other: ...",
+        "tests/tui/test_three.py": "def test():\n    class Stage: ...",
+    }
+    plant(tmp_path, files, monkeypatch)
+    assert repeated_classes() == {"Stage": ["tests/one.py", "tests/tui/test_three.py"]}
+
+
+def starts_event_loop(path: Path) -> bool:
+    """Tell whether a file calls one of the functions of asyncio that run a coroutine to its end."""
+    runners = {"asyncio.run", "asyncio.Runner", "asyncio.new_event_loop"}
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    return not runners.isdisjoint(used.union(*map(named, imports(path))))
+
+
+def test_every_test_runs_its_coroutines_with_the_same_function():
+    """Programs, which are in no folder of tests, have no time limit."""
+    files = [*sources("tests/core"), *sources("tests/tui"), *(ROOT / "tests").glob("test_*.py")]
+    assert [path for path in files if starts_event_loop(path)] == []
+    assert starts_event_loop(ROOT / "tests/run_async.py")

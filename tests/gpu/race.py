@@ -47,7 +47,7 @@ Generate = Callable[[list[int]], Iterator[int]]
 
 
 @dataclass
-class Row:
+class EngineSpeed:
     """Tokens/s and seconds of one engine on one model: prefill by prompt length, the rest by context."""
 
     engine: str
@@ -140,7 +140,7 @@ def open_mlx_lm(config: ModelConfig, random: Weights) -> Generate:
     return lambda ids: (int(token) for token, _ in generate_step(mx.array(ids), model, max_tokens=-1))
 
 
-def measure(row: Row, generate: Generate, prompts: list[int]) -> None:
+def measure(row: EngineSpeed, generate: Generate, prompts: list[int]) -> None:
     """Fill in `cold_s`, `prefill`, and `decode` after the first of the prompt lengths."""
     mx.reset_peak_memory()
     for length in prompts:
@@ -173,7 +173,7 @@ def rate(tokens: Iterator[int]) -> float:
     return TOKENS / min(times)
 
 
-def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[Row]:
+def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[EngineSpeed]:
     config = load_config(path)
     # as published: the first generation kept some matrices dense and had no MTP head
     options = replace(VARIANTS[variant], keep_bf16=not args.new, mtp="drop")
@@ -181,7 +181,7 @@ def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[Row]:
     began = time.perf_counter()
     if "qchat" in args.engines:
         model = open_model(path, options)
-        row = Row("qchat", name, variant, model.step_nbytes, load_s=time.perf_counter() - began)
+        row = EngineSpeed("qchat", name, variant, model.step_nbytes, load_s=time.perf_counter() - began)
         measure(row, open_qchat(model), args.prompts)
         for length in args.contexts:
             tokens = decoded(model, grown_cache(model, length))
@@ -193,13 +193,13 @@ def race(path: Path, variant: str, args: argparse.Namespace) -> Iterator[Row]:
         mx.clear_cache()
     if "mlx-lm" in args.engines:
         weights = random_weights(config, options)
-        row = Row("mlx-lm", name, variant, step_nbytes(weights.tensors, config, choose_policy(0)))
+        row = EngineSpeed("mlx-lm", name, variant, step_nbytes(weights.tensors, config, choose_policy(0)))
         measure(row, open_mlx_lm(config, weights), args.peer_prompts)
         yield row
         mx.clear_cache()
 
 
-def shown(row: Row, bandwidth: float) -> str:
+def shown(row: EngineSpeed, bandwidth: float) -> str:
     decode = ", ".join(f"{length}: {speed:.1f}" for length, speed in row.decode.items())
     share = max(row.decode.values()) * row.nbytes_per_token / bandwidth
     prefills = ", ".join(f"{length}: {speed:,.0f}" for length, speed in row.prefill.items())
@@ -212,7 +212,7 @@ def shown(row: Row, bandwidth: float) -> str:
     return "; ".join(parts)
 
 
-def prefill_cost(row: Row) -> str:
+def prefill_cost(row: EngineSpeed) -> str:
     """Seconds of a prompt of T tokens as a + b T + c T^2 by least relative squares; c is attention."""
     lengths = np.array(list(row.prefill), float)
     seconds = lengths / np.array(list(row.prefill.values()))

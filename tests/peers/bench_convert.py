@@ -21,7 +21,7 @@ QUANTIZE = ["-q", "--q-bits", "4", "--q-group-size", "64"]
 
 
 @dataclass
-class Result:
+class ProcessRun:
     """One process: seconds from start to end, its largest resident set in bytes, what it printed."""
 
     seconds: float
@@ -29,7 +29,7 @@ class Result:
     output: str
 
 
-def run(command: list[str], log: Path) -> Result:
+def run(command: list[str], log: Path) -> ProcessRun:
     """Raises SystemExit with the end of its output where the command fails."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / ".dev"), str(ROOT)])}
     begin = time.perf_counter()
@@ -41,7 +41,7 @@ def run(command: list[str], log: Path) -> Result:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return Result(seconds, usage.ru_maxrss * unit, log.read_text())
+    return ProcessRun(seconds, usage.ru_maxrss * unit, log.read_text())
 
 
 def warm(folder: Path) -> int:

@@ -38,7 +38,7 @@ Generate = Callable[[list[int]], Iterator[int]]
 
 
 @dataclass
-class Result:
+class RaceResult:
     """What one process measured: seconds, one per prompt; the ids of its first prompt; bytes."""
 
     load_s: float = 0.0
@@ -80,9 +80,9 @@ def open_mlx_lm(model: Path) -> Generate:
     return lambda ids: (int(token) for token, _ in generate_step(mx.array(ids), loaded, max_tokens=-1))
 
 
-def work(engine: str, model: Path, prompts: list[list[int]]) -> Result:
+def work(engine: str, model: Path, prompts: list[list[int]]) -> RaceResult:
     """Run every prompt in this process, the first one cold."""
-    result = Result()
+    result = RaceResult()
     WORKERS[engine](model, prompts, result)
     # Linux counts kibibytes, macOS bytes
     unit = 1 if sys.platform == "darwin" else 1024
@@ -91,7 +91,7 @@ def work(engine: str, model: Path, prompts: list[list[int]]) -> Result:
 
 
 def work_in_python(
-    load: Callable[[Path], Generate], model: Path, prompts: list[list[int]], result: Result
+    load: Callable[[Path], Generate], model: Path, prompts: list[list[int]], result: RaceResult
 ) -> None:
     began = time.perf_counter()
     generate = load(model)
@@ -109,7 +109,7 @@ def work_in_python(
         result.facts = list(llama_cpp.machine())
 
 
-def work_in_llama_cpp(model: Path, prompts: list[list[int]], result: Result) -> None:
+def work_in_llama_cpp(model: Path, prompts: list[list[int]], result: RaceResult) -> None:
     began = time.perf_counter()
     engine = llama_cpp.LlamaCpp(model, llama_cpp.threads())
     result.load_s = time.perf_counter() - began
@@ -119,7 +119,7 @@ def work_in_llama_cpp(model: Path, prompts: list[list[int]], result: Result) -> 
         result.decode_s.append(token * (DECODE_TOKENS - 1))
 
 
-Work = Callable[[Path, list[list[int]], Result], None]
+Work = Callable[[Path, list[list[int]], RaceResult], None]
 WORKERS: dict[str, Work] = {
     "qchat": partial(work_in_python, open_qchat),
     "mlx-lm": partial(work_in_python, open_mlx_lm),
@@ -127,7 +127,7 @@ WORKERS: dict[str, Work] = {
 }
 
 
-def race(engine: str, model: Path, prompts: list[list[int]]) -> Result:
+def race(engine: str, model: Path, prompts: list[list[int]]) -> RaceResult:
     """`work` in a fresh process, which finds none of the kernels that MLX compiles into TMPDIR."""
     command = [sys.executable, __file__, str(model), "--worker", engine]
     with tempfile.TemporaryDirectory() as scratch:
@@ -140,7 +140,7 @@ def race(engine: str, model: Path, prompts: list[list[int]]) -> Result:
             check=True,
             env=os.environ | {"TMPDIR": scratch},
         )
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    return RaceResult(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def make_prompts(model: Path) -> list[list[int]]:
@@ -154,14 +154,14 @@ def make_prompts(model: Path) -> list[list[int]]:
     return [list(itertools.islice(stream, PROMPT_TOKENS)) for _ in range(COLD_AND_WARM_PROMPTS)]
 
 
-def rates(results: list[Result], prompts: slice) -> tuple[list[float], list[float]]:
+def rates(results: list[RaceResult], prompts: slice) -> tuple[list[float], list[float]]:
     """Prefill and decode in tokens/s of the chosen prompts of each process."""
     prefill = [PROMPT_TOKENS / s for r in results for s in r.prefill_s[prompts]]
     decode = [(DECODE_TOKENS - 1) / s for r in results for s in r.decode_s[prompts]]
     return prefill, decode
 
 
-def report(results: dict[str, list[Result]]) -> None:
+def report(results: dict[str, list[RaceResult]]) -> None:
     """The table: each engine's figure, and beside it how many times as much qchat reaches."""
     ours, *others = results.values()
     print("\n".join(ours[0].facts))
@@ -207,7 +207,7 @@ def main() -> None:
     )
     prompts = make_prompts(args.model)
     engines = ["qchat", *(name for name in args.engines if name != "qchat")]
-    results: dict[str, list[Result]] = {engine: [] for engine in engines}
+    results: dict[str, list[RaceResult]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
         forms = [name for name in engines if name in llama_cpp.FORMS]
         models = dict.fromkeys(engines, args.model)

@@ -1,92 +1,68 @@
-"""A chat whose view only remembers, with a scripted engine or the real one, for the time of one scene."""
+"""A chat with a front end that records, and a scripted engine or the real one, for the time of one scene."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from qchat.core.conversation.summary import ConversationState, Turn
-from qchat.core.events import Done, Text
 from qchat.tui.chat.client import EngineClient
 from qchat.tui.chat.controller import Chat
-from qchat.tui.chat.decoding import Batch
-from qchat.tui.chat.jobs import Job
+from qchat.tui.commands import perform
 from qchat.tui.text.report import Lines, Report
 from qchat.tui.user.settings import Settings
+from tests.run_async import run_async
 from tests.tui.fake_engine import FakeEngine
+from tests.tui.fake_front import FakeFront
+
+MODEL = "/models/fake-4bit"
 
 
-class Recorder:
-    """A view that only remembers, as (method, argument)."""
+class ChatStage:
+    """A chat with the front end `front` and the scripted engine `fake`, or a real one."""
 
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
-        self.phases: list[str] = []
-        self.text = ""
-
-    def question(self, turn: Turn) -> None:
-        self.text = ""
-        self.told.append(("question", turn.question))
-
-    def events(self, batch: Batch) -> None:
-        self.text += "".join(event.text for event in batch if isinstance(event, Text))
-
-    def finished(self, done: Done, turn: Turn) -> None:
-        self.told.append(("finished", (done.finish_reason, turn.answer)))
-
-    def returned(self, text: str) -> None:
-        self.told.append(("returned", text))
-
-    def rebuilt(self, state: ConversationState) -> None:
-        self.told.append(("rebuilt", [turn.question for turn in state.turns]))
-
-    def status(self, status: Any) -> None:
-        if self.phases[-1:] != [status.phase]:
-            self.phases.append(status.phase)
-
-    def note(self, text: str, kind: str = "info") -> None:
-        self.told.append(("note", (kind, text)))
-
-    def report(self, report: Report) -> None:
-        self.told.append(("report", report))
-
-    def job(self, job: Job) -> None:
-        self.told.append(("job", job.title))
-
-    def job_changed(self, job: Job) -> None:
-        if job.state != "running":
-            self.told.append(("job ended", job.state))
-
-    def all(self, kind: str) -> list[Any]:
-        return [value for name, value in self.told if name == kind]
-
-
-class Stage:
-    """A chat with a view that remembers, an engine that was scripted, and a model."""
-
-    def __init__(self, folder: Path, *steps: dict[str, Any], store: Any = None, real: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *steps: dict[str, Any],
+        front: FakeFront | None = None,
+        store: Any = None,
+        real: bool = False,
+    ):
+        self.folder = folder
         self.fake = FakeEngine(folder, *steps)
-        self.view = Recorder()
+        self.front = front or FakeFront()
         factory = EngineClient if real else self.fake.client
-        self.chat = Chat(self.view, factory, settings=Settings(), store=store)
+        options = Settings().replaced("test", models_dir=[str(folder / "models")])
+        self.chat = Chat(self.front, factory, settings=options, store=store)
 
-    def play(self, scene: Callable[["Stage"], Awaitable[Any]], *, load: str = "/models/a") -> Any:
-        """Load the model, unless `load` is empty, run `scene`, and leave."""
+    def play(self, *scenes: str | Callable[["ChatStage"], Awaitable[None]], load: str = MODEL) -> FakeFront:
+        """Load the model, unless `load` is empty; submit the lines and await the scenes, in order; quit."""
+        run_async(self._play(*scenes, load=load))
+        self.front.check_widths()
+        return self.front
 
-        async def run() -> Any:
-            try:
-                if load:
-                    await self.chat.load(load)
-                    self.view.told.clear()
-                return await scene(self)
-            finally:
-                await self.chat.quit()
-
-        return asyncio.run(asyncio.wait_for(run(), 60))
+    async def _play(self, *scenes: str | Callable[["ChatStage"], Awaitable[None]], load: str) -> None:
+        try:
+            if load:
+                await self.chat.load(load)
+                self.front.calls.clear()
+            for scene in scenes:
+                await (perform(scene, self.chat, self.front) if isinstance(scene, str) else scene(self))
+            for job in self.chat.jobs:
+                await job.ended()
+        finally:
+            await self.chat.quit()
 
     async def until(self, condition: Callable[[], Any]) -> None:
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def at_rest(stage: ChatStage) -> None:
+    """Wait until every job has ended and the chat has its model again."""
+    for job in stage.chat.jobs:
+        await job.ended()
+    await stage.until(lambda: not stage.chat.busy)
 
 
 def render(events: Any, result: Any) -> Report:

@@ -1,36 +1,39 @@
-"""A front end that remembers what commands asked of it, and answers as the test says."""
+"""A front end that records what the chat and its commands call, and answers from a script."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Literal
 
 from qchat.core.conversation.summary import ConversationState, Turn
-from qchat.core.events import Done
-from qchat.tui.chat.controller import Chat
+from qchat.core.events import Done, Text
 from qchat.tui.chat.decoding import Batch
 from qchat.tui.chat.jobs import Job
-from qchat.tui.commands import perform
 from qchat.tui.text.report import Report, report_lines, report_text
-from qchat.tui.user.settings import Settings
-from tests.tui.fake_engine import FakeEngine
+from qchat.tui.text.sanitise import cells
+
+NOTES = ("info", "warning", "error")
 
 
 class FakeFront:
-    """`calls` are (method, argument); `answers` what confirm, choose and edit_text give, in their order."""
+    """Record every call, and return `answers`, in order, from `confirm`, `choose` and `edit_text`.
+
+    `calls` are (method, argument), but notes are (kind, text). `phases` are those of the status, without
+    repetitions; `text` is the answer to the latest question.
+    """
 
     def __init__(self, *answers: Any, screens: bool = False):
         self.answers, self.screens = list(answers), screens
         self.calls: list[tuple[str, Any]] = []
+        self.phases: list[str] = []
+        self.text = ""
 
     def question(self, turn: Turn) -> None:
+        self.text = ""
         self.calls.append(("question", turn.question))
 
-    def events(self, batch: Batch) -> None: ...
+    def events(self, batch: Batch) -> None:
+        self.text += "".join(event.text for event in batch if isinstance(event, Text))
 
     def finished(self, done: Done, turn: Turn) -> None:
-        del done
-        self.calls.append(("finished", turn.answer))
+        self.calls.append(("finished", (done.finish_reason, turn.answer)))
 
     def returned(self, text: str) -> None:
         self.calls.append(("returned", text))
@@ -38,7 +41,9 @@ class FakeFront:
     def rebuilt(self, state: ConversationState) -> None:
         self.calls.append(("rebuilt", [turn.question for turn in state.turns]))
 
-    def status(self, status: Any) -> None: ...
+    def status(self, status: Any) -> None:
+        if self.phases[-1:] != [status.phase]:
+            self.phases.append(status.phase)
 
     def note(self, text: str, kind: str = "info") -> None:
         self.calls.append((kind, text))
@@ -49,7 +54,9 @@ class FakeFront:
     def job(self, job: Job) -> None:
         self.calls.append(("job", job.title))
 
-    def job_changed(self, job: Job) -> None: ...
+    def job_changed(self, job: Job) -> None:
+        if job.state != "running":
+            self.calls.append(("job ended", job.state))
 
     async def confirm(self, question: str) -> bool:
         self.calls.append(("confirm", question))
@@ -94,59 +101,19 @@ class FakeFront:
         return [value for name, value in self.calls if name == kind]
 
     @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Return every note as (kind, text)."""
+        return [(name, value) for name, value in self.calls if name in NOTES]
+
+    @property
     def said(self) -> str:
-        """Every note, error and report, as text."""
-        shown = [report_text(v) if k == "report" else v for k, v in self.calls if k in SAID]
+        """Every note and report, as text."""
+        shown = [report_text(v) if k == "report" else v for k, v in self.calls if k in (*NOTES, "report")]
         return "\n".join(shown)
 
     def check_widths(self) -> None:
         """Every report fits into narrow and wide screens."""
-        from qchat.tui.text.sanitise import cells
-
         for report in self.all("report"):
             for width in (20, 60, 100):
                 lines = report_lines(report, width)
                 assert all(cells("".join(text for _, text in line)) <= width for line in lines)
-
-
-SAID = ("info", "warning", "error", "report")
-
-
-class Stage:
-    """A chat with this front end, an engine that was scripted, and a model."""
-
-    def __init__(
-        self, folder: Path, *steps: dict[str, Any], front: FakeFront | None = None, store: Any = None
-    ):
-        self.folder = folder
-        self.fake = FakeEngine(folder, *steps)
-        self.front = front or FakeFront()
-        options = Settings().replaced("test", models_dir=[str(folder / "models")])
-        self.chat = Chat(self.front, self.fake.client, settings=options, store=store)
-
-    def play(self, *lines: str | Callable[["Stage"], Awaitable[Any]], load: bool = True) -> FakeFront:
-        """Submit `lines` one after the other, each when the one before has been done."""
-
-        async def run() -> None:
-            try:
-                if load:
-                    await self.chat.load("/models/fake-4bit")
-                    self.front.calls.clear()
-                for line in lines:
-                    await (perform(line, self.chat, self.front) if isinstance(line, str) else line(self))
-                for job in self.chat.jobs:
-                    await job.ended()
-            finally:
-                await self.chat.quit()
-
-        asyncio.run(asyncio.wait_for(run(), 30))
-        self.front.check_widths()
-        return self.front
-
-
-async def at_rest(stage: Stage) -> None:
-    """Wait until every job has ended and the chat has its model again."""
-    for job in stage.chat.jobs:
-        await job.ended()
-    while stage.chat.busy:
-        await asyncio.sleep(0.01)

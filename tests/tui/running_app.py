@@ -16,9 +16,11 @@ from qchat.tui.screens.app import QchatApp
 from qchat.tui.user.history import History
 from qchat.tui.user.keymap import Keymap
 from qchat.tui.user.settings import Settings
+from tests.run_async import run_async
 from tests.tui.fake_engine import FakeEngine
 
 PATIENCE_SECONDS = 60.0
+PLAY_SECONDS = 300.0  # longer, so that a wait in vain is reported by what it waited for
 # slow enough to be caught in the act, and long
 ENDLESS = {"method": "send", "thought": "hm " * 20, "answer": "word " * 500, "seconds": 0.02}
 
@@ -125,6 +127,6 @@ def chatting(
                 await it.idle()
                 await check(it)
 
-        asyncio.run(main())
+        run_async(main(), PLAY_SECONDS)
 
     return run

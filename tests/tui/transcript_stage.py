@@ -1,6 +1,5 @@
 """A stage with nothing but a transcript on it, and what can be done and read there."""
 
-import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -27,6 +26,8 @@ from qchat.tui.widgets.transcript.messages import (
     SiblingRequested,
 )
 from qchat.tui.widgets.transcript.transcript import Transcript
+from tests.fake_clock import FakeClock
+from tests.run_async import run_async
 
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\rd\x9b31me\u202ef\u2066\tg\x00h\x08 \udc80"
 UNICODE = "漢字を書く 👩‍👩‍👧 👍🏽 ❤️ e\u0301 עברית العربية ﷽ 1️⃣ 🏳️‍🌈 क्षि"
@@ -65,7 +66,7 @@ def said(text: str, kind: str = "text") -> Text | Thought:
     return Text(text) if kind == "text" else Thought(text)
 
 
-class Stage(App[None]):
+class TranscriptApp(App[None]):
     """A transcript alone, without the focus at first; keeps what it asks for."""
 
     AUTO_FOCUS = ""
@@ -73,8 +74,8 @@ class Stage(App[None]):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[Any] = []
-        self.now = 0.0
-        self.transcript = Transcript(clock=lambda: self.now)
+        self.clock = FakeClock()
+        self.transcript = Transcript(clock=self.clock)
 
     def compose(self) -> ComposeResult:
         yield self.transcript
@@ -90,10 +91,10 @@ class Stage(App[None]):
         self.asked.append(message)
 
 
-class Scene:
-    """The stage, how to wait, and what can be read on it."""
+class TranscriptScene:
+    """The app, how to wait, and what can be read on it."""
 
-    def __init__(self, app: Stage, pilot: Pilot) -> None:
+    def __init__(self, app: TranscriptApp, pilot: Pilot) -> None:
         self.app, self.pilot, self.transcript = app, pilot, app.transcript
 
     async def settle(self) -> None:
@@ -153,13 +154,13 @@ def played(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+        run_async(test(*args, **kwargs))
 
     return run
 
 
 @asynccontextmanager
-async def scene(width: int = 60, height: int = 20) -> AsyncIterator[Scene]:
-    app = Stage()
+async def scene(width: int = 60, height: int = 20) -> AsyncIterator[TranscriptScene]:
+    app = TranscriptApp()
     async with app.run_test(size=(width, height)) as pilot:
-        yield Scene(app, pilot)
+        yield TranscriptScene(app, pilot)

@@ -1,6 +1,5 @@
 """A model split over two ranks computes what one process computes; one that cannot be split is refused."""
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from qchat.tui.chat.client import EngineClient, behind_launcher, shared_command
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 from tests.compare import relative_rms
 from tests.paths import ROOT
+from tests.run_async import run_async
 
 IDS = [(7 * i * i + 3 * i) % 250 for i in range(40)]
 SCRIPT = """
@@ -190,7 +190,7 @@ def test_a_chat_on_rank_0_ends_with_all_ranks(folders: list[Path]):
         await client.stop()
         return loaded.model, result.state.turns[-1].question, ranks
 
-    model, question, ranks = asyncio.run(chat())
+    model, question, ranks = run_async(chat(), 300)
     assert model.nbytes < 0.75 * Engine.load(folders[0]).model.nbytes
     assert question == "hello ❯"
     assert len(ranks) == 2

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from qchat.core.generation.endings import StopStrings, ThinkingBudget
 
 
-class ScriptedDecoder:
+class RankedDecoder:
     """A decoder that only knows how likely the end of the thought is."""
 
     def __init__(self, rank: int):
@@ -32,14 +32,14 @@ class ScriptedDecoder:
     ],
 )
 def test_a_thought_is_closed_at_its_budget_or_a_little_before_where_it_is_likely(budget, spent, rank, closes):
-    decoder = ScriptedDecoder(rank)
+    decoder = RankedDecoder(rank)
     assert ThinkingBudget(budget, 9).enforce(spent, decoder) is closes  # pyright: ignore[reportArgumentType]
     assert decoder.forced == ([9] if closes else [])
 
 
 @pytest.mark.parametrize(("budget", "rank", "closes_after"), [(None, 0, 0), (None, 50, 128), (1010, 50, 10)])
 def test_a_tightened_budget_closes_where_the_end_is_likely_and_soon_in_any_case(budget, rank, closes_after):
-    thinking, decoder = ThinkingBudget(budget, 9), ScriptedDecoder(rank)
+    thinking, decoder = ThinkingBudget(budget, 9), RankedDecoder(rank)
     assert not thinking.enforce(900, decoder)  # pyright: ignore[reportArgumentType]
     thinking.tighten(1000)
     closed = next(n for n in range(500) if thinking.enforce(1000 + n, decoder))  # pyright: ignore[reportArgumentType]

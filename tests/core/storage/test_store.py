@@ -22,15 +22,7 @@ from qchat.core.storage import database, fulltext, records, store
 from qchat.core.storage.records import ModelIdentity, Role, pack_ids, reply_stats, unpack_ids
 from qchat.core.storage.store import Store, StreamWriter
 from qchat.core.text.template import ROLES
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        self.now += 1
-        return self.now
+from tests.fake_clock import FakeClock
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +35,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "conversations.db"
 
 
+def ticking() -> FakeClock:
+    """Return a clock on which no two readings are equal."""
+    return FakeClock(1_000_000.0, step=1)
+
+
 @pytest.fixture
 def books(path: Path) -> Iterator[Store]:
-    with Store(path, Clock()) as opened:
+    with Store(path, ticking()) as opened:
         yield opened
 
 
@@ -382,7 +379,7 @@ def test_purging_spares_what_can_still_be_undone(books: Store):
 
 
 def test_opening_purges_what_was_deleted_long_ago(path: Path):
-    clock = Clock()
+    clock = ticking()
     with Store(path, clock) as books:
         books.delete(talk(books, "x"))
     with Store(path, clock) as books:
@@ -409,7 +406,7 @@ def test_nothing_of_a_purged_conversation_stays_in_the_files(books: Store, path:
 
 
 def test_a_state_that_cannot_be_erased_keeps_no_other_one(path: Path):
-    clock = Clock()
+    clock = ticking()
     with Store(path, clock) as books:
         for text in "abc":
             books.delete(talk(books, text))

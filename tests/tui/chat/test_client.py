@@ -2,9 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,13 +11,10 @@ from qchat.core.events import Done, Text
 from qchat.core.worker.protocol import Cancelled
 from qchat.tui.chat import client as client_module
 from qchat.tui.chat.client import EngineClient, EngineDied, EngineError
+from tests.run_async import run_async
 from tests.tui.fake_engine import FakeEngine
 
 ENDLESS = {"method": "send", "answer": "word " * 1000, "seconds": 0.01}
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
 
 
 async def loaded(fake: FakeEngine) -> EngineClient:
@@ -38,7 +33,7 @@ def test_a_call_yields_its_events_and_ends_with_its_result(tmp_path: Path):
         await client.stop()
         return events, result
 
-    events, result = run(go())
+    events, result = run_async(go())
     assert "".join(event.text for event in events if isinstance(event, Text)) == "Paris it is."
     assert isinstance(events[-1], Done)
     assert result.state.turns[0].answer == "Paris it is."
@@ -53,7 +48,7 @@ def test_calls_of_one_client_keep_their_events_apart(tmp_path: Path):
         assert len([b async for b in first]) > 3
         await client.stop()
 
-    run(go())
+    run_async(go())
 
 
 def test_an_error_carries_its_kind_and_exit_code(tmp_path: Path):
@@ -70,7 +65,7 @@ def test_an_error_carries_its_kind_and_exit_code(tmp_path: Path):
         await client.stop()
         return caught.value
 
-    error = run(go())
+    error = run_async(go())
     assert (error.kind, error.exit_code) == ("WeightsError", 3)
 
 
@@ -87,7 +82,7 @@ def test_a_cancelled_reply_ends_with_what_was_said(tmp_path: Path):
         await client.stop()
         return done
 
-    done = run(go())
+    done = run_async(go())
     assert done is not None
     assert done.finish_reason == "cancelled"
     assert done.text.startswith("word")
@@ -106,7 +101,7 @@ def test_a_cancelled_job_raises_cancelled(tmp_path: Path):
             await call.result()
         await client.stop()
 
-    run(go())
+    run_async(go())
 
 
 def test_an_engine_that_is_only_starting_can_be_stopped(tmp_path: Path):
@@ -120,7 +115,7 @@ def test_an_engine_that_is_only_starting_can_be_stopped(tmp_path: Path):
             await starting
         assert not client.alive
 
-    run(go())
+    run_async(go())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +142,7 @@ def test_a_death_ends_every_call_and_is_told_in_one_sentence(tmp_path: Path, ste
         await client.stop()
         return text, deaths
 
-    text, deaths = run(go())
+    text, deaths = run_async(go())
     assert "".join(text) == "so far"
     assert len(deaths) == 1
     assert told in deaths[0]
@@ -163,7 +158,7 @@ def test_an_engine_that_was_stopped_has_not_died(tmp_path: Path):
         await client.stop()
         return deaths
 
-    assert run(go()) == []
+    assert run_async(go()) == []
 
 
 @pytest.mark.parametrize(
@@ -183,7 +178,7 @@ def test_a_process_that_is_no_engine_is_refused_in_one_sentence(script: str, tol
             await client.start()
         await client.stop()
 
-    run(go())
+    run_async(go())
 
 
 @pytest.mark.parametrize(
@@ -208,7 +203,7 @@ def test_a_message_of_another_form_ends_the_engine_in_one_sentence(tmp_path: Pat
         await client.stop()
         return deaths
 
-    (death,) = run(go())
+    (death,) = run_async(go())
     assert "\n" not in death
 
 
@@ -222,7 +217,7 @@ def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch):
             await client.start()
         await client.stop()
 
-    run(go())
+    run_async(go())
 
 
 def test_a_command_that_does_not_exist_is_refused():
@@ -230,7 +225,7 @@ def test_a_command_that_does_not_exist_is_refused():
         await EngineClient(["/nowhere/engine"]).start()
 
     with pytest.raises(EngineDied, match="could not be started"):
-        run(go())
+        run_async(go())
 
 
 def test_a_client_that_was_not_started_refuses_calls():
@@ -238,7 +233,7 @@ def test_a_client_that_was_not_started_refuses_calls():
         EngineClient().call("state")
 
     with pytest.raises(QchatError, match="not running"):
-        run(go())
+        run_async(go())
 
 
 def test_texts_of_any_kind_survive_the_pipe(tmp_path: Path):
@@ -252,7 +247,7 @@ def test_texts_of_any_kind_survive_the_pipe(tmp_path: Path):
         await client.stop()
         return title
 
-    assert run(go()) == text
+    assert run_async(go()) == text
 
 
 def test_half_a_surrogate_pair_does_not_break_the_pipe(tmp_path: Path):
@@ -262,7 +257,7 @@ def test_half_a_surrogate_pair_does_not_break_the_pipe(tmp_path: Path):
         await client.stop()
         return tokens
 
-    assert run(go()) == 3
+    assert run_async(go()) == 3
 
 
 def test_the_engine_finds_modules_where_the_front_end_does(tmp_path: Path):
@@ -275,4 +270,4 @@ def test_the_engine_finds_modules_where_the_front_end_does(tmp_path: Path):
         await client.start()
         await client.stop()
 
-    run(go())
+    run_async(go())

@@ -3,37 +3,36 @@
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from qchat.core.errors import QchatError, UsageError
 from qchat.tui.chat.client import EngineDied, EngineError
 from qchat.tui.text.report import Lines, Report
-from tests.tui.chat_stage import Stage, render
+from tests.tui.chat_stage import ChatStage, render
 
 SLOW = {"method": "send", "thought": "hm " * 300, "answer": "word " * 300, "seconds": 0.01}
 PROGRESS = [{"event": "progress", "done": n, "total": 500, "unit": "bytes"} for n in range(500)]
 
 
 def test_a_question_is_shown_answered_and_kept(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "send", "thought": "A capital.", "answer": "Paris."})
+    stage = ChatStage(tmp_path, {"method": "send", "thought": "A capital.", "answer": "Paris."})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         await stage.chat.send("Capital of France?")
-        assert stage.view.text == "Paris."
+        assert stage.front.text == "Paris."
         turn = stage.chat.state.turns[0]
         assert (turn.thinking, turn.answer) == ("A capital.", "Paris.")
 
     stage.play(scene)
-    assert stage.view.told == [("question", "Capital of France?"), ("finished", ("stop", "Paris."))]
-    assert stage.view.phases == ["starting", "loading", "idle", "reading", "thinking", "answering", "idle"]
+    assert stage.front.calls == [("question", "Capital of France?"), ("finished", ("stop", "Paris."))]
+    assert stage.front.phases == ["starting", "loading", "idle", "reading", "thinking", "answering", "idle"]
 
 
 def test_the_settings_in_force_go_with_every_reply_and_single_ones_stand_over_them(tmp_path: Path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         stage.chat.settings.change("temperature", 0.5, "test")
         await stage.chat.send("a")
         await stage.chat.retry(temperature=1.5)
@@ -44,19 +43,19 @@ def test_the_settings_in_force_go_with_every_reply_and_single_ones_stand_over_th
 
 
 def test_what_is_sent_while_the_model_loads_or_answers_waits_and_is_sent_in_order(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "load", "events": [], "seconds": 0.0})
+    stage = ChatStage(tmp_path, {"method": "load", "events": [], "seconds": 0.0})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         loading = asyncio.create_task(stage.chat.load("/models/a"))
         await asyncio.sleep(0)
         for text in ("one", "two", "three"):
             await stage.chat.send(text)
         assert stage.chat.queue == ["one", "two", "three"]
         await loading
-        await stage.until(lambda: len(stage.view.all("finished")) == 3)
+        await stage.until(lambda: len(stage.front.all("finished")) == 3)
 
     stage.play(scene, load="")
-    assert stage.view.all("question") == ["one", "two", "three"]
+    assert stage.front.all("question") == ["one", "two", "three"]
     assert stage.chat.queue == []
 
 
@@ -65,84 +64,84 @@ def test_a_queued_question_that_is_refused_does_not_stop_those_behind_it(tmp_pat
         "method": "send",
         "error": {"kind": "ContextLengthExceeded", "message": "too long", "exit_code": 4},
     }
-    stage = Stage(tmp_path, {"method": "send"}, refusal, {"method": "send"})
+    stage = ChatStage(tmp_path, {"method": "send"}, refusal, {"method": "send"})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         first = asyncio.create_task(stage.chat.send("one"))
         await asyncio.sleep(0)
         await stage.chat.send("two")
         await stage.chat.send("three")
         await first
-        await stage.until(lambda: len(stage.view.all("finished")) == 2)
+        await stage.until(lambda: len(stage.front.all("finished")) == 2)
 
     stage.play(scene)
-    assert stage.view.all("note") == [("error", "too long")]
-    assert stage.view.all("returned") == ["two"]
+    assert stage.front.notes == [("error", "too long")]
+    assert stage.front.all("returned") == ["two"]
 
 
 def test_stop_ends_a_reply_and_keeps_what_was_said(tmp_path: Path):
-    stage = Stage(tmp_path, SLOW)
+    stage = ChatStage(tmp_path, SLOW)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         reply = asyncio.create_task(stage.chat.send("go"))
-        await stage.until(lambda: "thinking" in stage.view.phases)
+        await stage.until(lambda: "thinking" in stage.front.phases)
         stage.chat.stop()
         await reply
 
     stage.play(scene)
-    assert stage.view.all("finished")[0][0] == "cancelled"
+    assert stage.front.all("finished")[0][0] == "cancelled"
     assert stage.chat.state.turns[0].thinking.startswith("hm")
 
 
 def test_a_question_stopped_before_any_answer_comes_back(tmp_path: Path):
     events = [{"event": "prefill", "done": n, "total": 1000, "cached": 0} for n in range(1000)]
-    stage = Stage(tmp_path, {"method": "send", "events": events, "seconds": 0.01})
+    stage = ChatStage(tmp_path, {"method": "send", "events": events, "seconds": 0.01})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         reply = asyncio.create_task(stage.chat.send("go"))
-        await stage.until(lambda: "reading" in stage.view.phases and stage.chat.status.done > 3)
+        await stage.until(lambda: "reading" in stage.front.phases and stage.chat.status.done > 3)
         stage.chat.stop()
         await reply
 
     stage.play(scene)
-    assert stage.view.told == [("question", "go"), ("rebuilt", []), ("returned", "go")]
+    assert stage.front.calls == [("question", "go"), ("rebuilt", []), ("returned", "go")]
 
 
 def test_closing_a_thought_goes_on_to_the_answer(tmp_path: Path):
-    stage = Stage(tmp_path, {**SLOW, "answer": "Done."})
+    stage = ChatStage(tmp_path, {**SLOW, "answer": "Done."})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         reply = asyncio.create_task(stage.chat.send("go"))
-        await stage.until(lambda: "thinking" in stage.view.phases)
+        await stage.until(lambda: "thinking" in stage.front.phases)
         await stage.chat.close_thought()
         await reply
 
     stage.play(scene)
-    assert stage.view.all("finished") == [("stop", "Done.")]
+    assert stage.front.all("finished") == [("stop", "Done.")]
     assert len(stage.chat.state.turns[0].thinking) < len(SLOW["thought"])
 
 
 def test_retry_and_edit_show_the_conversation_up_to_where_they_begin(tmp_path: Path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         await stage.chat.send("one")
         await stage.chat.send("two")
         await stage.chat.retry()
         assert len(stage.chat.state.turns[1].siblings) == 2
         await stage.chat.edit(1, "uno")
-        stage.view.told.append(("turns", [turn.question for turn in stage.chat.state.turns]))
+        stage.front.calls.append(("turns", [turn.question for turn in stage.chat.state.turns]))
 
     stage.play(scene)
-    assert stage.view.all("rebuilt") == [["one"], []]
-    assert stage.view.all("question") == ["one", "two", "two", "uno"]
-    assert stage.view.all("turns") == [["uno"]]
+    assert stage.front.all("rebuilt") == [["one"], []]
+    assert stage.front.all("question") == ["one", "two", "two", "uno"]
+    assert stage.front.all("turns") == [["uno"]]
 
 
 def test_moving_in_the_conversation_draws_it_anew(tmp_path: Path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         chat = stage.chat
         for text in ("one", "two", "three"):
             await chat.send(text)
@@ -153,7 +152,7 @@ def test_moving_in_the_conversation_draws_it_anew(tmp_path: Path):
         await chat.open(1)
 
     stage.play(scene)
-    assert stage.view.all("rebuilt") == [
+    assert stage.front.all("rebuilt") == [
         ["one", "two"],
         ["one"],
         ["one", "two", "three"],
@@ -163,9 +162,9 @@ def test_moving_in_the_conversation_draws_it_anew(tmp_path: Path):
 
 
 def test_what_does_not_go_is_refused_in_a_sentence(tmp_path: Path):
-    stage = Stage(tmp_path, SLOW)
+    stage = ChatStage(tmp_path, SLOW)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         chat = stage.chat
         for doing in (chat.retry(), chat.edit(1, "x"), chat.undo(), chat.switch(99)):
             with pytest.raises(QchatError, match="there is no"):
@@ -182,21 +181,21 @@ def test_what_does_not_go_is_refused_in_a_sentence(tmp_path: Path):
 
 
 def test_without_a_model_questions_are_refused(tmp_path: Path):
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         stage.chat.meter.end("idle")
         with pytest.raises(UsageError, match="no model is loaded"):
             await stage.chat.send("go")
 
-    Stage(tmp_path).play(scene, load="")
+    ChatStage(tmp_path).play(scene, load="")
 
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_another_model_goes_on_with_the_conversation(tmp_path: Path, stored: bool):
     """From the store where there is one, else from the messages."""
     store = SimpleNamespace(path=tmp_path / "store.db") if stored else None
-    stage = Stage(tmp_path, {"method": "send", "thought": "hm", "answer": "Yes."}, store=store)
+    stage = ChatStage(tmp_path, {"method": "send", "thought": "hm", "answer": "Yes."}, store=store)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         await stage.chat.send("one")
         await stage.chat.load("/models/b")
 
@@ -215,15 +214,15 @@ def test_another_model_goes_on_with_the_conversation(tmp_path: Path, stored: boo
 
 def test_a_model_that_cannot_be_loaded_leaves_the_chat_as_it_was(tmp_path: Path):
     bad = {"method": "load", "error": {"kind": "ModelError", "message": "no model there", "exit_code": 3}}
-    stage = Stage(tmp_path, {"method": "load"}, {**bad, "events": []}, {"method": "load"})
+    stage = ChatStage(tmp_path, {"method": "load"}, {**bad, "events": []}, {"method": "load"})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         await stage.chat.send("one")
         with pytest.raises(EngineError, match="no model there"):
             await stage.chat.load("/models/b")
         await stage.chat.send("two")
 
-    stage.play(scene)
+    stage.play(scene, load="/models/a")
     assert stage.chat.model is not None
     assert stage.chat.model.path == "/models/a"
     assert len(stage.chat.state.turns) == 2
@@ -234,9 +233,9 @@ def test_a_death_keeps_everything_and_restart_goes_on(tmp_path: Path, said: bool
     """A half answer stays; a question without any answer is asked again."""
     events = [{"event": "text", "text": "half an", "tokens": 2}] if said else []
     dying = {"method": "send", "events": events, "die": "SIGKILL"}
-    stage = Stage(tmp_path, {"method": "send", "answer": "Yes."}, dying)
+    stage = ChatStage(tmp_path, {"method": "send", "answer": "Yes."}, dying)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         chat = stage.chat
         await chat.send("one")
         with pytest.raises(EngineDied):
@@ -250,11 +249,11 @@ def test_a_death_keeps_everything_and_restart_goes_on(tmp_path: Path, said: bool
             await chat.undo()
         stage.fake.write({"method": "send", "answer": "Again."})
         await chat.restart(context_limit=1024)
-        await stage.until(lambda: ("finished", ("stop", "Again.")) in stage.view.told and not chat.queue)
+        await stage.until(lambda: ("finished", ("stop", "Again.")) in stage.front.calls and not chat.queue)
         await stage.until(lambda: not chat.busy)
 
     stage.play(scene)
-    assert [kind for kind, _ in stage.view.all("note")] == ["error"]
+    assert [kind for kind, _ in stage.front.notes] == ["error"]
     assert stage.fake.asked("load")[1]["context_limit"] == 1024
     answers = [(turn.question, turn.answer) for turn in stage.chat.state.turns]
     second = ("two", "half an" if said else "Again.")
@@ -267,9 +266,9 @@ def test_what_was_shown_of_an_answer_stays_though_the_store_has_less(tmp_path: P
         {"event": "text", "text": "half an", "tokens": 2},
     ]
     store = SimpleNamespace(path=tmp_path / "store.db")
-    stage = Stage(tmp_path, {"method": "send", "events": events, "die": "SIGKILL"}, store=store)
+    stage = ChatStage(tmp_path, {"method": "send", "events": events, "die": "SIGKILL"}, store=store)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         with pytest.raises(EngineDied):
             await stage.chat.send("two")
         await stage.chat.restart()
@@ -284,9 +283,9 @@ def test_what_was_shown_of_an_answer_stays_though_the_store_has_less(tmp_path: P
 
 
 def test_a_death_while_loading_is_told_and_can_be_restarted(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "load", "die": 1, "last_words": "std::bad_alloc"})
+    stage = ChatStage(tmp_path, {"method": "load", "die": 1, "last_words": "std::bad_alloc"})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         with pytest.raises(EngineDied, match="bad_alloc"):
             await stage.chat.load("/models/a")
         assert stage.chat.status.phase == "dead"
@@ -298,21 +297,21 @@ def test_a_death_while_loading_is_told_and_can_be_restarted(tmp_path: Path):
 
 
 def test_an_idle_engine_that_dies_is_noticed(tmp_path: Path):
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         assert stage.chat.client is not None
         stage.chat.client.kill()
         await stage.until(lambda: stage.chat.status.phase == "dead")
 
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     stage.play(scene)
-    assert "SIGKILL" in stage.view.all("note")[0][1]
+    assert "SIGKILL" in stage.front.notes[0][1]
 
 
 def test_a_job_runs_beside_the_chat_and_ends_in_a_report(tmp_path: Path):
     events = [*PROGRESS[:3], {"event": "row", "name": "a"}, {"event": "row", "name": "b"}]
-    stage = Stage(tmp_path, {"method": "eval", "events": events, "result": {"overall": 1}})
+    stage = ChatStage(tmp_path, {"method": "eval", "events": events, "result": {"overall": 1}})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         job = stage.chat.start_job("eval", "eval", {"model": "m"}, render)
         assert not stage.chat.busy
         await stage.chat.send("meanwhile")
@@ -320,14 +319,14 @@ def test_a_job_runs_beside_the_chat_and_ends_in_a_report(tmp_path: Path):
         assert job.report() == Report("job", (Lines(["3", "{'overall': 1}"]),))
 
     stage.play(scene)
-    assert stage.view.all("job ended") == ["done"]
-    assert stage.view.all("finished") == [("stop", "Yes.")]
+    assert stage.front.all("job ended") == ["done"]
+    assert stage.front.all("finished") == [("stop", "Yes.")]
 
 
 def test_stop_cancels_the_newest_job_when_nothing_else_runs(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "convert", "events": PROGRESS, "seconds": 0.01})
+    stage = ChatStage(tmp_path, {"method": "convert", "events": PROGRESS, "seconds": 0.01})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         jobs = [
             stage.chat.start_job("convert", "convert", {"source": "a", "target": name}, render)
             for name in "bc"
@@ -336,14 +335,15 @@ def test_stop_cancels_the_newest_job_when_nothing_else_runs(tmp_path: Path):
         stage.chat.stop()
         await jobs[1].ended()
         assert [job.state for job in jobs] == ["running", "cancelled"]
+        await stage.chat.quit()
 
     stage.play(scene)
 
 
 def test_a_job_whose_engine_dies_fails_alone(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "convert", "events": PROGRESS[:2], "die": "SIGKILL"})
+    stage = ChatStage(tmp_path, {"method": "convert", "events": PROGRESS[:2], "die": "SIGKILL"})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         job = stage.chat.start_job("convert", "convert", {"source": "a", "target": "b"}, render)
         await job.ended()
         assert job.state == "failed"
@@ -351,19 +351,19 @@ def test_a_job_whose_engine_dies_fails_alone(tmp_path: Path):
         await stage.chat.send("still here?")
 
     stage.play(scene)
-    assert stage.view.all("finished") == [("stop", "Yes.")]
+    assert stage.front.all("finished") == [("stop", "Yes.")]
 
 
 def test_a_job_that_wants_the_machine_alone_has_the_model_unloaded_meanwhile(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "eval", "events": PROGRESS[:20], "seconds": 0.01})
+    stage = ChatStage(tmp_path, {"method": "eval", "events": PROGRESS[:20], "seconds": 0.01})
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         job = stage.chat.start_job("eval", "eval", {"model": "m"}, render, alone=True)
         await asyncio.sleep(0.05)
         await stage.chat.send("later")
         assert stage.chat.queue == ["later"]
         await job.ended()
-        await stage.until(lambda: stage.view.all("finished"))
+        await stage.until(lambda: stage.front.all("finished"))
 
     stage.play(scene)
     assert [request["method"] for request in stage.fake.requests()][:4] == ["load", "unload", "eval", "load"]
@@ -371,9 +371,9 @@ def test_a_job_that_wants_the_machine_alone_has_the_model_unloaded_meanwhile(tmp
 
 def test_jobs_that_want_the_machine_alone_take_turns_and_the_last_brings_the_model_back(tmp_path: Path):
     eval_ = {"method": "eval", "events": PROGRESS[:20], "seconds": 0.01}
-    stage = Stage(tmp_path, eval_, {"method": "inspect", "result": {}}, eval_)
+    stage = ChatStage(tmp_path, eval_, {"method": "inspect", "result": {}}, eval_)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         start = stage.chat.start_job
         jobs = [start("eval", "eval", {"model": name}, render, alone=True) for name in "ab"]
         await stage.until(lambda: jobs[0].events)
@@ -392,18 +392,17 @@ def test_jobs_that_want_the_machine_alone_take_turns_and_the_last_brings_the_mod
 
 
 def test_quitting_ends_the_engine_and_the_jobs(tmp_path: Path):
-    async def scene(stage: Stage) -> Any:
+    async def scene(stage: ChatStage) -> None:
         stage.chat.start_job("convert", "convert", {"source": "a", "target": "b"}, render)
         await asyncio.sleep(0.1)
         reply = asyncio.create_task(stage.chat.send("go"))
         await asyncio.sleep(0.1)
         await stage.chat.quit()
         await reply
-        return stage.chat.client
 
-    stage = Stage(tmp_path, SLOW, {"method": "convert", "events": PROGRESS, "seconds": 0.01})
-    client = stage.play(scene)
-    assert not client.alive
+    stage = ChatStage(tmp_path, SLOW, {"method": "convert", "events": PROGRESS, "seconds": 0.01})
+    stage.play(scene)
+    assert stage.chat.client is not None and not stage.chat.client.alive
     assert stage.fake.asked("save_state") == [{}]
-    assert stage.view.all("note") == []
-    assert stage.view.all("finished")[0][0] == "cancelled"
+    assert stage.front.notes == []
+    assert stage.front.all("finished")[0][0] == "cancelled"

@@ -9,7 +9,7 @@ import pytest
 from qchat.core import BUILT_IN_MODEL, Store
 from qchat.tui.chat.client import EngineDied
 from qchat.tui.chat.controller import Chat
-from tests.tui.chat_stage import Stage, render
+from tests.tui.chat_stage import ChatStage, render
 
 MODEL = str(BUILT_IN_MODEL)
 BRIEF = {"temperature": 0.0, "enable_thinking": False, "max_new_tokens": 30}
@@ -30,7 +30,7 @@ def be_brief(chat: Chat) -> None:
     assert chat.settings.reply() == BRIEF
 
 
-def killed_while(stage: Stage, phase: str) -> asyncio.Task[None]:
+def killed_while(stage: ChatStage, phase: str) -> asyncio.Task[None]:
     """Kills the engine as soon as the chat is in `phase`, with some progress in it."""
 
     async def kill() -> None:
@@ -41,7 +41,7 @@ def killed_while(stage: Stage, phase: str) -> asyncio.Task[None]:
     return asyncio.create_task(kill())
 
 
-def progressed(stage: Stage, phase: str) -> bool:
+def progressed(stage: ChatStage, phase: str) -> bool:
     status = stage.chat.status
     return status.thought_tokens > 3 if phase == "thinking" else status.total > 0
 
@@ -49,9 +49,9 @@ def progressed(stage: Stage, phase: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["reading", "thinking"])
 def test_an_engine_killed_in_a_reply_costs_nothing_that_was_said(tmp_path: Path, store: Store, phase: str):
-    stage = Stage(tmp_path, store=store, real=True)
+    stage = ChatStage(tmp_path, store=store, real=True)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         chat = stage.chat
         be_brief(chat)
         await chat.send("What is the capital of France?")
@@ -79,9 +79,9 @@ def test_an_engine_killed_in_a_reply_costs_nothing_that_was_said(tmp_path: Path,
 
 @pytest.mark.slow
 def test_an_engine_killed_while_it_loads_is_started_again(tmp_path: Path, store: Store):
-    stage = Stage(tmp_path, store=store, real=True)
+    stage = ChatStage(tmp_path, store=store, real=True)
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         killing = killed_while(stage, "loading")
         waiting = asyncio.create_task(stage.chat.load(MODEL))
         await stage.until(lambda: stage.chat.busy)
@@ -92,7 +92,7 @@ def test_an_engine_killed_while_it_loads_is_started_again(tmp_path: Path, store:
         assert stage.chat.queue == ["What is the capital of France?"]
         be_brief(stage.chat)
         await stage.chat.restart()
-        await stage.until(lambda: stage.view.all("finished"))
+        await stage.until(lambda: stage.front.all("finished"))
 
     stage.play(scene, load="")
 
@@ -101,10 +101,10 @@ def test_an_engine_killed_while_it_loads_is_started_again(tmp_path: Path, store:
 def test_a_conversion_whose_engine_is_killed_leaves_the_chat_and_can_be_done_again(
     tmp_path: Path, store: Store
 ):
-    stage = Stage(tmp_path, store=store, real=True)
+    stage = ChatStage(tmp_path, store=store, real=True)
     params = {"source": MODEL, "target": str(tmp_path / "variant"), "options": {"bits": 4}}
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         chat = stage.chat
         job = chat.start_job("convert", "convert", params, render)
         await stage.until(lambda: any(event["event"] == "progress" for event in job.events))
@@ -122,15 +122,15 @@ def test_a_conversion_whose_engine_is_killed_leaves_the_chat_and_can_be_done_aga
         assert chat.model.name == "variant"
 
     stage.play(scene, load=MODEL)
-    assert stage.view.all("finished")
+    assert stage.front.all("finished")
 
 
 def test_a_conversion_that_is_cancelled_leaves_nothing(tmp_path: Path):
-    stage = Stage(tmp_path, real=True)
+    stage = ChatStage(tmp_path, real=True)
     folder = tmp_path / "place"
     folder.mkdir()
 
-    async def scene(stage: Stage) -> None:
+    async def scene(stage: ChatStage) -> None:
         params = {"source": MODEL, "target": str(folder / "variant"), "options": {"bits": 4}}
         job = stage.chat.start_job("convert", "convert", params, render)
         await stage.until(lambda: any(event["event"] == "progress" for event in job.events))
@@ -144,10 +144,10 @@ def test_a_conversion_that_is_cancelled_leaves_nothing(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_conversation_is_left_and_opened_again_without_being_read_again(tmp_path: Path, store: Store):
-    async def begin(stage: Stage) -> None:
+    async def begin(stage: ChatStage) -> None:
         await stage.chat.send("What is the capital of France?", **BRIEF)
 
-    async def go_on(stage: Stage) -> None:
+    async def go_on(stage: ChatStage) -> None:
         latest = store.latest()
         assert latest is not None
         await stage.chat.load(MODEL, conversation=latest.id)
@@ -156,5 +156,5 @@ def test_a_conversation_is_left_and_opened_again_without_being_read_again(tmp_pa
         told = await stage.chat.request("explain")
         assert told.turns[0].cached_tokens > 20
 
-    Stage(tmp_path, store=store, real=True).play(begin, load=MODEL)
-    Stage(tmp_path, store=store, real=True).play(go_on, load="")
+    ChatStage(tmp_path, store=store, real=True).play(begin, load=MODEL)
+    ChatStage(tmp_path, store=store, real=True).play(go_on, load="")

@@ -4,23 +4,16 @@ import pytest
 
 from qchat.core.events import Done, LoadProgress, Memory, Performance, Prefill, Text, Thought
 from qchat.tui.chat.meter import WINDOWS, Meter
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.fake_clock import FakeClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock(100.0)
 
 
 @pytest.fixture
-def meter(clock: Clock) -> Meter:
+def meter(clock: FakeClock) -> Meter:
     return Meter(clock)
 
 
@@ -28,14 +21,14 @@ MEMORY = Memory(active_nbytes=5, cache_nbytes=2, peak_nbytes=7, limit_nbytes=24,
 
 
 def decode(
-    meter: Meter, clock: Clock, seconds: float, tokens_per_s: float, kind: type[Text | Thought] = Text
+    meter: Meter, clock: FakeClock, seconds: float, tokens_per_s: float, kind: type[Text | Thought] = Text
 ) -> None:
     for _ in range(round(seconds * tokens_per_s)):
         clock.now += 1 / tokens_per_s
         meter.follow(kind("x"))
 
 
-def test_loading_tells_how_long_it_will_take(meter: Meter, clock: Clock):
+def test_loading_tells_how_long_it_will_take(meter: Meter, clock: FakeClock):
     meter.begin("loading")
     for done in (0, 25, 50):
         meter.follow(LoadProgress(done, 100, ""))
@@ -45,7 +38,7 @@ def test_loading_tells_how_long_it_will_take(meter: Meter, clock: Clock):
     assert status.seconds_left == pytest.approx(2.0)
 
 
-def test_what_the_cache_holds_does_not_count_as_read(meter: Meter, clock: Clock):
+def test_what_the_cache_holds_does_not_count_as_read(meter: Meter, clock: FakeClock):
     meter.begin("reading")
     meter.follow(Prefill(8000, 10000, 8000))
     clock.now += 2
@@ -56,7 +49,7 @@ def test_what_the_cache_holds_does_not_count_as_read(meter: Meter, clock: Clock)
 
 
 def test_speed_is_measured_over_quarter_seconds_without_the_wait_before_the_first_token(
-    meter: Meter, clock: Clock
+    meter: Meter, clock: FakeClock
 ):
     meter.begin("reading")
     meter.follow(Prefill(10, 10))
@@ -73,7 +66,7 @@ def test_speed_is_measured_over_quarter_seconds_without_the_wait_before_the_firs
     assert status.context_tokens == 10 + 220
 
 
-def test_an_engine_that_stalls_slows_down_on_the_screen(meter: Meter, clock: Clock):
+def test_an_engine_that_stalls_slows_down_on_the_screen(meter: Meter, clock: FakeClock):
     """The memory is told four times a second, so the speed falls though no token comes."""
     meter.begin("reading")
     decode(meter, clock, 2, 40)
@@ -84,7 +77,7 @@ def test_an_engine_that_stalls_slows_down_on_the_screen(meter: Meter, clock: Clo
     assert meter.status.history_of_speed == [0] * WINDOWS
 
 
-def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter, clock: Clock):
+def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter, clock: FakeClock):
     meter.bytes_per_token = 10_000_000
     meter.begin("reading")
     decode(meter, clock, 1, 40)
@@ -95,7 +88,7 @@ def test_the_share_of_the_bandwidth_is_what_the_weights_take_of_it(meter: Meter,
     assert (meter.status.active_nbytes, meter.status.limit_nbytes) == (5, 24)
 
 
-def test_a_new_task_begins_without_the_figures_of_the_one_before(meter: Meter, clock: Clock):
+def test_a_new_task_begins_without_the_figures_of_the_one_before(meter: Meter, clock: FakeClock):
     meter.begin("reading")
     decode(meter, clock, 2, 40)
     performance = Performance(decode_tokens_per_s=39.5, drafts_accepted=0.8, draft_gain=2.5, draft_cost=1.25)

@@ -23,7 +23,8 @@ from qchat.tui.user.keymap import Keymap
 from qchat.tui.user.paths import config_file
 from qchat.tui.user.settings import KEYS
 from tests.paths import ROOT
-from tests.tui.fake_front import FakeFront, Stage
+from tests.tui.chat_stage import ChatStage
+from tests.tui.fake_front import FakeFront
 
 WANTED = [
     "help",
@@ -170,7 +171,7 @@ def test_any_line_is_text_a_command_or_one_sentence(line):
 
 
 def test_an_unknown_command_never_reaches_the_model(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play("/nonsense now", "/undo the last", "   ")
     assert not stage.fake.asked("send")
     assert len(front.all("error")) == 2
@@ -178,7 +179,7 @@ def test_an_unknown_command_never_reaches_the_model(tmp_path):
 
 
 def test_completion_offers_commands_by_use_and_arguments_of_their_kind(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     lines = [one.line for one in completions("/", stage.chat)]
     assert lines[:3] == ["/help ", "/model ", "/load "]
     assert [one.line for one in completions("/unu", stage.chat)] == []
@@ -195,17 +196,17 @@ def test_completion_offers_commands_by_use_and_arguments_of_their_kind(tmp_path)
 def test_completion_of_turns_begins_with_the_last(tmp_path):
     seen = []
 
-    async def complete(stage: Stage) -> None:
+    async def complete(stage: ChatStage) -> None:
         seen.extend(one.line for one in completions("/edit ", stage.chat))
 
-    Stage(tmp_path).play(*CAPITALS, complete)
+    ChatStage(tmp_path).play(*CAPITALS, complete)
     assert seen == ["/edit 2", "/edit 1"]
 
 
 def test_files_are_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("notes.md").write_text("x")
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     assert "/read notes.md" in [one.line for one in completions("/read not", stage.chat)]
     assert "/read a notes.md" in [one.line for one in completions("/read a not", stage.chat)]
     assert "/system @notes.md" in [one.line for one in completions("/system @n", stage.chat)]
@@ -221,7 +222,7 @@ def test_the_hint_shows_what_may_follow():
 
 
 def test_retry_passes_settings_for_one_reply(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play(CAPITALS[0], "/retry temp=0.9 top_k=5", "/retry")
     assert stage.fake.asked("retry")[0]["settings"] == {"temperature": 0.9, "top_k": 5}
     assert stage.fake.asked("retry")[1]["settings"] == {}
@@ -283,7 +284,7 @@ def test_retry_passes_settings_for_one_reply(tmp_path):
 )
 def test_a_wrong_argument_is_one_sentence_with_what_is_right(tmp_path, line, sentence, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    front = Stage(tmp_path).play(CAPITALS[0], line)
+    front = ChatStage(tmp_path).play(CAPITALS[0], line)
     errors = front.all("error")
     assert len(errors) == 1
     assert sentence in errors[0]
@@ -292,19 +293,19 @@ def test_a_wrong_argument_is_one_sentence_with_what_is_right(tmp_path, line, sen
 
 @pytest.mark.parametrize("line", ["/retry", "/edit", "/undo", "/fork", "/switch", "/rewind", "/copy"])
 def test_without_a_question_there_is_nothing_to_go_back_to(tmp_path, line):
-    errors = Stage(tmp_path).play(line).all("error")
+    errors = ChatStage(tmp_path).play(line).all("error")
     assert len(errors) == 1 and ("yet" in errors[0] or "no question" in errors[0])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_before_a_model_is_loaded_no_command_fails_but_with_a_sentence(tmp_path, command):
-    stage = Stage(tmp_path, front=FakeFront(None, None, screens=True))
-    stage.play(f"/{command.name}", load=False)
+    stage = ChatStage(tmp_path, front=FakeFront(None, None, screens=True))
+    stage.play(f"/{command.name}", load="")
 
 
 def test_edit_asks_anew_with_text_or_with_the_editor(tmp_path):
     front = FakeFront("And of Spain?", None, "And of Spain? ")
-    stage = Stage(tmp_path, front=front)
+    stage = ChatStage(tmp_path, front=front)
     stage.play(*CAPITALS, "/edit 1 And of Italy?", "/edit", "/edit 1", "/edit")
     asked = [(one["turn"], one["text"]) for one in stage.fake.asked("edit")]
     assert asked == [(1, "And of Italy?"), (1, "And of Spain?")]
@@ -313,14 +314,14 @@ def test_edit_asks_anew_with_text_or_with_the_editor(tmp_path):
 
 
 def test_undo_returns_the_question_to_the_prompt(tmp_path):
-    front = Stage(tmp_path).play(*CAPITALS, "/undo")
+    front = ChatStage(tmp_path).play(*CAPITALS, "/undo")
     assert front.all("put_prompt") == [CAPITALS[1]]
     assert front.all("rebuilt")[-1] == [CAPITALS[0]]
 
 
 def test_fork_and_switch_move_between_branches(tmp_path):
     front = FakeFront("1", "4")
-    stage = Stage(tmp_path, front=front)
+    stage = ChatStage(tmp_path, front=front)
     stage.play(*CAPITALS, "/fork", "And of Spain?", "/switch")
     assert [one["turn"] for one in stage.fake.asked("fork")] == [1]
     first, second = front.all("choose")
@@ -330,24 +331,24 @@ def test_fork_and_switch_move_between_branches(tmp_path):
 
 
 def test_rewind_uses_the_screen_or_asks(tmp_path):
-    assert Stage(tmp_path, front=FakeFront(screens=True)).play(CAPITALS[0], "/rewind").all("screen") == [
+    assert ChatStage(tmp_path, front=FakeFront(screens=True)).play(CAPITALS[0], "/rewind").all("screen") == [
         "rewind"
     ]
     front = FakeFront("1", "Otherwise?")
-    stage = Stage(tmp_path, front=front)
+    stage = ChatStage(tmp_path, front=front)
     stage.play(CAPITALS[0], "/rewind")
     assert stage.fake.asked("edit")[0]["text"] == "Otherwise?"
 
 
 def test_new_begins_another_conversation(tmp_path):
-    assert Stage(tmp_path).play(CAPITALS[0], "/new").all("rebuilt")[-1] == []
+    assert ChatStage(tmp_path).play(CAPITALS[0], "/new").all("rebuilt")[-1] == []
 
 
 def test_compact_goes_on_from_a_summary_and_keeps_the_last_turns(tmp_path):
-    stage = Stage(tmp_path, fakes(), fakes("Berlin."), fakes("Madrid."), fakes("Capitals were named."))
+    stage = ChatStage(tmp_path, fakes(), fakes("Berlin."), fakes("Madrid."), fakes("Capitals were named."))
     seen: list[ConversationState] = []
 
-    async def look(stage: Stage) -> None:
+    async def look(stage: ChatStage) -> None:
         seen.append(stage.chat.state)
 
     front = stage.play(*CAPITALS, "And of Spain?", "/compact", look)
@@ -366,7 +367,7 @@ def test_a_summary_that_was_not_finished_changes_nothing(tmp_path):
     done = {"event": "done", "finish_reason": "cancelled", "text": "Cap", "thinking": ""}
     filled = dict.fromkeys(("prompt_tokens", "cached_tokens", "prefilled_tokens"), 0)
     filled |= {"reasoning_tokens": 0, "generated_tokens": 1, "performance": {}, "detail": ""}
-    stage = Stage(
+    stage = ChatStage(
         tmp_path,
         fakes(),
         fakes(),
@@ -379,7 +380,7 @@ def test_a_summary_that_was_not_finished_changes_nothing(tmp_path):
 
 
 def test_cache_tells_what_was_reused_and_why(tmp_path):
-    said = Stage(tmp_path).play(CAPITALS[0], "/cache").said
+    said = ChatStage(tmp_path).play(CAPITALS[0], "/cache").said
     assert "turn 1, how extend, reused 10, read 10, why the live state goes on" in said
     assert "MiB" in said
 
@@ -407,7 +408,7 @@ def test_cache_tells_what_was_reused_and_why(tmp_path):
     ],
 )
 def test_a_setting_goes_with_the_next_reply(tmp_path, line, settings):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play(line, "hello")
     assert stage.fake.asked("send")[0]["settings"] == settings
     assert len(front.all("info")) == 1 and not front.all("error")
@@ -423,20 +424,20 @@ def test_a_setting_goes_with_the_next_reply(tmp_path, line, settings):
     ],
 )
 def test_a_setting_can_be_taken_back(tmp_path, first, then):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     stage.play(first, then, "hello")
     left = stage.fake.asked("send")[0]["settings"]
     assert set(left) <= {"enable_thinking"} and left.get("enable_thinking") in (None, False)
 
 
 def test_thoughts_are_shown_and_hidden(tmp_path):
-    front = Stage(tmp_path).play("/think show", "/think hide", "/think", "/set show_thinking on")
+    front = ChatStage(tmp_path).play("/think show", "/think hide", "/think", "/set show_thinking on")
     assert front.all("show_thinking") == [True, False, True]
     assert "thoughts are folded" in front.said
 
 
 def test_history_is_kept_or_stripped(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play("/history strip", "/history", "/set history preserve")
     assert [one["mode"] for one in stage.fake.asked("history")] == ["strip", "preserve"]
     assert "dropped from the context" in front.said
@@ -448,7 +449,7 @@ def test_history_is_kept_or_stripped(tmp_path):
 def test_the_system_prompt_is_set_shown_and_taken_away(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("role.txt").write_text("Be kind.\n")
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play(
         "/system Be brief.", "/system", "/system @role.txt", "/set system x", '/system ""', "/show system"
     )
@@ -458,10 +459,10 @@ def test_the_system_prompt_is_set_shown_and_taken_away(tmp_path, monkeypatch):
 
 
 def test_set_reaches_what_is_no_setting_of_replies(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     seen = []
 
-    async def look(stage: Stage) -> None:
+    async def look(stage: ChatStage) -> None:
         seen.append((stage.chat.settings["context_limit"], stage.chat.show_stats))
 
     front = stage.play(
@@ -473,7 +474,7 @@ def test_set_reaches_what_is_no_setting_of_replies(tmp_path):
 
 
 def test_set_says_from_when_a_setting_counts(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play("/set kv_bits 8", "/set copy_on_select off", "/set models_dir /else")
     assert front.all("info") == [
         "kv_bits is 8 from the next /load",
@@ -485,7 +486,7 @@ def test_set_says_from_when_a_setting_counts(tmp_path):
 
 @pytest.mark.parametrize("name", AT_START)
 def test_set_refuses_what_counts_only_at_the_start_and_says_where_it_is_set(tmp_path, name: str):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play(f"/set {name} 60")
     assert str(config_file()) in front.all("error")[0]
     assert stage.chat.settings.origin(name) == "default"
@@ -494,7 +495,7 @@ def test_set_refuses_what_counts_only_at_the_start_and_says_where_it_is_set(tmp_
 
 def test_every_setting_has_a_default_to_go_back_to(tmp_path):
     front = FakeFront(screens=True)
-    stage = Stage(tmp_path, front=front)
+    stage = ChatStage(tmp_path, front=front)
     names = [name for name in KEYS if name not in ("model", *AT_START)]
     stage.play("/set num_ctx 4096", *(f"/set {name} default" for name in names))
     assert not front.all("error")
@@ -505,7 +506,7 @@ def test_every_setting_has_a_default_to_go_back_to(tmp_path):
 
 
 def test_show_prints_the_model_its_parameters_and_where_settings_come_from(tmp_path):
-    front = Stage(tmp_path).play(
+    front = ChatStage(tmp_path).play(
         "/set top_k 7", "/show", "/show parameters", "/show template", "/show config", "/set"
     )
     said = front.said
@@ -518,14 +519,14 @@ def test_show_prints_the_model_its_parameters_and_where_settings_come_from(tmp_p
 
 def test_show_prompt_has_the_exact_text_and_its_tokens(tmp_path):
     result = {"text": "<|im_start|>user\nhello<|im_end|>", "tokens": 1234}
-    stage = Stage(tmp_path, {"method": "prompt", "result": result})
+    stage = ChatStage(tmp_path, {"method": "prompt", "result": result})
     said = stage.play("/show prompt hello").said
     assert "Prompt · 1,234 tokens" in said and "<|im_start|>user\nhello" in said
     assert stage.fake.asked("prompt")[0]["text"] == "hello"
 
 
 def test_stats_have_a_row_for_each_turn_and_a_form_for_programs(tmp_path):
-    front = Stage(tmp_path).play(*CAPITALS, "/stats", "/tokens json")
+    front = ChatStage(tmp_path).play(*CAPITALS, "/stats", "/tokens json")
     table, form = front.all("report")
     rows = next(part for part in table.parts if isinstance(part, Table)).rows
     assert [row[0] for row in rows] == ["1", "2"] and rows[0][7] == "25.0"
@@ -534,14 +535,14 @@ def test_stats_have_a_row_for_each_turn_and_a_form_for_programs(tmp_path):
 
 
 def test_stats_before_the_first_question(tmp_path):
-    assert "there is no reply yet" in Stage(tmp_path).play("/stats").said
+    assert "there is no reply yet" in ChatStage(tmp_path).play("/stats").said
 
 
 # --- what is seen ---
 
 
 def test_help_lists_all_or_explains_one(tmp_path):
-    front = Stage(tmp_path).play("/help", "/help retry", "/help /regen")
+    front = ChatStage(tmp_path).play("/help", "/help retry", "/help /regen")
     table, one, same = map(report_text, front.all("report"))
     assert all(f"/{command.name}" in table for command in COMMANDS)
     assert "temperature=0.9" in one and "/regen" in one and one == same
@@ -550,12 +551,12 @@ def test_help_lists_all_or_explains_one(tmp_path):
 @pytest.mark.parametrize("name", ["help", "sessions", "stats", "theme", "keys", "rewind", "model"])
 def test_a_front_end_with_a_screen_shows_that(tmp_path, name):
     with Store(tmp_path / "store.db") as store:
-        front = Stage(tmp_path, front=FakeFront(screens=True), store=store).play("hello", f"/{name}")
+        front = ChatStage(tmp_path, front=FakeFront(screens=True), store=store).play("hello", f"/{name}")
     assert len(front.all("screen")) == 1 and not front.all("report")
 
 
 def test_answers_and_code_are_copied(tmp_path):
-    front = Stage(tmp_path, fakes(CODE)).play(
+    front = ChatStage(tmp_path, fakes(CODE)).play(
         "hello", "/copy", "/copy 1", "/copy code", "/copy code 1", "/copy all"
     )
     copied = front.all("copy")
@@ -569,13 +570,13 @@ def test_read_puts_files_into_the_next_message(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b c.txt", "d.bin"):
         Path(name).write_text("text")
-    front = Stage(tmp_path).play("/read *.txt a.txt")
+    front = ChatStage(tmp_path).play("/read *.txt a.txt")
     assert front.all("put_prompt") == ['@a.txt @"b c.txt" ']
     assert "2 files with 8 characters" in front.said
 
 
 def test_find_theme_mouse_log_about_and_leaving(tmp_path):
-    front = Stage(tmp_path).play(
+    front = ChatStage(tmp_path).play(
         "/find Paris", "/theme", "/theme auto", "/mouse off", "/keys", "/log", "/about", "/plain", "/bye"
     )
     assert front.all("find") == ["Paris"] and "2 matches" in front.said
@@ -588,9 +589,9 @@ def test_a_command_that_has_to_wait_says_so_while_a_reply_is_written(tmp_path):
     import asyncio
 
     slow = {"method": "send", "answer": "word " * 200, "seconds": 0.01}
-    stage = Stage(tmp_path, slow)
+    stage = ChatStage(tmp_path, slow)
 
-    async def meanwhile(stage: Stage) -> None:
+    async def meanwhile(stage: ChatStage) -> None:
         from qchat.tui.commands import perform
 
         sending = asyncio.create_task(perform("hello", stage.chat, stage.front))
@@ -618,7 +619,7 @@ def store(tmp_path):
 
 
 def test_sessions_are_listed_found_and_opened(tmp_path, store):
-    stage = Stage(tmp_path, store=store)
+    stage = ChatStage(tmp_path, store=store)
     front = stage.play("/sessions", "/sessions portugal", "/resume 1", "/sessions latest", "/sessions 99")
     listed, found = map(report_text, front.all("report"))
     assert "Where is Lisbon?" in listed and "Portugal" in found
@@ -629,7 +630,7 @@ def test_sessions_are_listed_found_and_opened(tmp_path, store):
 def test_a_conversation_is_named_saved_exported_and_imported(tmp_path, store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     front = FakeFront(False, True)
-    stage = Stage(tmp_path, store=store, front=front)
+    stage = ChatStage(tmp_path, store=store, front=front)
     stage.play(
         "hello", "/rename My talk", "/save", "/export", "/export my-talk.md", "/export my-talk.md",
         "/export a.txt", "/export b.json", "/export c.html", "/import b.json",
@@ -645,8 +646,8 @@ def test_a_conversation_is_named_saved_exported_and_imported(tmp_path, store, mo
 
 
 def test_nothing_is_exported_before_the_first_word(tmp_path, store):
-    assert "nothing was said yet" in Stage(tmp_path, store=store).play("/export a.md").said
-    front = Stage(tmp_path, store=store).play("hello", f"/export {'n' * 300}.md")
+    assert "nothing was said yet" in ChatStage(tmp_path, store=store).play("/export a.md").said
+    front = ChatStage(tmp_path, store=store).play("hello", f"/export {'n' * 300}.md")
     assert "File name too long" in front.all("error")[0]
 
 

@@ -10,6 +10,7 @@ from qchat.tui.commands import perform
 from qchat.tui.text.report import report_text
 from qchat.tui.user.settings import Settings
 from tests.checkpoints import write_checkpoint
+from tests.run_async import run_async
 from tests.tui.fake_front import FakeFront
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
@@ -48,7 +49,7 @@ def test_a_model_is_made_measured_and_compared_from_the_chat(tmp_path: Path):
         finally:
             await chat.quit()
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    run_async(run(), 120)
     assert not front.all("error")
     assert [(job.method, job.state) for job in chat.jobs] == [
         (method, "done") for method in ("convert", "calibrate", "eval", "inspect", "compare", "bench")

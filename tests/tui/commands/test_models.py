@@ -1,6 +1,5 @@
 """`/load` of an id in the app: asked, fetched by a real job with live progress, stopped, gone on with."""
 
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from qchat.core.hub import library
 from qchat.tui.chat.client import EngineClient
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Fault, Hub, Repo, point_to
-from tests.tui.running_app import Running, running
+from tests.run_async import run_async
+from tests.tui.running_app import PLAY_SECONDS, Running, running
 
 ID = "me/tiny"
 PROGRESS = re.compile(r"█.* \d+%  0\.\d\d of 0\.\d\d GB")
@@ -71,7 +71,7 @@ def test_a_model_is_fetched_stopped_and_gone_on_with(server: Hub, tmp_path: Path
             whole = sum(len(data) for data in server.repos[ID].files.values())
             assert sum(seen.sent for seen in again) < whole
 
-    asyncio.run(main())
+    run_async(main(), PLAY_SECONDS)
     snapshot = hubcache.Repository(tmp_path / "hub", ID).find_snapshot("main")
     assert snapshot is not None
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == server.repos[ID].files
@@ -87,5 +87,5 @@ def test_a_no_fetches_nothing(tmp_path: Path):
             await it.pilot.press("n")
             await it.until(lambda: ("error", f"{ID} was not downloaded") in it.said)
 
-    asyncio.run(main())
+    run_async(main(), PLAY_SECONDS)
     assert not (tmp_path / "hub").exists()

@@ -13,9 +13,9 @@ from qchat.tui.commands.settings import AT_START, config_report
 from qchat.tui.text.report import Table
 from qchat.tui.user.paths import config_file
 from qchat.tui.user.settings import KEYS, Settings
-from tests.tui.chat_stage import Stage as ViewStage
+from tests.tui.chat_stage import ChatStage
 from tests.tui.fake_engine import MODEL
-from tests.tui.fake_front import FakeFront, Stage
+from tests.tui.fake_front import FakeFront
 from tests.tui.running_app import Running, chatting
 
 # by setting, the lines that change it and what `/show config` then has as its value and its origin
@@ -90,7 +90,7 @@ def test_every_setting_that_a_run_can_change_is_tried_here():
 def test_show_config_has_what_a_command_changed(tmp_path, monkeypatch, name, line, value, origin):
     monkeypatch.chdir(tmp_path)
     Path("role.txt").write_text("Be kind.\n")
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     front = stage.play(line, "/show config")
     assert not front.all("error")
     shown, where = row(stage.chat, name)
@@ -100,7 +100,7 @@ def test_show_config_has_what_a_command_changed(tmp_path, monkeypatch, name, lin
 
 @pytest.mark.parametrize("name", sorted(KEYS.keys() - {"model", *AT_START}))
 def test_a_default_restored_has_no_other_origin(tmp_path: Path, name: str):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     stage.play(CHANGES[name][0][0], f"/set {name} default")
     recommended = {parameter for parameter, value in MODEL["parameters"].items() if value is not None}
     assert row(stage.chat, name)[1] == ("the model" if name in recommended else "default")
@@ -114,9 +114,9 @@ def test_a_change_that_fails_leaves_the_setting(tmp_path: Path, line: str):
         def set_theme(self, name: str) -> None:
             raise UsageError(f"there is no theme {name}")
 
-    stage = Stage(tmp_path, front=WithoutThemes())
+    stage = ChatStage(tmp_path, front=WithoutThemes())
     before = dict(stage.chat.settings)
-    front = stage.play(line, load=False)
+    front = stage.play(line, load="")
     assert len(front.all("error")) == 1
     assert dict(stage.chat.settings) == before
 
@@ -124,9 +124,9 @@ def test_a_change_that_fails_leaves_the_setting(tmp_path: Path, line: str):
 def test_what_a_stored_conversation_brings_is_shown_as_its_own(tmp_path: Path):
     state = {"conversation": 7, "title": "", "system": "Be a pirate.", "history": "strip", "tokens": 0}
     result = {"state": {**state, "context_limit": 1000, "leaf": None, "turns": [], "branches": []}}
-    stage = ViewStage(tmp_path, {"method": "open", "result": result})
+    stage = ChatStage(tmp_path, {"method": "open", "result": result})
 
-    async def scene(stage: ViewStage) -> None:
+    async def scene(stage: ChatStage) -> None:
         chat = stage.chat
         assert (row(chat, "system"), row(chat, "history")) == (("default", "default"),) * 2
         await chat.open(7)
@@ -137,16 +137,16 @@ def test_what_a_stored_conversation_brings_is_shown_as_its_own(tmp_path: Path):
 
 
 def test_a_system_prompt_taken_away_stays_away_when_another_model_is_loaded(tmp_path: Path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     stage.chat.settings.change("system", "Be brief.", "config.toml")
     stage.play('/system ""', "/load embedded")
     assert [one.get("system") for one in stage.fake.asked("load")] == ["Be brief.", None]
 
 
 def test_a_restart_with_less_context_sets_the_limit_of_every_later_load(tmp_path: Path):
-    stage = ViewStage(tmp_path, {"method": "send", "die": "SIGKILL"})
+    stage = ChatStage(tmp_path, {"method": "send", "die": "SIGKILL"})
 
-    async def scene(stage: ViewStage) -> None:
+    async def scene(stage: ChatStage) -> None:
         stage.fake.write()
         with pytest.raises(Exception, match="SIGKILL"):
             await stage.chat.send("one")
@@ -205,7 +205,7 @@ def test_what_was_changed_on_the_full_screen_holds_line_by_line(tmp_path: Path, 
         failure, return_code = None, 0
 
         def __init__(self, _make_chat: Any, *, settings: Settings, **_: Any):
-            self.chat, self._settings = Stage(tmp_path).chat, settings
+            self.chat, self._settings = ChatStage(tmp_path).chat, settings
 
         def run(self, *, mouse: bool) -> str:
             del mouse
@@ -228,7 +228,7 @@ def test_what_was_changed_on_the_full_screen_holds_line_by_line(tmp_path: Path, 
 
 
 def test_a_setting_is_saved_on_request_and_unsaved_by_its_default(tmp_path: Path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     path = config_file()
     front = stage.play("/set temperature 0.5 --save", "/set think off --save", "/set measure 120 --save")
     assert not front.all("error")
@@ -236,13 +236,13 @@ def test_a_setting_is_saved_on_request_and_unsaved_by_its_default(tmp_path: Path
     assert tomllib.loads(path.read_text()) == {"temperature": 0.5, "think": False, "measure": 120}
     assert row(stage.chat, "temperature") == ("0.5", "/set")
     assert row(stage.chat, "measure") == ("100", "default")  # takes effect when qchat starts
-    front = Stage(tmp_path).play("/set temperature default --save", "/set seed default --save")
+    front = ChatStage(tmp_path).play("/set temperature default --save", "/set seed default --save")
     assert not front.all("error")
     assert f"{path} no longer sets temperature" in front.said
     assert tomllib.loads(path.read_text()) == {"think": False, "measure": 120}
 
 
 def test_a_change_is_saved_only_on_request_and_only_if_it_succeeds(tmp_path: Path):
-    front = Stage(tmp_path).play("/set seed 3", "/set seed x --save", "/set model nosuch --save")
+    front = ChatStage(tmp_path).play("/set seed 3", "/set seed x --save", "/set model nosuch --save")
     assert len(front.all("error")) == 2
     assert not config_file().exists()

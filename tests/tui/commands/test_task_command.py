@@ -15,7 +15,8 @@ from qchat.tui.commands import completions, models, task_command
 from qchat.tui.tasks import convert
 from qchat.tui.text.report import Bars, Gauge, Plot, Report, Spark, report_lines, report_text
 from qchat.tui.user.paths import measurements_file
-from tests.tui.fake_front import FakeFront, Stage
+from tests.tui.chat_stage import ChatStage
+from tests.tui.fake_front import FakeFront
 from tests.tui.task_results import CALIBRATED, CONVERTED, answer_row, bench_row, evaluation, results, show
 
 PROGRESS = {
@@ -40,13 +41,13 @@ def words(report: Report) -> str:
 
 def run(
     tmp_path: Path, *lines: str, steps: tuple[dict[str, Any], ...] = (), front: FakeFront | None = None
-) -> Stage:
-    stage = Stage(tmp_path, *steps, front=front)
+) -> ChatStage:
+    stage = ChatStage(tmp_path, *steps, front=front)
     stage.play(*lines)
     return stage
 
 
-def only_job(stage: Stage) -> Job:
+def only_job(stage: ChatStage) -> Job:
     assert not stage.front.all("error")
     (job,) = stage.chat.jobs
     return job
@@ -110,9 +111,9 @@ def test_a_running_conversion_shows_how_far_it_is():
 
 def test_stop_ends_the_newest_job(tmp_path):
     slow = {"method": "convert", "events": [PROGRESS] * 500, "seconds": 0.02}
-    stage = Stage(tmp_path, slow)
+    stage = ChatStage(tmp_path, slow)
 
-    async def stop(stage: Stage) -> None:
+    async def stop(stage: ChatStage) -> None:
         import asyncio
 
         while not stage.chat.jobs[0].events:
@@ -215,7 +216,7 @@ def test_compare_says_nothing_of_a_distance_that_was_not_measured():
 
 
 def test_compare_wants_a_question(tmp_path):
-    front = Stage(tmp_path).play("/compare embedded embedded")
+    front = ChatStage(tmp_path).play("/compare embedded embedded")
     assert "there is no question yet" in front.said
 
 
@@ -270,12 +271,12 @@ def test_load_takes_a_folder_a_name_or_the_embedded_model(tmp_path):
 
 
 def test_a_model_that_is_nowhere_is_refused_with_the_nearest(tmp_path):
-    front = Stage(tmp_path).play("/load bilt-in", f"/load {tmp_path}/absent")
+    front = ChatStage(tmp_path).play("/load bilt-in", f"/load {tmp_path}/absent")
     assert "built-in" in front.all("error")[0] and len(front.all("error")) == 2
 
 
 def test_the_conversation_goes_over_to_the_new_model(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     stage.play("hello", "/load embedded")
     assert len(stage.fake.asked("load")) == 2
     assert len(stage.fake.asked("send")) == 1
@@ -284,7 +285,7 @@ def test_the_conversation_goes_over_to_the_new_model(tmp_path):
 
 def test_without_a_name_models_are_chosen_from_a_list(tmp_path):
     front = FakeFront(str(BUILT_IN_MODEL), None)
-    stage = Stage(tmp_path, front=front)
+    stage = ChatStage(tmp_path, front=front)
     stage.play("/model", "/load")
     assert any("built-in" in label for _, label in front.all("choose")[0])
     assert len(stage.fake.asked("load")) == 2
@@ -292,18 +293,18 @@ def test_without_a_name_models_are_chosen_from_a_list(tmp_path):
 
 def test_models_are_listed_with_sizes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    said = Stage(tmp_path).play("/models").said
+    said = ChatStage(tmp_path).play("/models").said
     assert "name built-in" in said and "fits yes, " in said and "tok/s -" in said
 
 
 def test_what_was_measured_of_a_model_is_listed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     Measurements(measurements_file()).add(BUILT_IN_MODEL, {"decode_tokens_per_s": 61.25, "kl_mean": 0.0125})
-    assert "tok/s 61.2, KL 0.013" in Stage(tmp_path).play("/models").said
+    assert "tok/s 61.2, KL 0.013" in ChatStage(tmp_path).play("/models").said
 
 
 def test_names_of_models_are_completed(tmp_path):
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     models._names.cache_clear()
     assert [one.line for one in completions("/load bu", stage.chat)] == ["/load built-in"]
     assert "/convert built-in" in [one.line for one in completions("/convert bu", stage.chat)]
@@ -324,7 +325,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hub")
 def test_a_model_of_the_hub_is_fetched_only_when_the_user_agrees(tmp_path, monkeypatch):
     started = capture(monkeypatch)
-    front = Stage(tmp_path, front=FakeFront(False)).play("/load owner/name")
+    front = ChatStage(tmp_path, front=FakeFront(False)).play("/load owner/name")
     assert front.all("confirm") == ["Download owner/name: 11.00 GB, of 100 GB free on the disk?"]
     assert front.all("error") == ["owner/name was not downloaded"] and not started
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import io
 import re
 import sys
 from dataclasses import replace
@@ -28,7 +27,9 @@ from qchat.tui.text.markdown.stream import document
 from qchat.tui.text.report import Bar, Bars, Report
 from qchat.tui.user.history import History
 from qchat.tui.user.settings import Settings
+from tests.run_async import run_async
 from tests.tui.fake_engine import FakeEngine
+from tests.tui.fake_terminal import FakeTerminal
 from tests.tui.task_results import results
 
 BLOCKS = st.sampled_from(
@@ -80,7 +81,7 @@ class TypedLines:
         return self._answers.pop(0)
 
 
-class Scene:
+class ReplScene:
     """The line-based chat, attended or not, with typed lines and a scripted engine."""
 
     def __init__(
@@ -103,7 +104,7 @@ class Scene:
     def play(self, *lines: str | BaseException, answers: tuple[str, ...] = ()) -> TypedLines:
         typed = TypedLines(*lines, answers=answers)
         self.repl.reader = typed
-        assert asyncio.run(asyncio.wait_for(self.repl.run(self.beginning), 30)) == 0
+        assert run_async(self.repl.run(self.beginning)) == 0
         return typed
 
 
@@ -132,16 +133,9 @@ def test_plain_words_come_before_their_paragraph_ends():
     assert not Flow(Frame(20, 20)).feed("one *two three four five six seven eight nine ten eleven twelve")
 
 
-class Screen(io.StringIO):
-    encoding = "utf-8"  # pyright: ignore
-
-    def isatty(self) -> bool:
-        return True
-
-
-def on_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+def on_screen(monkeypatch: pytest.MonkeyPatch) -> FakeTerminal:
     """From here on; the test runner sets its own streams before every test's body."""
-    screen = Screen()
+    screen = FakeTerminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     return screen
@@ -187,7 +181,7 @@ def test_read_aloud_there_are_words_and_no_pictures(monkeypatch):
 
 def test_a_terminal_without_unicode_gets_none_of_ours(monkeypatch):
     screen = on_screen(monkeypatch)
-    monkeypatch.setattr(Screen, "encoding", "ascii")
+    monkeypatch.setattr(FakeTerminal, "encoding", "ascii")
     printer = Printer()
     printer.report(Report("a · b", (Bars([Bar("a", 1)]),)))
     printer.begin_answer()
@@ -211,7 +205,7 @@ def test_slow_work_tells_each_tenth_once_on_one_line(monkeypatch):
 
 
 def test_thought_answer_and_figures_are_written_once(tmp_path, capsys):
-    scene = Scene(tmp_path, {"method": "send", "thought": "hm hm", "answer": "Paris is it."})
+    scene = ReplScene(tmp_path, {"method": "send", "thought": "hm hm", "answer": "Paris is it."})
     scene.play("/set verbose", "Where?")
     out, err = capsys.readouterr()
     assert out.count("Paris is it.") == 1
@@ -220,25 +214,27 @@ def test_thought_answer_and_figures_are_written_once(tmp_path, capsys):
 
 
 def test_a_thought_is_shown_to_who_wants_it(tmp_path, capsys):
-    Scene(tmp_path, {"method": "send", "thought": "hm hm", "answer": "Yes."}, show_thinking=True).play("Why?")
+    reply = {"method": "send", "thought": "hm hm", "answer": "Yes."}
+    ReplScene(tmp_path, reply, show_thinking=True).play("Why?")
     out = capsys.readouterr().out
     assert out.index("hm hm") < out.index("thought ") < out.index("Yes.")
 
 
 def test_a_screen_reader_hears_who_speaks(tmp_path, capsys):
-    Scene(tmp_path, {"method": "send", "thought": "hm", "answer": "Yes."}, screen_reader=True).play("Why?")
+    reply = {"method": "send", "thought": "hm", "answer": "Yes."}
+    ReplScene(tmp_path, reply, screen_reader=True).play("Why?")
     out = capsys.readouterr().out
     assert re.search(r"Thought \(\d+\.\d s\)\.\nQwen: Yes\.", out)
 
 
 def test_undo_gives_the_question_back_to_the_prompt(tmp_path):
-    typed = Scene(tmp_path).play("Where?", "/undo")
+    typed = ReplScene(tmp_path).play("Where?", "/undo")
     assert typed.drafts == ["", "", "Where?"]
 
 
 def test_a_refused_question_returns_to_the_prompt(tmp_path, capsys):
     error = {"kind": "ContextLengthExceeded", "message": "the prompt has 9 tokens", "exit_code": 4}
-    typed = Scene(tmp_path, {"method": "send", "error": error}).play("Too long?")
+    typed = ReplScene(tmp_path, {"method": "send", "error": error}).play("Too long?")
     assert typed.drafts[-1] == "Too long?"
     assert "the prompt has 9 tokens" in capsys.readouterr().err
 
@@ -246,20 +242,20 @@ def test_a_refused_question_returns_to_the_prompt(tmp_path, capsys):
 def test_files_go_with_the_message_that_names_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "note.txt").write_text("remember")
-    scene = Scene(tmp_path)
+    scene = ReplScene(tmp_path)
     scene.play("read @note.txt please", "/read absent.txt", "see @note.txt")
     assert [text.count("remember") for text in (one["text"] for one in scene.fake.asked("send"))] == [1, 1]
     assert "there is no such file" in capsys.readouterr().err
 
 
 def test_ctrl_c_at_an_empty_prompt_leaves_when_pressed_twice(tmp_path, capsys):
-    typed = Scene(tmp_path).play(Interrupted(), Interrupted(), "never read")
+    typed = ReplScene(tmp_path).play(Interrupted(), Interrupted(), "never read")
     assert len(typed.drafts) == 2
     assert "ctrl+c again leaves" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_a_reply_and_the_chat_goes_on(tmp_path, capsys):
-    scene = Scene(tmp_path, LONG, {"method": "send", "answer": "Second."})
+    scene = ReplScene(tmp_path, LONG, {"method": "send", "answer": "Second."})
     begin = scene.repl.events
 
     def interrupt_once(batch: Batch) -> None:
@@ -276,7 +272,7 @@ def test_ctrl_c_stops_a_reply_and_the_chat_goes_on(tmp_path, capsys):
 
 
 def test_three_ctrl_c_in_a_row_end_everything(tmp_path):
-    scene = Scene(tmp_path, LONG)
+    scene = ReplScene(tmp_path, LONG)
     scene.repl.reader = TypedLines("first")
 
     async def run() -> int:
@@ -287,11 +283,11 @@ def test_three_ctrl_c_in_a_row_end_everything(tmp_path):
             scene.repl.interrupt()
         return await running
 
-    assert asyncio.run(asyncio.wait_for(run(), 20)) == 130
+    assert run_async(run()) == 130
 
 
 def test_a_dead_engine_is_told_of_once_and_enter_restarts_it(tmp_path, capsys):
-    scene = Scene(tmp_path, {"method": "send", "answer": "Half", "die": "SIGKILL"})
+    scene = ReplScene(tmp_path, {"method": "send", "answer": "Half", "die": "SIGKILL"})
     scene.play("Why?", "", "/stats")
     out, err = capsys.readouterr()
     assert err.count("SIGKILL") == 1 and "Half" in out
@@ -302,15 +298,16 @@ def test_a_model_that_cannot_be_loaded_ends_an_unattended_chat(tmp_path, capsys)
     error = {"kind": "WeightsError", "message": "a shard is cut", "exit_code": 3}
     step = {"method": "load", "error": error}
     with pytest.raises(QchatError, match="a shard is cut"):
-        Scene(tmp_path, step, attended=False).play("hello")
-    Scene(tmp_path, step).play("hello")
+        ReplScene(tmp_path, step, attended=False).play("hello")
+    ReplScene(tmp_path, step).play("hello")
     assert capsys.readouterr().err.count("no model is loaded") == 1
 
 
 def test_jobs_are_waited_for_and_end_in_a_report(tmp_path, capsys):
     progress = {"event": "progress", "done": 1, "total": 2, "unit": "bytes"}
     result = results()["inspect"] | {"repairs": ["norms +1"]}
-    Scene(tmp_path, {"method": "inspect", "events": [progress], "result": result}).play("/inspect", "/about")
+    step = {"method": "inspect", "events": [progress], "result": result}
+    ReplScene(tmp_path, step).play("/inspect", "/about")
     out, err = capsys.readouterr()
     assert out.index("inspect fake-4bit: done") < out.index("norms +1") < out.index("Python")
     assert "ctrl+c stops it" in err
@@ -320,7 +317,7 @@ def test_questions_of_commands_are_answered_or_left(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     with Store(tmp_path / "store.db") as store:
         store.add_node(store.create(), None, "user", text="Hello?")
-        scene = Scene(tmp_path, store=store)
+        scene = ReplScene(tmp_path, store=store)
         lines = ("hi", *["/export a.md"] * 3, *["/fork"] * 3)
         scene.play(*lines, answers=("y", "no", "9", "1", ""))
     out, err = capsys.readouterr()
@@ -330,27 +327,28 @@ def test_questions_of_commands_are_answered_or_left(tmp_path, monkeypatch, capsy
 
 
 def test_nobody_is_asked_where_nobody_is(tmp_path, capsys):
-    Scene(tmp_path, attended=False).play("hi", "/fork", "/edit")
+    ReplScene(tmp_path, attended=False).play("hi", "/fork", "/edit")
     err = capsys.readouterr().err
     assert "nobody is here to be asked" in err and "no terminal for an editor" in err
 
 
 def test_find_shows_the_lines_themselves(tmp_path, capsys):
-    Scene(tmp_path, {"method": "send", "answer": "It is Paris."}).play("Where?", "/find paris", "/find Rome")
+    scene = ReplScene(tmp_path, {"method": "send", "answer": "It is Paris."})
+    scene.play("Where?", "/find paris", "/find Rome")
     out, err = capsys.readouterr()
     assert "turn 1, answer, line It is Paris." in out
     assert "1 match for " in err and "no matches for 'Rome'" in err
 
 
 def test_what_only_a_full_screen_has_says_so(tmp_path, capsys):
-    Scene(tmp_path).play("/theme auto", "/mouse off", "/plain", "/keys", "/theme")
+    ReplScene(tmp_path).play("/theme auto", "/mouse off", "/plain", "/keys", "/theme")
     out, err = capsys.readouterr()
     assert "full screen" in err and "terminal's" in err and "already" in err
     assert "ctrl+r" in out and "auto" in out
 
 
 def test_an_earlier_conversation_is_introduced_by_its_end(tmp_path, capsys):
-    scene = Scene(tmp_path)
+    scene = ReplScene(tmp_path)
     turn = replace(new_turn(1, "Where?"), answer="In Paris.")
     state = replace(NO_STATE, conversation=7, title="Cities", turns=(turn, turn))
     scene.repl.rebuilt(state)
@@ -360,7 +358,7 @@ def test_an_earlier_conversation_is_introduced_by_its_end(tmp_path, capsys):
 
 
 def test_the_toolbar_has_speed_context_and_memory(tmp_path):
-    scene = Scene(tmp_path)
+    scene = ReplScene(tmp_path)
     scene.play("hello")
     assert re.fullmatch(r"25\.0 tok/s · ctx \d+% · 5\.4 GB · /help", scene.repl._toolbar())
 
@@ -376,12 +374,12 @@ def test_the_toolbar_has_speed_context_and_memory(tmp_path):
     ],
 )
 def test_quotes_hold_lines_together(lines, text):
-    assert asyncio.run(message(TypedLines(*lines), "")) == text
+    assert run_async(message(TypedLines(*lines), "")) == text
 
 
 def test_quotes_that_are_never_closed_end_with_the_input():
     with contextlib.suppress(EOFError):
-        asyncio.run(message(TypedLines('"""one'), ""))
+        run_async(message(TypedLines('"""one'), ""))
         pytest.fail("the end of the input was not told")
 
 
@@ -393,17 +391,17 @@ MODULE = '"""Module\n\nmore\n"""\nimport x\n\nTEXT = """\nlines\n"""'
 @pytest.mark.parametrize("code", [DOCSTRING, LONG_DOCSTRING, MODULE, 'say """ for a block', "a\n\nb"])
 def test_a_block_may_hold_docstrings(code: str):
     for lines in (['"""', *code.split("\n"), '"""'], [f'"""\n{code}\n"""'], ['"""', code, '"""']):
-        assert asyncio.run(message(TypedLines(*lines), "")) == code
+        assert run_async(message(TypedLines(*lines), "")) == code
 
 
 def test_words_after_the_opening_quotes_may_be_followed_by_docstrings():
     for code in (DOCSTRING, LONG_DOCSTRING):
         lines = ['"""Explain:', *code.split("\n"), '"""']
-        assert asyncio.run(message(TypedLines(*lines), "")) == f"Explain:\n{code}"
+        assert run_async(message(TypedLines(*lines), "")) == f"Explain:\n{code}"
 
 
 def test_a_block_that_is_open_at_the_end_of_the_input_is_said(tmp_path, capsys):
-    scene = Scene(tmp_path, {"method": "send", "answer": "Paris."}, attended=False)
+    scene = ReplScene(tmp_path, {"method": "send", "answer": "Paris."}, attended=False)
     scene.play('"""The capital', "of France?")
     assert "Paris." in capsys.readouterr().out
     assert [params["text"] for params in scene.fake.asked("send")] == ["The capital\nof France?"]

@@ -12,7 +12,8 @@ from qchat.core import Store
 from qchat.tui.commands import COMMANDS
 from qchat.tui.user import clipboard, editor
 from qchat.tui.user.history import History
-from tests.tui.running_app import ENDLESS, Running, chatting, quick_keys, running
+from tests.run_async import run_async
+from tests.tui.running_app import ENDLESS, PLAY_SECONDS, Running, chatting, quick_keys, running
 
 __all__ = ["quick_keys"]
 pytestmark = pytest.mark.usefixtures("quick_keys")
@@ -49,7 +50,7 @@ def test_what_is_typed_while_the_model_loads_is_sent_then(tmp_path: Path):
             assert it.engine.asked("send")[0]["text"] == "early"
             assert not it.screen.queued.display
 
-    asyncio.run(main())
+    run_async(main(), PLAY_SECONDS)
 
 
 def test_a_reply_ends_with_its_figures_where_they_are_wanted(tmp_path: Path):
@@ -87,7 +88,7 @@ def test_the_first_words_of_the_command_line_are_sent(tmp_path: Path):
             await it.until(lambda: it.chat.state.turns)
             assert it.chat.state.turns[0].question == "first words"
 
-    asyncio.run(main())
+    run_async(main(), PLAY_SECONDS)
 
 
 def test_a_queued_message_comes_back_with_up(tmp_path: Path):
@@ -260,7 +261,7 @@ def test_an_engine_that_cannot_load_is_a_sentence(tmp_path: Path):
             assert it.said == [("error", "shard 2 is missing")]
             assert "no model" in it.screen.status_row.render_line(0).text
 
-    asyncio.run(main())
+    run_async(main(), PLAY_SECONDS)
 
 
 # --- commands, files, the editor ---

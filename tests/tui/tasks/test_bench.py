@@ -15,7 +15,7 @@ from qchat.tui.cli.main import main
 from qchat.tui.text.report import report_plain
 from qchat.tui.user.paths import measurements_file
 from tests.checkpoints import tiny_config, write_checkpoint
-from tests.tui.fake_front import Stage, at_rest
+from tests.tui.chat_stage import ChatStage, at_rest
 from tests.tui.task_results import bench_row, results, show
 
 PEER = """
@@ -77,7 +77,7 @@ def test_random_weights_are_measured_in_both_doors(tmp_path: Path, capsys: pytes
     line = f"bench --random {config} --variant UD-Q8_K_XL --runs 1"
     assert main(line.split()) == 0
     assert "random UD-Q8_K_XL" in capsys.readouterr().out
-    stage = Stage(tmp_path, {"method": "bench", "result": results()["bench"]})
+    stage = ChatStage(tmp_path, {"method": "bench", "result": results()["bench"]})
     stage.play(f"/{line} --against mlx-lm", at_rest)
     assert not stage.front.all("error")
     (asked,) = stage.fake.asked("bench")

@@ -19,8 +19,9 @@ from qchat.tui.tasks import TASKS, load_task
 from qchat.tui.tasks.base import EngineTask, add_json
 from qchat.tui.text.report import Report, report_plain
 from qchat.tui.user.paths import conversations_file
+from tests.tui.chat_stage import ChatStage, at_rest
 from tests.tui.conversing import talk
-from tests.tui.fake_front import FakeFront, Stage, at_rest
+from tests.tui.fake_front import FakeFront
 from tests.tui.task_results import results
 
 ENGINE_TASKS = [name for name in TASKS if isinstance(load_task(name), EngineTask)]
@@ -115,7 +116,7 @@ def test_both_doors_say_a_result_in_the_same_words(
     asked: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     name, (words, method) = asked.split()[0], LINES[asked]
-    stage = Stage(tmp_path, {"method": method, "result": results()[method]})
+    stage = ChatStage(tmp_path, {"method": method, "result": results()[method]})
     line = f"{flag} {words}" if name == "compare" else f"{words}{flag}"
     stage.play(f"/{name} {line}", at_rest)
     assert not stage.front.all("error")
@@ -155,7 +156,7 @@ def test_both_doors_list_in_the_same_words(
 ):
     monkeypatch.setenv("QCHAT_MODELS_DIR", str(tmp_path / "models"))
     (tmp_path / "models").mkdir()
-    front = Stage(tmp_path, store=store).play(f"/{line}", load=False)
+    front = ChatStage(tmp_path, store=store).play(f"/{line}", load="")
     assert not front.all("error")
     assert printed(capsys, *line.split()) == drawn(front.all("report"))
 
@@ -163,7 +164,7 @@ def test_both_doors_list_in_the_same_words(
 def test_without_words_models_are_a_list_in_both_doors(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("QCHAT_MODELS_DIR", str(tmp_path / "models"))
     (tmp_path / "models").mkdir()
-    front = Stage(tmp_path).play("/models", load=False)
+    front = ChatStage(tmp_path).play("/models", load="")
     assert printed(capsys, "models") == drawn(front.all("report"))
 
 
@@ -172,7 +173,7 @@ def test_without_words_models_are_a_list_in_both_doors(tmp_path: Path, capsys, m
 def test_help_is_the_same_page_in_both_doors(name: str, flag: str, tmp_path: Path, capsys):
     page = printed(capsys, name, flag).rstrip()
     asked = [f"/{name} {flag}", f"/help {name}"]
-    reports = Stage(tmp_path).play(*asked, load=False).all("report")
+    reports = ChatStage(tmp_path).play(*asked, load="").all("report")
     for report in reports:
         said = drawn([report]).rstrip()
         assert said.split() == page.replace(f"qchat {name}", f"/{name}").split()
@@ -180,7 +181,7 @@ def test_help_is_the_same_page_in_both_doors(name: str, flag: str, tmp_path: Pat
 
 
 def test_help_of_an_action_is_its_page(tmp_path: Path):
-    said = Stage(tmp_path).play("/models rm --help").said
+    said = ChatStage(tmp_path).play("/models rm --help").said
     assert "usage: /models rm [-h] [--yes] NAME" in said
 
 
@@ -189,7 +190,7 @@ def test_the_loaded_model_is_a_chats_default_and_the_command_line_has_none(name:
     assert main([name]) == 2
     _, err = capsys.readouterr()
     assert err.startswith("qchat: say which") and f"qchat {name} --help" in err
-    stage = Stage(tmp_path)
+    stage = ChatStage(tmp_path)
     stage.play("Where?", f"/{name}", at_rest)
     if name in ("convert", "compare"):
         assert stage.front.all("error")[0].startswith("say which")
@@ -199,14 +200,14 @@ def test_the_loaded_model_is_a_chats_default_and_the_command_line_has_none(name:
 
 
 def test_a_result_that_cannot_be_read_is_a_sentence(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "eval", "result": {"model": 5}})
+    stage = ChatStage(tmp_path, {"method": "eval", "result": {"model": 5}})
     stage.play(f"/eval {BUILT_IN_MODEL}")
     said = report_plain(stage.chat.jobs[0].report())
     assert said.startswith("the engine's result cannot be read: ") and said.count("\n") == 1
 
 
 def test_options_actions_and_choices_are_completed(tmp_path: Path):
-    chat = Stage(tmp_path).chat
+    chat = ChatStage(tmp_path).chat
 
     def lines(begun: str) -> list[str]:
         return [one.line for one in completions(begun, chat)]
@@ -222,7 +223,7 @@ def test_options_actions_and_choices_are_completed(tmp_path: Path):
 
 def test_a_picker_opens_where_there_is_one_and_no_word(tmp_path: Path, store: Store):
     front = FakeFront(screens=True)
-    Stage(tmp_path, store=store, front=front).play("/models", "/sessions", "/models --json", load=False)
+    ChatStage(tmp_path, store=store, front=front).play("/models", "/sessions", "/models --json", load="")
     assert front.all("screen") == ["models", "sessions"]
     assert len(front.all("report")) == 1
 

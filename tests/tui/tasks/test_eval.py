@@ -1,6 +1,5 @@
 """`qchat eval`: its arguments, its streams, the figures that reach stdout."""
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from qchat.tui.cli import verbs
 from qchat.tui.cli.main import main
 from qchat.tui.text.report import report_plain
 from tests.checkpoints import write_checkpoint
+from tests.tui.fake_terminal import FakeTerminal
 from tests.tui.task_results import task
 
 SCORE = Score("prose", 100, 12.5, 12.0, 0.01, 0.2, 0.975)
@@ -48,11 +48,6 @@ def evaluator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluator:
     return evaluator
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_the_words_reach_the_evaluation(evaluator: Evaluator, capsys: pytest.CaptureFixture[str]):
     words = ["small", "--reference", "large", "--data", "text.txt", "--context", "256"]
     assert verbs.run("eval", words) == 0
@@ -82,7 +77,7 @@ def test_json_is_one_object_with_the_figures(capsys: pytest.CaptureFixture[str])
 def test_a_terminal_sees_the_progress_until_it_is_over(
     evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, fails: bool
 ):
-    stderr = Terminal()
+    stderr = FakeTerminal()
     monkeypatch.setattr(sys, "stderr", stderr)
     evaluator.error = UsageError("no") if fails else None
     if fails:

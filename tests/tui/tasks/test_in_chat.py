@@ -8,8 +8,9 @@ import pytest
 from qchat.core import Store
 from qchat.core.hub import library
 from tests.checkpoints import write_checkpoint
+from tests.tui.chat_stage import ChatStage, at_rest
 from tests.tui.conversing import talk
-from tests.tui.fake_front import FakeFront, Stage, at_rest
+from tests.tui.fake_front import FakeFront
 from tests.tui.task_results import results
 
 
@@ -24,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_conversation_is_searched_shown_exported_and_deleted(tmp_path: Path, store: Store, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    front = Stage(tmp_path, store=store).play(
+    front = ChatStage(tmp_path, store=store).play(
         "/sessions show 2", "/sessions list the brie", "/sessions what's eight", "/sessions export 2 a.md",
         "/sessions rm 2", "/sessions restore 2", "/sessions import a.json",
     )  # fmt: skip
@@ -37,13 +38,13 @@ def test_a_conversation_is_searched_shown_exported_and_deleted(tmp_path: Path, s
 
 
 def test_words_that_are_no_action_are_searched_for_as_they_are(tmp_path: Path, store: Store):
-    front = Stage(tmp_path, store=store).play("/sessions which planets", "/sessions it's", load=False)
+    front = ChatStage(tmp_path, store=store).play("/sessions which planets", "/sessions it's", load="")
     assert "Which planets are there?" in front.said and "nothing was found" in front.said
     assert not front.all("error")
 
 
 def test_the_open_conversation_is_renamed_by_the_engine_and_not_deleted(tmp_path: Path, store: Store):
-    stage = Stage(tmp_path, store=store)
+    stage = ChatStage(tmp_path, store=store)
     front = stage.play("/sessions rename 1 On planets", "/sessions rename 2 Cheeses", "/sessions rm 1")
     assert store.conversation(1).title == "On planets" and store.conversation(2).title == "Cheeses"
     assert [one["title"] for one in stage.fake.asked("rename")] == ["On planets"]
@@ -55,7 +56,7 @@ def test_a_model_is_deleted_after_a_yes_but_never_the_loaded_one(tmp_path: Path,
     write_checkpoint(tmp_path / "models/other")
     monkeypatch.setattr(library, "cache_folder", lambda: tmp_path / "hub")
     front = FakeFront(False, True)
-    stage = Stage(tmp_path, front=front)
+    stage = ChatStage(tmp_path, front=front)
     stage.play(
         f"/load {tmp_path}/models/other", "/models rm other --yes", "/models rm tiny", "/models rm tiny"
     )
@@ -66,7 +67,7 @@ def test_a_model_is_deleted_after_a_yes_but_never_the_loaded_one(tmp_path: Path,
 
 
 def test_a_conversion_is_planned_and_a_config_is_enough(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "plan", "result": results()["plan"]})
+    stage = ChatStage(tmp_path, {"method": "plan", "result": results()["plan"]})
     (tmp_path / "config.json").write_text("{}")
     stage.play(f"/convert {tmp_path}/config.json --plan --bandwidth 800", at_rest)
     (asked,) = stage.fake.asked("plan")
@@ -76,14 +77,14 @@ def test_a_conversion_is_planned_and_a_config_is_enough(tmp_path: Path):
 
 
 def test_memory_is_planned_for_the_loaded_model(tmp_path: Path):
-    stage = Stage(tmp_path, {"method": "memory_plan", "result": results()["memory_plan"]})
+    stage = ChatStage(tmp_path, {"method": "memory_plan", "result": results()["memory_plan"]})
     stage.play("/plan --context 512 --kv-bits 8", at_rest)
     assert stage.fake.asked("memory_plan") == [{"model": "/models/fake-4bit", "context": 512, "kv_bits": 8}]
 
 
 def test_a_notice_of_the_engine_stays_below_the_result(tmp_path: Path):
     notice = {"event": "notice", "text": "the measurement cannot be stored"}
-    stage = Stage(tmp_path, {"method": "eval", "events": [notice], "result": results()["eval"]})
+    stage = ChatStage(tmp_path, {"method": "eval", "events": [notice], "result": results()["eval"]})
     stage.play("/eval embedded", at_rest)
     last = stage.chat.jobs[0].report().parts[-1]
     assert getattr(last, "lines", None) == ["the measurement cannot be stored"]

@@ -10,11 +10,7 @@ import pytest
 from qchat.core.hub import cache as hubcache
 from qchat.tui.cli.main import main
 from tests.checkpoints import write_checkpoint
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.tui.fake_terminal import FakeTerminal
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +59,11 @@ def test_the_lists_as_json(folder: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_terminal_is_asked_before_a_model_is_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    monkeypatch.setattr(sys, "stdin", FakeTerminal("n\n"))
     assert main(["models", "rm", "tiny"]) == 0
     assert folder.exists()
     assert capsys.readouterr().err == f"tiny: 0.00 GB in 5 files in {folder}\nDelete it? [y/N] "
-    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    monkeypatch.setattr(sys, "stdin", FakeTerminal("y\n"))
     assert main(["models", "rm", "tin"]) == 0
     assert not folder.exists()
 

@@ -1,6 +1,5 @@
 """The prompt: sending, history, search, completion, pastes, and what it leaves to the screen."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -15,6 +14,7 @@ from qchat.tui.user.themes import extra_defaults
 from qchat.tui.widgets.completion import Candidate, Completion
 from qchat.tui.widgets.prompt import Prompt, Sources
 from tests.paths import ROOT
+from tests.run_async import run_async
 from tests.tui.running_app import quick_keys
 
 __all__ = ["quick_keys"]
@@ -80,7 +80,7 @@ def typing(check: Callable[[Typing, Pilot], Awaitable[None]], *earlier: str) -> 
         async with app.run_test(size=(80, 24)) as pilot:
             await check(app, pilot)
 
-    asyncio.run(main())
+    run_async(main())
 
 
 async def paste(app: Typing, pilot: Pilot, text: str) -> None:

@@ -19,6 +19,7 @@ from qchat.tui.widgets.keybar import Keybar
 from qchat.tui.widgets.line import fit, piece
 from qchat.tui.widgets.status import Status
 from tests.paths import ROOT
+from tests.run_async import run_async
 
 MODEL = ModelInfo(
     name="Qwen",
@@ -91,7 +92,7 @@ def run(check, width: int = 120) -> None:
             if asyncio.iscoroutine(result):
                 await result
 
-    asyncio.run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ async def test_the_last_lines_of_a_thought_are_shown_while_it_goes_on_and_then_f
         it.transcript.add_question(turn(1))
         it.transcript.begin_answer(turn(1))
         await it.stream("one\ntwo\nthree\n", "four\nfive", kind="thought")
-        it.app.now = 2.0
+        it.app.clock.now = 2.0
         await it.stream(" more", kind="thought")
         assert it.rows()[2:7] == ["  ▾ thinking 2.0 s · 3 tokens", "  three", "  four", "  five more", ""]
         await it.stream("Yes.")

@@ -23,15 +23,9 @@ from qchat.tui.cli.verbs.pull import find_or_download, progress_line
 from tests.checkpoints import write_checkpoint
 from tests.hub_server import Fault, Hub, Repo, point_to
 from tests.paths import QTINY, ROOT
+from tests.tui.fake_terminal import FakeTerminal
 
 ID = "me/tiny"
-
-
-class Terminal(io.StringIO):
-    """What a person types."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def server(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def answer(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(text))
+    monkeypatch.setattr(sys, "stdin", FakeTerminal(text))
 
 
 def test_pull_prints_the_folder_and_nothing_else(server: Hub, capsys: pytest.CaptureFixture[str]):
