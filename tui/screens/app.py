@@ -8,8 +8,8 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -85,6 +85,18 @@ class QchatApp(App[Goal]):
     @property
     def chat(self) -> Chat:
         return self.chat_screen.chat
+
+    @contextmanager
+    def suspend(self) -> Iterator[None]:
+        """Lend the terminal out; the app comes back also when the borrower fails."""
+        failure: BaseException | None = None
+        with super().suspend():
+            try:
+                yield
+            except BaseException as error:
+                failure = error  # Textual resumes only after a block that ends well
+        if failure is not None:
+            raise failure
 
     def get_default_screen(self) -> Screen[Any]:
         return self.chat_screen

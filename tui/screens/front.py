@@ -133,8 +133,9 @@ class AppFront:
         self._view.put_prompt(text)
 
     async def edit_text(self, text: str) -> str | None:
-        from ..user.editor import edit
+        from ..user.editor import edit, startable_editor
 
+        startable_editor()  # refused here, the screen stays as it is
         with self._view.running_app.suspend():
             return edit(text)
 
