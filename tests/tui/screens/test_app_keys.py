@@ -66,3 +66,30 @@ def test_whatever_fails_while_the_terminal_is_lent_the_app_comes_back(
         assert it.said[0][0] == "error"
         await it.pilot.press("!")
         await it.until(lambda: it.prompt.text == "draft!")
+
+
+# --- completion ---
+
+
+@pytest.mark.parametrize(
+    ("keys", "ran"),
+    [
+        ([*"/stat", "tab", "enter"], "/stats"),
+        ([*"/thin", "tab", "enter"], "/think"),
+        ([*"/theme", "tab", "enter"], "/theme"),
+        ([*"/stat", "tab", "down", "up", "enter"], "/stats json"),
+        ([*"/thin", "tab", "down", "enter"], "/think off"),
+        ([*"/stats ", "enter"], "/stats"),
+        ([*"/stat", "enter"], "/stats"),
+    ],
+)
+def test_enter_runs_the_line_and_a_row_only_after_an_arrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: list[str], ran: str
+):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        lines: list[str] = []
+        monkeypatch.setattr(it.screen, "run_line", lines.append)
+        await it.pilot.press(*keys)
+        await it.until(lambda: lines)
+        assert [line.strip() for line in lines] == [ran]
