@@ -16,7 +16,8 @@ from ..chat.jobs import Job
 from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
-from ..text.report import Report
+from ..tasks.progress import job_parts
+from ..text.report import Lines, Report
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
 from ..user.themes import Shelf
@@ -174,5 +175,8 @@ class AppFront:
 
 def _block(job: Job) -> Report:
     """Return the job's report under its title and state."""
-    how = {"running": "esc stops it", "failed": job.error}.get(job.state, job.state)
-    return Report(f"{job.title} · {how}", job.report().parts)
+    parts = job_parts(job)
+    if job.state == "failed":
+        return Report("", (Lines((f"✖ {job.title} failed",), "bad"), *parts))
+    how = "esc stops it" if job.state == "running" else job.state
+    return Report(f"{job.title} · {how}", parts)

@@ -1,12 +1,16 @@
 """How far a job is, in words: the gauge of the chat and the line on stderr say the same."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..text.report import Gauge, Lines, Part, Report, report_text
 
+if TYPE_CHECKING:
+    from ..chat.jobs import Job
+
 GB = 10**9
 MAX_DETAIL = 36  # characters
+STARTING = Lines(("starting",), "dim")
 Events = Sequence[Mapping[str, Any]]
 
 
@@ -46,8 +50,21 @@ def running_report(events: Events) -> Report:
 def gauge(events: Events) -> tuple[Part, ...]:
     last = next((one for one in reversed(events) if one["event"] == "progress"), None)
     if last is None:
-        return (Lines(("starting",), "dim"),)
+        return (STARTING,)
     return (Gauge(last["done"], last["total"], progress_text(last)),)
+
+
+def is_progress(part: Part) -> bool:
+    return isinstance(part, Gauge) or part == STARTING
+
+
+def job_parts(job: "Job") -> tuple[Part, ...]:
+    """Return what a job has found so far: after its end without progress, after a failure with the reason."""
+    parts = tuple(job.report().parts)
+    if job.state == "running":
+        return parts
+    reason = (Lines((job.error,), "bad"),) if job.error else ()
+    return (*reason, *(part for part in parts if not is_progress(part)))
 
 
 def notices(events: Events) -> list[str]:
