@@ -42,6 +42,14 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"
 
 
+def format_age(seconds: float) -> str:
+    """Format how long something has run, briefly: 12 s, 12 min, 3 h 5 min."""
+    minutes = int(seconds) // 60
+    if not minutes:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def running_report(events: Events) -> Report:
     """Return the notices so far and the gauge of the last progress event."""
     return Report("", (*_notices(notices(events)), *gauge(events)))
