@@ -1,6 +1,7 @@
 """The app under test: on a scripted engine, with a history in memory, and ways to wait for what it does."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -97,12 +98,13 @@ async def running(
     keys: dict[str, Any] | None = None,
     history: History | None = None,
     store: Store | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     engine = FakeEngine(folder, *steps)
     options = Settings.load({"theme": "night", **settings})
     app = QchatApp(
-        lambda view: Chat(view, engine.client, settings=options, store=store),
+        lambda view: Chat(view, engine.client, settings=options, store=store, clock=clock),
         settings=options,
         keymap=Keymap.load(keys or {}, "config.toml"),
         history=history or History(),

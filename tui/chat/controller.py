@@ -60,7 +60,7 @@ class Chat:
         self.jobs: list[Job] = []
         self.show_stats = False
         self.client: EngineClient | None = None
-        self.meter = Meter(clock)
+        self.meter, self.clock = Meter(clock), clock
         self._factory, self._job_factory = client_factory, job_client_factory or client_factory
         self._path: str | None = None  # of the model that is loaded, or to be loaded
         self._call: Call | None = None
@@ -243,14 +243,22 @@ class Chat:
         """End the thought, so that the answer begins."""
         await self._client().request("close_thought")
 
+    @property
+    def running_jobs(self) -> list[Job]:
+        return [job for job in self.jobs if job.state == "running"]
+
+    @property
+    def job_to_stop(self) -> Job | None:
+        """The job that `stop` would end; None if it ends the reply, or nothing."""
+        return self.running_jobs[-1] if self._call is None and self.running_jobs else None
+
     def stop(self) -> None:
         """Stop the reply or the loading, else the newest job."""
         if self._call is not None:
             self._call.cancel()
             return
-        running = [job for job in self.jobs if job.state == "running"]
-        if running:
-            running[-1].cancel()
+        if self.running_jobs:
+            self.running_jobs[-1].cancel()
 
     async def _reply(
         self,
@@ -395,7 +403,7 @@ class Chat:
         """Begin a job in a process of its own; if it is to run `alone`, unload the chat's model meanwhile."""
         if method in MEASURING:
             params = {"measurements": str(measurements_file()), **params}
-        job = Job(title, method, params, render, self.view.job_changed)
+        job = Job(title, method, params, render, self.view.job_changed, self.clock)
         self.jobs.append(job)
         self.view.job(job)
         self._in_background(self._run_job(job, alone))

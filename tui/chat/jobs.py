@@ -20,6 +20,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any] | None], "Repo
 CHANGES_PER_SECOND = 10
 # large matrix products cannot be interrupted
 CANCEL_SECONDS = 20.0
+LONG_SECONDS = 10.0
 
 
 class Job:
@@ -32,21 +33,37 @@ class Job:
         params: Mapping[str, Any],
         render: Render,
         changed: Callable[["Job"], None],
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.title, self.method, self.params = title, method, params
         self.state: JobState = "running"
         self.events: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
         self.error = ""
-        self.begin, self.seconds = time.monotonic(), 0.0
+        self.begin, self.seconds = clock(), 0.0
         self.log: list[str] = []
-        self._render, self._changed = render, changed
+        self._render, self._changed, self._clock = render, changed, clock
         self._call: Call | None = None
         self.client: EngineClient | None = None
         self._told = 0.0
         self._ended = asyncio.Event()
         self._cancelled = False
         self._killing: asyncio.TimerHandle | None = None
+
+    @property
+    def age(self) -> float:
+        """The seconds since the job began."""
+        return self._clock() - self.begin
+
+    @property
+    def is_long(self) -> bool:
+        """Whether so much work would be lost that a slip of the finger must not end the job."""
+        return self.age >= LONG_SECONDS
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job was cancelled and has not ended yet."""
+        return self._cancelled and self.state == "running"
 
     def report(self) -> "Report":
         """Return what to show of the job now."""
@@ -60,6 +77,7 @@ class Job:
         if self._call is not None:
             self._call.cancel()
         self._killing = asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._kill)
+        self._changed(self)
 
     async def ended(self) -> None:
         """Wait for the end of the job."""
@@ -84,7 +102,7 @@ class Job:
             self.log = list(client.log)
             if self.state == "running":  # this task itself was cancelled
                 self.state = "cancelled"
-            self.seconds = time.monotonic() - self.begin
+            self.seconds = self.age
             self._ended.set()
             self._changed(self)
 
@@ -101,7 +119,7 @@ class Job:
             if event.get("event") == "progress":
                 self.events = [other for other in self.events if other.get("event") != "progress"]
             self.events.append(event)
-        now = time.monotonic()
+        now = self._clock()
         self.seconds = now - self.begin
         if now - self._told >= 1 / CHANGES_PER_SECOND or any(e.get("event") == "row" for e in batch):
             self._told = now

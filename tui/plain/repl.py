@@ -25,6 +25,7 @@ from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
 from ..commands import parse, perform
 from ..commands.base import Screen, first_words
+from ..tasks.progress import job_parts
 from ..text.output import printable
 from ..text.report import Report, Table
 from ..user.attachments import attach
@@ -346,7 +347,7 @@ class Repl:
     def job_changed(self, job: Job) -> None:
         if job.state != "running":
             self._jobs.discard(job)
-            self.out.report(Report(f"{job.title}: {job.error or job.state}", job.report().parts))
+            self.out.report(Report(f"{job.title}: {job.state}", job_parts(job)))
         else:
             last = next((one for one in reversed(job.events) if one["event"] == "progress"), None)
             if last is not None and last["total"] and self.attended:

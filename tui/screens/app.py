@@ -8,8 +8,9 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,11 +24,13 @@ from textual.worker import WorkerFailed
 from ...core.errors import QchatError
 from ..chat.controller import Chat, View
 from ..chat.start import Beginning
+from ..tasks.progress import format_age
 from ..user.history import History
 from ..user.keymap import Keymap
 from ..user.settings import Settings
 from ..user.themes import Shelf, extra_defaults
 from .chat import ChatScreen
+from .dialogs import Confirm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,7 +75,7 @@ class QchatApp(App[Goal]):
         self.keymap = keymap or Keymap()
         self.set_keymap(self.keymap.textual())
         self._settings = settings
-        self._leaving = False
+        self._leaving = self._asked = False
         self._code = 0
         self.chat_screen = ChatScreen(
             make_chat,
@@ -85,6 +88,18 @@ class QchatApp(App[Goal]):
     @property
     def chat(self) -> Chat:
         return self.chat_screen.chat
+
+    @contextmanager
+    def suspend(self) -> Iterator[None]:
+        """Lend the terminal out; the app comes back also when the borrower fails."""
+        failure: BaseException | None = None
+        with super().suspend():
+            try:
+                yield
+            except BaseException as error:
+                failure = error  # Textual resumes only after a block that ends well
+        if failure is not None:
+            raise failure
 
     def get_default_screen(self) -> Screen[Any]:
         return self.chat_screen
@@ -130,7 +145,22 @@ class QchatApp(App[Goal]):
                 driver._enable_mouse_support()
 
     async def action_leave(self, to: Goal = "shell") -> None:
-        """End the engine and the app."""
+        """End the engine and the app; ask first if that ends long work. To leave again means yes."""
+        long = [job for job in self.chat.running_jobs if job.is_long and not job.stopping]
+        if not long or self._asked:
+            await self._leave(to)
+            return
+        self._asked = True
+        running = " and ".join(f"{job.method} ({format_age(job.age)} in)" for job in long)
+        question = f"Still running: {running}. Stop it and leave? n lets it finish."
+        self.push_screen(Confirm(question), partial(self._answered, to))
+
+    async def _answered(self, to: Goal, leaves: bool | None) -> None:
+        self._asked = False
+        if leaves:
+            await self._leave(to)
+
+    async def _leave(self, to: Goal) -> None:
         if self._leaving:
             return
         self._leaving = True
@@ -149,7 +179,7 @@ class QchatApp(App[Goal]):
 
     def _end_by(self, number: signal.Signals) -> None:
         self._code = 128 + number
-        self._ending = asyncio.get_running_loop().create_task(self.action_leave())
+        self._ending = asyncio.get_running_loop().create_task(self._leave("shell"))
         # a terminal that is gone may never accept what is still to be written
         watchdog = threading.Timer(LEAVE_SECONDS + 2, os._exit, (128 + number,))
         watchdog.daemon = True

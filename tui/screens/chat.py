@@ -43,11 +43,10 @@ from ..widgets.transcript.messages import (
     SiblingRequested,
 )
 from ..widgets.transcript.transcript import Transcript
-from .front import AppFront
+from .front import ARMED_SECONDS, AppFront
 
 REPLYING = ("reading", "thinking", "answering")
 BUSY = (*REPLYING, "starting", "loading", "working")
-ARMED_SECONDS = 2.0
 TWICE_SECONDS = 1.0
 BUDGET = "1024"
 LEAST_CONTEXT = 1_024
@@ -195,7 +194,7 @@ class ChatScreen(Screen[None]):
                 [("wrap_up", "answer now")] if self._phase == "thinking" else [("thinking", self._think())]
             )
             return [("stop", "stop"), ("complete", "queue"), *wrap_up, ("thoughts", "thoughts"), *everywhere]
-        if any(job.state == "running" for job in self.chat.jobs):
+        if self.chat.running_jobs:
             return [("send", "send"), ("stop", "stop the job"), *everywhere]
         return [
             ("send", "send"),
@@ -349,7 +348,7 @@ class ChatScreen(Screen[None]):
             self.find_bar.close()
             self.prompt.focus()
         elif self._is_running():
-            self.chat.stop()
+            self.front.stop("stop")
         elif time.monotonic() - self._escaped < TWICE_SECONDS:
             self._escaped = -TWICE_SECONDS
             self.front.screen("rewind")
@@ -357,7 +356,7 @@ class ChatScreen(Screen[None]):
             self._escaped = time.monotonic()
 
     def _is_running(self) -> bool:
-        return self.chat.busy or any(job.state == "running" for job in self.chat.jobs)
+        return self.chat.busy or bool(self.chat.running_jobs)
 
     def _interrupt(self) -> None:
         selected = self.get_selected_text() or self.prompt.selected_text
@@ -365,7 +364,7 @@ class ChatScreen(Screen[None]):
             self.keybar.say(self.front.copy(selected))
             self.clear_selection()
         elif self._is_running():
-            self.chat.stop()
+            self.front.stop("interrupt")
         elif self.prompt.text:
             self.prompt.clear_draft()
             self.keybar.say("cleared: ↑ brings it back")

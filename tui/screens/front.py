@@ -16,7 +16,8 @@ from ..chat.jobs import Job
 from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
-from ..text.report import Report
+from ..tasks.progress import format_age, job_parts
+from ..text.report import Lines, Report
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
 from ..user.themes import Shelf
@@ -30,6 +31,7 @@ SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stat
     "keys": "help"
 }
 JOB_SECONDS = 0.25
+ARMED_SECONDS = 2.0  # in which a second press counts
 
 
 class ChatView(Protocol):
@@ -59,6 +61,7 @@ class AppFront:
         self._view = view
         self._blocks: dict[int, Any] = {}
         self._changed: dict[int, Job] = {}
+        self._asked: tuple[Job, float] | None = None  # what a second press stops, and since when
 
     @property
     def _chat(self) -> Chat:
@@ -121,6 +124,19 @@ class AppFront:
             self._view.transcript.update_report(self._blocks[number], _block(job))
         self._view.show_keys()
 
+    def stop(self, key: str) -> None:
+        """Stop the reply or the newest job; one that has run for long only at the second press of `key`."""
+        job, now = self._chat.job_to_stop, self._chat.clock()
+        if job is not None and job.is_long and not job.stopping:
+            before, self._asked = self._asked, (job, now)
+            if before is None or before[0] is not job or now - before[1] > ARMED_SECONDS:
+                again = f"{self.keymap.shown(key)} again stops the {job.method} ({format_age(job.age)} in)"
+                self._view.keybar.say(again, "warning", ARMED_SECONDS)
+                return
+        if job is not None:
+            self._view.keybar.say(f"stopping the {job.method}…")
+        self._chat.stop()
+
     # the front end of the commands
 
     async def confirm(self, question: str) -> bool:
@@ -133,8 +149,9 @@ class AppFront:
         self._view.put_prompt(text)
 
     async def edit_text(self, text: str) -> str | None:
-        from ..user.editor import edit
+        from ..user.editor import edit, startable_editor
 
+        startable_editor()  # refused here, the screen stays as it is
         with self._view.running_app.suspend():
             return edit(text)
 
@@ -173,5 +190,9 @@ class AppFront:
 
 def _block(job: Job) -> Report:
     """Return the job's report under its title and state."""
-    how = {"running": "esc stops it", "failed": job.error}.get(job.state, job.state)
-    return Report(f"{job.title} · {how}", job.report().parts)
+    parts = job_parts(job)
+    if job.state == "failed":
+        return Report("", (Lines((f"✖ {job.title} failed",), "bad"), *parts))
+    running = "stopping…" if job.stopping else "esc stops it"
+    how = running if job.state == "running" else job.state
+    return Report(f"{job.title} · {how}", parts)

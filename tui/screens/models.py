@@ -5,6 +5,7 @@ Typing filters; the keys that do something else act in the list, one step down.
 
 import asyncio
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..commands import Front
 
 GB = 10**9
+CONVERTED_BITS = 4.5  # a weight, with the scales of 4 bits in groups of 64
 MARK, COMPARED, PUBLISHED = "●", "◆", "↓"
 NAME, FITS = COLUMNS.index("name"), COLUMNS.index("fits")
 # of each column: its width, its side, and which gives way first
@@ -49,7 +51,7 @@ class ModelsScreen(Listing):
     KEYS: ClassVar[Keys] = (
         ("enter", "load"),
         ("b", "bench"),
-        ("c", "convert"),
+        ("c", "convert…"),
         ("space", "compare"),
         ("i", "info"),
         ("d", "delete…"),
@@ -63,7 +65,7 @@ class ModelsScreen(Listing):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("b", "command('bench')", show=False),
-        Binding("c", "command('convert')", show=False),
+        Binding("c", "convert", show=False),
         Binding("i", "command('inspect')", show=False),
         Binding("space", "compare", show=False),
         Binding("d", "delete", show=False),
@@ -122,6 +124,16 @@ class ModelsScreen(Listing):
     def action_command(self, name: str) -> None:
         if self.chosen_path is not None:
             self.dismiss(f"/{name} {shlex.quote(self.chosen_path)}")
+
+    @work
+    async def action_convert(self) -> None:
+        """Convert the model under the cursor, after a question with what that takes."""
+        path = self.chosen_path
+        if path is None:
+            return
+        question = conversion_question(self._models[path], self._places.folders[0])
+        if await self.app.push_screen_wait(Confirm(question)):
+            self.dismiss(f"/convert {shlex.quote(path)}")
 
     def action_compare(self) -> None:
         """The first press marks one, the second on another one compares both."""
@@ -183,6 +195,19 @@ class ModelsScreen(Listing):
 
     async def on_unmount(self) -> None:
         await self._delete(self._removal)
+
+
+def conversion_question(model: "LocalModel", folder: Path) -> str:
+    """Return what to ask before `model` is converted as /convert does without options."""
+    bits = model.bits_per_weight
+    after = f", about {model.nbytes * CONVERTED_BITS / bits / GB:,.2f} GB" if bits else ""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    free = f" of {shutil.disk_usage(there).free / GB:,.2f} GB free" if there else ""
+    twice = f"\nIt is quantized already ({bits:.1f} bpw): twice is worse." if bits and bits < 10 else ""
+    return (
+        f"Convert {model.name} to 4 bits in {short(folder)}{after}{free}?{twice}\n"
+        "/convert MODEL with options makes others."
+    )
 
 
 def picker_row(model: ModelRow, mark: str = "") -> Row:

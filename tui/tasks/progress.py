@@ -1,12 +1,16 @@
 """How far a job is, in words: the gauge of the chat and the line on stderr say the same."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..text.report import Gauge, Lines, Part, Report, report_text
 
+if TYPE_CHECKING:
+    from ..chat.jobs import Job
+
 GB = 10**9
 MAX_DETAIL = 36  # characters
+STARTING = Lines(("starting",), "dim")
 Events = Sequence[Mapping[str, Any]]
 
 
@@ -38,6 +42,14 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"
 
 
+def format_age(seconds: float) -> str:
+    """Format how long something has run, briefly: 12 s, 12 min, 3 h 5 min."""
+    minutes = int(seconds) // 60
+    if not minutes:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def running_report(events: Events) -> Report:
     """Return the notices so far and the gauge of the last progress event."""
     return Report("", (*_notices(notices(events)), *gauge(events)))
@@ -46,8 +58,21 @@ def running_report(events: Events) -> Report:
 def gauge(events: Events) -> tuple[Part, ...]:
     last = next((one for one in reversed(events) if one["event"] == "progress"), None)
     if last is None:
-        return (Lines(("starting",), "dim"),)
+        return (STARTING,)
     return (Gauge(last["done"], last["total"], progress_text(last)),)
+
+
+def is_progress(part: Part) -> bool:
+    return isinstance(part, Gauge) or part == STARTING
+
+
+def job_parts(job: "Job") -> tuple[Part, ...]:
+    """Return what a job has found so far: after its end without progress, after a failure with the reason."""
+    parts = tuple(job.report().parts)
+    if job.state == "running":
+        return parts
+    reason = (Lines((job.error,), "bad"),) if job.error else ()
+    return (*reason, *(part for part in parts if not is_progress(part)))
 
 
 def notices(events: Events) -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import which
 
 from ...core.errors import UsageError
 
@@ -26,23 +27,33 @@ def edit(text: str, env: Mapping[str, str] | None = None) -> str | None:
 
 def open_file(path: Path, env: Mapping[str, str] | None = None) -> int:
     """Open a file in the user's editor; returns its exit code once it has ended. Raises UsageError."""
-    command = editor(os.environ if env is None else env)
+    command = startable_editor(env)
     try:
         return subprocess.run([*command, str(path)], check=False).returncode
     except OSError as error:
         raise UsageError(f"the editor {command[0]} cannot be started: {error.strerror}") from error
 
 
+def startable_editor(env: Mapping[str, str] | None = None) -> list[str]:
+    """Return the editor's command. Raises UsageError if there is none, or its program is not found."""
+    command = editor(os.environ if env is None else env)
+    if which(command[0]) is None:
+        raise UsageError(f"the editor {command[0]} cannot be started: there is no such program")
+    return command
+
+
 def editor(env: Mapping[str, str]) -> list[str]:
     """Return the command in $VISUAL or $EDITOR, or of an editor that most systems have. Raises UsageError."""
-    from shutil import which
 
     for variable in ("VISUAL", "EDITOR"):
         if env.get(variable, "").strip():
             try:
-                return shlex.split(env[variable])
+                command = shlex.split(env[variable])
             except ValueError as error:
                 raise UsageError(f"${variable} is not a command: {error}") from error
+            if not command:
+                raise UsageError(f"${variable} is not a command: it is empty")
+            return command
     found = next((name for name in FALLBACKS if which(name)), None)
     if found is None:
         raise UsageError("there is no editor: set $EDITOR to one")

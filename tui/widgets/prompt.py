@@ -158,8 +158,11 @@ class Prompt(TextArea):
             self.submit()
 
     def _takes_candidate(self) -> bool:
-        """Whether enter takes the candidate: the user moved to it, or typed a command's first letters."""
-        typed = self.text.rstrip()
+        """Whether enter takes the candidate: the user moved to it, or typed a command's first letters.
+
+        A space ends the name: what enter runs then is the line, not an argument that nobody chose.
+        """
+        typed = self.text
         if self.searching or self._popup.moved:
             return True
         named = [candidate.text.rstrip() for candidate in self._popup.candidates]

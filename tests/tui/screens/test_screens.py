@@ -12,10 +12,12 @@ from qchat.core import Measurements, Store
 from qchat.core.conversation.summary import SnapshotSummary, TurnStats
 from qchat.core.errors import UsageError
 from qchat.core.hub import cache as hubcache
+from qchat.core.hub.library import LocalModel
 from qchat.tui.chat.turns import new_turn
 from qchat.tui.commands import COMMANDS
+from qchat.tui.screens.dialogs import Confirm
 from qchat.tui.screens.listing import Ask, Column, Listing, Row, key_line, painted, shown_columns
-from qchat.tui.screens.models import ModelsScreen
+from qchat.tui.screens.models import ModelsScreen, conversion_question
 from qchat.tui.screens.rewind import RewindScreen, rows_of
 from qchat.tui.screens.sessions import SessionsScreen
 from qchat.tui.screens.theme import ThemeScreen
@@ -272,8 +274,39 @@ def test_a_letter_in_the_list_is_a_command(tmp_path: Path, models: Path, monkeyp
         lines: list[str | None] = []
         monkeypatch.setattr(screen, "dismiss", lines.append)
         await go_to(it, screen, "beta")
-        await it.pilot.press("b", "c", "i")
+        await it.pilot.press("b", "c")
+        await it.until(lambda: isinstance(it.app.screen, Confirm))
+        await it.pilot.press("y")
+        await it.until(lambda: len(lines) == 2)
+        await it.pilot.press("i")
         assert lines == [f"/{name} {models / 'beta'}" for name in ("bench", "convert", "inspect")]
+
+
+def test_one_letter_converts_nothing_before_a_question_is_answered(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await go_to(it, screen, "beta")
+        for key in ("n", "escape"):
+            await it.pilot.press("c")
+            await it.until(lambda: isinstance(it.app.screen, Confirm))
+            question = str(it.app.screen.query(Static).first().content)
+            assert "beta" in question and "4 bits" in question and "GB free?" in question
+            await it.pilot.press(key)
+            await it.until(lambda: it.app.screen is screen)
+        assert not it.chat.jobs
+        await it.pilot.press("c")
+        await it.until(lambda: isinstance(it.app.screen, Confirm))
+        await it.pilot.press("y")
+        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].method == "convert")
+
+
+def test_before_a_second_quantization_the_question_says_so(tmp_path: Path):
+    model = LocalModel("beta", tmp_path / "beta", "models folder", nbytes=5 * 10**9, bits_per_weight=5.0)
+    assert "quantized already (5.0 bpw)" in conversion_question(model, tmp_path / "not" / "there")
+    assert "about 4.50 GB of" in conversion_question(model, tmp_path)
+    whole = replace(model, bits_per_weight=16.0)
+    assert "quantized already" not in conversion_question(whole, tmp_path)
+    assert "about" not in conversion_question(replace(model, bits_per_weight=None), tmp_path)
 
 
 def test_two_marked_models_are_compared(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch):

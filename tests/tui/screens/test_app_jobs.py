@@ -1,0 +1,160 @@
+"""Jobs beside the chat in the app: how they fail and stop, and how they share memory and machine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qchat.tui.chat.jobs import Job
+from qchat.tui.screens.dialogs import Confirm
+from qchat.tui.widgets.transcript.blocks import Reported
+from tests.tui.fake_jobs import PROGRESS
+from tests.tui.running_app import Running, chatting, quick_keys
+
+__all__ = ["quick_keys"]
+pytestmark = pytest.mark.usefixtures("quick_keys")
+
+SLOW = {"method": "convert", "events": [PROGRESS] * 3000, "seconds": 0.02}
+
+
+def block(it: Running) -> Reported:
+    """The newest report, as a job's block."""
+    return [one for one in it.screen.transcript.blocks if isinstance(one, Reported)][-1]
+
+
+def rows(it: Running) -> list[str]:
+    """What is on the screen of the conversation."""
+    height = it.screen.transcript.size.height
+    return [it.screen.transcript.render_line(y).text.strip() for y in range(height)]
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize("size", [(100, 30), (60, 16)])
+@pytest.mark.parametrize("how", ["refused", "killed"])
+def test_a_failed_job_is_red_whole_and_without_its_progress(tmp_path: Path, size: tuple[int, int], how: str):
+    advice = "~/models/embedded-4bit exists: choose another folder, or replace it with --force at the end"
+    error: dict[str, Any] = {"kind": "UsageError", "message": advice, "exit_code": 2}
+    step = {"method": "convert", "events": [PROGRESS], **({"error": error} if how == "refused" else {})}
+    if how == "killed":
+        step["die"] = "SIGKILL"
+
+    @chatting(tmp_path, step, size=size)
+    async def check(it: Running) -> None:
+        await it.say("/convert embedded")
+        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].state == "failed")
+        await it.until(lambda: "failed" in block(it).text)
+        await it.until(lambda: any(row.startswith("✖ convert") for row in rows(it)))
+        shown = " ".join(rows(it))
+        assert it.chat.jobs[0].error in " ".join(shown.split())
+        assert "░" not in shown and "starting" not in shown and "25%" not in shown
+        lines = block(it).lines(it.screen.transcript._look)
+        assert {span.style for line in lines for span in line.spans} == {"bad"}
+
+
+def test_a_cancelled_job_shows_no_progress_either(tmp_path: Path):
+    @chatting(tmp_path, SLOW)
+    async def check(it: Running) -> None:
+        await it.say("/convert embedded")
+        await it.until(lambda: "25%" in block(it).text)
+        await it.say("/stop")
+        await it.until(lambda: "cancelled" in block(it).text)
+        assert "25%" not in block(it).text and "starting" not in block(it).text
+
+
+# --- stopping ---
+
+
+class Clock:
+    """A clock that goes on only when the test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def running_job(it: Running, clock: Clock, seconds: float) -> Job:
+    """Begin a conversion and let `seconds` pass."""
+    await it.say("/convert embedded")
+    await it.until(lambda: it.chat.running_jobs and it.chat.jobs[0].events)
+    clock.now += seconds
+    return it.chat.jobs[0]
+
+
+@pytest.mark.parametrize("key", ["escape", "ctrl+c"])
+def test_long_work_ends_only_at_the_second_press(tmp_path: Path, key: str):
+    clock = Clock()
+
+    @chatting(tmp_path, SLOW, clock=clock)
+    async def check(it: Running) -> None:
+        job = await running_job(it, clock, 12 * 60 + 5)
+        shown = it.screen.keymap.shown("stop" if key == "escape" else "interrupt")
+        for _ in range(2):  # the second one comes too late
+            clock.now += 60
+            await it.pilot.press(key)
+            assert not job.stopping
+            assert f"{shown} again stops the convert" in it.keys
+        assert "14 min in" in it.keys
+        await it.pilot.press(key)
+        assert job.stopping or job.state == "cancelled"
+        assert "stopping the convert…" in it.keys
+        await it.until(lambda: job.state == "cancelled")
+        assert it.app.screen is it.screen
+
+
+def test_young_work_ends_at_once_and_says_so(tmp_path: Path):
+    clock = Clock()
+
+    @chatting(tmp_path, {**SLOW, "seconds": 60.0}, clock=clock)
+    async def check(it: Running) -> None:
+        await it.say("/convert embedded")
+        await it.until(lambda: it.engine.asked("convert"))
+        (job,) = it.chat.jobs
+        clock.now += 9
+        await it.pilot.press("escape")
+        assert job.stopping and "stopping the convert…" in it.keys
+        await it.until(lambda: "stopping…" in block(it).text)
+        for _ in range(3):
+            await it.pilot.press("escape")
+        assert it.app.screen is it.screen and job.stopping
+        assert job.client is not None
+        job.client.kill()
+        await it.until(lambda: job.state == "cancelled")
+
+
+def test_a_press_for_one_job_does_not_end_another(tmp_path: Path):
+    clock = Clock()
+
+    @chatting(tmp_path, SLOW, {**SLOW, "method": "eval"}, clock=clock)
+    async def check(it: Running) -> None:
+        job = await running_job(it, clock, 60)
+        await it.pilot.press("escape")
+        await it.say("/eval")
+        await it.until(lambda: len(it.chat.running_jobs) == 2)
+        clock.now += 0.5
+        await it.pilot.press("escape")  # the young one ends, the old one was not asked for
+        await it.until(lambda: it.chat.jobs[1].state == "cancelled")
+        assert job.state == "running" and not job.stopping
+
+
+@pytest.mark.parametrize("way", ["ctrl+q", "/bye"])
+def test_leaving_asks_before_it_ends_long_work(tmp_path: Path, way: str):
+    clock = Clock()
+
+    async def leave(it: Running) -> None:
+        await (it.say(way) if way.startswith("/") else it.pilot.press(way))
+        await it.until(lambda: isinstance(it.app.screen, Confirm))
+
+    @chatting(tmp_path, SLOW, clock=clock)
+    async def check(it: Running) -> None:
+        job = await running_job(it, clock, 65)
+        await leave(it)
+        await it.pilot.press("n")
+        await it.until(lambda: it.app.screen is it.screen)
+        assert job.state == "running" and it.app.return_value is None
+        await leave(it)
+        await it.pilot.press("y")
+        await it.until(lambda: it.app.return_value == "shell")
+        assert job.state == "cancelled"
