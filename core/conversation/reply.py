@@ -11,7 +11,7 @@ from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
-from ..events import Done, Event, FinishReason, Prefill
+from ..events import Done, Event, FinishReason, Prefill, Sync
 from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
 from ..generation.loops import LoopGuard
@@ -28,6 +28,16 @@ LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was cl
 CIRCLING_THOUGHT = "the thought kept returning to the same sentences and was closed"
 CONTEXT_FULL = "the context of {:,} tokens is full: start a new conversation or shorten this one"
 CLOSED_ON_REQUEST = "the thought was closed on request"
+
+
+@dataclass(frozen=True)
+class TurnCost:
+    """The tokens that one reply read: the sync with the cache, and the counts of `Done`."""
+
+    number: int
+    sync: Sync
+    prompt_tokens: int
+    prefilled_tokens: int
 
 
 @dataclass

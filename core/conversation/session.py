@@ -23,7 +23,7 @@ from .encoder import Encoder, Prompt
 from .live_state import LiveState
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options
-from .reply import PendingReply, ReplyContext, Signals
+from .reply import PendingReply, ReplyContext, Signals, TurnCost
 from .saved_states import DISK_BUDGET
 from .transcript import History, Input, Node, Output, branch, messages_of, next_number, tool_calls_of
 from .tree import Tree, turn_number
@@ -34,16 +34,6 @@ OPTIONS = ("history", "snapshot_budget", "context_limit", "quantized_kv", "tools
 @dataclass(frozen=True)
 class Reply(Done):
     """A finished reply: the fields of `Done`, under the name that `Session.send` returns."""
-
-
-@dataclass(frozen=True)
-class TurnCost:
-    """The tokens that one reply read: the sync with the cache, and the counts of `Done`."""
-
-    number: int
-    sync: Sync
-    prompt_tokens: int
-    prefilled_tokens: int
 
 
 def load_session(path: str | Path, system: str | None = None, **options: Any) -> "Session":

@@ -14,7 +14,8 @@ from ..storage.records import make_title
 from .transcript import History, Node, Output, tool_calls_of
 
 if TYPE_CHECKING:
-    from .session import Session, TurnCost
+    from .reply import TurnCost
+    from .session import Session
     from .snapshots import Snapshot
 
 COUNTS = [item.name for item in fields(Done) if item.name.endswith("_tokens")]

@@ -10,7 +10,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.damaged_folders import DAMAGES, FIRST
 from tests.damages import INDEX, WHOLE
 from tests.paths import ROOT
 
-SECONDS = 10.0
+SECONDS = 10.0  # of processor time
 PEAK_NBYTES = 1 << 30
 ALL = [(base, name) for base, table in DAMAGES.items() for name in table]
 GREEDY = [
@@ -43,6 +42,11 @@ GREEDY = [
     "template with a huge power",
     "template with a wide format",
 ]
+
+
+def processor_seconds() -> float:
+    """Return what this process and its ended children have used."""
+    return sum(os.times()[:4])
 
 
 def open_model(folder: Path) -> None:
@@ -73,10 +77,10 @@ def test_a_damaged_folder_is_refused_in_one_sentence(good, tmp_path, base, name)
     folder = shutil.copytree(good / base, tmp_path / "model")
     damage, says = DAMAGES[base][name]
     damage(folder)
-    started = time.monotonic()
+    started = processor_seconds()
     with pytest.raises(QchatError) as caught:
         open_model(folder)
-    assert time.monotonic() - started < SECONDS
+    assert processor_seconds() - started < SECONDS
     message = str(caught.value)
     assert isinstance(caught.value, ModelError)
     assert caught.value.exit_code == 3
