@@ -189,7 +189,9 @@ class SpeculativeDecoder:
         """Return whose drafts to verify, and how many; `matches` means that the copies know all ids."""
         source, copies = self._choose_copies() if matches else ("long copy", NO_DRAFTS)
         head = self._gate.choose("head", self._most_drafts) if self._head else NO_DRAFTS
-        return ("head", head) if head.speed > copies.speed or not copies.drafts else (source, copies)
+        if copies.drafts and (not head.drafts or copies.speed >= head.speed):
+            return source, copies
+        return "head", head
 
     def _choose_copies(self) -> tuple[Source, Choice]:
         matched = self._copies.matched
