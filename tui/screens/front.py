@@ -107,9 +107,11 @@ class AppFront:
 
     def report(self, report: Report) -> None:
         self._view.transcript.add_report(report)
+        self._view.transcript.go_to_end()
 
     def job(self, job: Job) -> None:
         self._blocks[id(job)] = self._view.transcript.add_report(_block(job))
+        self._view.transcript.go_to_end()
         self._view.show_keys()
 
     def job_changed(self, job: Job) -> None:
@@ -160,7 +162,11 @@ class AppFront:
         return copy(text, driver.write if driver is not None else None)
 
     def find(self, text: str) -> int:
-        return self._view.transcript.find(text)
+        """Mark `text`; where there is none of it, later answers are not marked either."""
+        count = self._view.transcript.find(text)
+        if not count:
+            self._view.transcript.find("")
+        return count
 
     def screen(self, name: ScreenName) -> bool:
         module = SCREENS.get(name)
