@@ -18,7 +18,7 @@ from ...core.events import Done, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, PromptResult, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
-from .jobs import Job, Render
+from .jobs import Job, Render, keep_speeds
 from .meter import Meter, Phase, Status
 from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, reply_text
 from .view import View
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
-# jobs whose figures the model picker shows
-MEASURING = ("bench", "eval")
 # the time that leaving may take: for the reply to stop, and for the live state to be written
 STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
 
@@ -401,7 +399,7 @@ class Chat:
         self, title: str, method: str, params: Mapping[str, Any], render: Render, *, alone: bool = False
     ) -> Job:
         """Begin a job in a process of its own; if it is to run `alone`, unload the chat's model meanwhile."""
-        if method in MEASURING:
+        if method == "eval":  # what a benchmark measured is kept once it is known that it ran alone
             params = {"measurements": str(measurements_file()), **params}
         job = Job(title, method, params, render, self.view.job_changed, self.clock)
         self.jobs.append(job)
@@ -412,10 +410,19 @@ class Chat:
     async def _run_job(self, job: Job, alone: bool) -> None:
         if alone:
             async with self._without_model():
-                await job.run(self._job_factory())
+                await self._run_marked(job)
         else:
-            await job.run(self._job_factory())
+            await self._run_marked(job)
         self._go_on()
+
+    async def _run_marked(self, job: Job) -> None:
+        """Run a job; mark it and those that run already if there are any."""
+        others = [other for other in self.running_jobs if other.is_active]
+        for one in (job, *others) if others else ():
+            one.overlapped = True
+            self.view.job_changed(one)
+        await job.run(self._job_factory())
+        await self._or_note(asyncio.to_thread(keep_speeds, job, measurements_file()))
 
     @asynccontextmanager
     async def _without_model(self) -> AsyncIterator[None]:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from qchat.core import Measurements
 from qchat.tui.chat.jobs import Job
 from qchat.tui.screens.dialogs import Confirm
+from qchat.tui.user.paths import measurements_file
 from qchat.tui.widgets.transcript.blocks import Reported
-from tests.tui.fake_jobs import PROGRESS
+from tests.checkpoints import write_checkpoint
+from tests.tui.fake_jobs import PROGRESS, RESULTS_OF_JOBS
 from tests.tui.running_app import Running, chatting, quick_keys
 
 __all__ = ["quick_keys"]
@@ -158,3 +161,33 @@ def test_leaving_asks_before_it_ends_long_work(tmp_path: Path, way: str):
         await it.pilot.press("y")
         await it.until(lambda: it.app.return_value == "shell")
         assert job.state == "cancelled"
+
+
+# --- sharing the machine ---
+
+
+def bench_step(folder: Path, **step: Any) -> dict[str, Any]:
+    row = {**RESULTS_OF_JOBS["bench"]["rows"][0], "path": str(folder)}
+    return {"method": "bench", "events": [row], "result": {"rows": [row]}, **step}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_benchmark_beside_another_job_says_so_and_is_not_kept(tmp_path: Path, beside: bool):
+    model = tmp_path / "models" / "measured"
+    write_checkpoint(model)
+    slow = {**SLOW, "method": "eval"}
+
+    @chatting(tmp_path, slow, bench_step(model), models_dir=[str(tmp_path / "models")])
+    async def check(it: Running) -> None:
+        if beside:
+            await it.say("/eval")
+            await it.until(lambda: it.engine.asked("eval"))
+        await it.say("/bench measured")
+        await it.until(lambda: any(job.method == "bench" for job in it.chat.jobs))
+        job = next(job for job in it.chat.jobs if job.method == "bench")
+        await it.until(lambda: job.state == "done")
+        await it.until(lambda: not it.chat.parked)
+        await it.until(lambda: ("not comparable" in block(it).text) == beside and "25.0" in block(it).text)
+        kept = Measurements(measurements_file()).find(model)
+        assert kept.get("decode_tokens_per_s") == (None if beside else 25.0)
+        assert not {"event", "place", "against"} & kept.keys()
