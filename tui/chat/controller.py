@@ -402,6 +402,7 @@ class Chat:
         if method == "eval":  # what a benchmark measured is kept once it is known that it ran alone
             params = {"measurements": str(measurements_file()), **params}
         job = Job(title, method, params, render, self.view.job_changed, self.clock)
+        job.alone = alone
         self.jobs.append(job)
         self.view.job(job)
         self._in_background(self._run_job(job, alone))
@@ -436,6 +437,7 @@ class Chat:
                     with suppress(QchatError):
                         await self._client().request("unload")
                     self.model = None
+                    self.view.status(self.status)
                 yield
         finally:
             self._parking -= 1

@@ -43,6 +43,7 @@ class Job:
         self.result: dict[str, Any] | None = None
         self.error = ""
         self.overlapped = False  # whether another job ran at the same time
+        self.alone = False  # whether it has the memory of the chat's model
         self.begin, self.seconds = clock(), 0.0
         self.log: list[str] = []
         self._render, self._changed, self._clock = render, changed, clock
@@ -57,6 +58,12 @@ class Job:
     def is_active(self) -> bool:
         """Whether the job has begun to run, not only to wait for memory, and has not ended."""
         return self.state == "running" and self.client is not None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The estimate of the last progress event."""
+        told = (event.get("seconds_left") for event in self.events if event.get("event") == "progress")
+        return next(told, None)
 
     @property
     def age(self) -> float:

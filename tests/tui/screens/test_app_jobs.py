@@ -191,3 +191,26 @@ def test_a_benchmark_beside_another_job_says_so_and_is_not_kept(tmp_path: Path, 
         kept = Measurements(measurements_file()).find(model)
         assert kept.get("decode_tokens_per_s") == (None if beside else 25.0)
         assert not {"event", "place", "against"} & kept.keys()
+
+
+def test_the_status_row_says_who_has_the_memory_and_what_waits(tmp_path: Path):
+    folder = tmp_path / "models" / "measured"
+    write_checkpoint(folder)
+    progress = {**PROGRESS, "seconds_left": 40.0}
+    step = {"method": "bench", "events": [progress] * 3000, "seconds": 0.02}
+
+    @chatting(tmp_path, step, models_dir=[str(tmp_path / "models")])
+    async def check(it: Running) -> None:
+        def row() -> str:
+            return it.screen.status_row.render_line(0).text.strip()
+
+        await it.say("/bench measured")
+        await it.until(lambda: row() == "⏸ bench has the memory  ~40 s")
+        await it.say("what about it?")
+        await it.until(lambda: row() == "⏸ bench has the memory  1 message waits  ~40 s")
+        await it.say("and that?")
+        await it.until(lambda: "2 messages wait" in row())
+        await it.say("/stop")
+        await it.until(lambda: len(it.chat.state.turns) == 2)
+        await it.idle()
+        assert "ready" in row()
