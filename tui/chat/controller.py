@@ -56,7 +56,7 @@ class Chat:
         self.state = NO_STATE
         self.queue: list[str] = []
         self.jobs: list[Job] = []
-        self.show_stats = False
+        self.show_stats, self.gives_back = False, True  # `gives_back`: unanswered questions, to the prompt
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
         self._factory, self._job_factory = client_factory, job_client_factory or client_factory
@@ -87,8 +87,7 @@ class Chat:
     @property
     def log(self) -> list[str]:
         """The last lines that the engine and those of the jobs wrote."""
-        own = list(self.client.log) if self.client else []
-        return [*own, *(line for job in self.jobs for line in job.log)]
+        return [*(self.client.log if self.client else ()), *(line for job in self.jobs for line in job.log)]
 
     # the engine
 
@@ -279,15 +278,18 @@ class Chat:
                 self._keep_partial(before, running)
                 raise
             except QchatError:
-                self.view.rebuilt(self.state)
-                self.view.returned(question)
+                self._give_back(question)
                 raise
             self._hold(result.state)
             if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
-                self.view.rebuilt(self.state)
-                self.view.returned(question)
+                self._give_back(question)
                 return
             self.view.finished(running.done, self.state.turns[-1])
+
+    def _give_back(self, question: str) -> None:
+        self.view.rebuilt(self.state)
+        if self.gives_back:
+            self.view.returned(question)
 
     async def _follow(self, call: Call, running: RunningTurn | None = None) -> Any:
         """Show a call's events until it ends; return its result."""
@@ -417,7 +419,7 @@ class Chat:
         self._go_on()
 
     async def _run_marked(self, job: Job) -> None:
-        """Run a job; mark it and those that run already if there are any."""
+        """Run a job; mark it and those that run already."""
         others = [other for other in self.running_jobs if other.is_active]
         for one in (job, *others) if others else ():
             one.overlapped = True

@@ -233,3 +233,18 @@ def test_what_others_say_leaves_a_reader_in_place(tmp_path: Path):
         it.front.note("from elsewhere")
         assert it.screen.transcript.unseen
         assert not it.screen.transcript.follow
+
+
+def test_a_compaction_without_room_leaves_the_prompt_empty(tmp_path: Path):
+    error = {"kind": "ContextLengthExceeded", "message": "the prompt has 9 tokens", "exit_code": 4}
+    steps = [{"method": "send"}, {"method": "send"}, {"method": "send", "events": [], "error": error}]
+
+    @chatting(tmp_path, *steps)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.ask("two")
+        await it.say("/compact")
+        await it.until(lambda: it.said)
+        assert it.said == [("error", "/compact has no room for a summary: the prompt has 9 tokens")]
+        assert it.prompt.text == ""
+        assert "Summarize" not in seen(it)
