@@ -18,7 +18,7 @@ from ...core.events import Done, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, PromptResult, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
-from .jobs import Job, Render
+from .jobs import Job, Render, keep_speeds
 from .meter import Meter, Phase, Status
 from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, reply_text
 from .view import View
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
-# jobs whose figures the model picker shows
-MEASURING = ("bench", "eval")
 # the time that leaving may take: for the reply to stop, and for the live state to be written
 STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
 
@@ -58,7 +56,7 @@ class Chat:
         self.state = NO_STATE
         self.queue: list[str] = []
         self.jobs: list[Job] = []
-        self.show_stats = False
+        self.show_stats, self.gives_back = False, True  # `gives_back`: unanswered questions, to the prompt
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
         self._factory, self._job_factory = client_factory, job_client_factory or client_factory
@@ -89,8 +87,7 @@ class Chat:
     @property
     def log(self) -> list[str]:
         """The last lines that the engine and those of the jobs wrote."""
-        own = list(self.client.log) if self.client else []
-        return [*own, *(line for job in self.jobs for line in job.log)]
+        return [*(self.client.log if self.client else ()), *(line for job in self.jobs for line in job.log)]
 
     # the engine
 
@@ -281,15 +278,18 @@ class Chat:
                 self._keep_partial(before, running)
                 raise
             except QchatError:
-                self.view.rebuilt(self.state)
-                self.view.returned(question)
+                self._give_back(question)
                 raise
             self._hold(result.state)
             if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
-                self.view.rebuilt(self.state)
-                self.view.returned(question)
+                self._give_back(question)
                 return
             self.view.finished(running.done, self.state.turns[-1])
+
+    def _give_back(self, question: str) -> None:
+        self.view.rebuilt(self.state)
+        if self.gives_back:
+            self.view.returned(question)
 
     async def _follow(self, call: Call, running: RunningTurn | None = None) -> Any:
         """Show a call's events until it ends; return its result."""
@@ -401,9 +401,10 @@ class Chat:
         self, title: str, method: str, params: Mapping[str, Any], render: Render, *, alone: bool = False
     ) -> Job:
         """Begin a job in a process of its own; if it is to run `alone`, unload the chat's model meanwhile."""
-        if method in MEASURING:
+        if method == "eval":  # what a benchmark measured is kept once it is known that it ran alone
             params = {"measurements": str(measurements_file()), **params}
         job = Job(title, method, params, render, self.view.job_changed, self.clock)
+        job.alone = alone
         self.jobs.append(job)
         self.view.job(job)
         self._in_background(self._run_job(job, alone))
@@ -412,10 +413,19 @@ class Chat:
     async def _run_job(self, job: Job, alone: bool) -> None:
         if alone:
             async with self._without_model():
-                await job.run(self._job_factory())
+                await self._run_marked(job)
         else:
-            await job.run(self._job_factory())
+            await self._run_marked(job)
         self._go_on()
+
+    async def _run_marked(self, job: Job) -> None:
+        """Run a job; mark it and those that run already."""
+        others = [other for other in self.running_jobs if other.is_active]
+        for one in (job, *others) if others else ():
+            one.overlapped = True
+            self.view.job_changed(one)
+        await job.run(self._job_factory())
+        await self._or_note(asyncio.to_thread(keep_speeds, job, measurements_file()))
 
     @asynccontextmanager
     async def _without_model(self) -> AsyncIterator[None]:
@@ -429,6 +439,7 @@ class Chat:
                     with suppress(QchatError):
                         await self._client().request("unload")
                     self.model = None
+                    self.view.status(self.status)
                 yield
         finally:
             self._parking -= 1

@@ -6,6 +6,7 @@ A job's process ends with it. A job that ignores a cancel is killed after a whil
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...core.errors import QchatError
@@ -21,6 +22,7 @@ CHANGES_PER_SECOND = 10
 # large matrix products cannot be interrupted
 CANCEL_SECONDS = 20.0
 LONG_SECONDS = 10.0
+NOT_FIGURES = ("event", "place", "against")
 
 
 class Job:
@@ -40,6 +42,8 @@ class Job:
         self.events: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
         self.error = ""
+        self.overlapped = False  # whether another job ran at the same time
+        self.alone = False  # whether it has the memory of the chat's model
         self.begin, self.seconds = clock(), 0.0
         self.log: list[str] = []
         self._render, self._changed, self._clock = render, changed, clock
@@ -49,6 +53,17 @@ class Job:
         self._ended = asyncio.Event()
         self._cancelled = False
         self._killing: asyncio.TimerHandle | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the job has begun to run, not only to wait for memory, and has not ended."""
+        return self.state == "running" and self.client is not None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The estimate of the last progress event."""
+        told = (event.get("seconds_left") for event in self.events if event.get("event") == "progress")
+        return next(told, None)
 
     @property
     def age(self) -> float:
@@ -128,3 +143,15 @@ class Job:
     def _kill(self) -> None:
         if self.client is not None:
             self.client.kill()
+
+
+def keep_speeds(job: Job, path: Path) -> None:
+    """Store what a benchmark measured while nothing else ran, for the lists of models. Raises QchatError."""
+    from ...core import Measurements
+
+    if job.method != "bench" or job.overlapped:
+        return
+    for event in job.events:
+        if event.get("event") == "row" and event.get("path"):
+            figures = {name: value for name, value in event.items() if name not in NOT_FIGURES}
+            Measurements(path).add(Path(event["path"]), figures)

@@ -3,10 +3,11 @@
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import Branch, CacheSummary, Turn
-from ...core.errors import UsageError
+from ...core.errors import ContextLengthExceeded, UsageError
+from ..chat.client import EngineError
 from ..text.report import Report, Table
 from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
 from .parameters import OF_REPLIES, parse_pairs
@@ -20,6 +21,7 @@ SUMMARY_REQUEST = (
     "nothing else."
 )
 SUMMARY_TOKENS = 1024
+REQUEST_TOKENS = 128  # of SUMMARY_REQUEST, with its frame
 SUMMARY_INTRODUCTION = "This is a summary of our conversation so far:"
 SUMMARY_REPLY = "I have read the summary and go on from it."
 KEPT_TURNS = 1
@@ -155,14 +157,17 @@ class Compact(Command):
         if len(before) <= keep:
             raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
         tokens, title = chat.state.tokens, chat.state.title
-        await chat.send(SUMMARY_REQUEST, enable_thinking=False, max_new_tokens=SUMMARY_TOKENS)
-        asked = turns(chat)
-        if len(asked) != len(before) + 1 or asked[-1].question != SUMMARY_REQUEST:
-            raise UsageError("no summary was written: the conversation is as it was")
-        summary, reason = asked[-1].answer.strip(), asked[-1].finish_reason
-        await chat.undo()
-        if not summary or reason not in ("stop", "length"):
-            raise UsageError(f"the summary was not finished ({reason}): the conversation is as it was")
+        end = turns_with_room(before, len(before) - keep, tokens, chat.status.context_limit)
+        chat.gives_back = False  # nobody typed the request
+        try:
+            summary = await written_summary(chat, before, end)
+        except EngineError as error:
+            if error.kind == ContextLengthExceeded.__name__:
+                raise UsageError(f"/compact has no room for a summary: {error}") from error
+            raise
+        finally:
+            chat.gives_back = True
+        keep = max(keep, len(before) - end)
         await chat.new()
         await chat.prime(summarised(summary, before[len(before) - keep :]))
         if title:
@@ -171,6 +176,33 @@ class Compact(Command):
             f"{len(before) - keep} turns became a summary, {keep} were kept as they are; "
             f"{tokens:,} tokens became {chat.state.tokens:,}; the original stays in /sessions"
         )
+
+
+def turns_with_room(turns: Sequence[Turn], most: int, tokens: int, limit: int) -> int:
+    """Return how many turns can be read with room for a summary: all of `turns`, or at least 1 of `most`."""
+    reserve = min(SUMMARY_TOKENS, limit // 4) + REQUEST_TOKENS
+    if not limit or tokens + reserve <= limit:
+        return len(turns)
+    following = [turn.stats.prompt_tokens for turn in turns[1 : most + 1]]
+    fitting = [count for count, used in enumerate(following, 1) if used + reserve <= limit]
+    return max(fitting, default=1)
+
+
+async def written_summary(chat: "Chat", before: Sequence[Turn], end: int) -> str:
+    """Return the model's summary of the first `end` turns; the conversation is then as it was."""
+    settings: dict[str, Any] = {"enable_thinking": False, "max_new_tokens": SUMMARY_TOKENS}
+    if end == len(before):
+        await chat.send(SUMMARY_REQUEST, **settings)
+    else:
+        await chat.edit(end + 1, SUMMARY_REQUEST, **settings)
+    asked = turns(chat)
+    if len(asked) != end + 1 or asked[-1].question != SUMMARY_REQUEST:
+        raise UsageError("no summary was written: the conversation is as it was")
+    summary, reason = asked[-1].answer.strip(), asked[-1].finish_reason
+    await (chat.undo() if end == len(before) else chat.switch(before[-1].node))
+    if not summary or reason not in ("stop", "length"):
+        raise UsageError(f"the summary was not finished ({reason}): the conversation is as it was")
+    return summary
 
 
 def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import Settings
 from ..widgets.completion import Candidate, Completion
-from ..widgets.findbar import FindBar
+from ..widgets.findbar import OPEN_SECONDS, FindBar
 from ..widgets.header import Header
 from ..widgets.keybar import Keybar
 from ..widgets.prompt import Prompt, Sources
@@ -43,7 +43,7 @@ from ..widgets.transcript.messages import (
     SiblingRequested,
 )
 from ..widgets.transcript.transcript import Transcript
-from .front import ARMED_SECONDS, AppFront
+from .front import ARMED_SECONDS, AppFront, lent_memory
 
 REPLYING = ("reading", "thinking", "answering")
 BUSY = (*REPLYING, "starting", "loading", "working")
@@ -101,7 +101,7 @@ class ChatScreen(Screen[None]):
             "thoughts": self._toggle_thoughts,
             "thinking": self._cycle_thinking,
             "wrap_up": self._wrap_up,
-            "palette": self.app_palette,
+            "palette": lambda: self.app.action_command_palette(),
             "help": lambda: self.front.screen("help"),
             "models": lambda: self.front.screen("models"),
             "sessions": lambda: self.front.screen("sessions"),
@@ -155,7 +155,7 @@ class ChatScreen(Screen[None]):
     # --- display ---
 
     def show_status(self, status: Facts) -> None:
-        self.status_row.has_model = self.chat.model is not None
+        self.status_row.has_model, self.status_row.lent = self.chat.model is not None, lent_memory(self.chat)
         self.status_row.show(status)
         self.queued.show(self.chat.queue)
         if status.phase != self._phase:
@@ -221,7 +221,16 @@ class ChatScreen(Screen[None]):
 
     def run_line(self, line: str) -> None:
         """Run the command in `line`, or send it as a message."""
-        self.go(self._perform(line))
+        self.run_worker(self._run(line))
+
+    async def _run(self, line: str) -> None:
+        """Run a line; what a command says is scrolled into sight, and what it changed is shown."""
+        notes, turns = self.transcript.notes, len(self.chat.state.turns)
+        await self._shown(self._perform(line))
+        if line.startswith("/"):
+            self.show_facts()
+            if self.transcript.notes > notes and len(self.chat.state.turns) == turns:
+                self.transcript.go_to_end()
 
     def run_chosen(self, line: str | None) -> None:
         """Run the line that another screen was dismissed with."""
@@ -238,12 +247,9 @@ class ChatScreen(Screen[None]):
                 typed, line = line, attach(line, Path.cwd())
                 self.typed[line] = typed
         except UsageError:
-            self.returned(line)
+            self.front.returned(line)
             raise
         await perform(line, self.chat, self.front)
-
-    def returned(self, text: str) -> None:
-        self.front.returned(text)
 
     def go(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` beside the screen, and show its errors."""
@@ -345,10 +351,12 @@ class ChatScreen(Screen[None]):
         if self.prompt.escape():
             return
         if self.find_bar.display or self.focused is not self.prompt:
-            self.find_bar.close()
+            self._close_find()
             self.prompt.focus()
         elif self._is_running():
             self.front.stop("stop")
+        elif self.transcript.finding:
+            self._close_find()
         elif time.monotonic() - self._escaped < TWICE_SECONDS:
             self._escaped = -TWICE_SECONDS
             self.front.screen("rewind")
@@ -397,9 +405,6 @@ class ChatScreen(Screen[None]):
             set_thinking(self.chat, False, key)
         self.show_keys()
         self.keybar.say(describe_thinking(self.chat))
-
-    def app_palette(self) -> None:
-        self.app.action_command_palette()
 
     # --- requests of the transcript ---
 
@@ -463,18 +468,30 @@ class ChatScreen(Screen[None]):
     @on(FindRequested)
     def _open_find(self) -> None:
         self.find_bar.open()
+        self._sought(FindBar.Sought(self.find_bar.value))
+
+    def _close_find(self) -> None:
+        """Leave no marks behind."""
+        self.find_bar.close()
+        self.transcript.find("")
+        self.keybar.hush()
 
     @on(FindBar.Sought)
     def _sought(self, event: FindBar.Sought) -> None:
-        count = self.transcript.find(event.text)
-        self.keybar.say(f"{count:,} found" if event.text else "")
+        if self.find_bar.display:
+            self.transcript.find(event.text)
+            self._show_found()
 
     @on(FindBar.Stepped)
     def _stepped(self, event: FindBar.Stepped) -> None:
-        if event.step > 0:
-            self.transcript.find_next()
-        else:
-            self.transcript.find_previous()
+        step = self.transcript.find_next if event.step > 0 else self.transcript.find_previous
+        step()
+        self._show_found()
+
+    def _show_found(self) -> None:
+        """Show which match of how many this is, and the keys, for as long as the row is open."""
+        line = self.find_bar.describe(*self.transcript.found, self.keymap.shown("stop"))
+        self.keybar.say(line, seconds=OPEN_SECONDS)
 
 
 def _is_ready(shown: str) -> bool:

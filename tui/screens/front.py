@@ -23,6 +23,7 @@ from ..user.keymap import Keymap
 from ..user.themes import Shelf
 from ..widgets.keybar import Keybar
 from ..widgets.prompt import Prompt
+from ..widgets.status import Lent
 from ..widgets.transcript.transcript import Transcript
 from .dialogs import Choose, Confirm
 
@@ -107,9 +108,11 @@ class AppFront:
 
     def report(self, report: Report) -> None:
         self._view.transcript.add_report(report)
+        self._view.transcript.go_to_end()
 
     def job(self, job: Job) -> None:
         self._blocks[id(job)] = self._view.transcript.add_report(_block(job))
+        self._view.transcript.go_to_end()
         self._view.show_keys()
 
     def job_changed(self, job: Job) -> None:
@@ -123,6 +126,7 @@ class AppFront:
         for number, job in changed.items():
             self._view.transcript.update_report(self._blocks[number], _block(job))
         self._view.show_keys()
+        self._view.show_status(self._chat.status)
 
     def stop(self, key: str) -> None:
         """Stop the reply or the newest job; one that has run for long only at the second press of `key`."""
@@ -160,7 +164,11 @@ class AppFront:
         return copy(text, driver.write if driver is not None else None)
 
     def find(self, text: str) -> int:
-        return self._view.transcript.find(text)
+        """Mark `text`; where there is none of it, later answers are not marked either."""
+        count = self._view.transcript.find(text)
+        if not count:
+            self._view.transcript.find("")
+        return count
 
     def screen(self, name: ScreenName) -> bool:
         module = SCREENS.get(name)
@@ -186,6 +194,14 @@ class AppFront:
 
     async def leave(self, to: Literal["shell", "plain"]) -> None:
         await self._view.running_app.run_action(f"leave({to!r})")
+
+
+def lent_memory(chat: Chat) -> Lent | None:
+    """Return who has the memory of the chat's model, if it was unloaded for a job."""
+    if not chat.parked:
+        return None
+    job = next((one for one in chat.running_jobs if one.alone and one.is_active), None)
+    return Lent(job.method if job else "a job", len(chat.queue), job.seconds_left if job else None)
 
 
 def _block(job: Job) -> Report:

@@ -7,6 +7,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import Input
 
+OPEN_SECONDS = 24 * 3600.0  # how long the row may stay open
+
 
 class FindBar(Input):
     """Posts Sought for each change of the text, and Stepped to go to another match."""
@@ -38,6 +40,12 @@ class FindBar(Input):
 
     def close(self) -> None:
         self.display = False
+
+    def describe(self, place: int, count: int, close: str) -> str:
+        """Return which match of `count` is shown (0: none yet) and the keys, of which `close` is one."""
+        keys = f"enter before · ↓ next · {close} close"
+        which = f"{place:,} of {count:,}" if place else f"{count:,} found"
+        return f"{which} · {keys}" if self.value else keys
 
     def action_step(self, step: int) -> None:
         self.post_message(self.Stepped(step))

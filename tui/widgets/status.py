@@ -3,6 +3,7 @@
 It paints four times a second while something runs, and not at all otherwise.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..text.output import printable
@@ -19,6 +20,15 @@ SPARKS = "▁▂▃▄▅▆▇█"
 MARKS = {"starting": "◌", "loading": "◔", "reading": "◔", "thinking": "●", "answering": "●", "working": "◔"}
 
 
+@dataclass(frozen=True)
+class Lent:
+    """A job that has the memory of the chat's model, how many messages wait, and the job's seconds left."""
+
+    job: str
+    waiting: int = 0
+    seconds_left: float | None = None
+
+
 class Status(Line):
     """Shows the figures of a `chat.meter.Status`; `show` may be called at any rate."""
 
@@ -33,6 +43,7 @@ class Status(Line):
         self._facts: Facts | None = None
         self._phase = ""
         self.has_model = False
+        self.lent: Lent | None = None
         self.painted = 0
 
     def on_mount(self) -> None:
@@ -81,6 +92,8 @@ class Status(Line):
                 return [piece("esc to stop", "dim", 8)]
         if facts is None or self._phase in ("starting", "dead") or _is_hot(facts, self._phase):
             return []
+        if self.lent is not None and self._phase == "idle":
+            return []
         gauges = [_context(facts, self.size.width), _memory(facts)]
         clock = [piece(_clock(facts.seconds), "dim", 5)] if self._phase in ("thinking", "answering") else []
         return [*gauges, *clock]
@@ -113,6 +126,8 @@ class Status(Line):
         return pieces
 
     def _ready(self, facts: "Facts") -> list[Piece]:
+        if self.lent is not None:
+            return _waiting(self.lent)
         if _is_hot(facts, self._phase):
             share = facts.context_tokens / facts.context_limit
             said = "/compact or /new: the oldest turns will NOT be dropped silently"
@@ -127,6 +142,15 @@ class Status(Line):
         if facts.background:
             pieces.append(piece(printable(facts.background), "dim", 6))
         return pieces
+
+
+def _waiting(lent: Lent) -> list[Piece]:
+    pieces = [piece(f"⏸ {lent.job} has the memory", "mark")]
+    if lent.waiting:
+        pieces.append(piece(f"{lent.waiting:,} message{'s wait' if lent.waiting > 1 else ' waits'}", "", 1))
+    if lent.seconds_left is not None:
+        pieces.append(piece(f"~{_left(lent.seconds_left)}", "dim", 2))
+    return pieces
 
 
 def _is_hot(facts: "Facts", phase: str) -> bool:

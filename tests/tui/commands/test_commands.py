@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qchat.core import Store
-from qchat.core.conversation.summary import Branch, ConversationState
+from qchat.core.conversation.summary import Branch, ConversationState, TurnStats
 from qchat.core.errors import UsageError
 from qchat.tui import commands
-from qchat.tui.commands import BY_NAME, COMMANDS, completions, help_report, hint, markdown_table, parse
+from qchat.tui.chat.turns import new_turn
+from qchat.tui.commands import (
+    BY_NAME,
+    COMMANDS,
+    completions,
+    help_report,
+    hint,
+    markdown_table,
+    parse,
+    perform,
+)
+from qchat.tui.commands.conversation import turns_with_room
 from qchat.tui.commands.settings import AT_START
 from qchat.tui.text.report import Table, report_text
 from qchat.tui.user.keymap import Keymap
@@ -377,6 +389,44 @@ def test_a_summary_that_was_not_finished_changes_nothing(tmp_path):
     assert "the conversation is as it was" in front.said
     assert not stage.fake.asked("reset")
     assert front.all("rebuilt")[-1] == list(CAPITALS)
+
+
+def test_compact_in_a_full_context_reads_fewer_turns_and_keeps_the_others(tmp_path):
+    steps = (fakes(), fakes("Berlin."), fakes("Madrid."))
+    stage = Stage(tmp_path, *steps, {"method": "edit", "answer": "France was asked for."})
+    seen: list[ConversationState] = []
+
+    async def fill_and_compact(stage: Stage) -> None:
+        stage.chat.status.context_limit = stage.chat.state.tokens
+        await perform("/compact", stage.chat, stage.front)
+        seen.append(stage.chat.state)
+
+    front = stage.play(*CAPITALS, "And of Spain?", fill_and_compact)
+    assert [asked["turn"] for asked in stage.fake.asked("edit")] == [2]
+    assert len(stage.fake.asked("switch")) == 1 and not stage.fake.asked("undo")
+    turns = [(turn.question, turn.answer) for turn in seen[0].turns]
+    assert turns[0][0].endswith("France was asked for.")
+    assert turns[1:] == [(CAPITALS[1], "Berlin."), ("And of Spain?", "Madrid.")]
+    assert "1 turns became a summary, 2 were kept" in front.said
+
+
+def test_a_summary_reads_as_many_turns_as_leave_it_room():
+    stats = [TurnStats(prompt_tokens=tokens) for tokens in (400, 900, 1500, 1900)]
+    filled = [replace(new_turn(number, "q"), stats=one) for number, one in enumerate(stats, 1)]
+    assert turns_with_room(filled, 3, tokens=1300, limit=2048) == 4
+    assert turns_with_room(filled, 3, tokens=2000, limit=2048) == 1
+    assert turns_with_room(filled, 3, tokens=2000, limit=2600) == 2
+    assert turns_with_room(filled, 3, tokens=2000, limit=2200) == 2
+    assert turns_with_room(filled, 3, tokens=9999, limit=0) == 4
+
+
+def test_a_summary_without_room_names_compact_and_never_shows_its_request(tmp_path):
+    error = {"kind": "ContextLengthExceeded", "message": "the prompt has 9 tokens", "exit_code": 4}
+    stage = Stage(tmp_path, fakes(), fakes(), {"method": "send", "events": [], "error": error})
+    front = stage.play(*CAPITALS, "/compact")
+    assert front.all("error") == ["/compact has no room for a summary: the prompt has 9 tokens"]
+    assert not front.all("returned") and not stage.fake.asked("reset")
+    assert stage.chat.gives_back
 
 
 def test_cache_tells_what_was_reused_and_why(tmp_path):

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from qchat.core import Measurements
 from qchat.tui.chat.jobs import Job
 from qchat.tui.screens.dialogs import Confirm
+from qchat.tui.user.paths import measurements_file
 from qchat.tui.widgets.transcript.blocks import Reported
-from tests.tui.fake_jobs import PROGRESS
+from tests.checkpoints import write_checkpoint
+from tests.tui.fake_jobs import PROGRESS, RESULTS_OF_JOBS
 from tests.tui.running_app import Running, chatting, quick_keys
 
 __all__ = ["quick_keys"]
@@ -158,3 +161,56 @@ def test_leaving_asks_before_it_ends_long_work(tmp_path: Path, way: str):
         await it.pilot.press("y")
         await it.until(lambda: it.app.return_value == "shell")
         assert job.state == "cancelled"
+
+
+# --- sharing the machine ---
+
+
+def bench_step(folder: Path, **step: Any) -> dict[str, Any]:
+    row = {**RESULTS_OF_JOBS["bench"]["rows"][0], "path": str(folder)}
+    return {"method": "bench", "events": [row], "result": {"rows": [row]}, **step}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_benchmark_beside_another_job_says_so_and_is_not_kept(tmp_path: Path, beside: bool):
+    model = tmp_path / "models" / "measured"
+    write_checkpoint(model)
+    slow = {**SLOW, "method": "eval"}
+
+    @chatting(tmp_path, slow, bench_step(model), models_dir=[str(tmp_path / "models")])
+    async def check(it: Running) -> None:
+        if beside:
+            await it.say("/eval")
+            await it.until(lambda: it.engine.asked("eval"))
+        await it.say("/bench measured")
+        await it.until(lambda: any(job.method == "bench" for job in it.chat.jobs))
+        job = next(job for job in it.chat.jobs if job.method == "bench")
+        await it.until(lambda: job.state == "done")
+        await it.until(lambda: not it.chat.parked)
+        await it.until(lambda: ("not comparable" in block(it).text) == beside and "25.0" in block(it).text)
+        kept = Measurements(measurements_file()).find(model)
+        assert kept.get("decode_tokens_per_s") == (None if beside else 25.0)
+        assert not {"event", "place", "against"} & kept.keys()
+
+
+def test_the_status_row_says_who_has_the_memory_and_what_waits(tmp_path: Path):
+    folder = tmp_path / "models" / "measured"
+    write_checkpoint(folder)
+    progress = {**PROGRESS, "seconds_left": 40.0}
+    step = {"method": "bench", "events": [progress] * 3000, "seconds": 0.02}
+
+    @chatting(tmp_path, step, models_dir=[str(tmp_path / "models")])
+    async def check(it: Running) -> None:
+        def row() -> str:
+            return it.screen.status_row.render_line(0).text.strip()
+
+        await it.say("/bench measured")
+        await it.until(lambda: row() == "⏸ bench has the memory  ~40 s")
+        await it.say("what about it?")
+        await it.until(lambda: row() == "⏸ bench has the memory  1 message waits  ~40 s")
+        await it.say("and that?")
+        await it.until(lambda: "2 messages wait" in row())
+        await it.say("/stop")
+        await it.until(lambda: len(it.chat.state.turns) == 2)
+        await it.idle()
+        assert "ready" in row()

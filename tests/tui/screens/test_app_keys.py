@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 from textual.drivers.headless_driver import HeadlessDriver
+from textual.widgets import OptionList
 
+from qchat.core import Store
 from qchat.tui.user import editor
+from tests.tui.conversing import talk
 from tests.tui.running_app import Running, chatting, quick_keys
 
 __all__ = ["quick_keys"]
@@ -93,3 +96,155 @@ def test_enter_runs_the_line_and_a_row_only_after_an_arrow(
         await it.pilot.press(*keys)
         await it.until(lambda: lines)
         assert [line.strip() for line in lines] == [ran]
+
+
+# --- lists without colours ---
+
+
+def marked_options(options: OptionList) -> set[int]:
+    """The options of a list that are underlined from edge to edge."""
+    rows = range(min(options.size.height, len(options._lines)))
+    marked = [y for y in rows if all(part.style and part.style.underline for part in options.render_line(y))]
+    return {options._lines[options.scroll_offset.y + y][0] for y in marked}
+
+
+@pytest.mark.parametrize("keys", [["f2"], ["f2", "down"], ["ctrl+p"], ["ctrl+s", "down"], [*"/he"]])
+def test_without_colours_lists_show_the_chosen_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: list[str]
+):
+    monkeypatch.setenv("NO_COLOR", "1")
+    store = Store(tmp_path / "conversations.db")
+    for question in ("one", "two"):
+        talk(store, question, "answer")
+
+    @chatting(tmp_path, store=store)
+    async def check(it: Running) -> None:
+        assert it.app.no_color
+        await it.pilot.press(*keys)
+
+        def shown() -> list[OptionList]:
+            return [one for one in it.app.screen.query(OptionList) if one.display and one.option_count]
+
+        await it.until(lambda: shown() and marked_options(shown()[0]))
+        assert marked_options(shown()[0]) == {shown()[0].highlighted}
+
+
+# --- find ---
+
+
+def found_cells(it: Running) -> int:
+    """How many cells on the screen are marked as found."""
+    transcript = it.screen.transcript
+    parts = [part for y in range(transcript.size.height) for part in transcript.render_line(y)]
+    return sum(len(part.text) for part in parts if part.style and part.style.reverse)
+
+
+def test_the_marks_of_find_go_when_it_is_closed(tmp_path: Path):
+    @chatting(tmp_path, {"method": "send", "answer": "king, king and king."})
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.pilot.press("ctrl+f", *"king")
+        assert "3 found" in it.keys and "esc close" in it.keys
+        await it.until(lambda: found_cells(it) == 12)
+        await it.pilot.press("enter", "enter")
+        await it.until(lambda: "2 of 3" in it.keys)
+        await it.pilot.press("down")
+        await it.until(lambda: "3 of 3" in it.keys and "enter before" in it.keys)
+        await it.pilot.press("escape")
+        assert "enter send" in it.keys
+        assert not found_cells(it)
+        await it.ask("two")
+        assert not found_cells(it)
+        await it.pilot.press("ctrl+f")  # the text is still there
+        await it.until(lambda: "6 found" in it.keys and found_cells(it) == 24)
+
+
+def test_a_commands_marks_go_with_esc_and_nothing_found_marks_nothing(tmp_path: Path):
+    @chatting(tmp_path, {"method": "send", "answer": "a queen."}, {"method": "send", "answer": "a king."})
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.say("/find king")
+        await it.until(lambda: it.said)
+        await it.ask("two")
+        assert not found_cells(it)
+        await it.say("/find king")
+        await it.until(lambda: found_cells(it) >= 4)
+        await it.pilot.press("escape")
+        assert not found_cells(it)
+        assert it.app.screen is it.screen
+
+
+# --- labels, and answers in sight ---
+
+
+def seen(it: Running) -> str:
+    """What is on the screen of the conversation."""
+    transcript = it.screen.transcript
+    return "\n".join(transcript.render_line(y).text for y in range(transcript.size.height))
+
+
+@pytest.mark.parametrize("again", ["/retry", "r", "/edit 1 other"])
+def test_several_answers_are_counted_at_once(tmp_path: Path, again: str):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        assert "‹ 1/1 ›" not in seen(it)
+        if again.startswith("/"):
+            await it.say(again)
+        else:
+            await it.pilot.press("shift+tab", again)
+        await it.until(lambda: "‹ 2/2 ›" in seen(it))
+        await it.idle()
+
+
+def test_the_key_bar_and_the_header_follow_commands_at_once(tmp_path: Path):
+    @chatting(tmp_path, store=Store(tmp_path / "conversations.db"))
+    async def check(it: Running) -> None:
+        await it.say("/budget 20")
+        await it.until(lambda: "think:20" in it.keys)
+        await it.say("/think off")
+        await it.until(lambda: "think:off" in it.keys)
+        await it.say("/set think on")
+        await it.until(lambda: "think:off" not in it.keys and "think:" in it.keys)
+        await it.ask("one")
+        for line in ("/rename Another title", "/save Third title"):
+            await it.say(line)
+            title = line.partition(" ")[2]
+            await it.until(lambda title=title: title in it.screen.header.render_line(0).text)
+
+
+@pytest.mark.parametrize("line", ["/about", "/think", "/hlep", "/stats", "/show system"])
+def test_what_a_command_says_is_scrolled_into_sight(tmp_path: Path, line: str):
+    @chatting(tmp_path, {"method": "send", "answer": "word\n\n" * 60})
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.pilot.press("ctrl+home")
+        await it.until(lambda: not it.screen.transcript.follow)
+        await it.say(line)
+        await it.until(lambda: it.screen.transcript.follow or it.app.screen is not it.screen)
+
+
+def test_what_others_say_leaves_a_reader_in_place(tmp_path: Path):
+    @chatting(tmp_path, {"method": "send", "answer": "word\n\n" * 60})
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.pilot.press("ctrl+home")
+        await it.until(lambda: not it.screen.transcript.follow)
+        it.front.note("from elsewhere")
+        assert it.screen.transcript.unseen
+        assert not it.screen.transcript.follow
+
+
+def test_a_compaction_without_room_leaves_the_prompt_empty(tmp_path: Path):
+    error = {"kind": "ContextLengthExceeded", "message": "the prompt has 9 tokens", "exit_code": 4}
+    steps = [{"method": "send"}, {"method": "send"}, {"method": "send", "events": [], "error": error}]
+
+    @chatting(tmp_path, *steps)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.ask("two")
+        await it.say("/compact")
+        await it.until(lambda: it.said)
+        assert it.said == [("error", "/compact has no room for a summary: the prompt has 9 tokens")]
+        assert it.prompt.text == ""
+        assert "Summarize" not in seen(it)

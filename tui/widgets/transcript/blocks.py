@@ -123,6 +123,11 @@ class Question(Block):
         self._is_tool = turn.role == "tool"
         self.siblings = place_of(turn)
 
+    def update(self, turn: Turn) -> None:
+        """Show the facts of the turn as it was stored; the text stays."""
+        self._created, self.siblings = turn.created, place_of(turn)
+        self.forget()
+
     @property
     def text(self) -> str:
         return self._text

@@ -214,6 +214,17 @@ class Reader(BlockView):
         return len(self.matches)
 
     @property
+    def finding(self) -> bool:
+        """Whether there is a text whose occurrences are marked."""
+        return self._finder.active
+
+    @property
+    def found(self) -> tuple[int, int]:
+        """The place of the match that the reader is at, from 1, or 0; and the number of matches."""
+        here, matches = self._finder.here, self.matches
+        return (matches.index(here) + 1 if here is not None and here in matches else 0), len(matches)
+
+    @property
     def matches(self) -> list[Match]:
         if self._matches is None:
             self._matches = self._finder.matches(self.blocks)

@@ -43,6 +43,7 @@ class Transcript(Reader):
         self._reply: list[Thought | Answer | Tools] = []
         self._flush_due = False
         self._cost = 0.0  # processor seconds of the last flush, painting included
+        self.notes = 0  # how many were ever added
         self._reports: dict[int, Reported] = {}
         self._keys = count(1)
 
@@ -118,6 +119,10 @@ class Transcript(Reader):
                     self.changed(block)
             if ending is not None:
                 self._insert(number, ending)
+            for block in self._blocks_of_turn(number):
+                if isinstance(block, Question):  # only now it has its place among its siblings
+                    block.update(turn)
+                    self.changed(block)
         self._turns[number] = turn
 
     def _block_for(self, kind: type) -> Any:
@@ -161,6 +166,7 @@ class Transcript(Reader):
     # between turns
 
     def add_note(self, text: str, kind: NoteKind = "info") -> None:
+        self.notes += 1
         with self.kept_in_place():
             self.insert(len(self.blocks), Note(text, kind, self._last_turn))
 
