@@ -186,10 +186,13 @@ class SpeculativeDecoder:
             self._step_without_drafts(first, state)
 
     def _choose(self, *, matches: bool) -> tuple[Source, Choice]:
-        """Return whose drafts to verify, and how many; `matches` means that the copies know all ids."""
+        """Return whose drafts to verify, and how many; `matches` means that the copies know all ids.
+
+        Trying copies comes first: a match may be rare, and the draft head can always be tried.
+        """
         source, copies = self._choose_copies() if matches else ("long copy", NO_DRAFTS)
         head = self._gate.choose("head", self._most_drafts) if self._head else NO_DRAFTS
-        if copies.drafts and (not head.drafts or copies.speed >= head.speed):
+        if copies.drafts and (copies.rival or not head.drafts or copies.speed >= head.speed):
             return source, copies
         return "head", head
 

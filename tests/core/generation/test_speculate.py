@@ -119,6 +119,25 @@ def test_a_gate_on_this_machine_changes_no_id(engine: Engine):
     assert drafted.figures.steps > 0
 
 
+def test_a_model_without_a_draft_head_copies_what_the_gate_allows(tmp_path):
+    write_checkpoint(tmp_path, mtp=False)
+    engine = Engine.load(tmp_path)
+    assert engine.model.mtp is None
+    plain = Decoder(engine.model, prefilled(engine), SETTINGS["greedy"])
+    ids = [plain.next() for _ in range(60)]
+    times = iter(range(10**6))  # a clock on which every step takes as long
+    decoder = SpeculativeDecoder(
+        engine.model,
+        prefilled(engine),
+        SETTINGS["greedy"],
+        memory=DraftMemory(CopyDrafts([*ids, *PROMPT])),
+        clock=lambda: float(next(times)),
+    )
+    assert [decoder.next() for _ in range(60)] == ids
+    assert decoder.figures.gain and decoder.figures.gain > 1.5
+    assert decoder.figures.cost == 1
+
+
 def tie(engine: Engine, ids: list[int], one: int, other: int) -> bool:
     """Whether only rounding decides between two ids after `ids`, as it does between 1 and 4 ids at once."""
     logits = engine.logits(ids)[-1]
