@@ -393,10 +393,10 @@ def test_a_summary_that_was_not_finished_changes_nothing(tmp_path):
 
 def test_compact_in_a_full_context_reads_fewer_turns_and_keeps_the_others(tmp_path):
     steps = (fakes(), fakes("Berlin."), fakes("Madrid."))
-    stage = Stage(tmp_path, *steps, {"method": "edit", "answer": "France was asked for."})
+    stage = ChatStage(tmp_path, *steps, {"method": "edit", "answer": "France was asked for."})
     seen: list[ConversationState] = []
 
-    async def fill_and_compact(stage: Stage) -> None:
+    async def fill_and_compact(stage: ChatStage) -> None:
         stage.chat.status.context_limit = stage.chat.state.tokens
         await perform("/compact", stage.chat, stage.front)
         seen.append(stage.chat.state)
@@ -422,7 +422,7 @@ def test_a_summary_reads_as_many_turns_as_leave_it_room():
 
 def test_a_summary_without_room_names_compact_and_never_shows_its_request(tmp_path):
     error = {"kind": "ContextLengthExceeded", "message": "the prompt has 9 tokens", "exit_code": 4}
-    stage = Stage(tmp_path, fakes(), fakes(), {"method": "send", "events": [], "error": error})
+    stage = ChatStage(tmp_path, fakes(), fakes(), {"method": "send", "events": [], "error": error})
     front = stage.play(*CAPITALS, "/compact")
     assert front.all("error") == ["/compact has no room for a summary: the prompt has 9 tokens"]
     assert not front.all("returned") and not stage.fake.asked("reset")
