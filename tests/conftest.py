@@ -29,6 +29,8 @@ def pytest_configure() -> None:
         "QCHAT_NATIVE": os.environ.get("TESTS_NATIVE", "off"),
         # how many tokens are drafted depends on the machine's speed, and the rounding of states on that
         "QCHAT_DRAFTING": "off",
+        # what one test measures must not choose how another one computes
+        "QCHAT_TUNE": "off",
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "TERM": "xterm-256color",

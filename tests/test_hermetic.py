@@ -29,4 +29,10 @@ def test_the_users_folders_are_out_of_reach(name: str):
 
 def test_the_users_settings_are_out_of_reach():
     ours = {name: value for name, value in os.environ.items() if name.startswith(("QCHAT_", "HF_"))}
-    assert ours == {"HF_HUB_OFFLINE": "1", "QCHAT_COMPILE": "off", "QCHAT_NATIVE": "off"}
+    assert ours == {
+        "HF_HUB_OFFLINE": "1",
+        "QCHAT_COMPILE": "off",
+        "QCHAT_DRAFTING": "off",
+        "QCHAT_NATIVE": "off",
+        "QCHAT_TUNE": "off",
+    }

@@ -21,6 +21,8 @@ UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
 ASCII = str.maketrans("·…", "-~")
 MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# beyond this, as for NaN and infinity, differences are not finite
+MAX_COORDINATE = 1e300
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,9 @@ def _gauge(gauge: Gauge, width: int, glyphs: _Glyphs) -> Line:
 
 
 def _plot(plot: Plot, width: int, glyphs: _Glyphs) -> list[Line]:
-    points = [p for p in plot.points if math.isfinite(p.x) and math.isfinite(p.y)][: len(MARKS)]
+    points = [p for p in plot.points if all(abs(value) <= MAX_COORDINATE for value in (p.x, p.y))][
+        : len(MARKS)
+    ]
     if not points:
         return []
     low_y, high_y = _span([p.y for p in points])

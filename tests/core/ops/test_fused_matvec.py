@@ -44,6 +44,11 @@ def try_forms_here(monkeypatch: pytest.MonkeyPatch):
     launch._distrusted.clear()
 
 
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCHAT_TUNE", "auto")
+
+
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> tuple[Model, list[str]]:
     """The model, in bfloat16 on kernels or plain in float32; which kernels ran."""
     ran: list[str] = []

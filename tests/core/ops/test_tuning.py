@@ -26,7 +26,8 @@ SHAPE = choices.delta_shape(2, 32, 6, 16)
 
 
 @pytest.fixture(autouse=True)
-def forget_choices():
+def forget_choices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("QCHAT_TUNE", "auto")
     yield
     choices.forget()
     launch._distrusted.clear()

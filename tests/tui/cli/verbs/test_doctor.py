@@ -18,6 +18,11 @@ from qchat.tui.cli.main import main
 from tests.checkpoints import write_checkpoint
 
 
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCHAT_TUNE", "auto")
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("doctor") / "private-name"
