@@ -16,6 +16,11 @@ TYPES = ((mx.float32, 2), (mx.bfloat16, 1))
 CODE = b"\x7fELF and so on"
 
 
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCHAT_TUNE", "auto")
+
+
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Every name that was compiled, into the same bytes."""

@@ -54,6 +54,11 @@ NET = delta_net.Net(
 HEADS = decode_attention.Heads(heads=6, kv_heads=2, rotary=64, norm_eps=EPS)
 
 
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCHAT_TUNE", "auto")
+
+
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels run as Metal through a shim, and whoever asks finds a device that takes them."""

@@ -26,8 +26,9 @@ SHAPE = choices.delta_shape(2, 32, 6, 16)
 
 
 @pytest.fixture(autouse=True)
-def forget_choices(monkeypatch: pytest.MonkeyPatch):
+def forget_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QCHAT_TUNE", "auto")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without other tests' verdicts
     yield
     choices.forget()
     launch._distrusted.clear()
