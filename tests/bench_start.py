@@ -144,8 +144,16 @@ def fresh(measure: Callable[[Place, Path], Times], model: Path, lacking: str = "
         path = path_without(lacking) if lacking else None
         return measure(Place(folder, python, path), model)
     finally:
-        # a process that compiles kernels may still be writing
+        end_processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_processes_of(home: Path) -> None:
+    """End what compiles kernels in this home, which would take the processor from the next measurement."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"HOME={home}\0".encode() in environ.read_bytes():
+                os.kill(int(environ.parent.name), signal.SIGKILL)
 
 
 def median(times: list[Times]) -> Times:
