@@ -4,10 +4,10 @@ What MLX's CPU backend does in several passes over memory, norms, gates, the sof
 is one pass here. Activations are float32.
 """
 
-from ..checkpoint.packed import Packed
 from ..machine.backend import mx
 from ..native.library import Library
 from ..native.structures import DeltaNet, copied
+from ..ops.attention import attention
 from .cache import DeltaState, KVCache
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward
 
@@ -33,13 +33,8 @@ class NativePrompt:
         mixer = layer.mixer
         q, k, v, gate = mixer.project(self._norm(x, layer.input_norm), mx.array(memory.length))
         keys, values = memory.append(k, v)  # [1, Hkv, S, D]
-        if isinstance(keys, Packed) or isinstance(values, Packed):
-            raise ValueError("keys and values are packed")
-        _, heads, length, dim = q.shape
-        grouped = (q * dim**-0.5).reshape(1, keys.shape[1], -1, dim)  # [1, Hkv, r*T, D]
-        scores = (grouped @ keys.swapaxes(-1, -2)).reshape(1, heads, length, -1)  # [1, H, T, S]
-        weights = self._library.softmax(scores).reshape(1, keys.shape[1], -1, keys.shape[2])
-        return self._leave(layer, x, mixer.finish((weights @ values).reshape(q.shape), gate))
+        mixed = attention(q, keys, values, mixer.dim**-0.5, self._library.softmax)  # [1, H, T, D]
+        return self._leave(layer, x, mixer.finish(mixed, gate))
 
     def _norm(self, x: mx.array, weight: mx.array) -> mx.array:
         return self._library.norm(x, weight.astype(mx.float32), self._eps)

@@ -4,6 +4,7 @@ On a GPU this is MLX's fused kernel. On a CPU MLX's form spends most of its time
 this module has its own softmax, and one product for all query heads that share a key head.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from ..checkpoint.packed import Packed
@@ -12,10 +13,22 @@ from .elementwise import masked_softmax
 from .linear import DEQUANTIZE_ROWS
 
 
-def attention(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: float) -> mx.array:
+def causal_softmax(scores: mx.array) -> mx.array:
+    """Return the softmax of scores [..., T, S] float32 over what each of the last T positions may see."""
+    return masked_softmax(scores, causal_mask(*scores.shape[-2:]))
+
+
+def attention(
+    q: mx.array,
+    k: mx.array | Packed,
+    v: mx.array | Packed,
+    scale: float,
+    softmax: Callable[[mx.array], mx.array] = causal_softmax,
+) -> mx.array:
     """Attend with q [B, H, T, D] to k, v [B, Hkv, S, D], whose last T positions are those of the queries.
 
     Returns [B, H, T, D]. q, dense k and v, and the result have one dtype; `scale` multiplies the scores.
+    `softmax` does what `causal_softmax` does; a GPU has its own.
     """
     if q.shape[2] >= DEQUANTIZE_ROWS:
         k, v = (x.dequantize(q.dtype) if isinstance(x, Packed) else x for x in (k, v))
@@ -26,7 +39,7 @@ def attention(q: mx.array, k: mx.array | Packed, v: mx.array | Packed, scale: fl
     groups, total = k.weight.shape[1:3] if isinstance(k, Packed) else k.shape[1:3]
     grouped = (q * scale).reshape(batch, groups, -1, dim)  # [B, Hkv, r*T, D]
     scores = _product(grouped, k, transpose=True).reshape(batch, heads, length, total)  # [B, H, T, S]
-    weights = masked_softmax(scores, causal_mask(length, total)).astype(q.dtype)  # [B, H, T, S]
+    weights = softmax(scores).astype(q.dtype)  # [B, H, T, S]
     return _product(weights.reshape(batch, groups, -1, total), v, transpose=False).reshape(q.shape)
 
 
