@@ -35,7 +35,7 @@ from qchat.core.worker.protocol import PROTOCOL_VERSION, Cancelled, Request, dec
 
 sys.path[:0] = [str(Path(__file__).parents[2])]  # this file is run by its path
 
-from tests.tui.fake_jobs import RESULTS_OF_JOBS  # noqa: E402
+from tests.tui.fake_jobs import PERFORMANCE, RESULTS_OF_JOBS  # noqa: E402
 
 Step = dict[str, Any]
 MODEL = {
@@ -63,20 +63,6 @@ MODEL = {
     },
     "template": "{{ messages }}",
     "bytes_per_token": 4 << 30,
-}
-PERFORMANCE = {
-    "seconds_to_first_token": 0.5,
-    "prefill_tokens_per_s": 400.0,
-    "decode_tokens_per_s": 25.0,
-    "seconds": 2.0,
-    "seconds_thinking": 0.0,
-    "active_nbytes": 5 << 30,
-    "peak_nbytes": 6 << 30,
-    "cache_nbytes": 1 << 28,
-    "drafts_accepted": None,
-    "drafts_by_place": [],
-    "draft_cost": None,
-    "draft_gain": None,
 }
 MEMORY = {
     "event": "memory",

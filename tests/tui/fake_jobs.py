@@ -15,6 +15,21 @@ OPTIONS = {
 }
 PROGRESS = {"event": "progress", "done": 1, "total": 4, "unit": "bytes", "detail": "x", "seconds_left": 3.0}
 
+PERFORMANCE = {
+    "seconds_to_first_token": 0.5,
+    "prefill_tokens_per_s": 400.0,
+    "decode_tokens_per_s": 25.0,
+    "seconds": 2.0,
+    "seconds_thinking": 0.0,
+    "active_nbytes": 5 << 30,
+    "peak_nbytes": 6 << 30,
+    "cache_nbytes": 1 << 28,
+    "drafts_accepted": None,
+    "drafts_by_place": [],
+    "draft_cost": None,
+    "draft_gain": None,
+}
+
 
 def _score(kind: str) -> dict[str, Any]:
     return {
@@ -40,18 +55,7 @@ def _answer_row(side: int, model: str, text: str) -> dict[str, Any]:
         "finish_reason": "stop",
         "generated_tokens": 12,
         "reasoning_tokens": 0,
-        "seconds_to_first_token": 0.5,
-        "prefill_tokens_per_s": 400.0,
-        "decode_tokens_per_s": 25.0,
-        "seconds": 2.0,
-        "seconds_thinking": 0.0,
-        "active_nbytes": 5 << 30,
-        "peak_nbytes": 6 << 30,
-        "cache_nbytes": 1 << 28,
-        "drafts_accepted": None,
-        "drafts_by_place": [],
-        "draft_cost": None,
-        "draft_gain": None,
+        **PERFORMANCE,
     }
 
 
