@@ -61,7 +61,7 @@ def refusal(call: Callable[[], object], error: type[QchatError] = ModelError) ->
     begin = time.monotonic()
     with pytest.raises(error) as caught:
         call()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60  # retries would go on for minutes
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

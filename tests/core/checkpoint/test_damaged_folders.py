@@ -72,6 +72,7 @@ def test_the_folders_open_before_they_are_damaged(good, base):
     open_model(good / base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "name"), ALL, ids=[name for _, name in ALL])
 def test_a_damaged_folder_is_refused_in_one_sentence(good, tmp_path, base, name):
     folder = shutil.copytree(good / base, tmp_path / "model")
@@ -120,6 +121,7 @@ def test_a_shard_cut_anywhere_is_refused_as_truncated(good, tmp_path):
             load_weights(folder, config)
 
 
+@pytest.mark.slow
 def test_greedy_folders_are_refused_in_little_memory(good, tmp_path):
     for name in GREEDY:
         DAMAGES["raw"][name][0](shutil.copytree(good / "raw", tmp_path / name))

@@ -235,6 +235,7 @@ def test_in_strip_mode_with_idle_time_the_same(qtiny):
     assert "<think>" not in qtiny.tokenizer.decode(session.ids[: replies[-1].prompt_tokens - 3])
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_retry_reads_nothing_and_draws_another_reply(qtiny):
     session = Session(qtiny, temperature=1.0, enable_thinking=True, seed=1, max_new_tokens=40)

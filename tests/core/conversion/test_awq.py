@@ -209,6 +209,7 @@ def test_by_default_only_the_groups_that_help_are_looked_at(tmp_path: Path):
     assert {group.letter for group in case(tmp_path).search().report} == set(DEFAULT_GROUPS)
 
 
+@pytest.mark.slow
 def test_a_converted_source_is_searched_by_what_its_codes_mean(tmp_path: Path):
     write_checkpoint(tmp_path / "raw")
     quantize_checkpoint(tmp_path / "raw", tmp_path / "packed", (8, 64, "affine"))

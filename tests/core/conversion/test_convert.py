@@ -388,6 +388,7 @@ def count_calls(function: Callable[..., Any], counts: Counter[str], patch: pytes
             patch.setattr(module, function.__name__, counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_imatrix", [False, True], ids=["plain", "imatrix"])
 def test_a_conversion_opens_its_source_once(
     with_imatrix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

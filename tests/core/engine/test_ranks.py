@@ -118,6 +118,7 @@ def launch(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_compute_the_logits_of_one(folders: list[Path], tmp_path: Path):
     script, target = tmp_path / "rank.py", tmp_path / "logits"
     script.write_text(SCRIPT)

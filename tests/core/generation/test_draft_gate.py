@@ -81,6 +81,7 @@ def worst_cases() -> Iterator[tuple[list[float], Callable[[int], Callable[[int],
         yield curve, lambda _: lambda step: step % 64 < 8  # and that are useful now and then
 
 
+@pytest.mark.slow
 def test_drafts_never_lose_more_than_3_percent_over_400_ids():
     for curve, make in worst_cases():
         for seed in range(20):

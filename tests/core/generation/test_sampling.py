@@ -189,6 +189,7 @@ def test_an_unwanted_draw_is_undone_by_keeping_the_old_state():
     assert first.item() == again.item()
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution():
     s = Sampling(temperature=0.8, top_k=6, top_p=0.95, seed=11)
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0] + [-9.0] * 100)

@@ -95,6 +95,7 @@ def test_drafts_change_no_id(engine: Engine, sampling: Sampling):
     assert drafted.figures.steps > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("counts", [{"copy": 4}, {"copy": 16}, {"copy": 5, "head": 2}], ids=str)
 def test_copies_of_a_context_that_repeats_itself_change_no_id(
@@ -110,6 +111,7 @@ def test_copies_of_a_context_that_repeats_itself_change_no_id(
     assert drafted.figures.accepted[0] > 0
 
 
+@pytest.mark.slow
 def test_a_gate_on_this_machine_changes_no_id(engine: Engine):
     """Whatever numbers of drafts it chooses, and wherever they come from."""
     plain = Decoder(engine.model, prefilled(engine), SETTINGS["sampled"])
@@ -149,6 +151,7 @@ def tie(engine: Engine, ids: list[int], one: int, other: int) -> bool:
 WAYS: dict[str, dict[str, int]] = {"head": {"head": 3}, "copy": {"copy": 7}, "both": {"copy": 7, "head": 3}}
 
 
+@pytest.mark.slow
 @needs_qtiny
 @pytest.mark.parametrize("way", WAYS)
 def test_greedy_replies_of_the_trained_model_are_the_same_with_drafts(way: str):
@@ -230,6 +233,7 @@ def test_a_forced_id_counts_for_the_penalties_like_a_drawn_one(engine: Engine):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_ranks_belong_to_the_next_position(engine: Engine):
     plain = Decoder(engine.model, prefilled(engine), SETTINGS["greedy"])
     drafted = drafting(engine, prefilled(engine), SETTINGS["greedy"])

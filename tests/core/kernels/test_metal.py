@@ -96,6 +96,7 @@ def published() -> list[Typed]:
     return list({(kernel.name, texts(kernel, "metal")): (kernel, i, o) for kernel, i, o in found}.values())
 
 
+@pytest.mark.slow
 @needs_a_compiler
 @pytest.mark.skipif(not CONFIGS, reason="the published configs are not here")
 def test_every_text_compiles_without_warnings_and_fits_an_apple_gpu(tmp_path: Path):

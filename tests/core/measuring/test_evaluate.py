@@ -128,6 +128,7 @@ def test_the_figures_are_those_of_the_models_own_logits(raw: Path, packed: Path,
     assert found.reference_perplexity == pytest.approx(math.exp(-log_softmax(wanted)[place].mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["float32", "bfloat16"])
 def test_a_model_compared_with_itself_differs_in_nothing(
     raw: Path, passage: Path, monkeypatch: pytest.MonkeyPatch, activations: str

@@ -126,6 +126,7 @@ def test_prompts_and_steps_take_turns(tmp_path: Path):
     assert_same(model, model.new_cache(), model.new_cache(), *parts)
 
 
+@pytest.mark.slow
 def test_keys_and_values_grow_over_several_stretches(tmp_path: Path):
     model = tiny(tmp_path)
     parts = [ids(GROWTH - 3), *(ids(2, seed) for seed in range(4)), ids(2 * GROWTH, 9), ids(1, 10)]

@@ -43,6 +43,7 @@ def test_a_random_checkpoint_has_the_golden_logits(case: str, golden: dict[str, 
     assert error <= TOLERANCE
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_the_trained_model_has_the_golden_logits_on_real_text(golden: dict[str, np.ndarray]):
     engine = Engine.load(QTINY)

@@ -90,6 +90,7 @@ def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monk
     assert len(ran) == 4 * (3 * (3 + after_mixer) + 5 + after_mixer + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 2, 4])
 def test_of_tokens_read_tentatively_by_kernels_some_count(kept: int, tmp_path, monkeypatch):
     """The kernel emits the states after every token, so nothing is computed again."""
@@ -126,6 +127,7 @@ def test_a_model_on_its_plain_layers_runs_no_kernels_between_products(tmp_path, 
     assert {name.partition("_")[0] for name in ran} == {"matvec"}
 
 
+@pytest.mark.slow
 def test_a_cache_that_takes_no_files_keeps_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
@@ -144,6 +146,7 @@ def test_a_prompt_on_kernels_equals_the_plain_one(tmp_path, monkeypatch):
     assert ran[:3] == ["delta_mix", "delta_walk", "delta_norm"]
 
 
+@pytest.mark.slow
 def test_kernels_are_tried_once_and_the_verdict_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_checkpoint(tmp_path / "model", **SIZES)
@@ -153,6 +156,7 @@ def test_kernels_are_tried_once_and_the_verdict_is_kept(tmp_path, monkeypatch):
     assert "attend" not in load(tmp_path / "model", monkeypatch, kernels=True)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["raising", "wrong", "no numbers at the end"])
 def test_kernels_that_fail_are_left_alone_with_a_notice(how, tmp_path, monkeypatch):
     write_checkpoint(tmp_path, **SIZES)

@@ -69,12 +69,14 @@ def test_a_form_that_is_wrong_is_never_chosen(kind: str, failure: str, tmp_path:
     assert tuner.adopt() == [f"the form {kind} of planted is not used here: {failure}"]
 
 
+@pytest.mark.slow
 def test_a_form_that_is_slow_loses_and_a_fast_one_wins(tmp_path: Path):
     (tmp_path / "other").mkdir()
     assert finished("right,slow", tmp_path).winners == {("planted", "shape"): "mlx"}
     assert finished("slow,right", tmp_path / "other").winners == {("planted", "shape"): "right"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crash", "hang", "deaf"])
 def test_a_form_that_ends_the_process_costs_a_sentence_and_the_others_are_tried(kind: str, tmp_path: Path):
     tuner = finished(f"slow,{kind},right", tmp_path, limit=60.0 if kind == "crash" else 2.0)
@@ -95,6 +97,7 @@ def test_what_ended_a_process_is_not_tried_again_by_another_one(tmp_path: Path):
     assert tuner._children == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crash", "hang", "wrong"])
 def test_a_chat_runs_on_mlxs_operations_where_our_kernels_fail(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -119,6 +119,7 @@ def kill_writers(folder: Path, periods: list[float], seconds: list[float], max_l
         check_left_behind(path, killed, said, max_lost_seconds)
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_little_and_damages_nothing(tmp_path: Path):
     """The pace is quicker than the real one, so that two seconds are enough to see that it is kept."""
     chance = random.Random()

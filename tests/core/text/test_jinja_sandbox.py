@@ -229,6 +229,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(render_process, "BASE_SECONDS", 0.2)
@@ -256,6 +257,7 @@ def renderer() -> "subprocess.Popen[bytes]":
     return process
 
 
+@pytest.mark.slow
 def test_a_template_at_its_limit_of_time_is_stopped_within_seconds():
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     with pytest.raises(TemplateError, match="more time or memory"):

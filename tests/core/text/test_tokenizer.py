@@ -63,6 +63,7 @@ def visible(folder: Path, ids: list[int]) -> str:
 # --- decoding ---
 
 
+@pytest.mark.slow
 @quick
 @given(data=st.data())
 def test_pieces_joined_are_the_librarys_decoding_of_any_ids(folder: Path, data: st.DataObject):

@@ -83,6 +83,7 @@ def test_a_panic_of_the_library_writes_nothing_to_the_terminal(tmp_path: Path):
     assert (done.stdout, done.stderr) == ("refused\n", "")
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_any_context_is_refused_after_a_part_of_it(monkeypatch: pytest.MonkeyPatch):
     session = load_session(BUILT_IN_MODEL)
     longest = 0
@@ -99,6 +100,7 @@ def test_a_text_longer_than_any_context_is_refused_after_a_part_of_it(monkeypatc
     assert longest == COUNTED_CHARACTERS
 
 
+@pytest.mark.slow
 def test_a_lower_bound_is_never_above_the_number_of_ids():
     tokenizer = Tokenizer.load(BUILT_IN_MODEL)
     text = "The quick brown fox, 日本語 and émigrés.\n" * 40_000

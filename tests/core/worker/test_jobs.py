@@ -137,6 +137,7 @@ def test_models_with_different_tokens_are_compared_by_their_answers_alone(model:
     assert "different tokens" in report.kind("notice")[-1]["text"]
 
 
+@pytest.mark.slow
 def test_a_bench_gives_a_row_for_each_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("qchat.core.measuring.bench.PREFILL_LENGTHS", (64,))
     monkeypatch.setattr("qchat.core.measuring.bench.SUSTAINED_TOKENS", 32)

@@ -55,7 +55,7 @@ def test_a_model_is_fetched_stopped_and_gone_on_with(server: Hub, tmp_path: Path
             await it.until(lambda: PROGRESS.search(shown(it)))
             await it.pilot.press("escape")
             await it.until(lambda: job.state == "cancelled")
-            assert job.seconds < 8
+            assert job.seconds < 60  # to the end it would take minutes
             with pytest.raises(library.ModelNotDownloaded, match="only partly downloaded"):
                 library.find_model(ID)
 

@@ -96,6 +96,7 @@ def test_quotes_hold_several_lines_together(model: Path):
     assert "first\nsecond" in "\n".join(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 @pytest.mark.parametrize("bad", [b"caf\xe9 au lait", b"\xff\xfe", b"cut \xf0\x9f\x98", b"\xed\xa0\x80"])
 def test_a_line_that_is_not_utf_8_ends_a_pipe_in_a_sentence(model: Path, errors: str, bad: bytes):
@@ -121,6 +122,7 @@ def test_the_cache_and_the_figures_are_told_in_words(model: Path):
     assert "/convert" in told and "/bye" in told
 
 
+@pytest.mark.slow
 def test_in_a_terminal_it_answers_and_leaves_with_ctrl_d(model: Path):
     with in_terminal(model, "--plain") as (terminal, process):
         screen = read_until(terminal, "ctrl+d leaves")
@@ -130,6 +132,7 @@ def test_in_a_terminal_it_answers_and_leaves_with_ctrl_d(model: Path):
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_screen_reader_hears_who_speaks_and_no_drawing(model: Path):
     with in_terminal(model, "--screen-reader") as (terminal, process):
         screen = read_until(terminal, "You:")
@@ -154,6 +157,7 @@ def test_what_is_typed_during_a_reply_waits_for_its_end_unseen(model: Path):
     assert "\x1b[3" not in screen  # no colour
 
 
+@pytest.mark.slow
 def test_a_new_line_an_interrupted_prompt_and_two_interrupts(model: Path):
     with in_terminal(model, "--plain") as (terminal, process):
         read_until(terminal, "ctrl+d leaves", "❯")
@@ -173,6 +177,7 @@ def test_a_new_line_an_interrupted_prompt_and_two_interrupts(model: Path):
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_lines_alone(model: Path):
     with in_terminal(model, TERM="dumb") as (terminal, process):
         screen = read_until(terminal, "❯")
@@ -210,6 +215,7 @@ def test_an_editor_that_cannot_start_is_a_sentence(model: Path):
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_terminated_chat_gives_the_terminal_back(model: Path):
     with in_terminal(model, "--plain") as (terminal, process):
         before = termios.tcgetattr(terminal)
@@ -236,6 +242,7 @@ sys.exit(run(make, settings=settings, history=History(), beginning=Beginning("/m
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_the_reply_and_not_the_chat(tmp_path: Path):
     with running([sys.executable, "-c", SCRIPTED, str(tmp_path)]) as (terminal, process):
         read_until(terminal, "ctrl+d leaves")

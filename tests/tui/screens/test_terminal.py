@@ -178,6 +178,7 @@ def test_a_chat_is_resized_loses_its_engine_goes_on_and_is_left(start: Callable[
     assert "qchat -c goes on with this conversation" in it.screen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_as_its_user_would(
     start: Callable[..., Terminal], hermetic: Path, number: signal.Signals
@@ -208,6 +209,7 @@ def test_a_terminal_that_can_do_nothing_gets_lines(start: Callable[..., Terminal
     assert it.told("alternate_on") == "0"
 
 
+@pytest.mark.slow
 def test_back_from_the_shell_the_screen_is_painted_again(start: Callable[..., Terminal]):
     it = start()
     it.until_shown("○ ready")

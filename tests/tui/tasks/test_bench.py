@@ -52,6 +52,7 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return put
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_beside_mlx_lm_and_its_figures_are_kept(model: Path, peer: Any, capsys):
     peer(PEER)
     assert main(["bench", str(model), "--runs", "1", "--against", "mlx-lm"]) == 0
@@ -64,6 +65,7 @@ def test_a_model_is_measured_beside_mlx_lm_and_its_figures_are_kept(model: Path,
     assert Measurements(measurements_file()).find(model)["decode_tokens_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_json_is_a_list_of_rows(model: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["bench", str(model), "--runs", "1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)

@@ -118,6 +118,7 @@ def test_a_text_that_grew_shows_what_it_shows_at_once(source: str, cuts: list[in
     assert stream.lines == document(source, frame)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.one_of(leaves, wild.map(printable)), st.integers(24, 90), st.integers(0, 40))
 def test_no_line_is_wider_than_there_is_room(source: str, width: int, more: int):

@@ -175,6 +175,7 @@ async def test_an_edited_question_takes_the_later_turns_away_and_a_retry_the_old
 # --- growing ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @played
 async def test_a_reply_that_came_in_pieces_is_shown_as_the_same_reply_loaded(seed: int):
@@ -203,6 +204,7 @@ async def test_a_reply_that_came_in_pieces_is_shown_as_the_same_reply_loaded(see
         assert it.transcript._rows.total == fixed == len(grown)
 
 
+@pytest.mark.slow
 @played
 async def test_the_end_is_followed_until_the_reader_scrolls_up_and_then_nothing_moves():
     async with scene() as it:
@@ -223,6 +225,7 @@ async def test_the_end_is_followed_until_the_reader_scrolls_up_and_then_nothing_
         assert it.rows()[-2] == "  last"
 
 
+@pytest.mark.slow
 @played
 async def test_scrolling_to_the_end_follows_again():
     async with scene() as it:

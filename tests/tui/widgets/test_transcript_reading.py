@@ -24,6 +24,7 @@ from tests.tui.transcript_stage import CODE, HOSTILE, UNICODE, long_turns, playe
 # --- size, theme, many turns ---
 
 
+@pytest.mark.slow
 @played
 async def test_two_thousand_turns_cost_a_screen_until_there_is_time():
     async with scene() as it:
@@ -43,6 +44,7 @@ async def test_two_thousand_turns_cost_a_screen_until_there_is_time():
         assert len(it.transcript._built) < 400
 
 
+@pytest.mark.slow
 @played
 async def test_measuring_what_is_out_of_sight_moves_nothing_in_sight():
     async with scene() as it:
@@ -59,6 +61,7 @@ async def test_measuring_what_is_out_of_sight_moves_nothing_in_sight():
         assert it.transcript.virtual_size.height == sum(heights)
 
 
+@pytest.mark.slow
 @played
 async def test_another_width_keeps_the_block_that_is_read_at_the_top():
     async with scene() as it:
@@ -170,6 +173,7 @@ async def test_the_cursor_goes_from_block_to_block_and_shows_where_it_is():
         assert it.transcript.cursor is it.transcript.blocks[5]
 
 
+@pytest.mark.slow
 @played
 async def test_a_block_taller_than_the_screen_is_read_through_before_the_next():
     async with scene(height=10) as it:

@@ -104,7 +104,7 @@ def test_trouble_is_one_sentence_and_a_code(
     begin = time.monotonic()
     name = {"unknown": "me/none", "id": "no id"}.get(trouble, ID)
     assert main(["pull", name]) == (4 if trouble == "disk" else 3)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60  # retries would go on for minutes
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("qchat: ") and err.count("\n") == 1
 
@@ -167,17 +167,18 @@ def test_an_interrupted_pull_says_that_it_can_go_on(server: Hub, tmp_path: Path)
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    while not any(seen.sent > 0 for seen in server.seen if seen.name.endswith(".safetensors")):
+    while not hubcache.Repository(tmp_path / "hub", ID).partial_nbytes():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=5)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.decode().count("\n") == 1 and b"received data is kept" in err
     with pytest.raises(ModelNotDownloaded, match="is only partly downloaded"):
         library.find_model(ID)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not QTINY.exists(), reason="the trained model is not here")
 def test_the_trained_model_arrives_whole(server: Hub, tmp_path: Path):
     server.repos["me/qtiny"] = Repo.of(QTINY)
