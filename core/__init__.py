@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .measuring.evaluate import evaluate_model as evaluate_model
     from .measuring.measurements import Measurements as Measurements
     from .model.memory_plan import plan_folder as plan_folder
+    from .prompt_cache.live_state import LiveState as LiveState
     from .quant.plan import load_config as load_config
     from .quant.recipe_file import BUILTIN as BUILTIN
     from .quant.recipes import Options as Options
@@ -40,6 +41,7 @@ _HOMES = {
     "BUILTIN": "quant.recipe_file",
     "BUILT_IN_MODEL": "hub.catalog",
     "Engine": "engine.engine",
+    "LiveState": "prompt_cache.live_state",
     "Measurements": "measuring.measurements",
     "Options": "quant.recipes",
     "QchatError": "errors",

@@ -1,4 +1,4 @@
-"""One conversation: exact ids, snapshots, replies, and their record on disk.
+"""One conversation: exact ids, replies, and their record on disk.
 
 Owns everything that changes while a model answers. Never re-encodes generated ids from text, and never knows
 a front end.

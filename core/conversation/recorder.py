@@ -1,4 +1,4 @@
-"""Persistence of one session: its tree in a store, its live state in a file beside the store.
+"""Persistence of one session: its tree in a store.
 
 Maps nodes to messages of the store. Without a store nothing is kept. An error of the store becomes a notice,
 once for as long as it lasts; the session continues, and the next turn writes what is missing.
@@ -11,11 +11,9 @@ from typing import Any
 from ..engine.engine import Engine
 from ..errors import StoreError
 from ..events import Done
-from ..model.cache import Cache
 from ..storage.records import ConversationContent, NodeContent, NodeDraft, NodeState
 from ..storage.store import SAVE_PERIOD_SECONDS, Store, StreamWriter
 from .reopening import StoredTree
-from .saved_states import SavedStates
 from .transcript import Input, Node, Output, branch, tool_calls_of
 
 COMPLETE = ("stop", "length")
@@ -28,12 +26,11 @@ class Recorder:
         self,
         engine: Engine,
         store: Store | None,
-        disk_budget: int,
         notices: list[str],
         conversation: int | None = None,
         stored: StoredTree | None = None,
     ):
-        """`stored` is what the store holds of `conversation`; live states take at most `disk_budget` bytes.
+        """`stored` is what the store holds of `conversation`.
 
         Appends a sentence to `notices` for what could not be kept.
         """
@@ -46,9 +43,6 @@ class Recorder:
         self._saved_about: dict[str, Any] = {}
         self._writer: StreamWriter | None = None
         self._stream_broken = False
-        self._states = None
-        if store and not engine.model.shared:  # this rank has only a part of a shared model's states
-            self._states = SavedStates(store.states_folder, engine, disk_budget)
 
     @property
     def title(self) -> str:
@@ -155,31 +149,15 @@ class Recorder:
             position += len(node.messages) if isinstance(node, Input) else 1
             self._message_ids[node.number] = ids[position]
 
-    # the live state
+    def owner(self) -> str:
+        """Return the name under which states are saved for this conversation.
 
-    def save_state(self, cache: Cache, ids: Sequence[int]) -> bool:
-        """Save `cache`, which has read `ids`. Raises DoesNotFit.
-
-        Returns False where there is nothing to save, the conversation was deleted meanwhile, or the state
-        exceeds the budget.
+        Empty where nothing is stored, or the conversation was deleted: nothing would delete its states.
         """
-        if self._store is None or self._states is None or self.conversation is None or cache.hidden is None:
-            return False
-        try:
-            self._store.conversation(self.conversation)
-        except StoreError:  # it was deleted, and nothing would delete its state
-            return False
-        return self._states.save(str(self.conversation), cache, ids)
-
-    def load_state(self, *, quantized: bool) -> tuple[Cache, list[int]] | None:
-        """Load what `save_state` wrote last, unless it is missing, damaged or another model's."""
-        if self._states is None or self.conversation is None:
-            return None
-        try:
-            return self._states.load(str(self.conversation), quantized=quantized)
-        except StoreError as error:
-            self._notices.append(f"{error}; the conversation is read again")
-            return None
+        with suppress(StoreError):
+            if self._store and self.conversation is not None and self._store.has(self.conversation):
+                return str(self.conversation)
+        return ""
 
 
 def _drafts(nodes: Sequence[Node]) -> list[NodeDraft]:

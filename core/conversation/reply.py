@@ -5,7 +5,7 @@ Computes nothing before `run`. Knows neither the conversation's tree nor its sto
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,11 @@ from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
 from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
+from ..prompt_cache.live_state import LiveState
+from ..prompt_cache.snapshots import SnapshotKind
 from ..text.reply_parser import leaves_thought_open
-from .live_state import LiveState
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText
-from .snapshots import SnapshotKind
 from .transcript import Output, assistant_message
 
 LOOP_IN_ANSWER = "the answer had begun to repeat itself without end and was stopped"
@@ -52,7 +52,8 @@ class Signals:
 class ReplyContext:
     """The parts of a conversation that one reply needs.
 
-    `update` receives the answer, the thought and the ids so far, after every id.
+    `update` receives the answer, the thought and the ids so far, after every id. Snapshots are kept for
+    `conversation`.
     """
 
     engine: Engine
@@ -61,6 +62,7 @@ class ReplyContext:
     tools: Sequence[dict[str, Any]]
     context_limit: int
     update: Callable[[str, str, Sequence[int]], None]
+    conversation: Hashable
 
 
 class PendingReply:
@@ -138,6 +140,7 @@ class PendingReply:
 
     def _read_prompt(self) -> Iterator[Event]:
         live, signals, total = self._context.live, self._context.signals, len(self.prompt)
+        conversation = self._context.conversation
         live.drafts = self._draft_limit > 0
         sync = live.sync(self.prompt)
         self._cached = self._read = sync.cached
@@ -146,11 +149,11 @@ class PendingReply:
         yield Prefill(self._cached, total, self._cached)
         marks: tuple[tuple[SnapshotKind, int], ...] = (("A", len(self._history_ids)), ("prompt", total))
         for kind, end in marks:
-            for done in live.read(self.prompt[:end], lambda: signals.cancelled):
+            for done in live.read(self.prompt[:end], lambda: signals.cancelled, conversation, self._turn):
                 self._read = done
                 yield Prefill(done, total, self._cached)
             if len(live.ids) == end:
-                live.keep_snapshot(kind, self._turn)
+                live.keep_snapshot(kind, self._turn, conversation)
 
     def _decode(self) -> Iterator[Event]:
         engine = self._context.engine

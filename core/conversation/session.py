@@ -15,20 +15,23 @@ from ..engine.engine import Engine
 from ..errors import QchatError, UsageError
 from ..events import Done, Event, Notice, Sync
 from ..generation.reply_settings import ReplySettings
+from ..prompt_cache.disk_tier import DISK_BUDGET
+from ..prompt_cache.live_state import LiveState
+from ..prompt_cache.snapshots import Snapshot
 from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
 from ..text.template import check_messages
 from ..text.toolcalls import ToolCallParser
 from .encoder import Encoder, Prompt
-from .live_state import LiveState
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options
 from .reply import PendingReply, ReplyContext, Signals, TurnCost
-from .saved_states import DISK_BUDGET
 from .transcript import History, Input, Node, Output, branch, messages_of, next_number, tool_calls_of
 from .tree import Tree, turn_number
 
-OPTIONS = ("history", "snapshot_budget", "context_limit", "quantized_kv", "tools", "store", "disk_budget")
+OPTIONS = (
+    *("history", "snapshot_budget", "context_limit", "quantized_kv", "tools", "store", "disk_budget", "live"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def load_session(path: str | Path, system: str | None = None, **options: Any) ->
 
 
 class Session:
-    """A conversation: its `tree` of turns, its `live` state, and the `recorder` that keeps both."""
+    """A conversation: its `tree` of turns, the `recorder` that keeps them, and the engine's `live` state."""
 
     def __init__(
         self,
@@ -60,27 +63,31 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None = None,
         store: Store | None = None,
         disk_budget: int = DISK_BUDGET,
+        live: LiveState | None = None,
         **defaults: Any,
     ):
         """Begin a conversation under the message `system`; `defaults` are settings for its replies.
 
         Budgets are in bytes, `context_limit` in tokens. `tools` are offered to the model in the template's
-        form. With a `store` the conversation is recorded from its first question on, and its live states
-        beside it within `disk_budget`. Raises UsageError for an invalid setting, history mode or tool.
+        form. With a `store` the conversation is recorded from its first question on, and its states beside
+        it within `disk_budget`. `live` is shared with other conversations, and then decides what is kept; by
+        default the session has its own. Raises UsageError for an invalid setting, history mode or tool.
         """
         self.engine, self.system, self.defaults = engine, system, defaults
         self._default_settings = ReplySettings.parse(defaults)
         self.tree = Tree()
-        self.live = LiveState(engine, snapshot_budget, quantized_kv=quantized_kv)
+        self.live = live or LiveState(engine, snapshot_budget, quantized_kv=quantized_kv)
+        if store and live is None:
+            self.live.keep_on_disk(store.states_folder, disk_budget)
         self.encoder = Encoder(engine.template, engine.tokenizer)
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
         self._history: History = _check_history(history or usual)
         self.context_limit, refusals = engine.context_limit(context_limit, quantized=quantized_kv)
         self._notices = [*engine.notices, *refusals]
         self.tools = self._check_tools(tools)
-        self._disk_budget = disk_budget
-        self.recorder = Recorder(engine, store, disk_budget, self._notices)
+        self.recorder = Recorder(engine, store, self._notices)
         self.signals = Signals()
+        self._key = object()  # what the snapshots of this conversation are known by
         self.turns: list[TurnCost] = []
         self._busy = False
         self._checked_leaf: Output | None = None
@@ -99,10 +106,9 @@ class Session:
         found = rebuild_tree(about, stored, engine, session._switches(session._default_settings))
         session.tree = Tree(found.nodes, found.leaf)
         session._notices += found.notices
-        session.recorder = Recorder(
-            engine, store, session._disk_budget, session._notices, conversation, found
-        )
-        session._restore_saved_state()
+        session.recorder = Recorder(engine, store, session._notices, conversation, found)
+        if found.leaf:
+            session.live.sync(session._next_prefix(found.leaf))
         return session
 
     # replies
@@ -175,7 +181,13 @@ class Session:
         self, node: Input, opener: list[int], settings: ReplySettings, begun: float
     ) -> PendingReply:
         context = ReplyContext(
-            self.engine, self.live, self.signals, self.tools, self.context_limit, self.recorder.update
+            engine=self.engine,
+            live=self.live,
+            signals=self.signals,
+            tools=self.tools,
+            context_limit=self.context_limit,
+            update=self.recorder.update,
+            conversation=self._key,
         )
         output = Output(node, opener, settings=dict(settings.given))
         history_ids = self.encoder.branch_ids(branch(node), self.history)
@@ -252,7 +264,7 @@ class Session:
             self.tree.drop(output)
             self._save()
         elif self.history == "preserve" and len(self.live.ids) == self.live.cache.length > len(reply.prompt):
-            self.live.keep_snapshot("B", turn_number(output))
+            self.live.keep_snapshot("B", turn_number(output), self._key)
 
     def _note_ignored_effort(self, reply: PendingReply) -> None:
         """Note an effort that changed although the template states it once, before the first message."""
@@ -270,8 +282,9 @@ class Session:
         self._notices.append(sentence)
 
     def _take_notices(self) -> Iterator[Notice]:
-        while self._notices:
-            yield Notice(self._notices.pop(0))
+        for notices in (self._notices, self.live.notices):
+            while notices:
+                yield Notice(notices.pop(0))
 
     # moving in the tree
 
@@ -303,8 +316,6 @@ class Session:
             self.save_state()
         finally:
             self.tree, self.turns = Tree(), []
-            self.live.snapshots.clear()
-            self.live.forget()
             self.recorder.forget()
 
     def prime(self, messages: Sequence[Mapping[str, Any]], /, **settings: Any) -> None:
@@ -361,7 +372,7 @@ class Session:
 
     @property
     def ids(self) -> list[int]:
-        """The exact ids that the live state has read."""
+        """The exact ids that the live state has read, which may be another conversation's."""
         return self.live.ids
 
     @property
@@ -404,9 +415,10 @@ class Session:
         self.signals.cancelled = False
         if self.live.sync(target).cached == len(target):
             return
-        yield from self.live.read(target, lambda: self.signals.cancelled)
+        turn = turn_number(leaf)
+        yield from self.live.read(target, lambda: self.signals.cancelled, self._key, turn)
         if len(self.live.ids) == len(target):
-            self.live.keep_snapshot("B", turn_number(leaf))
+            self.live.keep_snapshot("B", turn, self._key)
 
     def _note_disagreement(self, node: Input) -> None:
         """Note where the exact ids up to `node` differ from the template's text; each difference once."""
@@ -433,6 +445,12 @@ class Session:
         node, opener = self._input(self.tree.leaf, [{"role": "user", "content": text}], parsed)
         return [*self.encoder.branch_ids(branch(node), self.history), *opener]
 
+    def own_snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that this conversation kept or could continue from."""
+        snapshots, shared = self.live.snapshots, self.live.snapshots.find(self.prompt_ids())
+        path = shared.path() if shared else []
+        return [one for one in snapshots if one.conversation is self._key or one in path]
+
     # the stored conversation
 
     @property
@@ -449,20 +467,18 @@ class Session:
         """Set the title. Raises StoreError where the store does not accept it."""
         self.recorder.rename(title)
 
-    def save_state(self) -> bool:
-        """Write the live state beside the store, so that `reopen` need not read the conversation again.
+    def save_state(self, *, unasked: bool = False) -> bool:
+        """Save the state on disk, so that `reopen` need not read the conversation again.
 
-        Writes the longest useful snapshot where the live state itself is of no use to the next question.
-        Returns False where there is nothing to save, or it exceeds the disk budget. Raises DoesNotFit where
-        the disk is full.
+        Saves the longest useful snapshot where the live state itself is of no use to the next question.
+        Returns False where there is nothing to save, or it exceeds the disk budget; saved `unasked`, also
+        where it is too little or exceeds the budget of the day. Raises DoesNotFit where the disk is full.
         """
         self._refuse_if_busy()
-        target = self._next_prefix(self.tree.leaf) if self.tree.leaf else []
-        live = self.live
-        if live.ids and live.ids == target[: len(live.ids)]:
-            return self.recorder.save_state(live.cache, live.ids)
-        snapshot = live.snapshots.find(target)
-        return snapshot is not None and self.recorder.save_state(snapshot.cache, target[: snapshot.length])
+        leaf, owner = self.tree.leaf, self.recorder.owner()
+        if leaf is None or not owner:
+            return False
+        return self.live.save(self._next_prefix(leaf), owner, unasked=unasked)
 
     def close(self) -> None:
         """Save the live state; the store stays open, because its owner is the caller. Raises DoesNotFit."""
@@ -472,17 +488,6 @@ class Session:
         settings = {"history": self.history, "tools": self.tools}
         about = ConversationContent(title=self.title, system=self.system or "", settings=settings)
         self.recorder.save(self.tree.leaf, about)
-
-    def _restore_saved_state(self) -> None:
-        """Restore the live state that was saved under this conversation, if it belongs to this branch."""
-        leaf = self.tree.leaf
-        found = self.recorder.load_state(quantized=self.live.quantized_kv) if leaf else None
-        if leaf is None or found is None:
-            return
-        cache, ids = found
-        if ids == self._next_prefix(leaf)[: len(ids)]:
-            self.live.replace(cache, ids)
-            self.live.keep_snapshot("B", turn_number(leaf))
 
 
 def _check_history(mode: Any) -> History:

@@ -14,9 +14,9 @@ from ..storage.records import make_title
 from .transcript import History, Node, Output, tool_calls_of
 
 if TYPE_CHECKING:
+    from ..prompt_cache.snapshots import Snapshot
     from .reply import TurnCost
     from .session import Session
-    from .snapshots import Snapshot
 
 COUNTS = [item.name for item in fields(Done) if item.name.endswith("_tokens")]
 BY_PLACE = "drafts_by_place"
@@ -123,13 +123,19 @@ class SnapshotSummary:
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """The prompt cache: what each turn reused and read, every snapshot, their bytes and budget in all."""
+    """The prompt cache: what each turn reused and read, and the snapshots of this conversation.
+
+    `other_snapshots` serve other conversations. Bytes and budgets are those of all, in memory and on disk.
+    """
 
     history: History
     turns: tuple[TurnReuse, ...]
     snapshots: tuple[SnapshotSummary, ...]
+    other_snapshots: int
     snapshot_nbytes: int
     snapshot_budget_nbytes: int
+    disk_nbytes: int
+    disk_budget_nbytes: int
 
 
 def describe_session(session: "Session") -> ConversationState:
@@ -209,13 +215,17 @@ def _branch(end: Output, current: bool) -> Branch:
 
 def describe_cache(session: "Session") -> CacheSummary:
     """Describe the prompt cache of a session."""
-    snapshots = session.live.snapshots
+    snapshots, disk = session.live.snapshots, session.live.disk
+    mine = session.own_snapshots()
     return CacheSummary(
         history=session.history,
         turns=tuple(map(_reuse, session.turns)),
-        snapshots=tuple(map(_snapshot, snapshots)),
+        snapshots=tuple(map(_snapshot, mine)),
+        other_snapshots=len(list(snapshots)) - len(mine),
         snapshot_nbytes=snapshots.nbytes,
         snapshot_budget_nbytes=snapshots.budget_nbytes,
+        disk_nbytes=disk.nbytes if disk else 0,
+        disk_budget_nbytes=disk.budget_nbytes if disk else 0,
     )
 
 

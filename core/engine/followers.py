@@ -280,6 +280,32 @@ class LeaderCache(Cache):
         self.followers.send("copy", self.number, twin.number)
         return twin
 
+    def share(self, other: Cache) -> None:
+        super().share(other)
+        self._change_on_followers("share", other)
+
+    def own(self) -> None:
+        super().own()
+        self._change_on_followers("own")
+
+    def reclaim(self) -> None:
+        super().reclaim()
+        self._change_on_followers("reclaim")
+
+    def drop_states(self) -> None:
+        super().drop_states()
+        self._change_on_followers("drop_states")
+
+    def take_states(self, other: Cache) -> None:
+        super().take_states(other)
+        self._change_on_followers("take_states", other)
+
+    def _change_on_followers(self, method: str, *others: Cache) -> None:
+        numbers = [other.number for other in others if isinstance(other, LeaderCache)]
+        if len(numbers) < len(others):
+            raise TypeError("the cache belongs to one rank alone, and this one to all")
+        self.followers.send("change", self.number, method, *numbers)
+
 
 def drop_collected() -> None:
     """Have the followers of this process, if there are any, drop now what was collected here."""
@@ -386,6 +412,10 @@ class _Follower:
     def _copy(self, number: int, twin: int) -> None:
         self._caches[twin] = self._caches[number].copy()
 
+    def _change(self, number: int, method: str, *others: int) -> None:
+        """Change the keys and values that a cache shares: `method` is one of LeaderCache's."""
+        getattr(self._caches[number], method)(*(self._caches[other] for other in others))
+
     def _hidden(self, model: int, number: int, tokens: int) -> None:
         cache = self._caches[number]
         ids = self._ranks.broadcast(mx.zeros(tokens, mx.int32))
@@ -406,6 +436,7 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "load": _Follower._load_model,
     "cache": _Follower._cache,
     "copy": _Follower._copy,
+    "change": _Follower._change,
     "hidden": _Follower._hidden,
     "logits": _Follower._logits,
     "drop": _Follower._drop,

@@ -1,8 +1,9 @@
 """The state of a sequence: for each layer a `KVCache`, which can be trimmed, or a `DeltaState`, which cannot.
 
 Copying a `Cache` copies no array. Copies of a `KVCache` share one buffer, and whichever appends anywhere but
-at the buffer's end first gets a buffer of its own. Recurrent states are written in place only by the owner of
-their arrays, until the next copy.
+at the buffer's end first gets a buffer of its own. Caches that began alike can be made to share their
+beginning (`Cache.share`). Recurrent states are written in place only by the owner of their arrays, until the
+next copy.
 """
 
 from dataclasses import dataclass, field
@@ -23,11 +24,15 @@ KeysOrValues = mx.array | Packed
 
 
 class KVBuffer:
-    """Keys and values of `written` tokens in arrays [B, H, capacity, ...] that grow at their end only."""
+    """Keys and values of `written` tokens in arrays [B, H, capacity, ...] that grow at their end only.
 
-    def __init__(self, parts: list[mx.array] | None = None, written: int = 0):
+    The first of them may be another cache's, the `base`; such a buffer is read, and forked before it grows.
+    """
+
+    def __init__(self, parts: list[mx.array] | None = None, written: int = 0, base: "KVCache | None" = None):
         self.parts = parts or []
         self.written = written
+        self.base = base
 
     @property
     def nbytes(self) -> int:
@@ -49,12 +54,35 @@ class KVBuffer:
         ]
 
     def fork(self, length: int) -> "KVBuffer":
-        """Return a new buffer with copies of the first `length` tokens."""
-        return KVBuffer([mx.contiguous(part[:, :, :length]) for part in self.parts], length)
+        """Return a new buffer with copies of the first `length` tokens, and room for more."""
+        return KVBuffer([_copy(part, GROWTH - length % GROWTH) for part in self.read(length)], length)
+
+    def fork_after(self, base: "KVCache | None", length: int) -> "KVBuffer":
+        """Return a new buffer with copies of the tokens from the end of `base` to `length`, computed."""
+        start = base.length if base else 0
+        own = [_copy(part[:, :, start:], 1) for part in self.read(length)]
+        mx.eval(own)  # so that this buffer can be freed
+        return KVBuffer(own, length, base)
 
     def read(self, length: int) -> list[mx.array]:
-        """Return views of the first `length` tokens, each [B, H, length, ...]."""
-        return [part[:, :, :length] for part in self.parts]
+        """Return the first `length` tokens, each [B, H, length, ...]; views where there is no base."""
+        if self.base is None:
+            return [part[:, :, :length] for part in self.parts]
+        shared = self.base.length
+        before = self.base.buffer.read(min(length, shared))
+        if length <= shared:
+            return before
+        own = (part[:, :, : length - shared] for part in self.parts)
+        return [mx.concatenate([first, rest], axis=2) for first, rest in zip(before, own, strict=True)]
+
+
+def _copy(part: mx.array, spare: int) -> mx.array:
+    """Return a copy of `part` [B, H, T, ...] with room for `spare` more tokens.
+
+    Without any room MLX might return a view, whose memory is written by others.
+    """
+    batch, heads, _, dim = part.shape
+    return mx.concatenate([part, mx.zeros((batch, heads, spare, dim), part.dtype)], axis=2)
 
 
 def _with_room(buffer: mx.array | None, new: mx.array, used: int, needed: int) -> mx.array:
@@ -103,8 +131,15 @@ class KVCache:
         return self.buffer.parts
 
     def _fork_if_behind(self) -> None:
-        if self.length != self.buffer.written:
+        if self.length != self.buffer.written or self.buffer.base is not None:
             self.buffer = self.buffer.fork(self.length)
+
+    def share(self, other: "KVCache") -> None:
+        """Take the first tokens from `other`, which has read the same ones; keep only those it lacks."""
+        if other.length >= self.length:
+            self.buffer = other.buffer
+        elif (base := self.buffer.base) is None or base.length < other.length:
+            self.buffer = self.buffer.fork_after(other, self.length)
 
     def trim(self, count: int) -> None:
         """Drop the last `count` tokens, appended since the last copy: their room is written again."""
@@ -237,6 +272,54 @@ class Cache:
         """Return a cache that later reads leave as it is; no array is copied."""
         layers = [layer.copy() for layer in self.layers]
         return Cache(layers, self.length, self.hidden, self.draft.copy(), self.draft_end)
+
+    def share(self, other: "Cache") -> None:
+        """Share keys and values with `other`, which has read the beginning of this cache's ids, or more."""
+        for layer, twin in zip(self.layers, other.layers, strict=True):
+            if isinstance(layer, KVCache) and isinstance(twin, KVCache):
+                layer.share(twin)
+
+    def own(self) -> None:
+        """Copy keys and values that other caches share into buffers of exactly this cache's length."""
+        for layer in self.layers:
+            if isinstance(layer, KVCache) and layer.length:
+                layer.buffer = layer.buffer.fork_after(None, layer.length)
+
+    def reclaim(self) -> None:
+        """Write what comes next in place of what its buffers hold after this cache's tokens.
+
+        No other cache may read that any more.
+        """
+        for layer in self.layers:
+            if isinstance(layer, KVCache) and layer.buffer.base is None:
+                layer.buffer.written = layer.length
+
+    def drop_states(self) -> None:
+        """Keep keys and values alone, for the caches that share them."""
+        nothing = mx.zeros((0,))
+        self.layers = [
+            DeltaState(nothing, nothing) if isinstance(layer, DeltaState) else layer for layer in self.layers
+        ]
+        self.hidden, self.draft, self.draft_end = None, KVCache(), 0
+
+    def take_states(self, other: "Cache") -> None:
+        """Take everything but keys and values from `other`, which has read the same ids."""
+        twin = Cache.copy(other)
+        self.layers = [
+            new if isinstance(new, DeltaState) else old
+            for old, new in zip(self.layers, twin.layers, strict=True)
+        ]
+        self.hidden, self.draft, self.draft_end = twin.hidden, twin.draft, twin.draft_end
+
+    def buffers(self) -> list[KVBuffer]:
+        """Return all buffers that hold keys and values of this cache."""
+        found: list[KVBuffer] = []
+        for layer in (*self.layers, self.draft):
+            holder = layer if isinstance(layer, KVCache) else None
+            while holder is not None:
+                found.append(holder.buffer)
+                holder = holder.buffer.base
+        return found
 
     def commit(self, count: int, read: int) -> None:
         """Commit the first `count` of `read` speculative tokens; roll back the rest.

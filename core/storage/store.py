@@ -32,6 +32,7 @@ from .records import (
     parse_conversation,
     parse_node,
 )
+from .state_files import release
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Store:
 
     @property
     def states_folder(self) -> Path:
-        """The folder of saved live states, `ID.safetensors`, which are deleted with their conversation."""
+        """The folder of saved states, which are deleted with the last conversation that they serve."""
         return self.path.with_suffix(".states")
 
     # --- conversations ---
@@ -211,7 +212,7 @@ class Store:
     def _erase_state(self, conversation: int) -> OSError | None:
         """Erase a saved state; return the error if that fails."""
         try:
-            (self.states_folder / f"{conversation}.safetensors").unlink(missing_ok=True)
+            release(self.states_folder, str(conversation))
         except OSError as problem:
             return problem
         return None

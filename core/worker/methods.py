@@ -24,6 +24,7 @@ from ..generation.sampling import resolve_sampling
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..ops.tuning import Tuner, sentences
+from ..prompt_cache.live_state import LiveState
 from ..quoting import quote_value
 from ..storage.store import Store
 from .jobs import EventSink, run_job
@@ -44,7 +45,7 @@ from .wire import (
 COMPILING = "compiling faster kernels for this model"
 TUNING = "trying which operations are fastest here"
 # parameters of `load` that configure the session
-SESSION_OPTIONS = ("system", "history", "quantized_kv", "context_limit", "snapshot_budget")
+SESSION_OPTIONS = ("system", "history", "context_limit")
 # session options that a stored conversation has of its own
 STORED_OPTIONS = ("system", "history")
 
@@ -124,6 +125,11 @@ class EngineMethods:
         except Exception:
             self._session.live.forget()  # the next question prefills again and reports the error
             raise
+
+    def save_when_idle(self) -> None:
+        """Save what took long to read on disk, once nobody has asked for anything for a while."""
+        if self._session is not None:
+            self._session.save_state(unasked=True)
 
     def _fuse(self, engine: Engine) -> None:
         """Let the model run fused kernels, or have them compiled in the background."""
@@ -207,10 +213,14 @@ class EngineMethods:
                 )  # check it before unloading the current model
             self._engine = engine = Engine.load(params["model"], self._report_loading)
             self._options = {name: value for name, value in given.items() if name not in STORED_OPTIONS}
+            live = LiveState(engine, params["snapshot_budget"], quantized_kv=params["quantized_kv"] or False)
+            if store is not None:
+                live.keep_on_disk(store.states_folder)
             if params["conversation"] is not None:
-                self._session = Session.reopen(engine, _require_store(store), params["conversation"], **given)
+                stored = _require_store(store)
+                self._session = Session.reopen(engine, stored, params["conversation"], live=live, **given)
             else:
-                self._session = Session(engine, store=store, **given)
+                self._session = Session(engine, store=store, live=live, **given)
             on_failure.pop_all()
         if store is not self._store:
             self.close()
@@ -306,7 +316,9 @@ class EngineMethods:
             session.save_state()
         except DoesNotFit as error:
             self._send(Notice(str(error)))
-        self._session = Session.reopen(session.engine, store, params["conversation"], **self._options)
+        self._session = Session.reopen(
+            session.engine, store, params["conversation"], live=session.live, **self._options
+        )
         return self._state_result()
 
     def _rename(self, params: Params) -> StateResult:

@@ -7,11 +7,13 @@ reports ready before it imports MLX. A failed request ends in an error and never
 
 import ctypes
 import os
+import queue
 import signal
 import sys
 import threading
 import traceback
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..engine.launcher import follows
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from .wire import Result
 
 PR_SET_PDEATHSIG = 1
+# how long nobody asks for anything before what was read is saved
+REST_SECONDS = 20.0
+DONE = object()
 
 
 class Worker:
@@ -64,7 +69,7 @@ class Worker:
         method = ""
         while method != "shutdown":
             self._run_idle_work(methods, inbox)
-            request = inbox.requests.get()
+            request = self._wait(methods, inbox)
             if request is None:
                 break
             if request is WAKE:
@@ -114,13 +119,25 @@ class Worker:
 
     def _run_idle_work(self, methods: "EngineMethods", inbox: Inbox) -> None:
         """Prepare for the next request until it arrives."""
+        with self._optional(), closing(methods.idle_work()) as work:
+            while inbox.requests.empty():
+                if next(work, DONE) is DONE:
+                    return
+
+    def _wait(self, methods: "EngineMethods", inbox: Inbox) -> "Request | Any | None":
+        """Return the next entry of the queue; after a rest, save meanwhile what was read."""
+        with suppress(queue.Empty):
+            return inbox.requests.get(timeout=REST_SECONDS)
+        with self._optional():
+            methods.save_when_idle()
+        return inbox.requests.get()
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Log what fails in the block: it must not end the process."""
         try:
-            with closing(methods.idle_work()) as work:
-                while inbox.requests.empty():
-                    next(work)
-        except StopIteration:
-            pass
-        except Exception as error:  # optional work must not end the process
+            yield
+        except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             self._announce(LogLine(f"idle work failed: {text}"))
 

@@ -392,8 +392,11 @@ class Engine:
             "history": self.here.mode,
             "turns": turns,
             "snapshots": [{"turn": 1, "kind": "B", "tokens": 20, "state_nbytes": 1 << 20}],
+            "other_snapshots": 0,
             "snapshot_nbytes": 1 << 20,
             "snapshot_budget_nbytes": 1 << 30,
+            "disk_nbytes": 1 << 20,
+            "disk_budget_nbytes": 1 << 30,
         }
 
     def _do_prompt(self, text: str | None, **_: Any) -> dict[str, Any]:

@@ -235,9 +235,12 @@ def cache_report(cache: CacheSummary) -> Report:
     states = [
         (str(s.turn), s.kind, f"{s.tokens:,}", f"{s.state_nbytes / 2**20:,.1f}") for s in cache.snapshots
     ]
-    held, allowed = cache.snapshot_nbytes / 2**20, cache.snapshot_budget_nbytes / 2**20
+    memory = f"{cache.snapshot_nbytes / 2**20:,.0f} of {cache.snapshot_budget_nbytes / 2**20:,.0f} MiB"
+    disk = f"{cache.disk_nbytes / 2**20:,.0f} of {cache.disk_budget_nbytes / 2**20:,.0f} MiB on disk"
+    others = f" and {cache.other_snapshots} of other conversations" if cache.other_snapshots else ""
     return Report(
-        f"Cache · history {cache.history} · {len(states)} kept states, {held:,.0f} of {allowed:,.0f} MiB",
+        f"Cache · history {cache.history} · {len(states)} kept states{others}, {memory} in memory"
+        + (f", {disk}" if cache.disk_budget_nbytes else ""),
         (
             Table(("turn", "how", "reused", "read", "why"), rows, "<<>><"),
             Table(("state of turn", "kind", "tokens", "MiB of its own"), states, "<<>>"),

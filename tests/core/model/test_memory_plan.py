@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.conversation.session import Session
-from qchat.core.conversation.snapshots import default_budget
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import DoesNotFit, UsageError
 from qchat.core.machine.backend import Policy, mx
 from qchat.core.model import memory_plan
 from qchat.core.model.memory_plan import CHUNKS, Need, fit, need_of, plan_folder
+from qchat.core.prompt_cache.snapshots import default_budget
 from tests.checkpoints import tiny_config, write_checkpoint
 
 POLICY = Policy(mx.bfloat16, dense=False)

@@ -225,9 +225,9 @@ def test_a_model_adopts_the_winner_and_its_saved_states_name_it(
     assert (usual.model.delta_forms, other.model.delta_forms) == ("chunked", "mlx")
     assert mx.allclose(usual.logits(ids), other.logits(ids), 1e-3, 1e-3)
     assert usual.precompiler and other.precompiler
-    from qchat.core.conversation.saved_states import SavedStates
+    from qchat.core.prompt_cache.disk_tier import DiskTier
 
-    identities = [SavedStates(tmp_path, engine)._identity() for engine in (usual, other)]
+    identities = [DiskTier(tmp_path, engine)._identity() for engine in (usual, other)]
     assert identities[0] != identities[1]
 
 

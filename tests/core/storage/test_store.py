@@ -20,6 +20,7 @@ from qchat.core.errors import StoreError
 from qchat.core.events import Done, Performance
 from qchat.core.storage import database, fulltext, records, store
 from qchat.core.storage.records import ModelIdentity, Role, pack_ids, reply_stats, unpack_ids
+from qchat.core.storage.state_files import claim, state_path
 from qchat.core.storage.store import Store, StreamWriter
 from qchat.core.text.template import ROLES
 from tests.fake_clock import FakeClock
@@ -410,17 +411,20 @@ def test_a_state_that_cannot_be_erased_keeps_no_other_one(path: Path):
     with Store(path, clock) as books:
         for text in "abc":
             books.delete(talk(books, text))
-        states = [books.states_folder / f"{number}.safetensors" for number in (1, 2, 3)]
+        states = [books.states_folder / f"{number}.list" for number in (1, 2, 3)]
         states[0].mkdir(parents=True)  # a folder, which no file's erasure removes
-        for state in states[1:]:
-            state.write_bytes(b"x")
+        for number, state in enumerate(states[1:], 2):
+            claim(books.states_folder, str(number), ["ab" * 16])
+            assert state.exists()
+        shared = state_path(books.states_folder, "ab" * 16)
+        shared.write_bytes(b"x")
     clock.now += store.UNDO_SECONDS
     closed: list[database.Database] = []
     with pytest.MonkeyPatch.context() as patch:
         close = database.Database.close
         patch.setattr(database.Database, "close", lambda self: (closed.append(self), close(self)))
         refused(lambda: Store(path, clock), str(states[0]))
-    assert [state.exists() for state in states] == [True, False, False]
+    assert [state.exists() for state in (*states, shared)] == [True, False, False, False]
     assert len(closed) == 1
 
 
