@@ -25,6 +25,7 @@ from ..quoting import printable
 
 MAX_TOKENIZER_NBYTES = 64 << 20  # the published ones have up to 20
 MAX_TOKENIZER_VALUES = 4_000_000  # theirs have one; reading each takes up to 200 bytes
+MAX_UNUSED_ROWS = 1 << 16  # of an embedding beyond the tokenizer's ids; the published ones have hundreds
 MAX_ADDED_TOKENS = 8192  # shielding a message looks for all of them
 COUNTED_CHARACTERS = 1 << 20  # at once, where a text may be longer than any context
 MAX_ID = 1 << 32  # the library keeps ids in 32 bits
@@ -96,6 +97,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id; the first call takes a quarter of a second for 248,077 entries."""
         return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def check_vocabulary(self, rows: int) -> None:
+        """Raise TokenizerError unless this may be the tokenizer of an embedding of `rows` rows."""
+        entries = self._library.get_vocab_size(with_added_tokens=True)  # its ids may have gaps
+        if self.vocab_size > rows or rows - entries > MAX_UNUSED_ROWS:
+            found = max(entries, self.vocab_size) if self.vocab_size > rows else entries
+            raise TokenizerError(
+                f"{self._source} has {found:,} entries, and the model's vocabulary has {rows:,}: "
+                "they do not belong together"
+            )
 
     def token_id(self, text: str) -> int | None:
         """The id of the token written `text`, added or not."""
