@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from qchat.core.machine.backend import mx
-from tests.checkpoints import Tensors, convert_tensors, load_tensors, save_shards
+from tests.checkpoints import VOCAB_SIZE, Tensors, convert_tensors, load_tensors, save_shards
 from tests.damages import (
     INDEX,
     LAYER,
     WHOLE,
     Damage,
+    claim,
     config,
     cut,
     edit,
@@ -35,6 +36,7 @@ from tests.damages import (
     template,
     tensors,
     text,
+    together,
     without,
 )
 
@@ -43,6 +45,7 @@ PACKED = "language_model.model.layers.0.mlp.up_proj"
 UP = LAYER + "mlp.up_proj.weight"
 A_LOG = LAYER + "linear_attn.A_log"
 CONV = LAYER + "linear_attn.conv1d.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
 NORM = LAYER + "input_layernorm.weight"
 EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 TEMPLATE = r"tokenizer_config\.json"
@@ -155,6 +158,34 @@ RAW_DAMAGES: dict[str, tuple[Damage, str]] = {
     "wrong embedding": (
         put("model.language_model.embed_tokens.weight", mx.zeros((9, 64))),
         "embed_tokens.*wanted",
+    ),
+    "embedding of 4 million rows": (
+        claim(**{EMBEDDING: (1 << 22, 384)}),
+        rf"{EMBEDDING} has the shape \[4194304, 384\], wanted \[{VOCAB_SIZE}, 64\]",
+    ),
+    "embedding and head of 4 million rows": (
+        claim(**{EMBEDDING: (1 << 22, 384), "lm_head.weight": (1 << 22, 384)}),
+        rf"{EMBEDDING} has the shape \[4194304, 384\], wanted",
+    ),
+    "embedding of 4 million rows in header and config": (
+        together(claim(**{EMBEDDING: (1 << 22, 64)}), config(vocab_size=1 << 22)),
+        r"tokenizer\.json has 265 entries, and the model's vocabulary has 4,194,304",
+    ),
+    "embedding of 4 million rows with an id for the last": (
+        together(
+            claim(**{EMBEDDING: (1 << 22, 64)}),
+            config(vocab_size=1 << 22),
+            edit("tokenizer.json", lambda t: t["model"]["vocab"].update(zz=(1 << 22) - 1)),
+        ),
+        r"tokenizer\.json has 266 entries, and the model's vocabulary has 4,194,304",
+    ),
+    "norm of a billion weights": (
+        claim(**{NORM: (1 << 30,)}),
+        rf"{NORM} has the shape \[1073741824\], wanted \[64\]",
+    ),
+    "conv1d of a billion taps": (
+        claim(**{CONV: (1 << 20, 1, 1 << 10)}),
+        rf"{CONV} has the shape \[1048576, 1, 1024\], wanted",
     ),
     "wrong norm": (put(NORM, mx.zeros(63)), rf"{NORM} has the shape \[63\], wanted \[64\]"),
     "whole numbers for a matrix": (put(UP, mx.zeros((192, 64), mx.int32)), f"{UP} has the dtype I32"),

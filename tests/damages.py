@@ -1,6 +1,7 @@
 """Ways to damage a good model folder: each maker returns a function that damages the folder it is given."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,31 @@ def remove(name: str) -> Damage:
 def sparse(name: str, nbytes: int) -> Damage:
     """A file of `nbytes` zeros that takes no room."""
     return lambda folder: os.truncate(folder / name, nbytes)
+
+
+def claim(**shapes: tuple[int, ...]) -> Damage:
+    """Let the shard claim tensors of these shapes; their zeros take no room on the disk."""
+
+    def damage(folder: Path) -> None:
+        content = (folder / WHOLE).read_bytes()
+        end = len(content) - 8 - int.from_bytes(content[:8], "little")
+        entries: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            begin, end = end, end + 2 * math.prod(shape)
+            entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+        header(lambda fields: fields.update(entries))(folder)
+        with (folder / WHOLE).open("r+b") as file:
+            file.truncate(8 + int.from_bytes(file.read(8), "little") + end)
+
+    return damage
+
+
+def together(*damages: Damage) -> Damage:
+    def damage(folder: Path) -> None:
+        for one in damages:
+            one(folder)
+
+    return damage
 
 
 def replace(name: str, make: Callable[[Path], Any]) -> Damage:

@@ -114,11 +114,19 @@ def _settle_tie(config: ModelConfig, checkpoint: Checkpoint, assembler: Assemble
     head, embedding = (checkpoint.modules.get(name) for name in ("lm_head", "embed_tokens"))
     if not config.tie_word_embeddings or head is None or embedding is None:
         return config
+    if any(not _may_be_embedding(stored, config) for stored in embedding.values()):
+        return config  # another shape than the model's is refused, and not read before
     if are_equal(head, embedding):
         assembler.ignore("lm_head", "the embedding is tied, so a stored copy of it was ignored")
         return config
     assembler.note("config.json ties the embedding, but another head is stored, which is used", "lm_head")
     return replace(config, tie_word_embeddings=False)
+
+
+def _may_be_embedding(stored: Stored, config: ModelConfig) -> bool:
+    """Whether a part of the embedding, packed or not, is no larger than the config says."""
+    shape = stored.entry.shape
+    return len(shape) == 2 and shape[0] <= config.vocab_size and shape[1] <= config.hidden_size
 
 
 def _body_layout(checkpoint: Checkpoint, convs: list[Stored], norms: dict[str, mx.array]) -> Layout:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..checkpoint.config import load_generation_config
 from ..checkpoint.layouts import MTP_PREFIX
-from ..errors import TokenizerError, UsageError
+from ..errors import UsageError
 from ..events import Notice
 from ..machine.backend import mx
 from ..machine.eta import TimeEstimate
@@ -250,12 +250,7 @@ def _check_importance(conversion: Conversion, imatrix: Imatrix | None, units: Se
 
 def _check_text(source: Source) -> None:
     """Load tokenizer, template and generation config, which chatting will need. Raises ModelError."""
-    tokenizer = Tokenizer.load(source.folder)
-    if tokenizer.vocab_size > source.config.vocab_size:
-        raise TokenizerError(
-            f"{source.folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's "
-            f"vocabulary {source.config.vocab_size:,}: they do not belong together"
-        )
+    Tokenizer.load(source.folder).check_vocabulary(source.config.vocab_size)
     Template.load(source.folder)
     load_generation_config(source.folder)
 

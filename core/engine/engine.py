@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint.config import ModelConfig, load_generation_config
 from ..checkpoint.weights import Progress
-from ..errors import DoesNotFit, TokenizerError, UsageError
+from ..errors import DoesNotFit, UsageError
 from ..machine import fusion
 from ..machine.backend import mx
 from ..model.network import Model
@@ -49,11 +49,7 @@ class Engine:
             loading = beside.submit(Template.load, folder)
             tokenizer = Tokenizer.load(folder)
             template = loading.result()
-        if tokenizer.vocab_size > config.vocab_size:
-            raise TokenizerError(
-                f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size:,} entries and the model's "
-                f"vocabulary {config.vocab_size:,}: they do not belong together"
-            )
+        tokenizer.check_vocabulary(config.vocab_size)
         tokenizer.stop_ids |= frozenset(config.eos_token_ids)
         thinks = _thinks_by_default(template)
         model = load_model(folder, config, progress)

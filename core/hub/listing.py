@@ -6,7 +6,7 @@ File names are taken from a fixed list or must match one pattern; other files ar
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -43,12 +43,15 @@ from .transfer import (
     retry_after_seconds,
 )
 
-MAX_SMALL_NBYTES = 256 << 20
-MAX_LISTING_NBYTES = 16 << 20  # a repository of 100,000 files
+MAX_SMALL_NBYTES = 128 << 20  # of one file that holds no weights; no loader reads more
+MAX_SMALL_TOTAL_NBYTES = 256 << 20
+MAX_LISTING_NBYTES = 16 << 20
+MAX_LISTED_FILES = 100_000
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # names that Windows reserves for devices
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 FIRST_ANSWER_SECONDS = 4.0  # includes the name lookup, which no socket timeout covers
+PLAN_SECONDS = 180.0  # for config and index together, 66 MB at most
 SPARE_NBYTES = 64 << 20  # to leave free on the disk
 GB = 10**9
 
@@ -132,7 +135,7 @@ def plan_download(
         [info] = wait_for([listing], first, cancelled, FIRST_ANSWER_SECONDS)
         commit, listed = _read_commit(info, id), dict(_list_files(info, id))
         planning = Task(lambda: _make_plan(id, revision, commit, listed, second))
-        [plan] = wait_for([planning], second, cancelled)
+        [plan] = wait_for([planning], second, cancelled, PLAN_SECONDS)
         return plan
     except TransferStopped:
         raise DownloadCancelled(f"the download of {id} was cancelled before it began") from None
@@ -168,7 +171,10 @@ def _request_listing(id: str, revision: str, monitor: Monitor) -> ModelInfo:
             data += chunk
             if len(data) > MAX_LISTING_NBYTES:
                 raise BadResponse(f"a file listing of more than {MAX_LISTING_NBYTES:,} bytes")
-    return ModelInfo(**parse_json(data.decode(), "the file listing", ValueError))
+    fields = parse_json(data.decode(), "the file listing", ValueError)
+    if len(fields.get("siblings") or ()) > MAX_LISTED_FILES:
+        raise BadResponse(f"a file listing of more than {MAX_LISTED_FILES:,} files")
+    return ModelInfo(**fields)
 
 
 def _read_commit(info: ModelInfo, id: str) -> str:
@@ -212,9 +218,7 @@ def _make_plan(
         names.append(INDEX_NAME)
     names += [name for name in SMALL_NAMES if name in listed]
     files = tuple(listed[name] for name in dict.fromkeys(names))
-    for file in files:
-        if not file.name.endswith(".safetensors") and file.nbytes > MAX_SMALL_NBYTES:
-            raise _too_large(file, id, MAX_SMALL_NBYTES)
+    _check_small_files([file for file in files if not file.name.endswith(".safetensors")], id)
     return DownloadPlan(id, revision, commit, files, config, cache, loaded)
 
 
@@ -254,6 +258,19 @@ def _read_small_file(id: str, commit: str, file: RemoteFile, limit: int, monitor
     out = BytesIO()
     Transfer(file, out, hub_request(id, commit), monitor).run()
     return out.getvalue()
+
+
+def _check_small_files(files: Sequence[RemoteFile], id: str) -> None:
+    """Raise ModelError if one of the files without weights is too large, or all of them together."""
+    for file in files:
+        if file.nbytes > MAX_SMALL_NBYTES:
+            raise _too_large(file, id, MAX_SMALL_NBYTES)
+    total = sum(file.nbytes for file in files)
+    if total > MAX_SMALL_TOTAL_NBYTES:
+        raise ModelError(
+            f"the files of {id} besides its weights are too large: {total:,} bytes, "
+            f"at most {MAX_SMALL_TOTAL_NBYTES:,} are allowed"
+        )
 
 
 def _too_large(file: RemoteFile, id: str, limit: int) -> ModelError:

@@ -9,6 +9,8 @@ import struct
 import sys
 from pathlib import Path
 
+from .limits import limited_room
+
 GIB = 1 << 30
 
 
@@ -18,12 +20,17 @@ def host_total_nbytes() -> int:
 
 
 def host_available_nbytes() -> int:
-    """Bytes that Linux estimates it can still give without swapping; 0 on other systems."""
+    """Bytes that Linux estimates it can still give this process without swapping; 0 on other systems.
+
+    Limits of a container and of `ulimit -v` count; at least 1 where the system tells, as 0 means unknown.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    room = limited_room()
+    return free if not free or room is None else max(1, min(free, room))
 
 
 def model_limit_nbytes() -> int:

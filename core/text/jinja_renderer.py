@@ -1,16 +1,11 @@
 """Renders chat templates with Jinja, set up exactly as Hugging Face transformers sets it up.
 
-Trusted templates are rendered by importing this module. For others `jinja_sandbox` runs it as a program: JSON
-lines on stdin, each with its budget of CPU time and memory, and a template that exceeds it ends the process.
-Imports nothing of qchat, so that it starts fast.
+Trusted templates are rendered by importing this module. For others `jinja_sandbox` has `limited_process` run
+it as a program. Imports nothing of qchat, so that it starts fast.
 """
 
 import functools
 import json
-import os
-import resource
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -20,8 +15,6 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-EXCEEDED = 3  # exit status
 
 
 def compile_template(source: str) -> None:
@@ -96,27 +89,8 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-# as a program
-
-
-def serve() -> None:
-    """Answer each line of stdin with one on stdout, until the process that writes them ends."""
-    for line in sys.stdin.buffer:
-        try:
-            reply = json.dumps(_answer(json.loads(line)))
-        except MemoryError:
-            os._exit(EXCEEDED)
-        sys.stdout.write(f"{reply}\n")
-        sys.stdout.flush()
-
-
-def _answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text of one request, or the error. Raises MemoryError beyond the budget.
-
-    Exceeding the time ends the process, even inside one long operation: that is the signal's default action.
-    """
-    _limit_memory(request["nbytes"])
-    signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+def answer(request: Mapping[str, Any]) -> dict[str, str]:
+    """Return the text of one request of `jinja_sandbox`, or the error. Raises MemoryError."""
     try:
         source, variables = request["source"], request["variables"]
         if variables is None:
@@ -127,15 +101,3 @@ def _answer(request: Mapping[str, Any]) -> dict[str, str]:
         raise
     except Exception as problem:
         return {"error": explain(problem)}
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _limit_memory(nbytes: int) -> None:
-    """Let allocations beyond `nbytes` fail. macOS has no such limit; there `jinja_sandbox` watches."""
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (nbytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-if __name__ == "__main__":
-    serve()

@@ -7,10 +7,11 @@ a budget of CPU time and memory. In both Jinja's sandbox keeps a template from P
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import TemplateError
-from .render_process import RenderProcess
+from .limited_process import LimitedProcess
 
 TRUSTED = frozenset(
     (
@@ -21,7 +22,11 @@ TRUSTED = frozenset(
         "71feee027f446a3e8b20dc8d5b2991b20de83b64b6def33119a5fd4d02a42d30",  # qchat's own
     )
 )
-process = RenderProcess()
+process = LimitedProcess(
+    Path(__file__).with_name("jinja_renderer.py"),
+    "renders templates",
+    exceeded=": stopped, it takes more time or memory than a conversation of this size needs",
+)
 
 
 class Program:

@@ -22,10 +22,11 @@ from ..checkpoint.config import load_generation_config
 from ..errors import ConfigError, TokenizerError
 from ..machine.files import read_bytes, read_json
 from ..quoting import printable
+from .tokenizer_rules import MAX_ADDED_TOKENS, ForeignRules, check_added, read_rules, without_rules
 
 MAX_TOKENIZER_NBYTES = 64 << 20  # the published ones have up to 20
 MAX_TOKENIZER_VALUES = 4_000_000  # theirs have one; reading each takes up to 200 bytes
-MAX_ADDED_TOKENS = 8192  # shielding a message looks for all of them
+MAX_UNUSED_ROWS = 1 << 16  # of an embedding beyond the tokenizer's ids; the published ones have hundreds
 COUNTED_CHARACTERS = 1 << 20  # at once, where a text may be longer than any context
 MAX_ID = 1 << 32  # the library keeps ids in 32 bits
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
@@ -48,14 +49,23 @@ class Detokenizer(Protocol):
 class Tokenizer:
     """A loaded tokenizer. `stop_ids` end a reply; the ids of `<think>` and `</think>` are None if unknown."""
 
-    def __init__(self, library: Library, source: str, eos: Iterable[int] = (), special: Collection[str] = ()):
-        """`special` names tokens that are special although the library was not told so."""
-        self._library = library
+    def __init__(
+        self,
+        library: Library,
+        source: str,
+        eos: Iterable[int] = (),
+        special: Collection[str] = (),
+        foreign: ForeignRules | None = None,
+    ):
+        """`special` names tokens that are special although the library was not told so.
+
+        With `foreign` rules the library has only the vocabulary, and a decoder if that may run here.
+        """
+        self._library, self._foreign = library, foreign
         self._source = source
         self._lock = Lock()
         added = library.get_added_tokens_decoder()
-        if len(added) > MAX_ADDED_TOKENS:
-            raise TokenizerError(f"{source} adds {len(added):,} tokens, more than {MAX_ADDED_TOKENS:,}")
+        check_added([token.content for token in added.values()], source)
         self._texts = {
             id: "" if token.special or token.content in special else token.content
             for id, token in added.items()
@@ -81,6 +91,10 @@ class Tokenizer:
         data = read_bytes(path, TokenizerError, MAX_TOKENIZER_NBYTES).removeprefix(codecs.BOM_UTF8)
         if sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_TOKENIZER_VALUES:
             raise TokenizerError(f"{path} holds more than {MAX_TOKENIZER_VALUES:,} values")
+        rules = read_rules(data, str(path))
+        foreign = None if rules.encodes_in_bounds and rules.decodes_in_bounds else ForeignRules(path)
+        if foreign is not None:
+            data = without_rules(data, str(path), decoder=rules.decodes_in_bounds)
         with _library_errors(f"{path} cannot be used"):
             library = Library.from_buffer(data)
             library.no_truncation()
@@ -88,7 +102,7 @@ class Tokenizer:
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path, TokenizerError) if config_path.exists() else {}
         special = _declare_missing(library, config.get("added_tokens_decoder", {}), str(config_path))
-        tokenizer = cls(library, str(path), _eos_ids(folder), special)
+        tokenizer = cls(library, str(path), _eos_ids(folder), special, foreign)
         tokenizer._add_stop_token(config.get("eos_token"))
         return tokenizer
 
@@ -96,6 +110,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id; the first call takes a quarter of a second for 248,077 entries."""
         return max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def check_vocabulary(self, rows: int) -> None:
+        """Raise TokenizerError unless this may be the tokenizer of an embedding of `rows` rows."""
+        entries = self._library.get_vocab_size(with_added_tokens=True)  # its ids may have gaps
+        if self.vocab_size > rows or rows - entries > MAX_UNUSED_ROWS:
+            found = max(entries, self.vocab_size) if self.vocab_size > rows else entries
+            raise TokenizerError(
+                f"{self._source} has {found:,} entries, and the model's vocabulary has {rows:,}: "
+                "they do not belong together"
+            )
 
     def token_id(self, text: str) -> int | None:
         """The id of the token written `text`, added or not."""
@@ -108,8 +132,10 @@ class Tokenizer:
         `shield`. Without it, none is. Lone surrogates become U+FFFD.
         """
         text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-        if special and SHIELD in text:
+        if special and self._ids and (SHIELD in text or self._foreign):
             return self._encode_shielded(text)
+        if self._foreign:
+            return self._foreign.encode(text)
         with self._lock, _library_errors(f"{self._source} cannot encode a text of {len(text):,} characters"):
             self._library.encode_special_tokens = not special
             return self._library.encode(text, add_special_tokens=False).ids
@@ -195,6 +221,8 @@ class Tokenizer:
 
     def _decode_window(self, ids: list[int]) -> str:
         seen = [id for id in ids if self._texts.get(id) != "" and self._token(id) is not None]
+        if self._foreign and self._library.decoder is None:
+            return self._foreign.decode(seen)
         with _library_errors(f"{self._source} cannot decode token ids"):
             return self._library.decode(seen, skip_special_tokens=False)
 
@@ -330,6 +358,7 @@ def _declare_missing(library: Library, declared: Any, source: str) -> frozenset[
     missing = sorted(
         item for item in (_parse_declared(*pair, source) for pair in declared.items()) if item[0] not in known
     )
+    check_added([text for _, text, _ in missing], source)
     with _library_errors(f"{source}: cannot add the tokens of added_tokens_decoder"):
         # all at once, because the library rebuilds its tables in each call
         library.add_tokens([AddedToken(text, normalized=False) for _, text, _ in missing])

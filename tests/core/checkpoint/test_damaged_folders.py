@@ -29,6 +29,12 @@ ALL = [(base, name) for base, table in DAMAGES.items() for name in table]
 GREEDY = [
     "header length of 2**63",
     "huge shape",
+    "embedding of 4 million rows",
+    "embedding and head of 4 million rows",
+    "embedding of 4 million rows in header and config",
+    "embedding of 4 million rows with an id for the last",
+    "norm of a billion weights",
+    "conv1d of a billion taps",
     "header of millions of brackets",
     "header nested 100000 deep",
     "hidden_size of 10**12",

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,9 @@ import pytest
 
 from qchat.core.errors import QchatError
 from qchat.core.hub import cache as hubcache
-from qchat.core.hub import library
+from qchat.core.hub import library, listing
 from qchat.core.hub.download import download_model
-from qchat.core.hub.listing import plan_download
+from qchat.core.hub.listing import MAX_SMALL_NBYTES, plan_download
 from tests import hub_stage
 from tests.hub_server import Fault, Hub, Repo
 from tests.hub_stage import ID, QUICK, Files, assert_nothing_to_load, content, pull, refusal
@@ -84,6 +85,38 @@ def test_a_listing_with_tricky_values_is_refused(repo: Repo, field: str):
         repo.listing = lambda siblings: [{**entry, "lfs": None, field: bad} for entry in siblings]
     refusal(pull)
     assert_nothing_to_load()
+
+
+# --- more than any model has ---
+
+
+def claim_sizes(repo: Repo, sizes: dict[str, int]) -> None:
+    """Let the listing claim other sizes, and files that there are not."""
+    claims = [
+        {"rfilename": name, "size": nbytes, "blobId": 40 * "0", "lfs": None} for name, nbytes in sizes.items()
+    ]
+    repo.listing = lambda siblings: [entry for entry in siblings if entry["rfilename"] not in sizes] + claims
+
+
+def test_a_small_file_that_is_none_is_refused_before_it_is_downloaded(repo: Repo, server: Hub):
+    claim_sizes(repo, {"README.md": MAX_SMALL_NBYTES + 1})
+    assert "README.md of me/tiny is too large: 134,217,729 bytes" in refusal(pull)
+    assert not [seen for seen in server.seen if seen.name == "README.md"]
+
+
+def test_small_files_that_are_large_together_are_refused(repo: Repo, server: Hub):
+    names = ("README.md", "merges.txt", "vocab.json")
+    claim_sizes(repo, dict.fromkeys(names, MAX_SMALL_NBYTES))
+    assert re.search(r"besides its weights are too large: 402,\d+,\d+ bytes, at most 268,", refusal(pull))
+    assert not [seen for seen in server.seen if seen.name in names]
+    assert_nothing_to_load()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_config_that_trickles_is_given_up(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listing, "PLAN_SECONDS", 0.3)
+    server.always = Fault("slow", seconds=0.35)  # each piece within the time that one may take
+    assert "does not answer" in refusal(pull)
 
 
 # --- nothing half-finished ---

@@ -99,6 +99,18 @@ def test_a_listing_of_any_length_is_cut_off(serve: Callable[[Send], list[int]], 
     assert sent[0] < 64 << 20
 
 
+def crowded(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b'{"siblings": [' + b'{"rfilename":"x"},' * 400_000 + b'{"rfilename":"x"}]}')
+
+
+def test_a_listing_of_very_many_files_is_refused(serve: Callable[[Send], list[int]]):
+    serve(crowded)
+    with pytest.raises(ModelError, match="a file listing of more than 100,000 files"):
+        plan_download("owner/name")
+
+
 @pytest.mark.parametrize("send", [nested, no_text])
 def test_a_listing_that_is_no_listing_is_refused(serve: Callable[[Send], list[int]], send: Send):
     serve(send)

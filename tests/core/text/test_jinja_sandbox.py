@@ -16,7 +16,7 @@ import pytest
 
 from qchat.core.errors import TemplateError
 from qchat.core.machine.memory import resident_nbytes
-from qchat.core.text import jinja_renderer, jinja_sandbox, render_process
+from qchat.core.text import jinja_renderer, jinja_sandbox, limited_process
 from qchat.core.text.jinja_sandbox import Program
 from tests.golden.make_templates import (
     QUESTION,
@@ -232,7 +232,7 @@ HOSTILE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(render_process, "BASE_SECONDS", 0.2)
+    monkeypatch.setattr(limited_process, "BASE_SECONDS", 0.2)
     began, memory = time.thread_time(), peak_nbytes(resource.RUSAGE_SELF)
     with pytest.raises(TemplateError) as caught:
         shown(HOSTILE[name], messages=[QUESTION])
@@ -284,10 +284,10 @@ def test_a_process_that_was_killed_meanwhile_is_replaced_unnoticed():
 
 def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch: pytest.MonkeyPatch):
     """As on macOS: the process is given twice what it may take, and ended for what it occupies."""
-    monkeypatch.setattr(render_process, "BASE_NBYTES", 64 << 20)
+    monkeypatch.setattr(limited_process, "BASE_NBYTES", 64 << 20)
     process = renderer()
     assert 1 << 20 < resident_nbytes(process.pid) < 64 << 20
-    monkeypatch.setattr(render_process, "HEADROOM", 64)
+    monkeypatch.setattr(limited_process, "HEADROOM", 64)
     with pytest.raises(TemplateError, match="more time or memory"):
         shown(BIG + "{% set n.l = [n.l, s ~ i] %}{% endfor %}")
     assert process.returncode == -signal.SIGKILL

@@ -12,7 +12,8 @@ import pytest
 from qchat.core import BUILT_IN_MODEL
 from qchat.core.conversation.session import load_session
 from qchat.core.errors import ContextLengthExceeded, TokenizerError
-from qchat.core.text.tokenizer import COUNTED_CHARACTERS, MAX_ADDED_TOKENS, Tokenizer
+from qchat.core.text.tokenizer import COUNTED_CHARACTERS, Tokenizer
+from qchat.core.text.tokenizer_rules import MAX_ADDED_TOKENS
 from tests.checkpoints import write_checkpoint
 from tests.paths import ROOT
 

@@ -1,7 +1,7 @@
-"""A process that renders templates, within a budget of CPU time and memory.
+"""A process that applies what others wrote, templates or tokenizers, within a budget of CPU time and memory.
 
-It stays warm from one rendering to the next. A rendering that exceeds its budget ends it, and the next one
-starts another; the end of this process ends it too.
+It stays warm from one request to the next. A request that exceeds its budget ends it, and the next one starts
+another; the end of this process ends it too.
 """
 
 import atexit
@@ -14,14 +14,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..machine.memory import resident_nbytes
 
-RENDERER = Path(__file__).with_name("jinja_renderer.py")
+PROGRAM = Path(__file__).with_name("limited_program.py")
 INHERITED = ("PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")  # no tokens or keys
-EXCEEDED = ": stopped, it takes more time or memory than a conversation of this size needs"
-FAILED = ": the process that renders templates could not run"
 BASE_SECONDS, SECONDS_PER_BYTE = 3.0, 2e-6  # of CPU time; a long conversation takes about 5e-8 a byte
 BASE_NBYTES, NBYTES_PER_BYTE = 512 << 20, 32
 HEADROOM = 1  # how many times what it may occupy the process may reserve, where the system limits that
@@ -30,26 +28,29 @@ WALL_FACTOR = 15  # of the CPU time, for a machine that is busy or swaps
 
 
 class Budget(NamedTuple):
-    """What one rendering may take: CPU time, and bytes of the process and of the reply."""
+    """What one request may take: CPU time, and bytes of the process and of the reply."""
 
     seconds: float
     nbytes: int
     reply_nbytes: int
 
     @classmethod
-    def of(cls, input_nbytes: int) -> "Budget":
-        """Return the budget for a template and messages of this size."""
-        return cls(
-            BASE_SECONDS + SECONDS_PER_BYTE * input_nbytes,
-            BASE_NBYTES + NBYTES_PER_BYTE * input_nbytes,
-            (BASE_NBYTES + NBYTES_PER_BYTE * input_nbytes) // 16,
-        )
+    def of(cls, input_nbytes: int, factor: int = 1) -> "Budget":
+        """Return the budget for inputs of this size, of which `factor` multiplies the constant part."""
+        nbytes = factor * BASE_NBYTES + NBYTES_PER_BYTE * input_nbytes
+        return cls(factor * BASE_SECONDS + SECONDS_PER_BYTE * input_nbytes, nbytes, nbytes // 16)
 
 
-class RenderProcess:
+class LimitedProcess:
     """The process, started when it is first needed and ended with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path, task: str, *, exceeded: str, factor: int = 1):
+        """Run the function `answer` of `program`, which does `task`.
+
+        The error of a request beyond its budget is `exceeded`; `factor` is that of `Budget.of`.
+        """
+        self._program, self._factor = program, factor
+        self._exceeded, self._failed = exceeded, f": the process that {task} could not run"
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -59,9 +60,9 @@ class RenderProcess:
         """The process that waits for the next request."""
         return self._process
 
-    def request(self, inputs: str) -> dict[str, str]:
-        """Return the "text" or the "error" for `inputs`, a JSON object."""
-        allowed = Budget.of(len(inputs))
+    def request(self, inputs: str) -> dict[str, Any]:
+        """Return the reply to `inputs`, a JSON object; it has the key "error" where there is none."""
+        allowed = Budget.of(len(inputs), self._factor)
         limits = json.dumps({"seconds": allowed.seconds, "nbytes": HEADROOM * allowed.nbytes})
         line = f"{limits[:-1]}, {inputs[1:]}\n".encode()
         with self._lock:
@@ -74,13 +75,13 @@ class RenderProcess:
                 status = 0 if reply else self.close()
         if reply:
             return json.loads(reply)
-        return {"error": FAILED if status == 1 else EXCEEDED}
+        return {"error": self._failed if status == 1 else self._exceeded}
 
     def _send(self, line: bytes) -> subprocess.Popen[bytes]:
         """Write `line`, to a new process where there is none or it was ended meanwhile."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
-        self._process = self._process or _start()
+        self._process = self._process or _start(self._program)
         assert self._process.stdin
         self._process.stdin.write(line)
         self._process.stdin.flush()
@@ -98,15 +99,16 @@ class RenderProcess:
         return process.returncode
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(program: Path) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path if folder)
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, "-P", "-S", str(RENDERER)],  # -S: the path is given, looking for it takes time
+        # -S: the path is given, looking for it takes time
+        [sys.executable, "-P", "-S", str(PROGRAM), str(program)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**environment, "PYTHONPATH": path},
+        env={**environment, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
         start_new_session=True,  # ctrl+c in the terminal is not for it
     )
 
