@@ -15,7 +15,7 @@ from ..model.cache import Cache
 from ..storage.records import ConversationContent, NodeContent, NodeDraft, NodeState
 from ..storage.store import SAVE_PERIOD_SECONDS, Store, StreamWriter
 from .reopening import StoredTree
-from .saved_states import SavedStates
+from .saved_states import ForeignState, SavedStates
 from .transcript import Input, Node, Output, branch, tool_calls_of
 
 COMPLETE = ("stop", "length")
@@ -44,6 +44,7 @@ class Recorder:
         self._message_ids = dict(stored.message_ids) if stored else {}  # by node number
         self._changes = dict(stored.changes) if stored else {}  # written when the conversation continues
         self._saved_about: dict[str, Any] = {}
+        self._saved_model = stored.model if stored else None
         self._writer: StreamWriter | None = None
         self._stream_broken = False
         self._states = None
@@ -104,15 +105,16 @@ class Recorder:
             if missing:
                 content = about | ConversationContent(model=self._engine.identity)
                 self.conversation, ids = store.create_with_nodes(content, _drafts(missing))
+                self._saved_model = self._engine.identity
                 self._remember(missing, ids)
             return
         self._save_about(store, self.conversation, about)
         if not missing:
             store.set_leaf(self.conversation, None if leaf is None else self._message_ids[leaf.number])
             return
-        if self._changes:
+        if self._changes or self._saved_model != self._engine.identity:
             store.change_model(self.conversation, self._engine.identity, self._changes)
-            self._changes = {}
+            self._changes, self._saved_model = {}, self._engine.identity
         parent = missing[0].parent
         message_id = None if parent is None else self._message_ids[parent.number]
         self._remember(missing, store.add_nodes(self.conversation, message_id, _drafts(missing)))
@@ -172,11 +174,13 @@ class Recorder:
         return self._states.save(str(self.conversation), cache, ids)
 
     def load_state(self, *, quantized: bool) -> tuple[Cache, list[int]] | None:
-        """Load what `save_state` wrote last, unless it is missing, damaged or another model's."""
+        """Load what `save_state` wrote last, unless it is missing, another model's, or damaged: a notice."""
         if self._states is None or self.conversation is None:
             return None
         try:
             return self._states.load(str(self.conversation), quantized=quantized)
+        except ForeignState:  # as after every change of the model
+            return None
         except StoreError as error:
             self._notices.append(f"{error}; the conversation is read again")
             return None
@@ -215,4 +219,5 @@ def _content(output: Output, state: NodeState) -> NodeContent:
         state=state,
         settings=output.settings,
         stats=output.stats,
+        model_name=output.model_name,
     )

@@ -29,6 +29,10 @@ DISK_BUDGET = 8 << 30
 STALE_SECONDS = 3600.0  # a partial file this old was abandoned
 
 
+class ForeignState(StoreError):
+    """A saved state that another model, template or version of MLX wrote: whole, and of no use here."""
+
+
 class SavedStates:
     """The saved states in `folder`, of `engine`; the oldest are deleted beyond `budget_nbytes` in all."""
 
@@ -64,7 +68,7 @@ class SavedStates:
     def load(self, name: str, *, quantized: bool = False) -> tuple[Cache, list[int]] | None:
         """Load the cache and ids saved under `name`; returns None where there is no such file.
 
-        Raises StoreError for a file that is damaged or does not belong to this engine.
+        Raises ForeignState for the file of another engine, StoreError for a damaged one.
         """
         path = self._path(name)
         if not path.exists():
@@ -75,7 +79,7 @@ class SavedStates:
         except (WeightsError, RuntimeError) as error:
             raise StoreError(f"the saved state {path} is damaged: {error}") from error
         if not isinstance(loaded, dict) or metadata.get("identity") != self._identity():
-            raise StoreError(f"the saved state {path} belongs to another model, template or version")
+            raise ForeignState(f"the saved state {path} belongs to another model, template or version")
         if metadata.get("form") != _cache_format(quantized):
             wanted = _cache_format(quantized)
             raise StoreError(f"the saved state {path} is {metadata.get('form')}, wanted {wanted}")
