@@ -3,10 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import ConversationState, ToolCall, Turn, TurnStats
 from ...core.events import CallEvent, Done, Text, Thought, ToolUse
+from ...core.worker.wire import ModelInfo
+
+if TYPE_CHECKING:
+    from ..user.settings import Settings
 
 NO_STATE = ConversationState(
     conversation=None,
@@ -83,6 +87,18 @@ def kept_settings(state: ConversationState, number: int | None) -> dict[str, Any
         return {"system": None, "history": None}
     kept = {"system": state.system} if state.system else {}
     return kept | ({"history": state.history} if state.turns else {})
+
+
+def record_settings(settings: "Settings", model: ModelInfo, state: ConversationState) -> None:
+    """Record the system prompt and history mode that a conversation brings along."""
+    by_default = "preserve" if model.can_preserve_thinking else "strip"
+    for name, value, default in (
+        ("system", state.system or None, None),
+        ("history", state.history, by_default),
+    ):
+        current = default if settings[name] is None else settings[name]
+        if value != current:
+            settings.record(name, value, "the conversation")
 
 
 def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:

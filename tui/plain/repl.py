@@ -348,6 +348,8 @@ class Repl:
         if job.state != "running":
             self._jobs.discard(job)
             self.out.report(Report(f"{job.title}: {job.state}", job_parts(job)))
+        elif job.waits_for:
+            self.note(f"{job.title} waits for {job.waits_for}")
         else:
             last = next((one for one in reversed(job.events) if one["event"] == "progress"), None)
             if last is not None and last["total"] and self.attended:

@@ -138,7 +138,8 @@ class AppFront:
                 self._view.keybar.say(again, "warning", ARMED_SECONDS)
                 return
         if job is not None:
-            self._view.keybar.say(f"stopping the {job.method}…")
+            left = f"the {job.method} is out of the queue" if job.waits_for else f"stopping the {job.method}…"
+            self._view.keybar.say(left)
         self._chat.stop()
 
     # the front end of the commands
@@ -209,6 +210,7 @@ def _block(job: Job) -> Report:
     parts = job_parts(job)
     if job.state == "failed":
         return Report("", (Lines((f"✖ {job.title} failed",), "bad"), *parts))
-    running = "stopping…" if job.stopping else "esc stops it"
+    stops = "queued, esc takes it out" if job.waits_for else "esc stops it"
+    running = "stopping…" if job.stopping else stops
     how = running if job.state == "running" else job.state
     return Report(f"{job.title} · {how}", parts)
