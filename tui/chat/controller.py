@@ -272,7 +272,7 @@ class Chat:
         settings: Mapping[str, Any],
     ) -> None:
         client = self._client()
-        running = RunningTurn(len(before) + 1, question)
+        running = RunningTurn(len(before) + 1, question, self.model.name if self.model else "")
         with self._at_work("reading"):
             if len(before) < len(self.state.turns):
                 self.view.rebuilt(replace(self.state, turns=tuple(before)))

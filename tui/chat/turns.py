@@ -25,8 +25,8 @@ NO_STATE = ConversationState(
 )
 
 
-def new_turn(number: int, question: str) -> Turn:
-    """Return a turn without a reply; the engine has no node for it yet."""
+def new_turn(number: int, question: str, model_name: str = "") -> Turn:
+    """Return a turn without a reply, which the named model will write; the engine has no node for it yet."""
     return Turn(
         number=number,
         role="user",
@@ -39,14 +39,15 @@ def new_turn(number: int, question: str) -> Turn:
         siblings=(),
         stats=TurnStats(),
         created=time.time(),
+        model_name=model_name,
     )
 
 
 class RunningTurn:
     """A turn while it is being answered: the `turn` so far, and its `done`, cancelled until the end."""
 
-    def __init__(self, number: int, question: str):
-        self.turn = new_turn(number, question)
+    def __init__(self, number: int, question: str, model_name: str = ""):
+        self.turn = new_turn(number, question, model_name)
         self.done = Done("cancelled")
 
     def collect(self, batch: Sequence[CallEvent]) -> None:
@@ -66,6 +67,11 @@ class RunningTurn:
     def fail(self, reason: str) -> None:
         """End the turn with an error; what was said stays."""
         self.turn, self.done = replace(self.turn, finish_reason="error"), Done("error", detail=reason)
+
+
+def last_model(turns: Sequence[Turn]) -> str:
+    """Return the name of the model that replied last; empty where that is unknown."""
+    return next((turn.model_name for turn in reversed(turns) if turn.model_name), "")
 
 
 def has_reply(turn: Turn) -> bool:

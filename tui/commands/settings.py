@@ -212,7 +212,9 @@ def stats_json(chat: "Chat") -> dict[str, Any]:
         "model": chat.model.name if chat.model else None,
         "tokens": chat.state.tokens,
         "context_limit": chat.state.context_limit,
-        "turns": [{"turn": turn.number, **asdict(turn.stats)} for turn in turns(chat)],
+        "turns": [
+            {"turn": turn.number, "model": turn.model_name, **asdict(turn.stats)} for turn in turns(chat)
+        ],
     }
 
 
@@ -234,7 +236,14 @@ def stats_report(chat: "Chat") -> Report:
         "peak GiB",
     )
     speeds = [turn.stats.performance.decode_tokens_per_s for turn in state.turns]
-    table = Table(columns, [_stats_row(turn) for turn in state.turns], ">" * len(columns))
+    rows = [_stats_row(turn) for turn in state.turns]
+    models = [turn.model_name for turn in state.turns]
+    if set(models) - {"", chat.model.name if chat.model else ""}:  # not all of the model in the title
+        columns, rows = (
+            ("model", *columns),
+            [(name or "–", *row) for name, row in zip(models, rows, strict=True)],
+        )
+    table = Table(columns, rows, "<" * (len(columns) - 12) + ">" * 12)
     used = f"context {state.tokens:,} of {state.context_limit:,} tokens"
     title = f"{chat.model.name if chat.model else 'no model'} · {used}"
     if not speeds:

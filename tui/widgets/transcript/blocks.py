@@ -164,6 +164,26 @@ class Question(Block):
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
 
 
+class ModelChange(Block):
+    """A rule before a question that another model answered than the one before it."""
+
+    def __init__(self, turn: int, before: str, after: str) -> None:
+        super().__init__(turn)
+        names = [" ".join(printable(name).split()) for name in (before, after) if name]
+        self._text = " → ".join(names)
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    @property
+    def name(self) -> str:
+        return "change of the model"
+
+    def build(self, look: Look) -> list[Line]:
+        return [Line((Span(cut(f"── {self._text} ──", look.frame.width), "rule"),))]
+
+
 def place_of(turn: Turn) -> tuple[int, int]:
     """Return the place of a turn's reply among its siblings, from 1, and their number."""
     siblings = turn.siblings
