@@ -41,7 +41,7 @@ class JobQueue:
     ):
         """`changed` shows a job's new state."""
         self.jobs: list[Job] = []
-        self._host, self._client_factory, self._show = host, client_factory, changed
+        self._host, self.client_factory, self._show = host, client_factory, changed
         self._moved = asyncio.Event()
 
     @property
@@ -72,7 +72,7 @@ class JobQueue:
         alone = job.alone and not job.stopping
         if alone:
             await self._host.lend_memory()
-        await job.run(self._client_factory())
+        await job.run(self.client_factory())
         await keep(job)
         if alone and not any(self._goes_on_alone(other) for other in self.running):
             await self._host.take_memory_back()

@@ -268,7 +268,7 @@ def test_the_conversation_shows_where_another_model_goes_on(tmp_path: Path):
         blocks = it.screen.transcript.blocks
         return [type(b).__name__ for b in blocks if isinstance(b, ModelChange | Question | Answer)]
 
-    @chatting(tmp_path)
+    @chatting(tmp_path, store=Store(tmp_path / "conversations.db"))
     async def check(it: Running) -> None:
         await it.say(f"/load {one}")
         await it.until(lambda: it.chat.model and it.chat.model.name == "one-4bit")
