@@ -12,14 +12,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import CacheSummary, ConversationState, Turn
+from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError, UsageError
 from ...core.events import Done, Memory, Unloaded
-from ...core.worker.wire import LoadResult, ModelInfo, PromptResult, StateResult, UndoResult
+from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
 from .job_queue import JobQueue
 from .jobs import Job, Render, keep_speeds
+from .kept_results import KeptResults
 from .meter import Meter, Phase, Status
 from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, record_settings, reply_text
 from .view import View
@@ -67,6 +68,7 @@ class Chat:
         self._busy = False
         self._leaving = False
         self._parked_path: str | None = None  # of the model that was unloaded for a job
+        self.kept_results = KeptResults(store, view.note)
         self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -117,13 +119,7 @@ class Chat:
         self._hold(loaded.state)
         if self.store is None and kept.turns:
             self._hold((await client.request("prime", messages=messages_of(kept.turns))).state)
-        self.view.rebuilt(self.state)
-
-    async def unload(self) -> None:
-        """Free the memory of the model; the conversation stays."""
-        with self._at_work("working"):
-            await self._client().request("unload")
-            self.model = None
+        self._rebuild(kept.conversation)
 
     async def restart(self, *, context_limit: int | None = None) -> None:
         """Start a new engine in place of a dead one, with the same model and conversation, and continue.
@@ -169,6 +165,7 @@ class Chat:
         await asyncio.gather(*(client.stop() for client in clients if client is not None))
         if self._tasks:  # their calls have ended with the engines
             await asyncio.wait(self._tasks)
+        self.kept_results.leave(*(self.model.name, self.model.path) if self.model else ("", ""))
 
     async def _stopped(self) -> None:
         while self._call is not None:
@@ -363,18 +360,17 @@ class Chat:
     async def _move(self, method: str, **params: Any) -> Any:
         client = self._client()
         with self._at_work("working"):
+            before = self.state.conversation
             result = await client.request(method, **params)
             self._hold(result.state)
-            self.view.rebuilt(self.state)
+            self._rebuild(before)
             return result
 
-    async def explain(self) -> CacheSummary:
-        """Return what each turn reused of the cache, and the snapshots kept."""
-        return await self.request("explain")
-
-    async def prompt(self, text: str | None) -> PromptResult:
-        """Return the prompt as it would be if `text` were sent now, or as it is."""
-        return await self.request("prompt", text=text, settings=self.settings.reply())
+    def _rebuild(self, before: int | None) -> None:
+        """Draw the conversation anew, with its kept results if it was opened after conversation `before`."""
+        self.view.rebuilt(self.state)
+        if self.state.conversation not in (None, before):
+            self.view.results(self.kept_results.read(self.state.conversation))
 
     async def request(self, method: str, **params: Any) -> Any:
         """Call any other method and return its result, after what the engine does now."""
@@ -387,6 +383,7 @@ class Chat:
     def _hold(self, state: ConversationState) -> None:
         self.state = state
         self.meter.hold(state)
+        self.kept_results.settle(state.conversation)
         if self.model is not None:
             record_settings(self.settings, self.model, state)
 
@@ -399,17 +396,19 @@ class Chat:
         if method == "eval":  # what a benchmark measured is kept once it is known that it ran alone
             params = {"measurements": str(measurements_file()), **params}
         job = Job(title, method, params, render, self.job_queue.changed, self.clock)
-        job.alone = alone
+        job.alone, job.place = alone, (self.state.conversation, len(self.state.turns))
         self.jobs.append(job)
         self.view.job(job)
         self._in_background(self._run_job(job))
         return job
 
     async def _run_job(self, job: Job) -> None:
-        await self.job_queue.run(job, self._keep_speeds)
+        await self.job_queue.run(job, self._keep_job)
         self._go_on()
 
-    async def _keep_speeds(self, job: Job) -> None:
+    async def _keep_job(self, job: Job) -> None:
+        """Keep the result of a finished job with its conversation, and its speeds with its models."""
+        self.kept_results.keep_job(job, self.state.conversation)
         await self._or_note(asyncio.to_thread(keep_speeds, job, measurements_file()))
 
     def occupation(self) -> str:

@@ -23,6 +23,7 @@ CHANGES_PER_SECOND = 10
 CANCEL_SECONDS = 20.0
 LONG_SECONDS = 10.0
 MEASURING = ("bench", "compare")  # jobs that measure speeds
+NOT_ALONE = "something else ran meanwhile: these speeds are not comparable, and not kept"
 NOT_FIGURES = ("event", "place", "against")
 
 
@@ -44,6 +45,7 @@ class Job:
         self.result: dict[str, Any] | None = None
         self.error = ""
         self.measures = method in MEASURING
+        self.place: tuple[int | None, int] = (None, 0)  # the conversation and turn that it belongs to
         self.waits_for = ""  # what has to end before the job begins
         self.overlapped = False  # whether something else ran while it measured speeds
         self.alone = False  # whether it has the memory of the chat's model
@@ -61,6 +63,11 @@ class Job:
     def is_active(self) -> bool:
         """Whether the job has begun to run, not only to wait, and has not ended."""
         return self.state == "running" and self.client is not None
+
+    @property
+    def warning(self) -> str:
+        """A sentence about figures that are not to be trusted; empty where they are."""
+        return NOT_ALONE if self.overlapped else ""
 
     @property
     def seconds_left(self) -> float | None:

@@ -8,7 +8,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ..chat.client import EngineDied
 from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
+from ..chat.kept_results import Result
 from ..chat.meter import Status, figures
 from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
@@ -339,6 +340,10 @@ class Repl:
 
     def report(self, report: Report) -> None:
         self.out.report(report)
+
+    def results(self, results: Sequence[Result]) -> None:
+        if results and self.attended:
+            self.note(f"{len(results)} results are kept with this conversation: /results shows them")
 
     def job(self, job: Job) -> None:
         self._jobs.add(job)

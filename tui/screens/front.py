@@ -1,6 +1,6 @@
 """The full-screen app as chat and commands see it: their calls change its widgets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
@@ -13,6 +13,7 @@ from ...core.events import Done
 from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
+from ..chat.kept_results import Result
 from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
@@ -109,6 +110,10 @@ class AppFront:
     def report(self, report: Report) -> None:
         self._view.transcript.add_report(report)
         self._view.transcript.go_to_end()
+
+    def results(self, results: Sequence[Result]) -> None:
+        for one in results:
+            self._view.transcript.add_kept(one.turn, one.when, one.report)
 
     def job(self, job: Job) -> None:
         self._blocks[id(job)] = self._view.transcript.add_report(_block(job))

@@ -511,3 +511,15 @@ def test_a_model_in_the_cache_is_called_by_its_name_there(tmp_path: Path):
     write_checkpoint(folder)
     engine = Engine.load(folder)
     assert engine.name == engine.identity.name == "owner/tiny"
+
+
+def test_a_conversation_of_results_alone_can_be_gone_on_with(engine, store):
+    conversation = store.create(title="eval", model=replace(engine.identity, tokenizer_hash="", weights=""))
+    store.add_result(conversation, 0, "eval", "perplexity 8", [])
+    session = Session.reopen(engine, store, conversation, **SETTINGS)
+    events = list(session.stream("one"))
+    assert not [event for event in events if isinstance(event, Notice)]
+    about = store.conversation(conversation)
+    assert about.title == "eval" and about.model == engine.identity
+    assert [node.role for node in store.branch(conversation)] == ["user", "assistant"]
+    assert "perplexity 8" not in engine.tokenizer.decode_with_special(session.prompt_ids())

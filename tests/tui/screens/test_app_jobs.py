@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
-from qchat.core import Measurements
+from qchat.core import Measurements, Store
 from qchat.tui.chat.jobs import Job
 from qchat.tui.screens.dialogs import Confirm
 from qchat.tui.user.paths import measurements_file
 from qchat.tui.widgets.transcript.blocks import Reported
 from tests.checkpoints import write_checkpoint
+from tests.tui.chat_stage import ChatStage
+from tests.tui.conversing import talk
+from tests.tui.fake_front import FakeFront
 from tests.tui.fake_jobs import PROGRESS, RESULTS_OF_JOBS
 from tests.tui.running_app import Running, chatting, quick_keys
 
@@ -302,3 +305,79 @@ def test_the_status_row_says_who_has_the_memory_and_what_waits(tmp_path: Path):
         await it.until(lambda: len(it.chat.state.turns) == 2)
         await it.idle()
         assert "ready" in row()
+
+
+# --- results that are kept ---
+
+
+def kept(it: Running) -> list[tuple[int, str]]:
+    """The reports on the screen, by turn, folded ones as their one line."""
+    look = it.screen.transcript._look
+    reports = [one for one in it.screen.transcript.blocks if isinstance(one, Reported)]
+    lines = [["".join(span.text for span in line.spans) for line in one.lines(look)] for one in reports]
+    return [(one.turn, "\n".join(text)) for one, text in zip(reports, lines, strict=True)]
+
+
+def test_results_come_back_folded_with_their_conversation(tmp_path: Path):
+    """Those of jobs and of /show, each behind its turn; none is part of a prompt."""
+    places = models_here(tmp_path, "measured")
+    path = tmp_path / "conversations.db"
+    talk(Store(path), "first", "an answer")  # the conversation that the scripted engine calls 1
+
+    @chatting(tmp_path, bench_step(tmp_path / "models" / "measured"), store=Store(path), models_dir=places)
+    async def check(it: Running) -> None:
+        await it.say("/show parameters")
+        await it.until(lambda: kept(it))
+        await it.ask("one")
+        await it.say("/bench measured")
+        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].state == "done" and not it.chat.parked)
+        await it.idle()
+        await it.until(lambda: "25.0" in kept(it)[1][1])
+        await it.say("/new")
+        await it.until(lambda: it.chat.state.conversation == 2)
+        await it.until(lambda: not kept(it))
+        await it.say("/open 1")
+        await it.until(lambda: len(kept(it)) == 2)
+        await it.idle()
+        (first, shown), (turn, line) = kept(it)
+        assert (first, turn) == (0, 1)
+        assert shown.startswith("▸ Parameters") and line.startswith("▸ bench measured · ")
+        assert "25.0" not in line
+        transcript = it.screen.transcript
+        block_ = next(one for one in transcript.blocks if isinstance(one, Reported) and one.turn == 1)
+        transcript.fold(block_)
+        await it.until(lambda: "25.0 tok/s" in kept(it)[1][1])
+        await it.say("/load measured")
+        await it.until(lambda: len(it.engine.asked("load")) == 3)
+        await it.idle()
+        assert len(kept(it)) == 2
+        await it.ask("two")
+        assert all(
+            "25.0" not in str(one["params"]) for one in it.engine.requests() if "bench" not in str(one)
+        )
+        await it.say("/results")
+        await it.until(lambda: "bench measured" in block(it).text and "Parameters" in block(it).text)
+        await it.say("/results 2")
+        await it.until(lambda: "25.0 tok/s" in block(it).text)
+
+
+def test_what_took_long_is_kept_without_a_conversation_too(tmp_path: Path):
+    places = models_here(tmp_path, "measured")
+    store = Store(tmp_path / "conversations.db")
+    front = FakeFront()
+    stage = ChatStage(tmp_path, bench_step(tmp_path / "models" / "measured"), front=front, store=store)
+    stage.chat.settings = stage.chat.settings.replaced("test", models_dir=places)
+    stage.chat._hold = lambda *_: None  # an engine without a conversation so far
+    stage.play("/bench measured", "/inspect measured")
+    (made,) = store.conversations()
+    assert made.title == "bench measured" and made.model.name == "fake-4bit"
+    (result,) = store.results(made.id)
+    assert "25.0 tok/s" in result.text
+
+
+def test_a_result_that_cannot_be_kept_is_a_note(tmp_path: Path):
+    store = Store(tmp_path / "conversations.db")  # lacks the conversation
+    front = ChatStage(tmp_path, store=store).play("/show parameters")
+    assert front.all("error") == [
+        "the result of Parameters · /set NAME VALUE is not kept: there is no conversation 1"
+    ]

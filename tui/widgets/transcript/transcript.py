@@ -194,6 +194,13 @@ class Transcript(Reader):
             self.insert(len(self.blocks), self._reports[key])
         return key
 
+    def add_kept(self, turn: int, when: str, report: Report) -> None:
+        """Show a report that was kept with the conversation, folded, behind its turn."""
+        block = Reported(report, min(turn, max(self._turns, default=0)), when)
+        with self.kept_in_place():
+            before = [one for one in self.blocks if one.turn <= block.turn]
+            self.insert(self.index(before[-1]) + 1 if before else 0, block)
+
     def update_report(self, key: int, report: Report) -> None:
         """Show `report` in place of an earlier one, or at the end if that is gone."""
         block = self._reports[key]
