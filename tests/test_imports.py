@@ -36,6 +36,7 @@ PUBLIC_MODULES = {
     "hub.download",
     "hub.library",
     "hub.listing",
+    "hub.names",
     "machine.files",
     "measuring.results",
     "model.memory_figures",

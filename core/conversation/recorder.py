@@ -41,6 +41,7 @@ class Recorder:
         self._message_ids = dict(stored.message_ids) if stored else {}  # by node number
         self._changes = dict(stored.changes) if stored else {}  # written when the conversation continues
         self._saved_about: dict[str, Any] = {}
+        self._saved_model = stored.model if stored else None
         self._writer: StreamWriter | None = None
         self._stream_broken = False
 
@@ -98,15 +99,16 @@ class Recorder:
             if missing:
                 content = about | ConversationContent(model=self._engine.identity)
                 self.conversation, ids = store.create_with_nodes(content, _drafts(missing))
+                self._saved_model = self._engine.identity
                 self._remember(missing, ids)
             return
         self._save_about(store, self.conversation, about)
         if not missing:
             store.set_leaf(self.conversation, None if leaf is None else self._message_ids[leaf.number])
             return
-        if self._changes:
+        if self._changes or self._saved_model != self._engine.identity:
             store.change_model(self.conversation, self._engine.identity, self._changes)
-            self._changes = {}
+            self._changes, self._saved_model = {}, self._engine.identity
         parent = missing[0].parent
         message_id = None if parent is None else self._message_ids[parent.number]
         self._remember(missing, store.add_nodes(self.conversation, message_id, _drafts(missing)))
@@ -193,4 +195,5 @@ def _content(output: Output, state: NodeState) -> NodeContent:
         state=state,
         settings=output.settings,
         stats=output.stats,
+        model_name=output.model_name,
     )

@@ -22,7 +22,7 @@ MAX_MESSAGES = 1000
 
 @dataclass
 class StoredTree:
-    """A stored conversation as nodes.
+    """A stored conversation as nodes, last held with `model`.
 
     `message_ids` are ids in the store by node number. `changes` are corrections to stored messages, to be
     written when the conversation continues.
@@ -33,6 +33,7 @@ class StoredTree:
     message_ids: dict[int, int] = field(default_factory=dict)
     changes: dict[int, NodeContent] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    model: ModelIdentity | None = None
 
 
 def stored_options(about: Conversation) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class _Builder:
         self.imported = False
 
     def build(self, about: Conversation) -> StoredTree:
-        self.imported = about.imported
+        self.imported, self.tree.model = about.imported, about.model
         for node in self.stored:
             if node.role == "assistant":
                 self._reply(node)
@@ -166,7 +167,7 @@ class _Builder:
     def _reply(self, stored: Stored) -> None:
         if not (stored.ids or stored.text or stored.thinking or stored.tool_calls):
             return  # no reply, so the question does not count as asked
-        node = Output(self._input(stored), [], created=stored.created)
+        node = Output(self._input(stored), [], created=stored.created, model_name=stored.model_name)
         node.message = assistant_message(stored.text, stored.thinking, stored.tool_calls)
         if self.imported and stored.text.lstrip().startswith("<think>"):
             node.message = separate_thought(node.message)

@@ -189,7 +189,7 @@ class Session:
             update=self.recorder.update,
             conversation=self._key,
         )
-        output = Output(node, opener, settings=dict(settings.given))
+        output = Output(node, opener, settings=dict(settings.given), model_name=self.engine.name)
         history_ids = self.encoder.branch_ids(branch(node), self.history)
         return PendingReply(
             context, output, history_ids, settings, turn=turn_number(node), begun=begun, after=self.tree.leaf

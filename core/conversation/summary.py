@@ -50,7 +50,8 @@ class Turn:
     """A question and its reply. `number` counts from 1; `role` tells who asked: the user, or a tool.
 
     `node` is the reply's node number. `siblings` are those of the replies to the same question and to its
-    edits, itself included. `created` is in seconds since 1970.
+    edits, itself included. `created` is in seconds since 1970. `model_name` names the model that replied, and
+    is empty where that is unknown.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Turn:
     siblings: tuple[int, ...]
     stats: TurnStats
     created: float
+    model_name: str = ""
 
     @property
     def seconds_thinking(self) -> float:
@@ -183,6 +185,7 @@ def _turn(number: int, node: Output, siblings: Mapping[int | None, Sequence[int]
         siblings=tuple(siblings[_previous_reply(node)]),
         stats=_stats(node.stats),
         created=node.created,
+        model_name=node.model_name,
     )
 
 

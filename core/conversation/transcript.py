@@ -47,7 +47,8 @@ class Input:
 class Output:
     """One reply: the template's `opener` before it (a think opener, say), and the generated `ids`.
 
-    `settings` are those of the request; `stats` are the parts of its `Done` that are kept.
+    `settings` are those of the request; `stats` are the parts of its `Done` that are kept. `model_name` names
+    the model that wrote it, and is empty where that is unknown.
     """
 
     parent: Input
@@ -58,6 +59,7 @@ class Output:
     stats: dict[str, Any] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
     number: int = field(default_factory=next_number)
+    model_name: str = ""
 
 
 Node = Input | Output

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import ModelError, UsageError
 from ..hub.cache import FOLDER
+from ..hub.names import model_name
 from ..machine.files import read_json, read_text
 from .inspection import Inspection, inspect_model
 from .report import Report
@@ -22,21 +23,11 @@ MAX_CARD_NBYTES = 4 << 20
 FENCE = "---\n"  # around a card's front matter
 LICENSE = re.compile(r"^license: *([A-Za-z0-9._-]+) *$", re.MULTILINE)
 PLAIN_WORD = re.compile(r"[A-Za-z0-9][\w./-]*")  # what YAML needs no quotes for
-CACHED = re.compile(r"models--([^/]+)--([^/]+)")  # folders of the Hugging Face cache
 GB = 10**9
 MB = 10**6
 SIZE_LINE = re.compile(r"^.*: [0-9.]+ GB, [0-9.]+ bits per weight\..*$", re.MULTILINE)
 # class, code, number of tensors, bytes, bits per weight
 TableRow = tuple[str, str, int, int, float]
-
-
-def model_name(folder: Path) -> str:
-    """The name of the model at `folder`: owner and name in the Hugging Face cache, else the folder's."""
-    for part in (folder, *folder.parents):
-        cached = CACHED.fullmatch(part.name)
-        if cached:
-            return "/".join(cached.groups())
-    return folder.name
 
 
 def read_license(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from ..checkpoint.config import load_generation_config
 from ..checkpoint.layouts import MTP_PREFIX
 from ..errors import UsageError
 from ..events import Notice
+from ..hub.names import model_name
 from ..machine.backend import mx
 from ..machine.eta import TimeEstimate
 from ..quant.folds import Folds
@@ -28,7 +29,7 @@ from ..quant.recipes import Options, Recipe
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .awq import ScalingMode, search_scales
-from .card import CARD_NAME, model_name, read_license, render_report_card
+from .card import CARD_NAME, read_license, render_report_card
 from .companions import write_companions
 from .pipeline import can_copy, convert_slices, read_unrounded
 from .report import Report

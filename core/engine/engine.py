@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint.config import ModelConfig, load_generation_config
 from ..checkpoint.weights import Progress
 from ..errors import DoesNotFit, UsageError
+from ..hub.names import model_name
 from ..machine import fusion
 from ..machine.backend import mx
 from ..model.network import Model
@@ -70,7 +71,7 @@ class Engine:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return model_name(self.folder.resolve())
 
     @cached_property
     def identity(self) -> ModelIdentity:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint.shards import find_shards, stamp_files
 from ..errors import ModelError
+from ..hub.names import model_name
 from ..storage.records import ModelIdentity
 
 
@@ -26,7 +27,7 @@ def read_identity(folder: Path, config: Mapping[str, Any], template: str) -> Mod
     except OSError as error:
         raise ModelError(f"{folder} can no longer be read: {error}") from error
     return ModelIdentity(
-        name=folder.resolve().name,
+        name=model_name(folder.resolve()),
         folder=str(folder.resolve()),
         config_hash=_hash(json.dumps(config, sort_keys=True)),
         weights=_hash(stamps),

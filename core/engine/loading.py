@@ -11,6 +11,7 @@ from typing import TypeVar
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.finite import find_not_finite
 from ..checkpoint.weights import Progress, Weights, load_weights
+from ..hub.names import model_name
 from ..machine.backend import choose_policy
 from ..model.memory_plan import plan_memory
 from ..model.network import Model
@@ -26,7 +27,7 @@ def load_folder(kind: type[M], folder: Path, config: ModelConfig, progress: Prog
     Reports to `progress` before each tensor, once all are checked. Raises ModelError and its children,
     DoesNotFit, UsageError where ranks cannot share the model, and what `progress` raises.
     """
-    weights, name = load_weights(folder, config), folder.resolve().name
+    weights, name = load_weights(folder, config), model_name(folder.resolve())
     model = build_model(kind, weights.settle(config), weights, progress, ranks=join_ranks(), name=name)
     model.explain_failure = partial(find_not_finite, folder, config)
     return model

@@ -3,5 +3,5 @@
 Owns listing, downloading and deleting. Never imports MLX, and listing never touches the network.
 
 Public names: download_model, DownloadPlan, DownloadProgress, find_model, Fit, FOLDER, library, LocalModel,
-Locations, model_names, ModelNotDownloaded, plan_download, PUBLISHED, PublishedModel, Removal.
+Locations, model_name, model_names, ModelNotDownloaded, plan_download, PUBLISHED, PublishedModel, Removal.
 """

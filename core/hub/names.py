@@ -1,10 +1,23 @@
-"""Matching of model names: exact, by prefix, and the closest ones to suggest."""
+"""Model names: that of a folder, matches exact and by prefix, and the closest ones to suggest."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 from ..errors import ModelError
 from ..quoting import printable
+
+CACHED = re.compile(r"models--([^/]+)--([^/]+)")  # folders of the Hugging Face cache
+
+
+def model_name(folder: Path) -> str:
+    """Return the name of a model's folder; in the Hugging Face cache owner and name of the model."""
+    for part in (folder, *folder.parents):
+        cached = CACHED.fullmatch(part.name)
+        if cached:
+            return "/".join(cached.groups())
+    return folder.name
 
 
 def match_names(name: str, known: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.weights import Weights, load_weights
 from ..errors import DoesNotFit, UsageError
+from ..hub.names import model_name
 from ..machine.backend import Policy, choose_policy, on_gpu
 from ..machine.device import device_free_nbytes
 from . import native_decode
@@ -75,7 +76,7 @@ def plan_folder(folder: Path, *, context: int | None = None, kv_bits: int | None
     weights = load_weights(folder, config)
     config = weights.settle(config)
     policy = choose_policy(weights.parameters)
-    name = folder.resolve().name
+    name = model_name(folder.resolve())
     return plan_memory(config, weights, policy, name=name, context=context, kv_bits=kv_bits)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import StoreError, UsageError
 from ..machine.files import write_whole
-from .records import Conversation, Node
+from .records import Conversation, KeptResult, Node
 from .store import Store
 
 FORMAT, VERSION = "qchat-conversation", 1
@@ -52,9 +52,9 @@ def export_conversation(store: Store, conversation: int, path: Path, *, overwrit
     Raises UsageError for another suffix or an existing file, StoreError if reading or writing fails.
     """
     formats: dict[str, Callable[[Store, int], str]] = {
-        ".md": lambda store, id: to_markdown(store.conversation(id), store.branch(id)),
-        ".html": lambda store, id: to_html(store.conversation(id), store.branch(id)),
-        ".json": lambda store, id: to_json(store.conversation(id), store.nodes(id)),
+        ".md": lambda store, id: to_markdown(store.conversation(id), store.branch(id), store.results(id)),
+        ".html": lambda store, id: to_html(store.conversation(id), store.branch(id), store.results(id)),
+        ".json": lambda store, id: to_json(store.conversation(id), store.nodes(id), store.results(id)),
     }
     render = formats.get(path.suffix.lower())
     if render is None:
@@ -64,13 +64,18 @@ def export_conversation(store: Store, conversation: int, path: Path, *, overwrit
     _write(path, render(store, conversation))
 
 
-def to_markdown(conversation: Conversation, branch: Sequence[Node]) -> str:
-    """Render the messages verbatim under headings; reasoning is quoted, tool calls and results are fenced."""
-    parts = [f"# {_heading(conversation)}", f"*{_footer(conversation)}*"]
+def to_markdown(
+    conversation: Conversation, branch: Sequence[Node], results: Sequence[KeptResult] = ()
+) -> str:
+    """Render the messages verbatim under headings, and the results of jobs after them.
+
+    Reasoning is quoted; tool calls and results are fenced.
+    """
+    parts = [f"# {_heading(conversation)}", f"*{_footer(conversation, branch)}*"]
     if system := _system(conversation, branch):
         parts += ["## System", system]
-    for node in branch:
-        parts.append(f"## {_speaker(node)}")
+    for node, speaker in zip(branch, _speakers(branch), strict=True):
+        parts.append(f"## {speaker}")
         if node.thinking:
             parts.append(
                 "\n".join(f"> {line}".rstrip() for line in ["*Thought*", "", *node.thinking.split("\n")])
@@ -78,22 +83,26 @@ def to_markdown(conversation: Conversation, branch: Sequence[Node]) -> str:
         if node.text:
             parts.append(_fence(node.text, "") if node.role == "tool" else node.text)
         parts += [_fence(_indent_json(call), "json") for call in node.tool_calls]
+    for result in results:
+        parts += [f"## {_line(result.title)}", f"*{_after(result)}*", _fence(result.text, "")]
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(conversation: Conversation, branch: Sequence[Node]) -> str:
+def to_html(conversation: Conversation, branch: Sequence[Node], results: Sequence[KeptResult] = ()) -> str:
     """Render one self-contained page; reasoning is collapsed."""
     system = _system(conversation, branch)
     parts = [_section("system", "System", system)] if system else []
-    parts += [_section(node.role, _speaker(node), node.text, node) for node in branch]
+    speakers = _speakers(branch)
+    parts += [_section(node.role, who, node.text, node) for node, who in zip(branch, speakers, strict=True)]
+    parts += map(_result_section, results)
     return PAGE.format(
         title=_escape(_heading(conversation)),
         body="\n".join(parts),
-        footer=_escape(_footer(conversation)),
+        footer=_escape(_footer(conversation, branch)),
     )
 
 
-def to_json(conversation: Conversation, nodes: Sequence[Node]) -> str:
+def to_json(conversation: Conversation, nodes: Sequence[Node], results: Sequence[KeptResult] = ()) -> str:
     """Serialize the whole tree, for `import_conversation` to read."""
     header = asdict(conversation)
     for name in ("id", "imported", "updated"):
@@ -102,7 +111,8 @@ def to_json(conversation: Conversation, nodes: Sequence[Node]) -> str:
     messages = [asdict(node) for node in nodes]
     for message in messages:
         del message["conversation"]
-    document = {"format": FORMAT, "version": VERSION, **header, "nodes": messages}
+    kept = [{name: value for name, value in asdict(result).items() if name != "id"} for result in results]
+    document = {"format": FORMAT, "version": VERSION, **header, "nodes": messages, "results": kept}
     return json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -115,7 +125,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _heading(conversation: Conversation) -> str:
-    return " ".join(conversation.title.split()) or "Conversation"
+    return _line(conversation.title) or "Conversation"
 
 
 def _system(conversation: Conversation, branch: Sequence[Node]) -> str:
@@ -123,13 +133,35 @@ def _system(conversation: Conversation, branch: Sequence[Node]) -> str:
     return "" if any(node.role == "system" for node in branch) else conversation.system
 
 
-def _footer(conversation: Conversation) -> str:
+def _footer(conversation: Conversation, branch: Sequence[Node]) -> str:
     created = datetime.fromtimestamp(conversation.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return " · ".join(part for part in (conversation.model.name, created) if part)
+    models = ", ".join(dict.fromkeys(_line(node.model_name) for node in branch if node.model_name))
+    return " · ".join(part for part in (models or conversation.model.name, created) if part)
 
 
-def _speaker(node: Node) -> str:
-    return SPEAKERS[node.role] + (" (stopped)" if node.state != "complete" else "")
+def _speakers(branch: Sequence[Node]) -> list[str]:
+    """Return who wrote each message; the model is named where it is another one than before."""
+    speakers, model = [], ""
+    for node in branch:
+        named = f" · {_line(node.model_name)}" if node.model_name not in ("", model) else ""
+        model = node.model_name or model
+        speakers.append(SPEAKERS[node.role] + (" (stopped)" if node.state != "complete" else "") + named)
+    return speakers
+
+
+def _after(result: KeptResult) -> str:
+    return f"A result, after turn {result.turn}" if result.turn else "A result, before the first turn"
+
+
+def _result_section(result: KeptResult) -> str:
+    head, body = f"{_after(result)}: {_line(result.title)}", _block(result.text, code=True)
+    return (
+        f'<section class="result">\n<details><summary>{_escape(head)}</summary>{body}</details>\n</section>'
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _indent_json(value: Any) -> str:

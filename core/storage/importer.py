@@ -15,6 +15,7 @@ from ..quoting import quote_value
 from .export import FORMAT, VERSION
 from .records import (
     MAX_IDS,
+    MAX_RESULT_NBYTES,
     MAX_TIME,
     ConversationContent,
     ModelIdentity,
@@ -22,6 +23,7 @@ from .records import (
     NodeDraft,
     NodeState,
     Role,
+    result_nbytes,
 )
 from .store import Store
 
@@ -63,7 +65,28 @@ def import_conversation(store: Store, path: Path) -> int:
     created = document.time("created")
     if any(_is_huge(value) for level in levels for container in level for value in _values(container)):
         raise StoreError(f"{path} holds a number that is out of range")
-    return store.import_tree(content, drafts, None if leaf is None else positions[leaf], created)
+    results = _parse_results(document)
+    conversation = store.import_tree(content, drafts, None if leaf is None else positions[leaf], created)
+    for result in results:
+        store.add_result(conversation, **result)
+    return conversation
+
+
+def _parse_results(document: "_UntrustedObject") -> list[dict[str, Any]]:
+    """Return the results in the file, as what `Store.add_result` takes. Raises StoreError."""
+    results = []
+    for position, value in enumerate(document.value_of("results", list, [])):
+        given = _UntrustedObject(value, f"{document.where}, result {position + 1}")
+        result = {
+            "turn": given.number("turn", 0, MAX_NODES),
+            "title": given.text("title"),
+            "text": given.text("text"),
+            "parts": given.value_of("parts", list, []),
+        }
+        if result_nbytes(result["title"], result["text"], result["parts"]) > MAX_RESULT_NBYTES:
+            raise StoreError(f"{given.where} is larger than {MAX_RESULT_NBYTES >> 10} KiB")
+        results.append(result)
+    return results
 
 
 def _parse_messages(document: "_UntrustedObject") -> tuple[list[NodeDraft], dict[int, int]]:
@@ -99,6 +122,7 @@ def _parse_message(node: "_UntrustedObject", parent: int | None) -> NodeDraft:
         state="cancelled" if state == "streaming" else state,  # no process writes it any longer
         settings=node.value_of("settings", dict, {}),
         stats=node.value_of("stats", dict, {}),
+        model_name=node.text("model_name"),
     )
     return NodeDraft(parent, node.choice("role", get_args(Role)), node.time("created"), content)
 

@@ -57,12 +57,35 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX nodes_to_index ON nodes (id) WHERE NOT indexed",
     ),
     ("ALTER TABLE nodes ADD COLUMN opener BLOB NOT NULL DEFAULT x''",),
+    (
+        "ALTER TABLE nodes ADD COLUMN model_name TEXT NOT NULL DEFAULT ''",  # of the model that replied
+        "CREATE INDEX nodes_by_model ON nodes (conversation, model_name)",
+    ),
+    (
+        """CREATE TABLE results (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            conversation INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+            turn INTEGER NOT NULL,
+            title TEXT NOT NULL,
+            text TEXT NOT NULL,
+            parts TEXT NOT NULL,     -- JSON list
+            created REAL NOT NULL
+        )""",
+        "CREATE INDEX results_by_conversation ON results (conversation)",
+    ),
 )
 MAX_IDS = 1 << 24
 ID_COLUMNS = ("ids", "opener")
 TEXT_FIELDS = ("text", "thinking", "raw_text", "tool_calls")
 TITLE_CHARACTERS = 60
+MAX_RESULT_NBYTES, MAX_RESULTS_NBYTES = 256 << 10, 4 << 20  # of one result; of a conversation's results
 MAX_TIME = 1e11  # seconds since 1970: the year 5138
+RESULT_COLUMNS = {
+    **dict.fromkeys(("title", "text"), str),
+    **dict.fromkeys(("id", "turn"), int),
+    "parts": list,
+    "created": float,
+}
 CONVERSATION_COLUMNS = {
     **dict.fromkeys(("title", "system"), str),
     **dict.fromkeys(("settings", "model"), dict),
@@ -71,7 +94,7 @@ CONVERSATION_COLUMNS = {
     "leaf": int | None,
 }
 NODE_COLUMNS = {
-    **dict.fromkeys(("role", "text", "thinking", "state"), str),
+    **dict.fromkeys(("role", "text", "thinking", "state", "model_name"), str),
     **dict.fromkeys(("settings", "stats"), dict),
     **dict.fromkeys(("tool_calls", "ids", "opener"), list),
     **dict.fromkeys(("id", "conversation"), int),
@@ -97,7 +120,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation; times are in seconds since 1970.
+    """One conversation; times are in seconds since 1970. `model` is the one it was last held with.
 
     `leaf` is the last node of the current branch. The token ids of an `imported` conversation come from a
     file and are not verified.
@@ -121,6 +144,7 @@ class Node:
 
     `ids` are the message's token ids; if several messages form one question, the last one holds them all.
     `opener` holds the template's token ids right before a reply. Each tool call has a name and arguments.
+    `model_name` names the model that wrote a reply; it is empty for questions and where nothing was noted.
     """
 
     id: int
@@ -136,6 +160,22 @@ class Node:
     stats: dict[str, Any]
     created: float
     opener: list[int] = field(default_factory=list)
+    model_name: str = ""
+
+
+@dataclass(frozen=True)
+class KeptResult:
+    """What a job or a command found out, shown after turn number `turn`; never part of a prompt.
+
+    `text` says it in words; `parts` are for the front end, which draws them.
+    """
+
+    id: int
+    turn: int
+    title: str
+    text: str
+    parts: list[Any]
+    created: float
 
 
 @dataclass(frozen=True)
@@ -160,6 +200,7 @@ class NodeContent(TypedDict, total=False):
     state: NodeState
     settings: Mapping[str, Any]
     stats: Mapping[str, Any]
+    model_name: str
 
 
 class ConversationContent(TypedDict, total=False):
@@ -230,6 +271,12 @@ def _encode(name: str, value: Any) -> Any:
     return json.dumps(value, allow_nan=False, default=str)
 
 
+def result_nbytes(title: str, text: str, parts: Sequence[Any]) -> int:
+    """Return the bytes that a result takes in the store."""
+    columns = encode_columns({"title": title, "text": text, "parts": list(parts)})
+    return sum(len(value.encode()) for value in columns.values())
+
+
 def parse_conversation(row: Row) -> Conversation:
     """Build a conversation from its row. Raises ValueError for damaged data."""
     columns = _decode_columns(row, CONVERSATION_COLUMNS)
@@ -253,10 +300,18 @@ def parse_node(row: Row) -> Node:
     return node
 
 
+def parse_result(row: Row) -> KeptResult | None:
+    """Build a result from its row; None for damaged data."""
+    try:
+        return KeptResult(**_decode_columns(row, RESULT_COLUMNS))
+    except ValueError:
+        return None
+
+
 def _decode_columns(row: Row, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Return the decoded columns of `row` that `kinds` names: SQLite keeps any type in any column."""
     columns = {name: row[name] for name in kinds}
-    for name in columns.keys() & {"settings", "stats", "tool_calls", "model"}:
+    for name in columns.keys() & {"settings", "stats", "tool_calls", "model", "parts"}:
         columns[name] = parse_json_value(_checked(columns[name], str, name), any_integer=True)
     for name in columns.keys() & set(ID_COLUMNS):
         columns[name] = unpack_ids(_checked(columns[name], bytes, name))

@@ -17,10 +17,13 @@ from .database import Database, Execute
 from .fulltext import FullText
 from .records import (
     APPLICATION_ID,
+    MAX_RESULT_NBYTES,
+    MAX_RESULTS_NBYTES,
     MIGRATIONS,
     Conversation,
     ConversationContent,
     Hit,
+    KeptResult,
     ModelIdentity,
     Node,
     NodeContent,
@@ -31,6 +34,8 @@ from .records import (
     make_title,
     parse_conversation,
     parse_node,
+    parse_result,
+    result_nbytes,
 )
 from .state_files import release
 
@@ -45,6 +50,14 @@ BRANCH = """
         UNION SELECT nodes.id, nodes.parent FROM path JOIN nodes ON nodes.id = path.parent
     )
     SELECT * FROM nodes WHERE id IN (SELECT id FROM path) ORDER BY id"""
+
+FORGET_RESULTS = """
+    DELETE FROM results WHERE id IN (
+        SELECT id FROM (
+            SELECT id, sum(length(CAST(title || text || parts AS BLOB))) OVER (ORDER BY id DESC) AS nbytes
+            FROM results WHERE conversation = ?1
+        ) WHERE nbytes > ?2
+    )"""
 
 
 class Store:
@@ -143,6 +156,17 @@ class Store:
             limit,
         )
         return [self._conversation_or_mark(row) for row in rows]
+
+    def model_names(self) -> dict[int, list[str]]:
+        """Return the names of the models that replied in each conversation, by its id."""
+        rows = self._database.read(
+            "SELECT DISTINCT conversation, model_name FROM nodes WHERE model_name != ''"
+        )
+        names: dict[int, list[str]] = {}
+        for row in rows:
+            if isinstance(row["model_name"], str):  # others are damaged
+                names.setdefault(row["conversation"], []).append(row["model_name"])
+        return names
 
     def latest(self) -> Conversation | None:
         """Return the most recently updated conversation that can be read."""
@@ -280,6 +304,27 @@ class Store:
             if node is not None:
                 self._require_node(conversation, node)
             _set_leaf(execute, conversation, node)
+
+    # --- results ---
+
+    def add_result(self, conversation: int, turn: int, title: str, text: str, parts: Sequence[Any]) -> None:
+        """Keep a result with the conversation, in place of the oldest ones beyond MAX_RESULTS_NBYTES.
+
+        Raises StoreError for one beyond MAX_RESULT_NBYTES.
+        """
+        columns = encode_columns({"title": make_title(title), "text": text, "parts": list(parts)})
+        if result_nbytes(title, text, parts) > MAX_RESULT_NBYTES:
+            raise StoreError(f"{title} is too large to be kept, more than {MAX_RESULT_NBYTES >> 10} KiB")
+        with self._database.write() as execute:
+            self.conversation(conversation)
+            places = {"conversation": conversation, "turn": turn, "created": self._clock()}
+            _insert_row(execute, "results", places | columns)
+            execute(FORGET_RESULTS, conversation, MAX_RESULTS_NBYTES)
+
+    def results(self, conversation: int) -> list[KeptResult]:
+        """Return the results kept with a conversation, oldest first; damaged ones are left out."""
+        rows = self._database.read("SELECT * FROM results WHERE conversation = ? ORDER BY id", conversation)
+        return [result for row in rows if (result := parse_result(row)) is not None]
 
     # --- rows ---
 

@@ -125,7 +125,7 @@ class Conversation:
             raise UsageError(f"there is no question {number}: this branch has {len(turns)}")
         return turns[number - 1]
 
-    def add(self, parent: int | None, question: str, done: dict[str, Any]) -> None:
+    def add(self, parent: int | None, question: str, done: dict[str, Any], model_name: str = "") -> None:
         number = 2 * len(self.nodes) + 2
         stats = {
             name: done[name]
@@ -149,6 +149,7 @@ class Conversation:
                 "finish_reason": done["finish_reason"],
                 "stats": stats,
                 "created": 1_700_000_000.0 + number,
+                "model_name": model_name,
             }
         )
         self.leaf = number
@@ -198,7 +199,7 @@ class Engine:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._conversations = [Conversation(1)]
-        self._loaded = False
+        self._loaded, self._model_name = False, ""
         self._output = os.fdopen(os.dup(1), "wb")
 
     @property
@@ -308,7 +309,7 @@ class Engine:
         if request.method == "edit":
             parent = here.turn(request.params["turn"])["parent"]
         if done["text"] or done["thinking"]:
-            here.add(parent, question, done)
+            here.add(parent, question, done, self._model_name)
         return {"state": here.state()}
 
     def _usual(self, request: Request) -> dict[str, Any]:
@@ -319,7 +320,7 @@ class Engine:
         return {"state": self.here.state()} if result is None else result
 
     def _do_load(self, model: str, conversation: int | None, system: str | None, **_: Any) -> dict[str, Any]:
-        self._loaded = True
+        self._loaded, self._model_name = True, Path(model).name
         if conversation is not None:
             self._go_to(conversation)
         self.here.system = system or self.here.system

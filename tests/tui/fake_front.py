@@ -1,11 +1,13 @@
 """A front end that records what the chat and its commands call, and answers from a script."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from qchat.core.conversation.summary import ConversationState, Turn
 from qchat.core.events import Done, Text
 from qchat.tui.chat.decoding import Batch
 from qchat.tui.chat.jobs import Job
+from qchat.tui.chat.kept_results import Result
 from qchat.tui.text.report import Report, report_lines, report_text
 from qchat.tui.text.sanitise import cells
 
@@ -50,6 +52,10 @@ class FakeFront:
 
     def report(self, report: Report) -> None:
         self.calls.append(("report", report))
+
+    def results(self, results: Sequence[Result]) -> None:
+        if results:
+            self.calls.append(("results", [(one.turn, one.report.title) for one in results]))
 
     def job(self, job: Job) -> None:
         self.calls.append(("job", job.title))

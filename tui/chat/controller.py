@@ -7,20 +7,22 @@ cannot be served now.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import CacheSummary, ConversationState, Turn
+from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError, UsageError
 from ...core.events import Done, Memory, Unloaded
-from ...core.worker.wire import LoadResult, ModelInfo, PromptResult, StateResult, UndoResult
+from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
+from .job_queue import JobQueue
 from .jobs import Job, Render, keep_speeds
+from .kept_results import KeptResults
 from .meter import Meter, Phase, Status
-from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, reply_text
+from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, record_settings, reply_text
 from .view import View
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = ["Chat", "Job", "Status", "View"]
 
 # the time that leaving may take: for the reply to stop, and for the live state to be written
 STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
+REPLYING = ("reading", "thinking", "answering")
 
 
 class Chat:
@@ -55,18 +58,17 @@ class Chat:
         self.model: ModelInfo | None = None
         self.state = NO_STATE
         self.queue: list[str] = []
-        self.jobs: list[Job] = []
         self.show_stats, self.gives_back = False, True  # `gives_back`: unanswered questions, to the prompt
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
-        self._factory, self._job_factory = client_factory, job_client_factory or client_factory
+        self._factory = client_factory
+        self.job_queue = JobQueue(self, job_client_factory or client_factory, view.job_changed)
         self._path: str | None = None  # of the model that is loaded, or to be loaded
         self._call: Call | None = None
         self._busy = False
         self._leaving = False
-        # jobs that have or wait for the memory of the chat's model; the folder to load it from again
-        self._memory, self._parking = asyncio.Lock(), 0
-        self._parked_path: str | None = None
+        self._parked_path: str | None = None  # of the model that was unloaded for a job
+        self.kept_results = KeptResults(store, view.note)
         self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -117,13 +119,7 @@ class Chat:
         self._hold(loaded.state)
         if self.store is None and kept.turns:
             self._hold((await client.request("prime", messages=messages_of(kept.turns))).state)
-        self.view.rebuilt(self.state)
-
-    async def unload(self) -> None:
-        """Free the memory of the model; the conversation stays."""
-        with self._at_work("working"):
-            await self._client().request("unload")
-            self.model = None
+        self._rebuild(kept.conversation)
 
     async def restart(self, *, context_limit: int | None = None) -> None:
         """Start a new engine in place of a dead one, with the same model and conversation, and continue.
@@ -169,6 +165,7 @@ class Chat:
         await asyncio.gather(*(client.stop() for client in clients if client is not None))
         if self._tasks:  # their calls have ended with the engines
             await asyncio.wait(self._tasks)
+        self.kept_results.leave(*(self.model.name, self.model.path) if self.model else ("", ""))
 
     async def _stopped(self) -> None:
         while self._call is not None:
@@ -197,6 +194,7 @@ class Chat:
 
     def _background(self, text: str) -> None:
         self.status.background = text
+        self._moved(disturbing=bool(text))
         self.view.status(self.status)
 
     def _died(self, reason: str) -> None:
@@ -241,8 +239,13 @@ class Chat:
         await self._client().request("close_thought")
 
     @property
+    def jobs(self) -> list[Job]:
+        return self.job_queue.jobs
+
+    @property
     def running_jobs(self) -> list[Job]:
-        return [job for job in self.jobs if job.state == "running"]
+        """The jobs that have not ended, those that wait included."""
+        return self.job_queue.running
 
     @property
     def job_to_stop(self) -> Job | None:
@@ -266,7 +269,7 @@ class Chat:
         settings: Mapping[str, Any],
     ) -> None:
         client = self._client()
-        running = RunningTurn(len(before) + 1, question)
+        running = RunningTurn(len(before) + 1, question, self.model.name if self.model else "")
         with self._at_work("reading"):
             if len(before) < len(self.state.turns):
                 self.view.rebuilt(replace(self.state, turns=tuple(before)))
@@ -357,18 +360,17 @@ class Chat:
     async def _move(self, method: str, **params: Any) -> Any:
         client = self._client()
         with self._at_work("working"):
+            before = self.state.conversation
             result = await client.request(method, **params)
             self._hold(result.state)
-            self.view.rebuilt(self.state)
+            self._rebuild(before)
             return result
 
-    async def explain(self) -> CacheSummary:
-        """Return what each turn reused of the cache, and the snapshots kept."""
-        return await self.request("explain")
-
-    async def prompt(self, text: str | None) -> PromptResult:
-        """Return the prompt as it would be if `text` were sent now, or as it is."""
-        return await self.request("prompt", text=text, settings=self.settings.reply())
+    def _rebuild(self, before: int | None) -> None:
+        """Draw the conversation anew, with its kept results if it was opened after conversation `before`."""
+        self.view.rebuilt(self.state)
+        if self.state.conversation not in (None, before):
+            self.view.results(self.kept_results.read(self.state.conversation))
 
     async def request(self, method: str, **params: Any) -> Any:
         """Call any other method and return its result, after what the engine does now."""
@@ -381,73 +383,67 @@ class Chat:
     def _hold(self, state: ConversationState) -> None:
         self.state = state
         self.meter.hold(state)
+        self.kept_results.settle(state.conversation)
         if self.model is not None:
-            self._record_conversation_settings(self.model, state)
-
-    def _record_conversation_settings(self, model: ModelInfo, state: ConversationState) -> None:
-        """Record the system prompt and history mode that a conversation brings along."""
-        by_default = "preserve" if model.can_preserve_thinking else "strip"
-        for name, value, default in (
-            ("system", state.system or None, None),
-            ("history", state.history, by_default),
-        ):
-            current = default if self.settings[name] is None else self.settings[name]
-            if value != current:
-                self.settings.record(name, value, "the conversation")
+            record_settings(self.settings, self.model, state)
 
     # jobs
 
     def start_job(
         self, title: str, method: str, params: Mapping[str, Any], render: Render, *, alone: bool = False
     ) -> Job:
-        """Begin a job in a process of its own; if it is to run `alone`, unload the chat's model meanwhile."""
+        """Begin or queue a job in a process of its own; while it runs `alone` the model is unloaded."""
         if method == "eval":  # what a benchmark measured is kept once it is known that it ran alone
             params = {"measurements": str(measurements_file()), **params}
-        job = Job(title, method, params, render, self.view.job_changed, self.clock)
-        job.alone = alone
+        job = Job(title, method, params, render, self.job_queue.changed, self.clock)
+        job.alone, job.place = alone, (self.state.conversation, len(self.state.turns))
         self.jobs.append(job)
         self.view.job(job)
-        self._in_background(self._run_job(job, alone))
+        self._in_background(self._run_job(job))
         return job
 
-    async def _run_job(self, job: Job, alone: bool) -> None:
-        if alone:
-            async with self._without_model():
-                await self._run_marked(job)
-        else:
-            await self._run_marked(job)
+    async def _run_job(self, job: Job) -> None:
+        await self.job_queue.run(job, self._keep_job)
         self._go_on()
 
-    async def _run_marked(self, job: Job) -> None:
-        """Run a job; mark it and those that run already."""
-        others = [other for other in self.running_jobs if other.is_active]
-        for one in (job, *others) if others else ():
-            one.overlapped = True
-            self.view.job_changed(one)
-        await job.run(self._job_factory())
+    async def _keep_job(self, job: Job) -> None:
+        """Keep the result of a finished job with its conversation, and its speeds with its models."""
+        self.kept_results.keep_job(job, self.state.conversation)
         await self._or_note(asyncio.to_thread(keep_speeds, job, measurements_file()))
 
-    @asynccontextmanager
-    async def _without_model(self) -> AsyncIterator[None]:
-        """Keep the chat's model out of memory, for one job after the other; the last one loads it again."""
-        self._parking += 1
-        try:
-            async with self._memory:
-                if self.model is not None:
-                    self._parked_path = self._path
-                    self.view.note("the model of this chat is unloaded while the job runs")
-                    with suppress(QchatError):
-                        await self._client().request("unload")
-                    self.model = None
-                    self.view.status(self.status)
-                yield
-        finally:
-            self._parking -= 1
-            path = self._parked_path
-            if not self._parking:
-                self._parked_path = None
-        if path is not None and not self._parking and not self._leaving:
+    def occupation(self) -> str:
+        """Name what the engine does now, or will do at once; empty if it rests."""
+        if self._busy:
+            return "the reply" if self.status.phase in REPLYING else "the engine"
+        return "the queued messages" if self.queue and self.model is not None else ""
+
+    @property
+    def background(self) -> str:
+        """Name the work of the engine that no request waits for; empty if there is none."""
+        return self.status.background if self.model is not None else ""
+
+    async def lend_memory(self) -> None:
+        """Unload the chat's model for jobs."""
+        if self.model is None:
+            return
+        self._parked_path = self._path
+        self.view.note("the model of this chat is unloaded while the job runs")
+        with suppress(QchatError):
+            await self._client().request("unload")
+        self.model = None
+        self.view.status(self.status)
+
+    async def take_memory_back(self) -> None:
+        """Load the model again that was unloaded for jobs."""
+        path, self._parked_path = self._parked_path, None
+        if path is not None and not self._leaving:
             await self._or_note(self.load(path))
+
+    def _moved(self, *, disturbing: bool) -> None:
+        """Tell the jobs that the engine began or ended something; beside a measurement it disturbs."""
+        if disturbing:
+            self.job_queue.disturb()
+        self.job_queue.move()
 
     # work
 
@@ -457,6 +453,7 @@ class Chat:
         if self.busy:
             raise UsageError("something is running: wait for it, or stop it first")
         self._busy = True
+        self._moved(disturbing=True)
         if phase == "working":
             self.status.phase = phase
         else:
@@ -474,6 +471,7 @@ class Chat:
             else:
                 self.meter.end("idle")
             self.view.status(self.status)
+            self._moved(disturbing=False)
             self._go_on()
 
     def _go_on(self) -> None:

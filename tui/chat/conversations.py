@@ -4,11 +4,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.errors import UsageError
+from ...core.errors import QchatError, UsageError
+from ...core.hub.names import model_name
 from ..user.paths import conversations_file
 
 if TYPE_CHECKING:
     from ...core import Store
+    from ...core.hub.library import Locations
     from ...core.storage.records import Conversation
 
 LATEST = "latest"
@@ -43,13 +45,34 @@ def find(store: "Store", word: str) -> "Conversation":
     raise UsageError(f"{len(named)} conversations begin with {word!r:.60}: say which by number ({numbers})")
 
 
-def model_of(conversation: "Conversation | None") -> str | None:
-    """Return the folder of the model that it was last held with here, if that still exists.
+def model_of(conversation: "Conversation | None", places: "Locations") -> str | None:
+    """Return the folder of the model that it was last held with here, if that is still on this machine.
 
-    An imported conversation names none.
+    The folder may have moved within `places`. An imported conversation names none.
     """
-    folder = conversation.model.folder if conversation is not None and not conversation.imported else ""
-    return folder if folder and Path(folder).is_dir() else None
+    if conversation is None or conversation.imported or not conversation.model.folder:
+        return None
+    if Path(conversation.model.folder).is_dir():
+        return conversation.model.folder
+    from ...core.hub import library
+
+    try:
+        found = library.find_model(conversation.model.name, places)
+    except QchatError:
+        return None
+    return str(found) if model_name(found.resolve()) == conversation.model.name else None
+
+
+def describe_other_model(conversation: "Conversation | None", folder: Path) -> str:
+    """Say that another model than the one in `folder` replied last; empty if none did, or it is unknown."""
+    last, here = (conversation.model if conversation else None), model_name(folder.resolve())
+    if conversation is None or last is None or last.name in ("", here):
+        return ""
+    why = ""
+    if not conversation.imported and last.folder and not Path(last.folder).is_dir():
+        why = ", which is no longer on this machine"
+    held = "was imported; it was held" if conversation.imported else "was last held"
+    return f"this conversation {held} with {last.name}{why}; {here} answers now"
 
 
 def when(seconds: float, now: datetime | None = None) -> str:

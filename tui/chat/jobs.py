@@ -22,6 +22,8 @@ CHANGES_PER_SECOND = 10
 # large matrix products cannot be interrupted
 CANCEL_SECONDS = 20.0
 LONG_SECONDS = 10.0
+MEASURING = ("bench", "compare")  # jobs that measure speeds
+NOT_ALONE = "something else ran meanwhile: these speeds are not comparable, and not kept"
 NOT_FIGURES = ("event", "place", "against")
 
 
@@ -42,7 +44,10 @@ class Job:
         self.events: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
         self.error = ""
-        self.overlapped = False  # whether another job ran at the same time
+        self.measures = method in MEASURING
+        self.place: tuple[int | None, int] = (None, 0)  # the conversation and turn that it belongs to
+        self.waits_for = ""  # what has to end before the job begins
+        self.overlapped = False  # whether something else ran while it measured speeds
         self.alone = False  # whether it has the memory of the chat's model
         self.begin, self.seconds = clock(), 0.0
         self.log: list[str] = []
@@ -56,8 +61,13 @@ class Job:
 
     @property
     def is_active(self) -> bool:
-        """Whether the job has begun to run, not only to wait for memory, and has not ended."""
+        """Whether the job has begun to run, not only to wait, and has not ended."""
         return self.state == "running" and self.client is not None
+
+    @property
+    def warning(self) -> str:
+        """A sentence about figures that are not to be trusted; empty where they are."""
+        return NOT_ALONE if self.overlapped else ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -73,7 +83,7 @@ class Job:
     @property
     def is_long(self) -> bool:
         """Whether so much work would be lost that a slip of the finger must not end the job."""
-        return self.age >= LONG_SECONDS
+        return not self.waits_for and self.age >= LONG_SECONDS
 
     @property
     def stopping(self) -> bool:
@@ -100,7 +110,7 @@ class Job:
 
     async def run(self, client: EngineClient) -> None:
         """Run the job in a process that `client` starts; its errors go to `error`."""
-        self.client = client
+        self.client, self.begin = client, self._clock()
         try:
             if not self._cancelled:
                 await client.start()

@@ -3,10 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import ConversationState, ToolCall, Turn, TurnStats
 from ...core.events import CallEvent, Done, Text, Thought, ToolUse
+from ...core.worker.wire import ModelInfo
+
+if TYPE_CHECKING:
+    from ..user.settings import Settings
 
 NO_STATE = ConversationState(
     conversation=None,
@@ -21,8 +25,8 @@ NO_STATE = ConversationState(
 )
 
 
-def new_turn(number: int, question: str) -> Turn:
-    """Return a turn without a reply; the engine has no node for it yet."""
+def new_turn(number: int, question: str, model_name: str = "") -> Turn:
+    """Return a turn without a reply, which the named model will write; the engine has no node for it yet."""
     return Turn(
         number=number,
         role="user",
@@ -35,14 +39,15 @@ def new_turn(number: int, question: str) -> Turn:
         siblings=(),
         stats=TurnStats(),
         created=time.time(),
+        model_name=model_name,
     )
 
 
 class RunningTurn:
     """A turn while it is being answered: the `turn` so far, and its `done`, cancelled until the end."""
 
-    def __init__(self, number: int, question: str):
-        self.turn = new_turn(number, question)
+    def __init__(self, number: int, question: str, model_name: str = ""):
+        self.turn = new_turn(number, question, model_name)
         self.done = Done("cancelled")
 
     def collect(self, batch: Sequence[CallEvent]) -> None:
@@ -64,6 +69,11 @@ class RunningTurn:
         self.turn, self.done = replace(self.turn, finish_reason="error"), Done("error", detail=reason)
 
 
+def last_model(turns: Sequence[Turn]) -> str:
+    """Return the name of the model that replied last; empty where that is unknown."""
+    return next((turn.model_name for turn in reversed(turns) if turn.model_name), "")
+
+
 def has_reply(turn: Turn) -> bool:
     """Whether there is anything of a reply."""
     return bool(reply_text(turn) or turn.tool_calls)
@@ -83,6 +93,18 @@ def kept_settings(state: ConversationState, number: int | None) -> dict[str, Any
         return {"system": None, "history": None}
     kept = {"system": state.system} if state.system else {}
     return kept | ({"history": state.history} if state.turns else {})
+
+
+def record_settings(settings: "Settings", model: ModelInfo, state: ConversationState) -> None:
+    """Record the system prompt and history mode that a conversation brings along."""
+    by_default = "preserve" if model.can_preserve_thinking else "strip"
+    for name, value, default in (
+        ("system", state.system or None, None),
+        ("history", state.history, by_default),
+    ):
+        current = default if settings[name] is None else settings[name]
+        if value != current:
+            settings.record(name, value, "the conversation")
 
 
 def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:

@@ -9,7 +9,10 @@ from .jobs import Job
 from .meter import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..text.report import Report
+    from .kept_results import Result
 
 NoteKind = Literal["info", "warning", "error"]
 
@@ -47,6 +50,10 @@ class View(Protocol):
 
     def report(self, report: "Report") -> None:
         """Show a report."""
+        ...
+
+    def results(self, results: "Sequence[Result]") -> None:
+        """Show the results that were kept with the conversation which was just opened."""
         ...
 
     def job(self, job: Job) -> None:

@@ -15,7 +15,7 @@ from ...core.errors import UsageError
 from ...core.machine.files import MAX_JSON_NBYTES, parse_json_value, read_text
 from ...core.quoting import quote_value
 from ..chat.client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
-from ..chat.conversations import find, model_of, open_store
+from ..chat.conversations import describe_other_model, find, model_of, open_store
 from ..chat.start import Beginning
 from ..text.output import write
 from ..user.attachments import read, with_files
@@ -115,8 +115,12 @@ def _check_hostfile(path: Path) -> None:
 
 
 def _beginning(launch: Launch, store: "Store") -> Beginning:
+    from ...core.hub.library import Locations
+
     found = find(store, launch.session) if launch.session else None
-    folder, said = choose_model(launch.model or model_of(found), launch.settings, yes=launch.yes)
+    places = Locations.from_setting(launch.settings["models_dir"])
+    folder, said = choose_model(launch.model or model_of(found, places), launch.settings, yes=launch.yes)
+    said = describe_other_model(found, folder) or said
     text = with_files(launch.text, [read(path, Path.cwd()) for path in launch.files]).strip()
     return Beginning(str(folder), found.id if found else None, text, launch.stats, said or "")
 

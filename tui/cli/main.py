@@ -144,11 +144,14 @@ def _answer(args: argparse.Namespace, settings: "Settings") -> int:
     )
     if args.session is None:
         return run(replace(request, model=_model(args, settings)))
-    from ..chat.conversations import find, model_of, open_store
+    from ...core.hub.library import Locations
+    from ..chat.conversations import describe_other_model, find, model_of, open_store
 
     with open_store() as store:
         found = find(store, args.session)
-        model = _model(args, settings, model_of(found))
+        model = _model(args, settings, model_of(found, Locations.from_setting(settings["models_dir"])))
+        if (other := describe_other_model(found, Path(model))) and not args.quiet:
+            note(other)
         return run(replace(request, model=model, store=store, conversation=found.id))
 
 

@@ -79,6 +79,7 @@ COMMANDS: tuple[Command, ...] = (
     thinking.Budget(),
     thinking.History(),
     conversation.Cache(),
+    conversation.Results(),
     conversation.Compact(),
     sessions.Rename(),
     sessions.Save(),

@@ -13,6 +13,7 @@ from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
 from ...core.worker.wire import ModelInfo
 from ..chat.controller import View
+from ..chat.turns import last_model
 from ..text.report import Lines, Report
 
 if TYPE_CHECKING:
@@ -171,6 +172,13 @@ def turn_number(chat: "Chat", text: str) -> int:
 
 def complete_turn(chat: "Chat", argument: str) -> list[str]:
     return starting(argument, [str(turn.number) for turn in reversed(turns(chat))])
+
+
+def note_other_model(chat: "Chat", front: Front) -> None:
+    """Tell which model the conversation was last held with, if another one is loaded now."""
+    last, here = last_model(chat.state.turns), chat.model.name if chat.model else ""
+    if last and here and last != here:
+        front.note(f"this conversation was last held with {last}; {here} answers now")
 
 
 def need_model(chat: "Chat") -> ModelInfo:

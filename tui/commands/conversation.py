@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.conversation.summary import Branch, CacheSummary, Turn
 from ...core.errors import ContextLengthExceeded, UsageError
 from ..chat.client import EngineError
+from ..chat.kept_results import list_results
 from ..text.report import Report, Table
 from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
 from .parameters import OF_REPLIES, parse_pairs
@@ -141,6 +142,25 @@ class Rewind(Command):
             await Edit().run(chat, front, chosen)
 
 
+class Results(Command):
+    """List what jobs and /show found out in this conversation, or print one of these results again."""
+
+    names = ("results",)
+    usage = "[NUMBER]"
+    while_busy = True
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        number = chat.state.conversation
+        results = chat.kept_results.read(number) if number is not None else []
+        if not results:
+            front.note("no results are kept with this conversation")
+        elif not argument:
+            columns = ("number", "turn", "when", "result")
+            front.report(Report("Results", (Table(columns, list_results(results), ">><<"),)))
+        else:
+            front.report(results[whole(argument, "the result", 1, len(results)) - 1].report)
+
+
 class Compact(Command):
     """Summarise all but the last N turns (1) and continue from the summary in a new conversation.
 
@@ -224,7 +244,7 @@ class Cache(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         need_model(chat)
-        front.report(cache_report(await chat.explain()))
+        front.report(cache_report(await chat.request("explain")))
 
 
 def cache_report(cache: CacheSummary) -> Report:

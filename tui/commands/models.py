@@ -13,7 +13,7 @@ from ..tasks.models import format_size
 from ..tasks.progress import Events, running_report
 from ..text.report import Lines, Report
 from ..user.attachments import complete as complete_path
-from .base import Command, Front, starting
+from .base import Command, Front, note_other_model, starting
 
 if TYPE_CHECKING:
     from ...core.hub.library import LocalModel, Locations
@@ -46,6 +46,7 @@ class Model(Command):
         if name:
             folder = await resolve(chat, front, name)
             await chat.load(str(folder))
+            note_other_model(chat, front)
             chat.settings.change("model", str(folder), f"/{self.name}")
             remember(chat, folder)
 

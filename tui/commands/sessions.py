@@ -12,7 +12,7 @@ from ..chat.conversations import LATEST, find
 from ..tasks.parsers import action_names
 from ..user.attachments import complete as complete_path
 from ..user.paths import user_path
-from .base import Command, Front, first_words, starting, turns
+from .base import Command, Front, first_words, note_other_model, starting, turns
 from .task_command import TaskCommand
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class SessionsCommand(TaskCommand):
         first = argument.split(maxsplit=1)[0] if argument else ""
         if argument == LATEST or argument.removeprefix("#").isdecimal():
             await chat.open(find(store, argument).id)
+            note_other_model(chat, front)
         elif argument and first not in action_names(self.parser()) and not first.startswith("-"):
             await super().run(chat, front, shlex.join(["search", "--", argument]))
         else:
@@ -132,6 +133,7 @@ class Import(Command):
         path = user_path(argument)
         number = import_conversation(need_store(chat), path)
         await chat.open(number)
+        note_other_model(chat, front)
         front.note(f"{path.name} is conversation {number} now")
 
 

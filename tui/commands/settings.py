@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
 from ...core.events import Performance
-from ...core.worker.wire import ModelInfo
+from ...core.worker.wire import ModelInfo, PromptResult
 from ..text.report import Lines, Report, Spark, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
@@ -165,26 +165,28 @@ class Show(Command):
         subject, _, text = argument.partition(" ")
         match choice(subject or "info", "what to show", SUBJECTS):
             case "info" | "model":
-                front.report(model_report(need_model(chat)))
+                report = model_report(need_model(chat))
             case "parameters":
-                front.report(parameters_report(chat))
+                report = parameters_report(chat)
             case "system":
-                front.report(system_report(chat))
+                report = system_report(chat)
             case "template":
-                front.report(Report("Chat template", (Lines(need_model(chat).template.split("\n")),)))
+                report = Report("Chat template", (Lines(need_model(chat).template.split("\n")),))
             case "prompt":
-                await self._prompt(chat, front, text.strip())
-            case "config":
-                front.report(config_report(chat))
+                report = await self._prompt(chat, text.strip())
+            case _:
+                report = config_report(chat)
+        front.report(report)
+        chat.kept_results.keep(report, chat.state.conversation, len(chat.state.turns))
 
-    async def _prompt(self, chat: "Chat", front: Front, text: str) -> None:
+    async def _prompt(self, chat: "Chat", text: str) -> Report:
         need_model(chat)
         if chat.busy:
             raise UsageError(
                 "/show prompt needs the engine, which is writing a reply: wait for it, or stop it first"
             )
-        prompt = await chat.prompt(text or None)
-        front.report(Report(f"Prompt · {prompt.tokens:,} tokens", (Lines(prompt.text.split("\n")),)))
+        prompt: PromptResult = await chat.request("prompt", text=text or None, settings=chat.settings.reply())
+        return Report(f"Prompt · {prompt.tokens:,} tokens", (Lines(prompt.text.split("\n")),))
 
 
 class Stats(Command):
@@ -212,7 +214,9 @@ def stats_json(chat: "Chat") -> dict[str, Any]:
         "model": chat.model.name if chat.model else None,
         "tokens": chat.state.tokens,
         "context_limit": chat.state.context_limit,
-        "turns": [{"turn": turn.number, **asdict(turn.stats)} for turn in turns(chat)],
+        "turns": [
+            {"turn": turn.number, "model": turn.model_name, **asdict(turn.stats)} for turn in turns(chat)
+        ],
     }
 
 
@@ -234,7 +238,14 @@ def stats_report(chat: "Chat") -> Report:
         "peak GiB",
     )
     speeds = [turn.stats.performance.decode_tokens_per_s for turn in state.turns]
-    table = Table(columns, [_stats_row(turn) for turn in state.turns], ">" * len(columns))
+    rows = [_stats_row(turn) for turn in state.turns]
+    models = [turn.model_name for turn in state.turns]
+    if set(models) - {"", chat.model.name if chat.model else ""}:  # not all of the model in the title
+        columns, rows = (
+            ("model", *columns),
+            [(name or "–", *row) for name, row in zip(models, rows, strict=True)],
+        )
+    table = Table(columns, rows, "<" * (len(columns) - 12) + ">" * 12)
     used = f"context {state.tokens:,} of {state.context_limit:,} tokens"
     title = f"{chat.model.name if chat.model else 'no model'} · {used}"
     if not speeds:

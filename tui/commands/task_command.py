@@ -47,10 +47,8 @@ class TaskCommand(Command):
     def usage(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.task.usage
 
-    @property
-    def while_busy(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """True unless the task unloads the model of the reply."""
-        return not isinstance(self.task, EngineTask) or self.task.memory != "all"
+    # a job that would disturb the reply, or unload its model, waits for its end
+    while_busy = True
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of this door."""

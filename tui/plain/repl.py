@@ -8,7 +8,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ..chat.client import EngineDied
 from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
+from ..chat.kept_results import Result
 from ..chat.meter import Status, figures
 from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
@@ -340,6 +341,10 @@ class Repl:
     def report(self, report: Report) -> None:
         self.out.report(report)
 
+    def results(self, results: Sequence[Result]) -> None:
+        if results and self.attended:
+            self.note(f"{len(results)} results are kept with this conversation: /results shows them")
+
     def job(self, job: Job) -> None:
         self._jobs.add(job)
         self.note(f"{job.title}: ctrl+c stops it")
@@ -348,6 +353,8 @@ class Repl:
         if job.state != "running":
             self._jobs.discard(job)
             self.out.report(Report(f"{job.title}: {job.state}", job_parts(job)))
+        elif job.waits_for:
+            self.note(f"{job.title} waits for {job.waits_for}")
         else:
             last = next((one for one in reversed(job.events) if one["event"] == "progress"), None)
             if last is not None and last["total"] and self.attended:

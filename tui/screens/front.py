@@ -1,6 +1,6 @@
 """The full-screen app as chat and commands see it: their calls change its widgets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
@@ -13,6 +13,7 @@ from ...core.events import Done
 from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
+from ..chat.kept_results import Result
 from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
@@ -110,6 +111,10 @@ class AppFront:
         self._view.transcript.add_report(report)
         self._view.transcript.go_to_end()
 
+    def results(self, results: Sequence[Result]) -> None:
+        for one in results:
+            self._view.transcript.add_kept(one.turn, one.when, one.report)
+
     def job(self, job: Job) -> None:
         self._blocks[id(job)] = self._view.transcript.add_report(_block(job))
         self._view.transcript.go_to_end()
@@ -138,7 +143,8 @@ class AppFront:
                 self._view.keybar.say(again, "warning", ARMED_SECONDS)
                 return
         if job is not None:
-            self._view.keybar.say(f"stopping the {job.method}…")
+            left = f"the {job.method} is out of the queue" if job.waits_for else f"stopping the {job.method}…"
+            self._view.keybar.say(left)
         self._chat.stop()
 
     # the front end of the commands
@@ -209,6 +215,7 @@ def _block(job: Job) -> Report:
     parts = job_parts(job)
     if job.state == "failed":
         return Report("", (Lines((f"✖ {job.title} failed",), "bad"), *parts))
-    running = "stopping…" if job.stopping else "esc stops it"
+    stops = "queued, esc takes it out" if job.waits_for else "esc stops it"
+    running = "stopping…" if job.stopping else stops
     how = running if job.state == "running" else job.state
     return Report(f"{job.title} · {how}", parts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import work
 from textual.binding import Binding, BindingType
 
-from ...core.conversation.summary import SnapshotSummary, Turn
+from ...core.conversation.summary import CacheSummary, SnapshotSummary, Turn
 from ...core.errors import QchatError
 from ..commands.base import turns
 from .listing import Column, Keys, Listing, Row
@@ -53,7 +53,7 @@ class RewindScreen(Listing):
         if self._chat.busy or self._chat.model is None:
             return
         try:
-            cache = await self._chat.explain()
+            cache: CacheSummary = await self._chat.request("explain")
         except QchatError:
             return
         if self.is_open:

@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,15 +87,16 @@ class SessionsScreen(Listing):
         await asyncio.sleep(seconds)
         try:
             found = await asyncio.to_thread(self._store.conversations, LISTED, self.filter.value)
+            models = await asyncio.to_thread(self._store.model_names)
         except QchatError as error:
             self.say(str(error), "error")
             return
         if self.is_open:
-            self.show_rows([self._row(one) for one in found])
+            self.show_rows([self._row(one, models.get(one.id, ())) for one in found])
 
-    def _row(self, one: "Conversation") -> Row:
+    def _row(self, one: "Conversation", models: Sequence[str]) -> Row:
         mark = "●" if one.id == self._here else ""
-        _, number, changed, model, title = row(one, here=self._here)
+        _, number, changed, model, title = row(one, models, here=self._here)
         return Row(number, (mark, title, changed, model))
 
     def highlighted(self, row: Row | None) -> None:

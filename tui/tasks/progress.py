@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 GB = 10**9
 MAX_DETAIL = 36  # characters
 STARTING = Lines(("starting",), "dim")
-TIMING = ("bench", "compare")  # jobs that measure speeds
-NOT_ALONE = Lines(("other jobs ran at the same time: these speeds are not comparable, and not kept",), "warn")
 Events = Sequence[Mapping[str, Any]]
 
 
@@ -70,7 +68,9 @@ def is_progress(part: Part) -> bool:
 
 def job_parts(job: "Job") -> tuple[Part, ...]:
     """Return what a job has found so far: after its end without progress, after a failure with the reason."""
-    parts = (*job.report().parts, *([NOT_ALONE] if job.overlapped and job.method in TIMING else ()))
+    if job.waits_for:
+        return (Lines((f"waits for {job.waits_for}",), "dim"),)
+    parts = (*job.report().parts, *([Lines((job.warning,), "warn")] if job.warning else ()))
     if job.state == "running":
         return parts
     reason = (Lines((job.error,), "bad"),) if job.error else ()

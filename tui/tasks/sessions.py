@@ -82,18 +82,28 @@ def _add_limit(part: Any) -> None:
 
 
 def _list(store: "Store", args: argparse.Namespace, door: Door) -> Outcome:
-    found = store.conversations(args.limit)
-    value = [about(one) for one in found]
+    found, models = store.conversations(args.limit), store.model_names()
+    value = [about(one, models.get(one.id, ())) for one in found]
     if not found:
         return Outcome(Report(""), ["there are no conversations yet"], value)
-    rows = [row(one, here=door.conversation) for one in found]
+    rows = [row(one, models.get(one.id, ()), here=door.conversation) for one in found]
     return Outcome(Report("Conversations", (Table(COLUMNS, rows, "<><<<"),)), value=value)
 
 
-def row(one: "Conversation", *, here: int | None) -> tuple[str, ...]:
-    """Return a conversation's words in COLUMNS, for all lists; the current one is marked."""
-    mark = CURRENT if one.id == here else ""
-    return (mark, str(one.id), when(one.updated), one.model.name, one.title or "untitled")
+def row(one: "Conversation", models: Sequence[str], *, here: int | None) -> tuple[str, ...]:
+    """Return a conversation's words in COLUMNS, for all lists; the current one is marked.
+
+    Beside the last model stands how many others of `models` replied.
+    """
+    mark, last = (CURRENT if one.id == here else ""), one.model.name
+    others = len(set(models) - {last})
+    return (
+        mark,
+        str(one.id),
+        when(one.updated),
+        f"{last} +{others}" if others else last,
+        one.title or "untitled",
+    )
 
 
 def _search(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
@@ -112,7 +122,8 @@ def _show(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
     conversation = find(store, args.id)
     branch = store.branch(conversation.id)
     messages = [{key: value for key, value in asdict(node).items() if key != "ids"} for node in branch]
-    value = {**about(conversation), "system": conversation.system, "messages": messages}
+    models = store.model_names().get(conversation.id, ())
+    value = {**about(conversation, models), "system": conversation.system, "messages": messages}
     return Outcome(_transcript(conversation, branch), value=value)
 
 
@@ -185,12 +196,13 @@ ACTIONS: dict[str, Callable[["Store", argparse.Namespace, Door], Outcome]] = {
 }
 
 
-def about(conversation: "Conversation") -> dict[str, Any]:
-    """Return what a list says of a conversation; times in seconds since 1970."""
+def about(conversation: "Conversation", models: Sequence[str]) -> dict[str, Any]:
+    """Return what a list says of a conversation, which `models` replied to; times in seconds since 1970."""
     return {
         "id": conversation.id,
         "title": conversation.title,
         "model": conversation.model.name,
+        "models": list(models),
         "created": conversation.created,
         "updated": conversation.updated,
     }
@@ -198,11 +210,13 @@ def about(conversation: "Conversation") -> dict[str, Any]:
 
 def _transcript(conversation: "Conversation", branch: Sequence["Node"]) -> Report:
     """Return the messages under their speakers' names; thoughts as one line."""
-    parts = [f"System:\n{conversation.system}"] if conversation.system else []
+    parts, model = [f"System:\n{conversation.system}"] if conversation.system else [], ""
     for node in branch:
+        named = f" · {node.model_name}" if node.model_name not in ("", model) else ""
+        model = node.model_name or model
         stopped = " (stopped)" if node.state == "cancelled" else ""
         thought = f"Thought: {len(node.thinking):,} characters\n" if node.thinking else ""
-        parts.append(f"{SPEAKERS[node.role]}{stopped}:\n{thought}{node.text}".rstrip())
+        parts.append(f"{SPEAKERS[node.role]}{stopped}{named}:\n{thought}{node.text}".rstrip())
     lines = [line for part in parts for line in ("", *part.split("\n"))]
     return Report(conversation.title, (Lines(lines),))
 

@@ -466,3 +466,60 @@ def test_what_streams_is_stored_at_its_pace(engine, store, monkeypatch):
         time.sleep(0.004)
     assert len(set(lengths)) > 3
     assert lengths == sorted(lengths)
+
+
+# --- which model wrote what ---
+
+
+def test_each_reply_knows_its_model_and_the_conversation_the_last_one(engine, store, tmp_path):
+    def models(session: Session) -> list[str]:
+        return [turn.model_name for turn in describe_session(session).turns]
+
+    session = Session(engine, store=store, **SETTINGS)
+    session.send("one")
+    write_checkpoint(tmp_path / "other")
+    other = Engine.load(tmp_path / "other")
+    session = Session.reopen(other, store, number_of(session), **SETTINGS)
+    assert store.conversation(number_of(session)).model == engine.identity  # nothing was said yet
+    session.send("two")
+    assert models(session) == [engine.name, "other"]
+    for _ in range(2):
+        assert store.conversation(number_of(session)).model == other.identity
+        assert store.model_names() == {number_of(session): sorted([engine.name, "other"])}
+        session = Session.reopen(engine, store, number_of(session), **SETTINGS)
+        assert models(session) == [engine.name, "other"]
+    for _ in session.retry():
+        pass
+    assert models(session) == [engine.name, engine.name]
+    assert store.conversation(number_of(session)).model == engine.identity
+
+
+def test_another_models_saved_state_is_left_alone_without_a_word(engine, store, tmp_path):
+    session = Session(engine, store=store, **SETTINGS)
+    session.send("one")
+    assert session.save_state()
+    write_checkpoint(tmp_path / "other", seed=2)
+    other = Engine.load(tmp_path / "other")
+    events = list(Session.reopen(other, store, number_of(session), **SETTINGS).stream("two"))
+    assert not [event for event in events if isinstance(event, Notice)]
+    back = Session.reopen(engine, store, number_of(session), **SETTINGS)
+    assert back.ids and back.ids == session.ids[: len(back.ids)]
+
+
+def test_a_model_in_the_cache_is_called_by_its_name_there(tmp_path: Path):
+    folder = tmp_path / "models--owner--tiny" / "snapshots" / ("0" * 40)
+    write_checkpoint(folder)
+    engine = Engine.load(folder)
+    assert engine.name == engine.identity.name == "owner/tiny"
+
+
+def test_a_conversation_of_results_alone_can_be_gone_on_with(engine, store):
+    conversation = store.create(title="eval", model=replace(engine.identity, tokenizer_hash="", weights=""))
+    store.add_result(conversation, 0, "eval", "perplexity 8", [])
+    session = Session.reopen(engine, store, conversation, **SETTINGS)
+    events = list(session.stream("one"))
+    assert not [event for event in events if isinstance(event, Notice)]
+    about = store.conversation(conversation)
+    assert about.title == "eval" and about.model == engine.identity
+    assert [node.role for node in store.branch(conversation)] == ["user", "assistant"]
+    assert "perplexity 8" not in engine.tokenizer.decode_with_special(session.prompt_ids())

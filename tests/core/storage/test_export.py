@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qchat.core.errors import StoreError, UsageError
-from qchat.core.storage import database, export, importer
+from qchat.core.storage import database, export, importer, records
 from qchat.core.storage.records import Conversation, ModelIdentity, Node
 from qchat.core.storage.store import Store
 
@@ -359,3 +359,80 @@ def test_numbers_that_no_float_holds_are_refused_wherever_they_are(
         path.write_text(json.dumps(document))
         with pytest.raises(StoreError, match="holds a number that is out of range"):
             importer.import_conversation(books, path)
+
+
+# --- which model wrote what ---
+
+
+@pytest.fixture
+def two_models(books: Store) -> int:
+    """A conversation whose replies two models wrote, and one that nobody signed."""
+    conversation = books.create(model=ModelIdentity(name="small"))
+    node = None
+    for place, name in enumerate(("", "small", "small", "large")):
+        node = books.add_node(conversation, node, "user", text=f"question {place}")
+        node = books.add_node(conversation, node, "assistant", text=f"answer {place}", model_name=name)
+    return conversation
+
+
+def test_the_model_is_named_where_another_one_replies(books: Store, two_models: int):
+    about, branch = books.conversation(two_models), books.branch(two_models)
+    markdown, page = export.to_markdown(about, branch), export.to_html(about, branch)
+    for text in (markdown, page):
+        assert text.count("Assistant · small") == text.count("Assistant · large") == 1
+        assert text.index("answer 0") < text.index("· small") < text.index("answer 1")
+        assert text.index("answer 2") < text.index("Assistant · large") < text.index("answer 3")
+        assert "small, large · " in text
+
+
+def test_the_models_of_replies_survive_export_and_import(books: Store, two_models: int, tmp_path: Path):
+    file = tmp_path / "two.json"
+    export.export_conversation(books, two_models, file)
+    copy = importer.import_conversation(books, file)
+    assert [node.model_name for node in books.branch(copy) if node.role == "assistant"] == [
+        "",
+        "small",
+        "small",
+        "large",
+    ]
+    assert books.model_names() == {two_models: ["large", "small"], copy: ["large", "small"]}
+
+
+# --- results ---
+
+
+def test_results_are_exported_and_imported_with_their_conversation(
+    books: Store, capitals: int, tmp_path: Path
+):
+    parts = [{"kind": "Lines", "lines": ["25.0 tok/s"], "style": ""}]
+    books.add_result(capitals, 1, f"bench {NASTY}", f"25.0 tok/s {NASTY}", parts)
+    about, branch, results = books.conversation(capitals), books.branch(capitals), books.results(capitals)
+    markdown, page = export.to_markdown(about, branch, results), export.to_html(about, branch, results)
+    for text in (markdown, page):
+        assert "25.0 tok/s" in text and "after turn 1" in text
+        assert text.index("Yes.") < text.index("25.0 tok/s")
+    assert "<script" not in page and "<img" not in page
+    file = tmp_path / "capitals.json"
+    assert exported(books, capitals, file)["results"][0]["parts"] == parts
+    (copied,) = books.results(importer.import_conversation(books, file))
+    assert replace(copied, id=results[0].id, created=results[0].created) == results[0]
+
+
+@pytest.mark.parametrize(
+    ("results", "wanted"),
+    [
+        ({}, "results is"),
+        ([7], "result 1 is a JSON int"),
+        ([{"turn": -1}], "result 1: turn is -1"),
+        ([{"turn": 1, "parts": "x"}], "result 1: parts is"),
+        ([{"turn": 1, "text": "x" * (records.MAX_RESULT_NBYTES + 1)}], "result 1 is larger"),
+    ],
+)
+def test_results_of_a_file_are_checked_before_anything_is_added(
+    books: Store, capitals: int, tmp_path: Path, results: Any, wanted: str
+):
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(exported(books, capitals, file) | {"results": results}))
+    with pytest.raises(StoreError, match=wanted):
+        importer.import_conversation(books, file)
+    assert len(books.conversations()) == 1

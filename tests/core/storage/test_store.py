@@ -701,3 +701,65 @@ def test_many_threads_share_one_store(books: Store):
     for thread in threads:
         thread.join()
     assert len({node.text for node in books.nodes(conversation)}) == 40
+
+
+# --- results ---
+
+
+def test_results_are_kept_in_order_with_their_conversation_only(books: Store):
+    first, second = books.create(), books.create()
+    books.add_result(first, 0, "inspect", "16 bits", [{"kind": "Lines"}])
+    books.add_result(second, 1, "plan", "4 GB", [])
+    books.add_result(first, 2, "bench", "25 tok/s", [])
+    assert [(one.turn, one.title, one.text) for one in books.results(first)] == [
+        (0, "inspect", "16 bits"),
+        (2, "bench", "25 tok/s"),
+    ]
+    assert books.results(first)[0].parts == [{"kind": "Lines"}]
+    refused(lambda: books.add_result(99, 0, "x", "y", []), "no conversation 99")
+
+
+def test_results_take_a_bounded_room(books: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store, "MAX_RESULTS_NBYTES", 3000)
+    one, other = books.create(), books.create()
+    books.add_result(other, 0, "kept", "y" * 2000, [])
+    for number in range(9):
+        books.add_result(one, number, "bench", "é" * 450, [])
+    assert [result.turn for result in books.results(one)] == [6, 7, 8]
+    assert len(books.results(other)) == 1
+    refused(lambda: books.add_result(one, 9, "huge", "x" * records.MAX_RESULT_NBYTES, []), "too large")
+    assert len(books.results(one)) == 3
+
+
+def test_results_are_erased_with_their_conversation(books: Store, path: Path):
+    conversation = books.create()
+    books.add_result(conversation, 0, "bench", "a secret figure", [])
+    books.delete(conversation)
+    books.purge()
+    books.close()
+    assert all(b"secret figure" not in file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+
+
+def test_a_damaged_result_hides_no_other(books: Store, path: Path):
+    conversation = books.create()
+    for title in ("first", "second"):
+        books.add_result(conversation, 0, title, "text", [])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE results SET parts = '[' WHERE title = 'first'")
+    assert [one.title for one in books.results(conversation)] == ["second"]
+
+
+def test_replies_of_an_older_schema_name_no_model(path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as first:
+        first.setattr(store, "MIGRATIONS", records.MIGRATIONS[:2])
+        Store(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO conversations VALUES (1, 'old', '', '{}', '{}', 0, NULL, 0, 0, NULL, 0)"
+        )
+        connection.execute(
+            "INSERT INTO nodes (id, conversation, role, text, created) VALUES (1, 1, 'assistant', 'kept', 0)"
+        )
+    with Store(path) as books:
+        assert [(node.text, node.model_name) for node in books.nodes(1)] == [("kept", "")]
+        assert books.results(1) == [] and books.model_names() == {}

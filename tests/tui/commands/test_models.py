@@ -43,7 +43,7 @@ def test_a_model_is_fetched_stopped_and_gone_on_with(server: Hub, tmp_path: Path
     async def main() -> None:
         async with running(tmp_path) as it:
             await it.idle()
-            it.chat._job_factory = EngineClient  # jobs are real, the chat's engine is not
+            it.chat.job_queue.client_factory = EngineClient  # jobs are real, the chat's engine is not
             server.faults.extend([None] * 4)  # config and index, asked for by the app and by the job
             server.always = Fault("slow", seconds=4.0)
             await it.say(f"/load {ID}")

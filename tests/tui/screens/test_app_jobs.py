@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
-from qchat.core import Measurements
+from qchat.core import Measurements, Store
 from qchat.tui.chat.jobs import Job
 from qchat.tui.screens.dialogs import Confirm
 from qchat.tui.user.paths import measurements_file
 from qchat.tui.widgets.transcript.blocks import Reported
 from tests.checkpoints import write_checkpoint
+from tests.tui.chat_stage import ChatStage
+from tests.tui.conversing import talk
+from tests.tui.fake_front import FakeFront
 from tests.tui.fake_jobs import PROGRESS, RESULTS_OF_JOBS
 from tests.tui.running_app import Running, chatting, quick_keys
 
@@ -172,25 +175,113 @@ def bench_step(folder: Path, **step: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_benchmark_beside_another_job_says_so_and_is_not_kept(tmp_path: Path, beside: bool):
+def test_a_benchmark_beside_other_work_says_so_and_is_not_kept(tmp_path: Path, beside: bool):
+    """Whatever the engine begins by itself disturbs a measurement that has begun."""
     model = tmp_path / "models" / "measured"
     write_checkpoint(model)
-    slow = {**SLOW, "method": "eval"}
+    step = bench_step(model)
+    events = [PROGRESS] * (100 if beside else 1) + step["events"]
 
-    @chatting(tmp_path, slow, bench_step(model), models_dir=[str(tmp_path / "models")])
+    @chatting(tmp_path, step | {"events": events, "seconds": 0.02}, models_dir=[str(tmp_path / "models")])
     async def check(it: Running) -> None:
-        if beside:
-            await it.say("/eval")
-            await it.until(lambda: it.engine.asked("eval"))
         await it.say("/bench measured")
         await it.until(lambda: any(job.method == "bench" for job in it.chat.jobs))
         job = next(job for job in it.chat.jobs if job.method == "bench")
+        if beside:
+            await it.until(lambda: job.events)
+            assert it.chat.client is not None
+            it.chat.client.on_background("compiling")
         await it.until(lambda: job.state == "done")
         await it.until(lambda: not it.chat.parked)
         await it.until(lambda: ("not comparable" in block(it).text) == beside and "25.0" in block(it).text)
         kept = Measurements(measurements_file()).find(model)
         assert kept.get("decode_tokens_per_s") == (None if beside else 25.0)
         assert not {"event", "place", "against"} & kept.keys()
+
+
+def test_speeds_compared_while_a_reply_is_written_are_marked(tmp_path: Path):
+    step = {"method": "compare", "events": [PROGRESS] * 3000, "seconds": 0.02}
+
+    @chatting(tmp_path, step)
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.say("/compare embedded embedded")
+        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].events)
+        assert "not comparable" not in block(it).text
+        await it.ask("two")
+        await it.until(lambda: "not comparable" in block(it).text)
+        await it.say("/stop")
+
+
+def models_here(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        write_checkpoint(folder / "models" / name)
+    return [str(folder / "models")]
+
+
+def names(it: Running, method: str) -> Job:
+    return next(job for job in it.chat.jobs if job.method == method)
+
+
+def test_a_benchmark_waits_for_other_jobs_and_can_be_taken_out_of_the_queue(tmp_path: Path):
+    places = models_here(tmp_path, "measured")
+    slow = {**SLOW, "method": "eval"}
+
+    @chatting(tmp_path, slow, bench_step(tmp_path / "models" / "measured"), models_dir=places)
+    async def check(it: Running) -> None:
+        await it.say("/eval")
+        await it.until(lambda: it.engine.asked("eval"))
+        await it.say("/bench measured")
+        await it.until(lambda: "waits for eval fake" in block(it).text)
+        assert "queued, esc takes it out" in block(it).text
+        await it.pilot.press("escape")  # at once, however long it has waited
+        await it.until(lambda: names(it, "bench").state == "cancelled")
+        await it.until(lambda: "cancelled" in block(it).text and "waits" not in block(it).text)
+        assert names(it, "eval").state == "running" and not names(it, "eval").stopping
+        assert it.chat.model is not None and not it.engine.asked("unload")
+        await it.say("/bench measured")
+        await it.until(lambda: it.chat.jobs[-1].waits_for)
+        assert not it.engine.asked("bench")
+        names(it, "eval").cancel()
+        await it.until(lambda: it.chat.jobs[-1].state == "done")
+        assert not it.chat.jobs[-1].overlapped
+        await it.until(lambda: not it.chat.parked and it.chat.model is not None)
+
+    assert Measurements(measurements_file()).find(tmp_path / "models" / "measured")
+
+
+def test_a_benchmark_waits_for_the_reply_and_what_is_queued_behind_it(tmp_path: Path):
+    places = models_here(tmp_path, "measured")
+    slow = {"method": "send", "answer": "word " * 30, "seconds": 0.02}
+
+    @chatting(tmp_path, slow, bench_step(tmp_path / "models" / "measured"), models_dir=places)
+    async def check(it: Running) -> None:
+        await it.say("one")
+        await it.until(lambda: it.phase == "answering")
+        await it.say("two")
+        await it.say("/bench measured")
+        await it.until(lambda: it.chat.jobs)
+        await it.until(lambda: "waits for the reply" in block(it).text)
+        await it.until(lambda: names(it, "bench").state == "done")
+        methods = [request["method"] for request in it.engine.requests()]
+        assert methods[: methods.index("bench")] == ["load", "send", "send", "unload"]
+        assert not names(it, "bench").overlapped
+
+
+def test_other_jobs_wait_for_a_benchmark_that_runs(tmp_path: Path):
+    places = models_here(tmp_path, "measured")
+    bench = bench_step(tmp_path / "models" / "measured", events=[PROGRESS] * 3000, seconds=0.02)
+
+    @chatting(tmp_path, bench, models_dir=places)
+    async def check(it: Running) -> None:
+        await it.say("/bench measured")
+        await it.until(lambda: it.engine.asked("bench"))
+        await it.say("/inspect measured")
+        await it.until(lambda: "waits for bench measured" in block(it).text)
+        assert not it.engine.asked("inspect")
+        names(it, "bench").cancel()
+        await it.until(lambda: names(it, "inspect").state == "done")
+        assert not names(it, "bench").overlapped
 
 
 def test_the_status_row_says_who_has_the_memory_and_what_waits(tmp_path: Path):
@@ -214,3 +305,79 @@ def test_the_status_row_says_who_has_the_memory_and_what_waits(tmp_path: Path):
         await it.until(lambda: len(it.chat.state.turns) == 2)
         await it.idle()
         assert "ready" in row()
+
+
+# --- results that are kept ---
+
+
+def kept(it: Running) -> list[tuple[int, str]]:
+    """The reports on the screen, by turn, folded ones as their one line."""
+    look = it.screen.transcript._look
+    reports = [one for one in it.screen.transcript.blocks if isinstance(one, Reported)]
+    lines = [["".join(span.text for span in line.spans) for line in one.lines(look)] for one in reports]
+    return [(one.turn, "\n".join(text)) for one, text in zip(reports, lines, strict=True)]
+
+
+def test_results_come_back_folded_with_their_conversation(tmp_path: Path):
+    """Those of jobs and of /show, each behind its turn; none is part of a prompt."""
+    places = models_here(tmp_path, "measured")
+    path = tmp_path / "conversations.db"
+    talk(Store(path), "first", "an answer")  # the conversation that the scripted engine calls 1
+
+    @chatting(tmp_path, bench_step(tmp_path / "models" / "measured"), store=Store(path), models_dir=places)
+    async def check(it: Running) -> None:
+        await it.say("/show parameters")
+        await it.until(lambda: kept(it))
+        await it.ask("one")
+        await it.say("/bench measured")
+        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].state == "done" and not it.chat.parked)
+        await it.idle()
+        await it.until(lambda: "25.0" in kept(it)[1][1])
+        await it.say("/new")
+        await it.until(lambda: it.chat.state.conversation == 2)
+        await it.until(lambda: not kept(it))
+        await it.say("/open 1")
+        await it.until(lambda: len(kept(it)) == 2)
+        await it.idle()
+        (first, shown), (turn, line) = kept(it)
+        assert (first, turn) == (0, 1)
+        assert shown.startswith("▸ Parameters") and line.startswith("▸ bench measured · ")
+        assert "25.0" not in line
+        transcript = it.screen.transcript
+        block_ = next(one for one in transcript.blocks if isinstance(one, Reported) and one.turn == 1)
+        transcript.fold(block_)
+        await it.until(lambda: "25.0 tok/s" in kept(it)[1][1])
+        await it.say("/load measured")
+        await it.until(lambda: len(it.engine.asked("load")) == 3)
+        await it.idle()
+        assert len(kept(it)) == 2
+        await it.ask("two")
+        assert all(
+            "25.0" not in str(one["params"]) for one in it.engine.requests() if "bench" not in str(one)
+        )
+        await it.say("/results")
+        await it.until(lambda: "bench measured" in block(it).text and "Parameters" in block(it).text)
+        await it.say("/results 2")
+        await it.until(lambda: "25.0 tok/s" in block(it).text)
+
+
+def test_what_took_long_is_kept_without_a_conversation_too(tmp_path: Path):
+    places = models_here(tmp_path, "measured")
+    store = Store(tmp_path / "conversations.db")
+    front = FakeFront()
+    stage = ChatStage(tmp_path, bench_step(tmp_path / "models" / "measured"), front=front, store=store)
+    stage.chat.settings = stage.chat.settings.replaced("test", models_dir=places)
+    stage.chat._hold = lambda *_: None  # an engine without a conversation so far
+    stage.play("/bench measured", "/inspect measured")
+    (made,) = store.conversations()
+    assert made.title == "bench measured" and made.model.name == "fake-4bit"
+    (result,) = store.results(made.id)
+    assert "25.0 tok/s" in result.text
+
+
+def test_a_result_that_cannot_be_kept_is_a_note(tmp_path: Path):
+    store = Store(tmp_path / "conversations.db")  # lacks the conversation
+    front = ChatStage(tmp_path, store=store).play("/show parameters")
+    assert front.all("error") == [
+        "the result of Parameters · /set NAME VALUE is not kept: there is no conversation 1"
+    ]

@@ -7,7 +7,10 @@ from textual.drivers.headless_driver import HeadlessDriver
 from textual.widgets import OptionList
 
 from qchat.core import Store
+from qchat.tui.commands.settings import stats_report
+from qchat.tui.text.report import report_text
 from qchat.tui.user import editor
+from qchat.tui.widgets.transcript.blocks import Answer, ModelChange, Question
 from tests.tui.conversing import talk
 from tests.tui.running_app import Running, chatting, quick_keys
 
@@ -248,3 +251,52 @@ def test_a_compaction_without_room_leaves_the_prompt_empty(tmp_path: Path):
         assert it.said == [("error", "/compact has no room for a summary: the prompt has 9 tokens")]
         assert it.prompt.text == ""
         assert "Summarize" not in seen(it)
+
+
+# --- which model wrote what ---
+
+
+def test_the_conversation_shows_where_another_model_goes_on(tmp_path: Path):
+    one, two = (str(tmp_path / name) for name in ("one-4bit", "two-8bit"))
+    for folder in (one, two):
+        Path(folder).mkdir()
+
+    def rules(it: Running) -> list[tuple[int, str]]:
+        return [(b.turn, b.text) for b in it.screen.transcript.blocks if isinstance(b, ModelChange)]
+
+    def places(it: Running) -> list[str]:
+        blocks = it.screen.transcript.blocks
+        return [type(b).__name__ for b in blocks if isinstance(b, ModelChange | Question | Answer)]
+
+    @chatting(tmp_path, store=Store(tmp_path / "conversations.db"))
+    async def check(it: Running) -> None:
+        await it.say(f"/load {one}")
+        await it.until(lambda: it.chat.model and it.chat.model.name == "one-4bit")
+        await it.idle()
+        await it.ask("first")
+        await it.ask("second")
+        assert not rules(it) and not it.said
+        await it.say(f"/load {two}")
+        await it.until(lambda: it.said)
+        assert it.said == [("info", "this conversation was last held with one-4bit; two-8bit answers now")]
+        await it.idle()
+        await it.ask("third")
+        expected = [(3, "one-4bit → two-8bit")]
+        assert rules(it) == expected
+        assert places(it) == ["Question", "Answer", "Question", "Answer", "ModelChange", "Question", "Answer"]
+        assert "── one-4bit → two-8bit ──" in "\n".join(
+            it.screen.transcript.render_line(y).text for y in range(it.screen.transcript.size.height)
+        )
+        await it.say("/retry")
+        await it.until(lambda: len(it.chat.state.branches) == 2)
+        await it.idle()
+        assert rules(it) == expected
+        await it.say("/fork 2")
+        await it.until(lambda: len(it.chat.state.turns) == 2)
+        assert not rules(it)
+        await it.say("/stats json")
+        await it.until(lambda: '"model": "one-4bit"' in it.screen.transcript.blocks[-1].text)
+        table = report_text(stats_report(it.chat))
+        assert "one-4bit" in table
+        await it.ask("other")
+        assert rules(it) == expected

@@ -3,16 +3,23 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qchat.core import Store
-from qchat.tui.chat.conversations import open_store, when
+from qchat.core import BUILT_IN_MODEL, Store
+from qchat.core.hub.library import Locations
+from qchat.core.storage.records import ModelIdentity
+from qchat.tui.chat.conversations import describe_other_model, model_of, open_store, when
+from qchat.tui.cli.launch import Launch, _beginning
 from qchat.tui.cli.main import main
+from qchat.tui.tasks.sessions import row
 from qchat.tui.text.columns import columns
+from qchat.tui.user.settings import Settings
+from tests.checkpoints import write_checkpoint
 from tests.tui.conversing import talk
 
 
@@ -189,3 +196,56 @@ def test_columns_are_as_wide_as_their_widest_cell():
 def test_times_are_as_brief_as_they_are_clear(then: str, shown: str):
     now = datetime(2026, 3, 5, 10, 0)
     assert when(datetime.fromisoformat(then).timestamp(), now) == shown
+
+
+# --- the model of a conversation ---
+
+
+def test_lists_say_how_many_models_replied(store: Store):
+    number = talk(store, "Hi", "Hello")
+    store.add_node(number, store.nodes(number)[-1].id, "user", text="And?")
+    for name in ("fake-4bit", "other-8bit"):
+        store.add_node(number, store.nodes(number)[2].id, "assistant", text="So", model_name=name)
+    one = store.conversation(number)
+    assert row(one, store.model_names()[number], here=None)[3] == "fake-4bit +1"
+    assert row(one, (), here=None)[3] == "fake-4bit"
+
+
+@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("where", ["there", "moved", "gone", "renamed"])
+def test_a_conversation_comes_back_to_its_model_or_says_which_one_it_was(
+    store: Store, tmp_path: Path, where: str, imported: bool
+):
+    places = Locations.from_setting([str(tmp_path / "models")])
+    folder = tmp_path / {"moved": "models", "renamed": "models"}.get(where, "elsewhere") / "mine-4bit"
+    if where != "gone":
+        write_checkpoint(folder if where != "renamed" else folder.with_name("mine-4bit-b"))
+    last = tmp_path / "elsewhere" / "mine-4bit"
+    number = store.create(model=ModelIdentity(name="mine-4bit", folder=str(last)))
+    found = replace(store.conversation(number), imported=imported)
+    if not imported and where in ("there", "moved"):
+        assert model_of(found, places) == str(folder)
+        assert describe_other_model(found, folder) == ""
+        return
+    assert model_of(found, places) is None
+    said = describe_other_model(found, BUILT_IN_MODEL)
+    assert "mine-4bit" in said and "embedded answers now" in said
+    assert ("was imported" in said) == imported
+    assert ("no longer on this machine" in said) == (not imported)
+
+
+def test_going_on_begins_with_the_last_model(store: Store, tmp_path: Path):
+    write_checkpoint(tmp_path / "mine")
+    launch = Launch(Settings.load({"model": str(BUILT_IN_MODEL)}), session="latest")
+    last = ModelIdentity(name="mine", folder=str(tmp_path / "mine"))
+    number = store.create(model=last)
+    beginning = _beginning(launch, store)
+    assert (beginning.model, beginning.conversation, beginning.said) == (last.folder, number, "")
+    store.update(number, model=ModelIdentity(name="lost", folder=str(tmp_path / "lost")))
+    beginning = _beginning(launch, store)
+    assert beginning.model == str(BUILT_IN_MODEL)
+    assert beginning.said == (
+        "this conversation was last held with lost, which is no longer on this machine; embedded answers now"
+    )
+    beginning = _beginning(replace(launch, model=str(tmp_path / "mine")), store)
+    assert beginning.model == last.folder and "lost" in beginning.said

@@ -164,6 +164,26 @@ class Question(Block):
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
 
 
+class ModelChange(Block):
+    """A rule before a question that another model answered than the one before it."""
+
+    def __init__(self, turn: int, before: str, after: str) -> None:
+        super().__init__(turn)
+        names = [" ".join(printable(name).split()) for name in (before, after) if name]
+        self._text = " → ".join(names)
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    @property
+    def name(self) -> str:
+        return "change of the model"
+
+    def build(self, look: Look) -> list[Line]:
+        return [Line((Span(cut(f"── {self._text} ──", look.frame.width), "rule"),))]
+
+
 def place_of(turn: Turn) -> tuple[int, int]:
     """Return the place of a turn's reply among its siblings, from 1, and their number."""
     siblings = turn.siblings
@@ -409,13 +429,18 @@ class Ending(Note):
 
 
 class Reported(Block):
-    """A command's report; that of a running job is replaced again and again."""
+    """A command's report; that of a running job is replaced again and again. A `kept` one begins folded."""
 
     is_extra = True
+    foldable = True
 
-    def __init__(self, report: Report, turn: int = 0) -> None:
+    def __init__(self, report: Report, turn: int = 0, kept: str = "") -> None:
+        """`kept` is the time of a report that was kept with the conversation."""
         super().__init__(turn)
-        self._report = report
+        self._report, self._kept = report, kept
+
+    def is_open(self, _look: Look) -> bool:
+        return not self._kept if self.opened is None else self.opened
 
     @property
     def name(self) -> str:
@@ -430,6 +455,10 @@ class Reported(Block):
         return printable(report_text(self._report))
 
     def build(self, look: Look) -> list[Line]:
+        if not self.is_open(look):
+            head = printable(" ".join(self._report.title.split())) or "report"
+            facts = f" · {self._kept}" if self._kept else ""
+            return [Line((Span(cut(f"▸ {head}{facts}", look.frame.width), "button", "", "fold"),))]
         lines = self._drawn(Report(self._report.title), look)
         for part in self._report.parts:
             if isinstance(part, Markdown):

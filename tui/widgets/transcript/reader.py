@@ -154,7 +154,7 @@ class Reader(BlockView):
         """Fold or open the block, or the thought of its turn."""
         if self.cursor is None:
             return
-        turn = [b for b in self.blocks if b.turn == self.cursor.turn and b.foldable]
+        turn = [b for b in self.blocks if b.turn == self.cursor.turn and b.foldable and not b.is_extra]
         self.fold(next((b for b in (self.cursor, *reversed(turn)) if b.foldable), None))
 
     def fold(self, block: Block | None) -> None:

@@ -14,7 +14,18 @@ from ....core import events
 from ....core.conversation.summary import ConversationState, ToolCall, Turn
 from ....core.events import CallEvent
 from ...text.report import Report
-from .blocks import Answer, Block, Ending, Note, NoteKind, Question, Reported, Thought, Tools
+from .blocks import (
+    Answer,
+    Block,
+    Ending,
+    ModelChange,
+    Note,
+    NoteKind,
+    Question,
+    Reported,
+    Thought,
+    Tools,
+)
 from .reader import Reader
 
 _FASTEST, _SLOWEST = 1 / 30, 0.5  # seconds between two flushes
@@ -58,9 +69,12 @@ class Transcript(Reader):
         own: dict[int, list[Block]] = defaultdict(list)
         extras: dict[int, list[Block]] = defaultdict(list)
         for block in self.blocks if same else ():
-            (extras if block.is_extra else own)[block.turn].append(block)
-        blocks = extras.pop(0, [])
+            if not isinstance(block, ModelChange):
+                (extras if block.is_extra else own)[block.turn].append(block)
+        blocks, before = extras.pop(0, []), None
         for number, turn in turns.items():
+            blocks += model_change(before, turn)
+            before = turn
             blocks += own[number] if self._turns.get(number) == turn and own[number] else blocks_of(turn)
             blocks += extras.pop(number, [])
         blocks += [block for rest in extras.values() for block in rest if isinstance(block, Reported)]
@@ -78,7 +92,8 @@ class Transcript(Reader):
         with self.kept_in_place():
             self.replace_all([b for b in self.blocks if b.turn < number or b.is_extra])
             self._turns = {n: old for n, old in self._turns.items() if n < number}
-            self.insert(len(self.blocks), Question(turn))
+            for block in (*model_change(self._turns.get(number - 1), turn), Question(turn)):
+                self.insert(len(self.blocks), block)
             self.follow = True
 
     def begin_answer(self, turn: Turn) -> None:
@@ -87,7 +102,8 @@ class Transcript(Reader):
         self._replying = turn.number
         self._turns.pop(self._replying, None)
         with self.kept_in_place():
-            reply = [b for b in self._blocks_of_turn(self._replying) if not isinstance(b, Question)]
+            own = self._blocks_of_turn(self._replying)
+            reply = [b for b in own if not isinstance(b, Question | ModelChange)]
             self.replace_all([b for b in self.blocks if b not in reply])
 
     def feed(self, batch: Sequence[CallEvent]) -> None:
@@ -178,6 +194,13 @@ class Transcript(Reader):
             self.insert(len(self.blocks), self._reports[key])
         return key
 
+    def add_kept(self, turn: int, when: str, report: Report) -> None:
+        """Show a report that was kept with the conversation, folded, behind its turn."""
+        block = Reported(report, min(turn, max(self._turns, default=0)), when)
+        with self.kept_in_place():
+            before = [one for one in self.blocks if one.turn <= block.turn]
+            self.insert(self.index(before[-1]) + 1 if before else 0, block)
+
     def update_report(self, key: int, report: Report) -> None:
         """Show `report` in place of an earlier one, or at the end if that is gone."""
         block = self._reports[key]
@@ -213,6 +236,13 @@ class Transcript(Reader):
         """Insert a block behind those of its turn and before later notes and reports."""
         own = self._blocks_of_turn(number)
         self.insert(self.index(own[-1]) + 1 if own else len(self.blocks), block)
+
+
+def model_change(before: Turn | None, turn: Turn) -> list[Block]:
+    """Return the rule between two turns that different models answered."""
+    if before is None or turn.model_name in ("", before.model_name):
+        return []
+    return [ModelChange(turn.number, before.model_name, turn.model_name)]
 
 
 def blocks_of(turn: Turn) -> list[Block]:
