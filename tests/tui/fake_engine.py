@@ -403,6 +403,12 @@ class Engine:
     def _do_count(self, text: str) -> dict[str, Any]:
         return {"tokens": len(text.split())}
 
+    def _do_complete(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def _do_count_messages(self, messages: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
+        return {"tokens": sum(len(str(message["content"]).split()) for message in messages)}
+
     def _do_memory(self) -> dict[str, Any]:
         sizes = {
             "weights_nbytes": MODEL["nbytes"],
@@ -448,6 +454,14 @@ def _reply_events(step: Step) -> list[dict[str, Any]]:
         *({"event": "text", "text": word, "tokens": 1} for word in _words(answer)),
         *({"event": "tooluse", "raw": "", "tokens": 1, **call} for call in step.get("calls", ())),
     ]
+
+
+def completion_events(answer: str) -> list[dict[str, Any]]:
+    """The events of a stateless reply with probabilities, for a step of the method `complete`."""
+    token = {"id": 5, "data": [89], "logprob": -0.5}
+    probability = {"event": "logprobs", "token": token, "top": [token], "in_thought": False}
+    said = [event for event in _reply_events({"answer": answer}) if event["event"] != "memory"]
+    return [*said, probability, _done(said, "stop")]
 
 
 def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
