@@ -117,9 +117,9 @@ class Done:
 
     `prompt_tokens` = `cached_tokens` (reused) + `prefilled_tokens` (read), unless the reply ended during
     prefill. `generated_tokens` includes the stop token and the `reasoning_tokens`. `text` is the answer
-    without its `tool_calls`. `thinking_cut` is true if the reply ended inside its reasoning, `context_full`
-    if the end of the context ended it. `detail` explains an error, a full context, a repetition that was
-    stopped or reasoning that was cut short.
+    without its `tool_calls`, `stop_string` the one that ended it. `thinking_cut` is true if the reply ended
+    inside its reasoning, `context_full` if the end of the context ended it. `detail` explains an error, a
+    full context, a repetition that was stopped or reasoning that was cut short.
     """
 
     finish_reason: FinishReason
@@ -135,6 +135,7 @@ class Done:
     context_full: bool = False
     detail: str = ""
     tool_calls: tuple[ToolUse, ...] = ()
+    stop_string: str = ""
     performance: Performance = field(default_factory=Performance)
 
 

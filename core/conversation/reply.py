@@ -251,6 +251,7 @@ class PendingReply:
             context_full=full,
             detail=CONTEXT_FULL.format(self._context.context_limit) if full else self._detail,
             tool_calls=tuple(text.calls),
+            stop_string=text.stop_string,
         )
         if not self.settings.report_performance:
             return done

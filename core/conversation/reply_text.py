@@ -57,6 +57,11 @@ class ReplyText:
         return self._stops.found
 
     @property
+    def stop_string(self) -> str:
+        """The stop string that was found; empty without one."""
+        return self._stops.matched
+
+    @property
     def provisional(self) -> str:
         """The answer so far, with text that may still become a call."""
         return self.text + (self._call_parser.held if self._call_parser else "")

@@ -491,6 +491,7 @@ def _done(said: list[dict[str, Any]], reason: str) -> dict[str, Any]:
         "context_full": False,
         "detail": "",
         "tool_calls": [_without(event, "event") for event in said if event["event"] == "tooluse"],
+        "stop_string": "",
         "performance": PERFORMANCE | {"seconds_thinking": 1.5 if thinking else 0.0},
     }
 
