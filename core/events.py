@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+# the log probability reported for an id that has none: JSON knows no infinity
+LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,24 @@ class ToolUse:
 
 
 @dataclass(frozen=True)
+class TokenProbability:
+    """An id, the bytes of its text as numbers, and its log probability; at least `LEAST_LOGPROB`."""
+
+    id: int
+    data: tuple[int, ...]
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """The probability of a drawn id of the thought or the answer, and of the likeliest in its place."""
+
+    token: TokenProbability
+    top: tuple[TokenProbability, ...]
+    in_thought: bool
+
+
+@dataclass(frozen=True)
 class Performance:
     """Speeds in tokens/s, times in seconds, memory in bytes.
 
@@ -97,9 +117,9 @@ class Done:
 
     `prompt_tokens` = `cached_tokens` (reused) + `prefilled_tokens` (read), unless the reply ended during
     prefill. `generated_tokens` includes the stop token and the `reasoning_tokens`. `text` is the answer
-    without its `tool_calls`. `thinking_cut` is true if the reply ended inside its reasoning, `context_full`
-    if the end of the context ended it. `detail` explains an error, a full context, a repetition that was
-    stopped or reasoning that was cut short.
+    without its `tool_calls`, `stop_string` the one that ended it. `thinking_cut` is true if the reply ended
+    inside its reasoning, `context_full` if the end of the context ended it. `detail` explains an error, a
+    full context, a repetition that was stopped or reasoning that was cut short.
     """
 
     finish_reason: FinishReason
@@ -115,10 +135,11 @@ class Done:
     context_full: bool = False
     detail: str = ""
     tool_calls: tuple[ToolUse, ...] = ()
+    stop_string: str = ""
     performance: Performance = field(default_factory=Performance)
 
 
-Event = Notice | Sync | Prefill | Thought | Text | ToolUse | Done
+Event = Notice | Sync | Prefill | Thought | Text | ToolUse | Logprobs | Done
 
 
 @dataclass(frozen=True)
@@ -183,6 +204,7 @@ EVENTS: Mapping[str, type[CallEvent | Announcement]] = {
     "thought": Thought,
     "text": Text,
     "tooluse": ToolUse,
+    "logprobs": Logprobs,
     "done": Done,
     "load": LoadProgress,
     "unloaded": Unloaded,

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
-from ..events import Done, Event, FinishReason, Prefill, Sync
+from ..events import Done, Event, FinishReason, Logprobs, Prefill, Sync, TokenProbability
 from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
+from ..generation.logprobs import Ranking, rank_next
 from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
@@ -53,7 +54,7 @@ class ReplyContext:
     """The parts of a conversation that one reply needs.
 
     `update` receives the answer, the thought and the ids so far, after every id. Snapshots are kept for
-    `conversation`.
+    `conversation`. `is_plain` means that all ids are text, as after a prompt that is no conversation.
     """
 
     engine: Engine
@@ -63,6 +64,7 @@ class ReplyContext:
     context_limit: int
     update: Callable[[str, str, Sequence[int]], None]
     conversation: Hashable
+    is_plain: bool = False
 
 
 class PendingReply:
@@ -77,16 +79,19 @@ class PendingReply:
         *,
         turn: int,
         begun: float,
-        after: Output | None,
+        after: Output | None = None,
+        forced: Sequence[int] = (),
     ):
         """Check that the prompt fits: `history_ids` up to the question, then the opener of `output`.
 
         `begun` is the time of the request on `time.perf_counter`, `after` the leaf of the conversation then.
+        The answer begins with the ids `forced`.
         Raises TemplateError for an empty prompt, ContextLengthExceeded, ConfigError for invalid sampling
         defaults of the model.
         """
         engine, limit = context.engine, context.context_limit
         self._context, self.output, self._turn, self.after = context, output, turn, after
+        self._forced = list(forced)
         self.settings = settings
         self._history_ids, self.prompt = history_ids, [*history_ids, *output.opener]
         if not self.prompt:
@@ -103,6 +108,7 @@ class PendingReply:
             stops=settings.stop,
             tools=context.tools,
             include_reasoning=settings.include_reasoning,
+            is_plain=context.is_plain,
         )
         self._reason: FinishReason = "length"
         self._detail = ""
@@ -152,7 +158,7 @@ class PendingReply:
             for done in live.read(self.prompt[:end], lambda: signals.cancelled, conversation, self._turn):
                 self._read = done
                 yield Prefill(done, total, self._cached)
-            if len(live.ids) == end:
+            if len(live.ids) == end > 0:
                 live.keep_snapshot(kind, self._turn, conversation)
 
     def _decode(self) -> Iterator[Event]:
@@ -170,7 +176,7 @@ class PendingReply:
 
     def _draw(self, decoder: AnyDecoder, budget: ThinkingBudget) -> Iterator[Event]:
         context, text, ids = self._context, self._text, self.output.ids
-        guard = LoopGuard(enabled=self.settings.stop_loops)
+        guard, top = LoopGuard(enabled=self.settings.stop_loops), self.settings.top_logprobs
         while len(ids) < self._room:
             if context.signals.cancelled:
                 self._reason = "cancelled"
@@ -180,6 +186,9 @@ class PendingReply:
                 self._close_thought(decoder, CLOSED_ON_REQUEST)
             elif text.thinking and budget.enforce(text.reasoning_tokens, decoder) and guard.circling:
                 self._detail = CIRCLING_THOUGHT
+            elif self._forced and not text.thinking:
+                decoder.force(self._forced.pop(0))
+            ranking = None if top is None else rank_next(decoder, top)
             token = decoder.next()
             self._clock.count_token(thinking=text.thinking)
             context.live.ids.append(token)
@@ -187,6 +196,8 @@ class PendingReply:
             if token in context.engine.tokenizer.stop_ids:
                 self._reason, self._ended = "stop", True
                 return
+            if ranking is not None:
+                yield from self._report_logprobs(token, ranking)
             yield from text.add(token)
             context.update(text.provisional, text.thought, ids)
             if text.stopped:
@@ -199,6 +210,17 @@ class PendingReply:
                     self._reason, self._detail = "stop", LOOP_IN_ANSWER
                     return
                 guard.begin_part()
+
+    def _report_logprobs(self, token: int, ranking: Ranking) -> Iterator[Logprobs]:
+        tokenizer = self._context.engine.tokenizer
+        if token in (tokenizer.think_open_id, tokenizer.think_close_id) and not self._context.is_plain:
+            return
+
+        def probability(id: int, logprob: float) -> TokenProbability:
+            return TokenProbability(id, tuple(tokenizer.token_bytes(id)), logprob)
+
+        top = tuple(probability(*one) for one in ranking.top())
+        yield Logprobs(probability(token, ranking.logprob(token)), top, self._text.thinking)
 
     def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
         """Force the end of an open thought; returns whether there is one."""
@@ -226,6 +248,7 @@ class PendingReply:
             context_full=full,
             detail=CONTEXT_FULL.format(self._context.context_limit) if full else self._detail,
             tool_calls=tuple(text.calls),
+            stop_string=text.stop_string,
         )
         if not self.settings.report_performance:
             return done

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..events import Text, Thought, ToolUse
 from ..generation.endings import StopStrings
-from ..text.reply_parser import Kind, ReplyParser
+from ..text.reply_parser import Kind, PlainParser, ReplyParser
 from ..text.tokenizer import Tokenizer
 from ..text.toolcalls import Piece, ToolCallParser
 
@@ -28,10 +28,11 @@ class ReplyText:
         stops: Sequence[str],
         tools: Sequence[dict[str, Any]],
         include_reasoning: bool,
+        is_plain: bool = False,
     ):
-        """`thinking` means that the prompt leaves a thought open."""
+        """`thinking` means that the prompt leaves a thought open, `is_plain` that thoughts are text too."""
         self._tokenizer = tokenizer
-        self._parser = ReplyParser(tokenizer, inside=thinking)
+        self._parser = PlainParser(tokenizer) if is_plain else ReplyParser(tokenizer, inside=thinking)
         self._stops = StopStrings(stops)
         self._call_parser = ToolCallParser(tools) if tools else None
         self._include_reasoning = include_reasoning
@@ -54,6 +55,11 @@ class ReplyText:
     def stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._stops.found
+
+    @property
+    def stop_string(self) -> str:
+        """The stop string that was found; empty without one."""
+        return self._stops.matched
 
     @property
     def provisional(self) -> str:

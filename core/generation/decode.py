@@ -72,6 +72,11 @@ class Decoder:
         self._token = mx.array(token, mx.uint32)
         self._state = count_token(self._state_before, token)
 
+    @property
+    def logits(self) -> mx.array:
+        """The logits [V] of the next id."""
+        return self._logits
+
     def rank(self, token: int) -> int:
         """Return how many ids have a higher logit than `token` at the next position."""
         return int((self._logits > self._logits[token]).sum())

@@ -39,7 +39,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
         self._held = ""
-        self.found = False
+        self.found, self.matched = False, ""  # the stop string that was found
         self.passed = 0  # characters before the stop string, or so far
 
     def add(self, text: str) -> str:
@@ -52,10 +52,11 @@ class StopStrings:
 
     def _certain(self, text: str) -> str:
         text = self._held + text
-        starts = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        starts = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if starts:
+            start, self.matched = min(starts)
             self.found, self._held = True, ""
-            return text[: min(starts)]
+            return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -13,6 +13,7 @@ from .sampling import Sampling, resolve_sampling
 
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 MAX_STOP_STRINGS = 32
+MAX_TOP_LOGPROBS = 20
 SAMPLING_NAMES = tuple(f.name for f in fields(Sampling))
 
 
@@ -27,6 +28,7 @@ class ReplySettings:
     that end the answer. draft_tokens: the most drafts in one step of speculative decoding; 0 means none, None
     as many as pay, unless QCHAT_DRAFTING is `off`. At temperature 0 and with a seed drafts change no id of a
     reply.
+    top_logprobs: reports the log probability of each id, and so many of the likeliest; None reports none.
     sampling: the given sampling values by name. given: all settings as given.
     """
 
@@ -35,6 +37,7 @@ class ReplySettings:
     reasoning_effort: str | None = None
     thinking_token_budget: int | None = None
     draft_tokens: int | None = None
+    top_logprobs: int | None = None
     include_reasoning: bool = True
     report_performance: bool = True
     stop_loops: bool = True
@@ -68,10 +71,12 @@ class ReplySettings:
         return {"enable_thinking": (effort not in ("none", "low")) if requested is None else requested}
 
     def _check(self) -> None:
-        for name in ("max_new_tokens", "thinking_token_budget", "draft_tokens"):
+        for name in ("max_new_tokens", "thinking_token_budget", "draft_tokens", "top_logprobs"):
             value, low = getattr(self, name), 1 if name == "max_new_tokens" else 0
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise UsageError(f"{name} is {value!r}, wanted a whole number from {low}")
+        if (self.top_logprobs or 0) > MAX_TOP_LOGPROBS:
+            raise UsageError(f"top_logprobs is {self.top_logprobs!r}, wanted at most {MAX_TOP_LOGPROBS}")
         for name in ("enable_thinking", "include_reasoning", "report_performance", "stop_loops"):
             if not isinstance(getattr(self, name), bool | None):
                 raise UsageError(f"{name} is {getattr(self, name)!r}, wanted true or false")

@@ -140,9 +140,14 @@ class SpeculativeDecoder:
         self._drawn = [*self._drawn[:position], token]
         self._states[position + 1] = count_token(self._states[position], token)
 
+    @property
+    def logits(self) -> mx.array:
+        """The logits [V] of the next id."""
+        return self._logits[self._position]
+
     def rank(self, token: int) -> int:
         """Return how many ids have a higher logit than `token` at the next position."""
-        logits = self._logits[self._position]
+        logits = self.logits
         return int((logits > logits[token]).sum())
 
     def finish(self) -> None:

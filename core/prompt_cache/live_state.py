@@ -17,7 +17,7 @@ from ..model.cache import Cache
 from .disk_tier import DISK_BUDGET, DiskTier
 from .snapshots import Snapshot, SnapshotKind, Snapshots
 
-# where a prompt is cut for others that begin alike: every so many tokens, and never closer to another place
+# where a prompt is cut for others that begin alike: every so many tokens, and never after fewer than MIN_CUT
 CUT_PERIOD, MIN_CUT = 8192, 64
 # tokens that are worth a write on disk which nobody asked for
 WORTH_SAVING = 512
@@ -112,7 +112,7 @@ class LiveState:
         wanted += range(CUT_PERIOD, len(ids), CUT_PERIOD)
         cuts, last = [], len(self.ids)
         for place in sorted(wanted):
-            if place - last >= MIN_CUT and len(ids) - place >= MIN_CUT:
+            if place - last >= MIN_CUT and place < len(ids):
                 cuts.append(place)
                 last = place
         return cuts

@@ -76,7 +76,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 MAX_IDS = 1 << 24
 ID_COLUMNS = ("ids", "opener")
-TEXT_FIELDS = ("text", "thinking", "raw_text", "tool_calls")
+TEXT_FIELDS = ("text", "thinking", "raw_text", "tool_calls", "stop_string")
 TITLE_CHARACTERS = 60
 MAX_RESULT_NBYTES, MAX_RESULTS_NBYTES = 256 << 10, 4 << 20  # of one result; of a conversation's results
 MAX_TIME = 1e11  # seconds since 1970: the year 5138

@@ -2,6 +2,6 @@
 
 Owns everything between messages and ids. Never imports MLX.
 
-Public names: check_messages, Kind, leaves_thought_open, Piece, ReplyParser, separate_thought,
-Template, ThinkSplitter, Tokenizer, ToolCallParser.
+Public names: arrange_messages, check_messages, Kind, leaves_thought_open, Piece, PlainParser, ReplyParser,
+separate_thought, Template, ThinkSplitter, Tokenizer, ToolCallParser.
 """

@@ -38,6 +38,26 @@ def leaves_thought_open(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
     return next((opens[id] for id in reversed(ids) if id in opens), False)
 
 
+class PlainParser:
+    """The parser of a text that is no reply: everything is text, delimiters of thoughts included."""
+
+    inside = False
+    reasoning_tokens = 0
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._detokenizer = tokenizer.detokenizer()
+
+    def add(self, id: int) -> list[tuple[Kind, str]]:
+        """The text that `id` completes, as at most one non-empty piece."""
+        text = self._detokenizer.add(id)
+        return [("text", text)] if text else []
+
+    def flush(self) -> list[tuple[Kind, str]]:
+        """The text of an unfinished character at the end."""
+        text = self._detokenizer.flush()
+        return [("text", text)] if text else []
+
+
 class ReplyParser:
     """Turns the ids of one reply into pieces of text with their kind, without the delimiters.
 

@@ -183,6 +183,12 @@ class Tokenizer:
                 run.append(id)
         return "".join([*parts, self.decode(run)])
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that `id` adds to a text; none for a special token."""
+        if isinstance(self._library.decoder, decoders.ByteLevel):
+            return self._piece(id)
+        return self.decode([id]).encode()
+
     def detokenizer(self) -> Detokenizer:
         if isinstance(self._library.decoder, decoders.ByteLevel):
             return ByteDetokenizer(self._piece)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import Any, get_args
 
+from ..completion.completion import Completer, CompletionRequest
 from ..conversation.session import Session
 from ..conversation.summary import CacheSummary, ConversationState, describe_cache, describe_session
 from ..conversation.transcript import History
@@ -72,6 +73,7 @@ class EngineMethods:
         self._background, self._wake = background or (lambda _: None), wake
         self._engine: Engine | None = None
         self._session: Session | None = None
+        self._completer: Completer | None = None
         self._store: Store | None = None
         self._options: dict[str, Any] = {}
         self._bandwidth: float | None = None
@@ -90,8 +92,9 @@ class EngineMethods:
 
     def cancel(self) -> None:
         """Stop the current reply. Callable from any thread."""
-        if (session := self._session) is not None:
-            session.cancel()
+        for replier in (self._session, self._completer):
+            if replier is not None:
+                replier.cancel()
 
     def close_thought(self) -> None:
         """End the current reasoning and start the answer. Callable from any thread."""
@@ -240,7 +243,7 @@ class EngineMethods:
         self._send(LoadProgress(done, total, tensor))
 
     def _unload_engine(self) -> None:
-        self._engine = self._session = None
+        self._engine = self._session = self._completer = None
         gc.collect()  # layers and their fused functions form reference cycles
         mx.clear_cache()
         drop_collected()
@@ -279,6 +282,27 @@ class EngineMethods:
         if not all(isinstance(result, str) for result in results):
             raise UsageError("results has a value that is not text, wanted a list of texts")
         return self._stream_reply(lambda session: session.answer_tools(results, **settings))
+
+    # replies beside the conversation
+
+    def _complete(self, params: Params) -> Empty:
+        completer = self._require_completer()
+        with closing(completer.stream(_completion_request(params))) as events:
+            if self._cancelled():
+                completer.cancel()  # cancelled before the reply started
+            for event in events:
+                self._send(event)
+        self._replied = True
+        return Empty()
+
+    def _count_messages(self, params: Params) -> CountResult:
+        return CountResult(self._require_completer().count(_completion_request(params)))
+
+    def _require_completer(self) -> Completer:
+        session = self._require_session()
+        if self._completer is None or self._completer.engine is not session.engine:
+            self._completer = Completer(session.engine, session.live, session.context_limit)
+        return self._completer
 
     # the conversation
 
@@ -378,6 +402,8 @@ _METHODS: Mapping[str, Callable[[EngineMethods, Params], Result]] = {
     "explain": EngineMethods._explain,
     "prompt": EngineMethods._prompt,
     "count": EngineMethods._count,
+    "complete": EngineMethods._complete,
+    "count_messages": EngineMethods._count_messages,
     "memory": EngineMethods._memory,
     "save_state": EngineMethods._save_state,
     "shutdown": EngineMethods._shutdown,
@@ -388,6 +414,13 @@ def _require_store(store: Store | None) -> Store:
     if store is None:
         raise UsageError("cannot open a conversation: conversations are not being saved")
     return store
+
+
+def _completion_request(params: Params) -> CompletionRequest:
+    if (params.get("messages") is None) == (params.get("prompt") is None):
+        raise UsageError("a reply needs either messages or a prompt")
+    given = {name: value for name, value in params.items() if value is not None}
+    return CompletionRequest(**given)
 
 
 def _reply_settings(params: Params) -> dict[str, Any]:

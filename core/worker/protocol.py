@@ -61,6 +61,16 @@ CHAT_METHODS: Mapping[str, Parameters] = {
     "explain": {},
     "prompt": {"text": str | None, **_SETTINGS},
     "count": {"text": str},
+    # a whole conversation, or a raw prompt as text or ids, on the loaded model beside its session
+    "complete": {
+        "messages": list | None,
+        "prompt": str | list | None,
+        "tools": list | None,
+        "forced_call": str | None,
+        "constraint": dict | None,
+        **_SETTINGS,
+    },
+    "count_messages": {"messages": list, "tools": list | None, **_SETTINGS},
     "memory": {},
     "save_state": {},
     "shutdown": {},

@@ -120,6 +120,8 @@ RESULTS: Mapping[str, Any] = {
     "explain": CacheSummary,
     "prompt": PromptResult,
     "count": CountResult,
+    "complete": Empty,
+    "count_messages": CountResult,
     "memory": MemoryResult,
     "save_state": SaveResult,
     "shutdown": Empty,

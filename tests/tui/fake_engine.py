@@ -407,6 +407,12 @@ class Engine:
     def _do_count(self, text: str) -> dict[str, Any]:
         return {"tokens": len(text.split())}
 
+    def _do_complete(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def _do_count_messages(self, messages: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
+        return {"tokens": sum(len(str(message["content"]).split()) for message in messages)}
+
     def _do_memory(self) -> dict[str, Any]:
         sizes = {
             "weights_nbytes": MODEL["nbytes"],
@@ -454,6 +460,14 @@ def _reply_events(step: Step) -> list[dict[str, Any]]:
     ]
 
 
+def completion_events(answer: str) -> list[dict[str, Any]]:
+    """The events of a stateless reply with probabilities, for a step of the method `complete`."""
+    token = {"id": 5, "data": [89], "logprob": -0.5}
+    probability = {"event": "logprobs", "token": token, "top": [token], "in_thought": False}
+    said = [event for event in _reply_events({"answer": answer}) if event["event"] != "memory"]
+    return [*said, probability, _done(said, "stop")]
+
+
 def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
@@ -481,6 +495,7 @@ def _done(said: list[dict[str, Any]], reason: str) -> dict[str, Any]:
         "context_full": False,
         "detail": "",
         "tool_calls": [_without(event, "event") for event in said if event["event"] == "tooluse"],
+        "stop_string": "",
         "performance": PERFORMANCE | {"seconds_thinking": 1.5 if thinking else 0.0},
     }
 

@@ -21,7 +21,7 @@ from tests.checkpoints import write_checkpoint
 from tests.core.worker.driver import Driver
 from tests.hub_server import Hub, Repo
 from tests.paths import ROOT
-from tests.tui.fake_engine import FakeEngine
+from tests.tui.fake_engine import FakeEngine, completion_events
 from tests.tui.fake_jobs import PROGRESS
 
 REAL = (sys.executable, "-P", str(Path(__file__).parents[1] / "scripted_model.py"))
@@ -29,8 +29,9 @@ ID = "me/tiny"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": CITY}}]
 CALL = {"name": "weather", "arguments": {"city": "Rome"}}
+QUESTION = {"role": "user", "content": "And in Rome?"}
 PRIMED = [
-    {"role": "user", "content": "And in Rome?"},
+    QUESTION,
     {"role": "assistant", "content": "Wait.", "tool_calls": [{"type": "function", "function": CALL}]},
 ]
 SETTINGS = {"temperature": 0.0, "enable_thinking": True, "max_new_tokens": 200}
@@ -47,6 +48,7 @@ SCRIPT = (
         "calls": [CALL],
     },
     {"method": "send"},
+    {"method": "complete", "events": completion_events("Yes.")},
     *({"method": method, "events": [PROGRESS]} for method in JOB_METHODS),
 )
 
@@ -98,6 +100,8 @@ def play(driver: Driver, folder: Path) -> Played:
         ask(method)
     ask("prompt", text="hello")
     ask("count", text="hello")
+    ask("complete", messages=[QUESTION], settings=BRIEF | {"top_logprobs": 2})
+    ask("count_messages", messages=[QUESTION], settings=BRIEF)
     ask("rename", title="Weather")
     ask("set_system", text="Be brief.")
     ask("history", mode="strip")

@@ -21,6 +21,7 @@ MODULES = {
     "doctor": "show this machine and what runs fastest on it",
     "help": "show this page, or a command's: qchat help COMMAND",
     "pull": "download a model from Hugging Face",
+    "serve": "serve a model to other programs over HTTP",
 }
 VERBS = dict(
     sorted(

@@ -1,0 +1,151 @@
+"""One stateless reply: a whole conversation, or a raw prompt, in; events and exactly one `Done` out.
+
+Uses the machinery of a session's replies, on a live state of its own. Knows no tree, no store and no front
+end. One reply at a time.
+"""
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..conversation.encoder import Encoder
+from ..conversation.reply import PendingReply, ReplyContext, Signals
+from ..conversation.transcript import History, Input, Output, branch
+from ..conversation.tree import turn_number
+from ..engine.engine import Engine
+from ..errors import UsageError
+from ..events import Event
+from ..generation.reply_settings import ReplySettings
+from ..prompt_cache.live_state import LiveState
+from ..quoting import quote_value
+from ..text.messages import arrange_messages
+from ..text.reply_parser import leaves_thought_open
+from ..text.toolcalls import ToolCallParser
+from .histories import Histories
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A request: `messages`, or a raw `prompt` as text or ids.
+
+    `tools` are in the template's form. `forced_call` makes the answer a tool call: of that tool, or of any if
+    it is empty. `settings` are those of a reply. `constraint` is the form that the answer must have, None for
+    any.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    prompt: str | Sequence[int] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    forced_call: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    constraint: Mapping[str, Any] | None = None
+
+
+class Completer:
+    """Replies to requests that bring their own history, with one engine."""
+
+    def __init__(self, engine: Engine, live: LiveState, context_limit: int):
+        """`live` is the state that the replies read with, `context_limit` is in tokens."""
+        self.engine, self.live, self.context_limit = engine, live, context_limit
+        self.signals = Signals()
+        self._encoder = Encoder(engine.template, engine.tokenizer)
+        self._histories = Histories(self._encoder)
+        self._history: History = "preserve" if engine.template.can_preserve_thinking else "strip"
+
+    def cancel(self) -> None:
+        """Stop the reply at its next token or prefill chunk; callable from any thread."""
+        self.signals.cancelled = True
+
+    def stream(self, request: CompletionRequest) -> Generator[Event]:
+        """Reply to a request; yields events, and exactly one `Done` as the last.
+
+        Raises UsageError for a setting, tool or id, TemplateError for messages the template refuses,
+        ContextLengthExceeded before anything is computed.
+        """
+        begun, settings = time.perf_counter(), ReplySettings.parse(request.settings)
+        self.signals.cancelled = False
+        if request.constraint is not None:
+            raise UsageError("this model's replies cannot be constrained to a schema")
+        output, history_ids = self._encode(request, settings)
+        context = ReplyContext(
+            self.engine,
+            self.live,
+            self.signals,
+            [dict(tool) for tool in request.tools],
+            self.context_limit,
+            lambda *_: None,
+            conversation=branch(output)[0],  # the same node for all requests that begin with this question
+            is_plain=request.prompt is not None,
+        )
+        reply = PendingReply(
+            context,
+            output,
+            history_ids,
+            settings,
+            turn=turn_number(output),
+            begun=begun,
+            forced=self._forced_ids(request, output),
+        )
+        return self._run(reply, output.message["content"])
+
+    def count(self, request: CompletionRequest) -> int:
+        """Return the number of tokens of the request's prompt. Raises as `stream` does."""
+        output, history_ids = self._encode(request, ReplySettings.parse(request.settings))
+        return len(history_ids) + len(output.opener)
+
+    def _run(self, reply: PendingReply, begun: str) -> Generator[Event]:
+        """Run the reply, which continues the words `begun`, and remember what it read and drew."""
+        try:
+            yield from reply.run()
+        finally:
+            reply.settle()
+            live = self.live
+            if live.ids and len(live.ids) == live.cache.length:
+                live.keep_snapshot("B", turn_number(reply.output), branch(reply.output)[0])
+            if reply.output.ids and reply.output.parent.messages:
+                self._histories.remember(reply.output, begun)
+
+    def _encode(self, request: CompletionRequest, settings: ReplySettings) -> tuple[Output, list[int]]:
+        """Return the reply without ids, with the words that it continues, and the ids before its opener."""
+        if request.prompt is not None:
+            ids = self._prompt_ids(request.prompt)
+            return Output(Input(None, [], ids), []), ids
+        ToolCallParser(request.tools)
+        messages = arrange_messages(request.messages)
+        self._encoder.refuse_too_long(messages, self.context_limit)
+        output = self._histories.next_reply(messages, self._switches(request, settings))
+        return output, self._encoder.branch_ids(branch(output.parent), self._history)
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            self._encoder.refuse_too_long([{"content": prompt}], self.context_limit)
+            return self.engine.tokenizer.encode(prompt)
+        size = self.engine.config.vocab_size
+        wrong = [id for id in prompt if not isinstance(id, int) or not 0 <= id < size]
+        if wrong:
+            raise UsageError(f"the prompt has the id {wrong[0]!r:.40}, wanted ids from 0 to {size - 1:,}")
+        return list(prompt)
+
+    def _switches(self, request: CompletionRequest, settings: ReplySettings) -> dict[str, Any]:
+        engine = self.engine
+        switches = settings.template_switches(
+            knows_efforts=engine.knows_efforts, thinks_by_default=engine.thinks_by_default
+        )
+        switches["preserve_thinking"] = self._history == "preserve"
+        return switches | ({"tools": [dict(tool) for tool in request.tools]} if request.tools else {})
+
+    def _forced_ids(self, request: CompletionRequest, output: Output) -> list[int]:
+        """Return the ids of the beginning of a tool call, as the template writes calls."""
+        if request.forced_call is None:
+            return []
+        tokenizer, name = self.engine.tokenizer, request.forced_call
+        known = [tool.get("function", tool)["name"] for tool in request.tools]
+        if not known or name not in ("", *known):
+            raise UsageError(f"the tool {quote_value(name)} is to be called, but is none of the given tools")
+        space = "\n\n" if leaves_thought_open(output.opener, tokenizer) else ""
+        form = '{{"name": "{}' if "<function=" not in self.engine.template.source else "<function={}"
+        call = form.format(tokenizer.shield(name))
+        if name:
+            call += ">\n" if call.startswith("<") else '", "arguments": '
+        return tokenizer.encode(f"{space}<tool_call>\n{call}")

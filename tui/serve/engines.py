@@ -1,0 +1,82 @@
+"""The engine behind the server: one of its own, which is started again when it dies, or the chat's."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ...core.worker.wire import LoadResult, ModelInfo
+from ..chat.client import EngineClient
+from .errors import RequestError
+
+
+class EngineSource(Protocol):
+    """Hands out the client of a living engine with a loaded model."""
+
+    async def client(self) -> EngineClient:
+        """Return the client. Raises RequestError (503) or QchatError if there is none."""
+        ...
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """The loaded model."""
+        ...
+
+
+class OwnEngine:
+    """An engine process for the server alone."""
+
+    def __init__(self, factory: Callable[[], EngineClient], options: Mapping[str, Any]):
+        """`options` are the parameters of `load`, the model among them."""
+        self._factory, self._options = factory, options
+        self._client: EngineClient | None = None
+        self._model: ModelInfo | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def model(self) -> ModelInfo | None:
+        return self._model
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id; 0 while there is none."""
+        return self._client.pid if self._client else 0
+
+    async def client(self) -> EngineClient:
+        """Return the client; start an engine and load the model if there is none that lives."""
+        async with self._lock:
+            if self._client is None or not self._client.alive:
+                self._client = self._factory()
+                await self._client.start()
+                loaded: LoadResult = await self._client.request("load", **self._options)
+                self._model = loaded.model
+        return self._client
+
+    async def stop(self) -> None:
+        """End the engine."""
+        if self._client is not None:
+            await self._client.stop()
+
+
+class Borrowed(Protocol):
+    """What a server needs of a chat: its engine and model, as they are now."""
+
+    client: EngineClient | None
+    model: ModelInfo | None
+
+
+class ChatEngine:
+    """The engine of a chat, whose replies and requests take turns."""
+
+    def __init__(self, chat: Borrowed):
+        self._chat = chat
+
+    @property
+    def model(self) -> ModelInfo | None:
+        return self._chat.model
+
+    async def client(self) -> EngineClient:
+        """Return the chat's client. Raises RequestError (503) while the chat has no model."""
+        client = self._chat.client
+        if client is None or not client.alive or self._chat.model is None:
+            raise RequestError(503, "no model is loaded: load one in the chat", "no_model")
+        return client
