@@ -47,6 +47,7 @@ class Signals:
 
     cancelled: bool = False
     close_thought: bool = False
+    reason: str = ""  # why it was cancelled, for the user; empty if that was the user
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class PendingReply:
         try:
             yield from self._read_prompt()
             if self._context.signals.cancelled:
-                self._reason = "cancelled"
+                self._reason, self._detail = "cancelled", self._context.signals.reason
             else:
                 yield from self._decode()
         except (RuntimeError, MemoryError) as error:  # what MLX raises when memory or a kernel fails
@@ -179,7 +180,7 @@ class PendingReply:
         guard, top = LoopGuard(enabled=self.settings.stop_loops), self.settings.top_logprobs
         while len(ids) < self._room:
             if context.signals.cancelled:
-                self._reason = "cancelled"
+                self._reason, self._detail = "cancelled", context.signals.reason
                 return
             if context.signals.close_thought:
                 context.signals.close_thought = False

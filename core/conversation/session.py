@@ -113,8 +113,12 @@ class Session:
 
     # replies
 
-    def cancel(self) -> None:
-        """Stop the reply at its next token or prefill chunk; safe from signal handlers and threads."""
+    def cancel(self, reason: str = "") -> None:
+        """Stop the reply at its next token or prefill chunk; safe from signal handlers and threads.
+
+        `Done` gives the `reason`.
+        """
+        self.signals.reason = reason
         self.signals.cancelled = True
 
     def close_thought(self) -> None:
@@ -175,6 +179,7 @@ class Session:
         """Parse the settings of a new request; from here on a cancel counts for it."""
         self._refuse_if_busy()
         self.signals.cancelled = self.signals.close_thought = False
+        self.signals.reason = ""
         return ReplySettings.parse({**self.defaults, **settings})
 
     def _reply_to(

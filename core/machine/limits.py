@@ -32,13 +32,27 @@ def limited_room(root: Path = ROOT) -> int | None:
     return max(0, min(rooms)) if rooms else None
 
 
+def limit_nbytes(root: Path = ROOT) -> int | None:
+    """Return the bytes that this process may take at most; None where nothing limits it."""
+    address, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for _, _, limit in _limited_groups(root)]
+    limits += [] if address == resource.RLIM_INFINITY else [address]
+    return min(limits, default=None)
+
+
 def _group_rooms(root: Path) -> Iterator[int]:
     """Yield what is left of each control group around this process."""
-    for version, folder in _groups(root):
-        files = VERSIONS[version]
-        limit, usage = _number(folder / files.limit), _number(folder / files.usage)
-        if limit is not None and usage is not None and limit < UNLIMITED_NBYTES:
+    for files, folder, limit in _limited_groups(root):
+        usage = _number(folder / files.usage)
+        if usage is not None:
             yield limit - usage + _field(folder / "memory.stat", files.inactive)
+
+
+def _limited_groups(root: Path) -> Iterator[tuple[GroupFiles, Path, int]]:
+    for version, folder in _groups(root):
+        limit = _number(folder / VERSIONS[version].limit)
+        if limit is not None and limit < UNLIMITED_NBYTES:
+            yield VERSIONS[version], folder, limit
 
 
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:

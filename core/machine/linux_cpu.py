@@ -47,6 +47,13 @@ def keep_freed_pages() -> None:
         mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_NBYTES)
 
 
+def return_freed_pages() -> None:
+    """Have malloc give the pages of freed arrays back to the kernel, where it keeps them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def open_blas() -> str | None:
     """Open the BLAS that QCHAT_BLAS names (`auto`, `off` or a path), with the kernels of QCHAT_BLAS_CORE.
 

@@ -29,6 +29,7 @@ from ..prompt_cache.live_state import LiveState
 from ..quoting import quote_value
 from ..storage.store import Store
 from .jobs import EventSink, run_job
+from .memory_guard import MemoryGuard
 from .protocol import JOB_METHODS, Cancelled
 from .wire import (
     CountResult,
@@ -77,7 +78,8 @@ class EngineMethods:
         self._store: Store | None = None
         self._options: dict[str, Any] = {}
         self._bandwidth: float | None = None
-        self._replied = False
+        self._replied = self._calling = False
+        self.guard = MemoryGuard(lambda: self._session, self._tell, self._wake)
 
     def call(self, method: str, params: Params) -> Result | dict[str, Any]:
         """Run one of `protocol.METHODS` with checked parameters and return what `wire.RESULTS` says.
@@ -86,9 +88,25 @@ class EngineMethods:
         """
         if self._cancelled():
             raise Cancelled("cancelled before it started")
-        if method in JOB_METHODS:
+        self._calling = True
+        try:
+            return self._run_job(method, params) if method in JOB_METHODS else _METHODS[method](self, params)
+        finally:
+            self._calling = False
+
+    def _run_job(self, method: str, params: Params) -> dict[str, Any]:
+        self.guard.begin_job(method)
+        try:
             return run_job(method, params, self._send_job_event)
-        return _METHODS[method](self, params)
+        finally:
+            self.guard.end_job()
+
+    def _tell(self, sentence: str) -> None:
+        """Tell the user `sentence` now, or with the next reply; callable from any thread."""
+        if self._calling:
+            self._send(Notice(sentence))
+        elif (session := self._session) is not None:
+            session.note(sentence)
 
     def cancel(self) -> None:
         """Stop the current reply. Callable from any thread."""
@@ -113,6 +131,7 @@ class EngineMethods:
 
     def idle_work(self) -> Generator[None]:
         """Compile kernels, measure the machine and prefill ahead, in small steps, while no request waits."""
+        self.guard.serve()
         if self._session is None:
             return
         self._fuse(self._session.engine)
@@ -124,6 +143,7 @@ class EngineMethods:
             yield
         try:
             for _ in self._session.idle():
+                self.guard.serve()
                 yield
         except Exception:
             self._session.live.forget()  # the next question prefills again and reports the error
@@ -179,6 +199,7 @@ class EngineMethods:
     def _send_job_event(self, event: dict[str, Any]) -> None:
         if self._cancelled():
             raise Cancelled("cancelled")
+        self.guard.check_job()
         self._send_event(event)
 
     def _send(self, event: CallEvent) -> None:
@@ -262,6 +283,7 @@ class EngineMethods:
                 session.cancel()  # cancelled before the reply started
             for event in events:
                 self._send(event)
+                self.guard.serve()
         self._replied = True
         return self._state_result()
 

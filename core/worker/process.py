@@ -66,6 +66,7 @@ class Worker:
             background=self._report_background,
             wake=inbox.wake,
         )
+        methods.guard.start()
         method = ""
         while method != "shutdown":
             self._run_idle_work(methods, inbox)
