@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from ..engine.engine import Engine
 from ..errors import UsageError
 from ..events import Sync
-from ..generation.decode import prefill
+from ..generation.decode import TimedChunks, prefill
 from ..generation.speculate import DraftMemory
 from ..machine.backend import mx
 from ..model.cache import Cache
 from .snapshots import SnapshotKind, Snapshots
+
+AHEAD_SECONDS = 0.15  # of one chunk: what a command may have to wait
 
 
 class LiveState:
@@ -27,6 +29,7 @@ class LiveState:
         self.snapshots = Snapshots(snapshot_budget)
         self.drafts = False  # whether the MTP head reads prompts too
         self.draft_memory = DraftMemory()
+        self._timed = TimedChunks(AHEAD_SECONDS)
         self.forget()
 
     def sync(self, ids: Sequence[int]) -> Sync:
@@ -42,13 +45,17 @@ class LiveState:
         self.replace(snapshot.cache.copy(), list(ids[: snapshot.length]))
         return Sync("restore", snapshot.length, f"snapshot {snapshot.kind} of turn {snapshot.turn}")
 
-    def read(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Iterator[int]:
+    def read(
+        self, ids: Sequence[int], cancelled: Callable[[], bool], *, ahead: bool = False
+    ) -> Iterator[int]:
         """Read the part of `ids` that is missing, in chunks; yields how many ids have been read.
 
-        Stops between two chunks when `cancelled()`.
+        Stops between two chunks when `cancelled()`. Nothing waits for reading `ahead`, so its chunks are
+        short: a request that arrives meanwhile begins at once.
         """
-        start = len(self.ids)
-        for done in prefill(self.engine.model, self.cache, ids[start:], cancelled, drafts=self.drafts):
+        start, timed = len(self.ids), self._timed if ahead else None
+        model, rest = self.engine.model, ids[start:]
+        for done in prefill(model, self.cache, rest, cancelled, drafts=self.drafts, timed=timed):
             self.ids = list(ids[: start + done])
             yield start + done
 

@@ -3,5 +3,5 @@
 Owns the settings of a reply. Never knows messages or templates; logits never leave it.
 
 Public names: AnyDecoder, Decoder, draft_limit, DraftFigures, DraftMemory, LoopGuard, make_decoder,
-MAX_DRAFTS, prefill, ReplySettings, resolve_sampling, Sampling, StopStrings, ThinkingBudget.
+MAX_DRAFTS, prefill, ReplySettings, resolve_sampling, Sampling, StopStrings, ThinkingBudget, TimedChunks.
 """
