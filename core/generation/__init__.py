@@ -4,5 +4,5 @@ Owns the settings of a reply. Never knows messages or templates; logits never le
 
 Public names: AnyDecoder, Decoder, draft_limit, DraftFigures, DraftMemory, LoopGuard, make_decoder,
 MAX_DRAFTS, prefill, rank_next, Ranking, ReplySettings, resolve_sampling, Sampling, StopStrings,
-ThinkingBudget.
+ThinkingBudget, TimedChunks.
 """

@@ -4,6 +4,7 @@ Knows nothing of messages, templates or text.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import UsageError
@@ -17,6 +18,24 @@ from .speculate import DraftFigures, DraftMemory, SpeculativeDecoder
 
 # small enough to cancel promptly during prefill, large enough for matrix products at full speed
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
+FIRST_TIMED_CHUNK = 8
+
+
+class TimedChunks:
+    """The size of chunks that take about `seconds` each, by the time that the last one took."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter):
+        self.size, self._seconds, self._clock = FIRST_TIMED_CHUNK, seconds, clock
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """Begin to read a chunk."""
+        self._begun = self._clock()
+
+    def end(self, tokens: int) -> None:
+        """End reading a chunk of `tokens`: the next one is larger or smaller, at most twice as large."""
+        seconds = max(self._clock() - self._begun, 1e-6)
+        self.size = max(1, min(int(tokens * self._seconds / seconds), 2 * self.size))
 
 
 def prefill(
@@ -26,23 +45,31 @@ def prefill(
     cancelled: Callable[[], bool] = lambda: False,
     *,
     drafts: bool = False,
+    timed: TimedChunks | None = None,
 ) -> Iterator[int]:
     """Read `ids` into the cache in chunks; yields how many ids have been read after each.
 
-    Stops between two chunks when `cancelled()`. With `drafts` the draft head reads the last chunk too.
+    Stops between two chunks when `cancelled()`. With `drafts` the draft head reads the last chunk too. With
+    `timed` chunks are no larger than what it says.
     """
-    size = min(GPU_PREFILL_CHUNK if on_gpu() else PREFILL_CHUNK, model.plan.chunk if model.plan else 1 << 30)
-    for begin in range(0, len(ids), size):
+    most = min(GPU_PREFILL_CHUNK if on_gpu() else PREFILL_CHUNK, model.plan.chunk if model.plan else 1 << 30)
+    begin = 0
+    while begin < len(ids):
         if cancelled():
             return
-        chunk = ids[begin : begin + size]
+        chunk = ids[begin : begin + (min(most, timed.size) if timed else most)]
+        if timed:
+            timed.begin()
         before = cache.hidden
         hidden = model.hidden(chunk, cache)
         if drafts and begin + len(chunk) == len(ids):
             prefill_draft_head(model, cache, list(chunk), before, hidden)
         mx.eval(cache.arrays())
         mx.clear_cache()
-        yield begin + len(chunk)
+        if timed:
+            timed.end(len(chunk))
+        begin += len(chunk)
+        yield begin
 
 
 class Decoder:

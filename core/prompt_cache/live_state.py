@@ -10,7 +10,7 @@ from pathlib import Path
 from ..engine.engine import Engine
 from ..errors import StoreError, UsageError
 from ..events import Sync
-from ..generation.decode import prefill
+from ..generation.decode import TimedChunks, prefill
 from ..generation.speculate import DraftMemory
 from ..machine.backend import mx
 from ..model.cache import Cache
@@ -21,6 +21,7 @@ from .snapshots import Snapshot, SnapshotKind, Snapshots
 CUT_PERIOD, MIN_CUT = 8192, 64
 # tokens that are worth a write on disk which nobody asked for
 WORTH_SAVING = 512
+AHEAD_SECONDS = 0.15  # of one chunk that is read ahead: what a command may have to wait
 
 
 class LiveState:
@@ -39,6 +40,7 @@ class LiveState:
         self.notices: list[str] = []
         self.drafts = False  # whether the MTP head reads prompts too
         self.draft_memory = DraftMemory()
+        self._timed = TimedChunks(AHEAD_SECONDS)
         self.ids: list[int] = []
         self.cache = engine.model.new_cache(quantized=quantized_kv)
         self._turn_mark = engine.tokenizer.token_id("<|im_start|>")
@@ -85,16 +87,25 @@ class LiveState:
         return None
 
     def read(
-        self, ids: Sequence[int], cancelled: Callable[[], bool], conversation: Hashable = None, turn: int = 1
+        self,
+        ids: Sequence[int],
+        cancelled: Callable[[], bool],
+        conversation: Hashable = None,
+        turn: int = 1,
+        *,
+        ahead: bool = False,
     ) -> Iterator[int]:
         """Read the part of `ids` that is missing, in chunks; yields how many ids have been read.
 
         Keeps snapshots where other prompts may part from this one. Stops between two chunks when
-        `cancelled()`.
+        `cancelled()`. Nothing waits for reading `ahead`, so its chunks are short: a request that arrives
+        meanwhile begins at once.
         """
+        model, timed = self.engine.model, self._timed if ahead else None
         for end in [*self._cuts(ids), len(ids)]:
             start = len(self.ids)
-            for done in prefill(self.engine.model, self.cache, ids[start:end], cancelled, drafts=self.drafts):
+            rest = ids[start:end]
+            for done in prefill(model, self.cache, rest, cancelled, drafts=self.drafts, timed=timed):
                 self.ids = list(ids[: start + done])
                 yield start + done
             if len(self.ids) < end:

@@ -45,6 +45,7 @@ from .wire import (
 )
 
 COMPILING = "compiling faster kernels for this model"
+READING_AHEAD = "reading ahead"
 TUNING = "trying which operations are fastest here"
 # parameters of `load` that configure the session
 SESSION_OPTIONS = ("system", "history", "context_limit")
@@ -71,7 +72,8 @@ class EngineMethods:
         asks, from any thread, for a call of `idle_work`.
         """
         self._send_event, self._cancelled = send_event, cancelled
-        self._background, self._wake = background or (lambda _: None), wake
+        self._tell_background, self._wake = background or (lambda _: None), wake
+        self._beside, self._ahead = "", ""  # work of other processes; what is read ahead
         self._engine: Engine | None = None
         self._session: Session | None = None
         self._completer: Completer | None = None
@@ -141,13 +143,26 @@ class EngineMethods:
         if self._bandwidth is None:
             self._bandwidth = copy_bandwidth()
             yield
+        session = self._session
         try:
-            for _ in self._session.idle():
+            for done in session.idle():
                 self.guard.serve()
+                if done:
+                    self._report_ahead(f"{READING_AHEAD} {done:,}/{session.reading_ahead:,}")
                 yield
         except Exception:
-            self._session.live.forget()  # the next question prefills again and reports the error
+            session.live.forget()  # the next question prefills again and reports the error
             raise
+        finally:
+            self._report_ahead("")
+
+    def _report_ahead(self, text: str) -> None:
+        self._ahead = text
+        self._tell_background(self._ahead or self._beside)
+
+    def _background(self, text: str) -> None:
+        self._beside = text
+        self._tell_background(self._ahead or self._beside)
 
     def save_when_idle(self) -> None:
         """Save what took long to read on disk, once nobody has asked for anything for a while."""

@@ -5,7 +5,6 @@ Typing filters; the keys that do something else act in the list, one step down.
 
 import asyncio
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,6 +14,7 @@ from textual.binding import Binding, BindingType
 
 from ...core.errors import QchatError
 from ..tasks.models import COLUMNS, ModelRow, Room, Shelf, local_row, published_row, read_shelf
+from .convert_form import ConvertForm
 from .dialogs import Confirm
 from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..commands import Front
 
 GB = 10**9
-CONVERTED_BITS = 4.5  # a weight, with the scales of 4 bits in groups of 64
 MARK, COMPARED, PUBLISHED = "●", "◆", "↓"
 NAME, FITS = COLUMNS.index("name"), COLUMNS.index("fits")
 # of each column: its width, its side, and which gives way first
@@ -72,9 +71,10 @@ class ModelsScreen(Listing):
         Binding("u", "undo", show=False),
     ]
 
-    def __init__(self, places: "Locations", loaded: str | None = None):
+    def __init__(self, places: "Locations", chat: "Chat"):
         super().__init__()
-        self._places, self._loaded = places, loaded
+        self._places, self._chat = places, chat
+        self._loaded = chat.model.path if chat.model else None
         self._shelf = Shelf([], [])
         self._models: dict[str, LocalModel] = {}
         self._compared: str | None = None
@@ -127,13 +127,12 @@ class ModelsScreen(Listing):
 
     @work
     async def action_convert(self) -> None:
-        """Convert the model under the cursor, after a question with what that takes."""
-        path = self.chosen_path
-        if path is None:
+        """Convert the model under the cursor as a form says."""
+        if self.chosen_path is None:
             return
-        question = conversion_question(self._models[path], self._places.folders[0])
-        if await self.app.push_screen_wait(Confirm(question)):
-            self.dismiss(f"/convert {shlex.quote(path)}")
+        line = await self.app.push_screen_wait(ConvertForm(self._models[self.chosen_path], self._chat))
+        if line is not None:
+            self.dismiss(line)
 
     def action_compare(self) -> None:
         """The first press marks one, the second on another one compares both."""
@@ -197,19 +196,6 @@ class ModelsScreen(Listing):
         await self._delete(self._removal)
 
 
-def conversion_question(model: "LocalModel", folder: Path) -> str:
-    """Return what to ask before `model` is converted as /convert does without options."""
-    bits = model.bits_per_weight
-    after = f", about {model.nbytes * CONVERTED_BITS / bits / GB:,.2f} GB" if bits else ""
-    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    free = f" of {shutil.disk_usage(there).free / GB:,.2f} GB free" if there else ""
-    twice = f"\nIt is quantized already ({bits:.1f} bpw): twice is worse." if bits and bits < 10 else ""
-    return (
-        f"Convert {model.name} to 4 bits in {short(folder)}{after}{free}?{twice}\n"
-        "/convert MODEL with options makes others."
-    )
-
-
 def picker_row(model: ModelRow, mark: str = "") -> Row:
     """Return a model's row with the picker's marks and colours."""
     _, *cells = model.cells
@@ -237,6 +223,4 @@ def make(chat: "Chat", front: "Front") -> ModelsScreen:
     from ...core.hub import library
 
     del front
-    return ModelsScreen(
-        library.Locations.from_setting(chat.settings["models_dir"]), chat.model.path if chat.model else None
-    )
+    return ModelsScreen(library.Locations.from_setting(chat.settings["models_dir"]), chat)

@@ -78,7 +78,7 @@ class Status(Line):
             case "thinking" | "answering":
                 return self._writing(facts)
             case "working":
-                return [piece("◔ working", "mark")]
+                return [piece("◔ working", "mark"), *_background(facts)]
             case "dead":
                 return [piece(_death(facts.reason), "error")]
         return self._ready(facts)
@@ -100,6 +100,8 @@ class Status(Line):
 
     def _progress(self, facts: "Facts", word: str, amount: str) -> list[Piece]:
         pieces = [piece(f"{MARKS[facts.phase]} {word}", "mark")]
+        if not facts.total:
+            pieces += _background(facts)
         if facts.total:
             pieces += [_bar(facts.done / facts.total, "ok", 3), piece(amount, "", 2)]
         if facts.phase == "reading" and facts.tokens_per_s:
@@ -139,9 +141,12 @@ class Status(Line):
         if last and last.decode_tokens_per_s:
             speed, first = _speed(last.decode_tokens_per_s), last.seconds_to_first_token
             pieces.append(piece(f"last {speed} tok/s · first token {first:.1f} s", "dim", 4))
-        if facts.background:
-            pieces.append(piece(printable(facts.background), "dim", 6))
-        return pieces
+        return [*pieces, *_background(facts)]
+
+
+def _background(facts: "Facts") -> list[Piece]:
+    """Name what the engine does besides, which a request may have to wait for."""
+    return [piece(printable(facts.background), "dim", 6)] if facts.background else []
 
 
 def _waiting(lent: Lent) -> list[Piece]:

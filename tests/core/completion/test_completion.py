@@ -8,13 +8,13 @@ import pytest
 
 from qchat.core import Session
 from qchat.core.completion.completion import Completer, CompletionRequest
-from qchat.core.prompt_cache.live_state import LiveState
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Event, Logprobs, Prefill, Sync, Text, Thought, ToolUse
 from qchat.core.generation.decode import Decoder
 from qchat.core.hub.catalog import BUILT_IN_MODEL
 from qchat.core.machine.backend import mx
+from qchat.core.prompt_cache.live_state import LiveState
 from qchat.core.text.template import BUILT_IN, Template
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms

@@ -1,17 +1,20 @@
 """Prefill and decoding against one token at a time."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
 from qchat.core.generation import decode
-from qchat.core.generation.decode import Decoder, prefill
+from qchat.core.generation.decode import Decoder, TimedChunks, prefill
 from qchat.core.generation.sampling import Sampling
 from qchat.core.machine.backend import mx
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms
+from tests.fake_clock import FakeClock
 
 IDS = [(7 * i * i + 3 * i) % 250 for i in range(150)]
 GREEDY = Sampling(temperature=0)
@@ -99,3 +102,59 @@ def test_rank_counts_the_likelier_ids(engine):
     decoder = Decoder(engine.model, cache, GREEDY)
     order = mx.argsort(-engine.logits([5])[-1])
     assert [decoder.rank(int(order[i])) for i in (0, 1, 9)] == [0, 1, 9]
+
+
+# --- chunks by time ---
+
+
+class SlowModel:
+    """A model of a fixed pace: reading moves a clock on, and nothing is computed."""
+
+    plan = None
+
+    def __init__(self, clock: FakeClock, seconds_per_token: float):
+        self.clock, self.pace, self.chunks = clock, seconds_per_token, list[int]()
+
+    def hidden(self, chunk: list[int], _cache: Any) -> mx.array:
+        self.clock.now += self.pace * len(chunk)
+        self.chunks.append(len(chunk))
+        return mx.zeros(1)
+
+
+@pytest.mark.parametrize("seconds_per_token", [0.4, 0.02, 0.001, 0.0])
+def test_timed_chunks_take_as_long_as_they_may(seconds_per_token: float):
+    clock = FakeClock()
+    model, cache = SlowModel(clock, seconds_per_token), SimpleNamespace(hidden=None, arrays=list)
+    timed = TimedChunks(0.15, clock)
+    for count in (100, 3000):  # what was learnt serves the next time
+        *_, read = prefill(cast(Any, model), cast(Any, cache), range(count), timed=timed)
+        assert read == count
+    assert sum(model.chunks) == 3100
+    learnt = model.chunks[1:]
+    assert all(size == 1 or size * seconds_per_token <= 0.151 for size in learnt)
+    if seconds_per_token:
+        assert max(learnt) == max(1, int(0.15 / seconds_per_token))
+    else:
+        assert max(learnt) == decode.PREFILL_CHUNK
+    assert model.chunks[0] == decode.FIRST_TIMED_CHUNK
+
+
+def test_a_machine_that_becomes_slower_gets_smaller_chunks():
+    clock = FakeClock()
+    model, cache = SlowModel(clock, 0.001), SimpleNamespace(hidden=None, arrays=list)
+    timed = TimedChunks(0.15, clock)
+    steps = prefill(cast(Any, model), cast(Any, cache), range(2000), timed=timed)
+    while not model.chunks or model.chunks[-1] < 149:
+        next(steps)
+    model.pace = 0.01
+    next(steps)
+    next(steps)
+    assert model.chunks[-2] >= 149 and model.chunks[-1] in (14, 15)
+
+
+def test_timed_chunks_read_what_large_ones_do(engine: Engine):
+    whole, timed = engine.model.new_cache(), engine.model.new_cache()
+    list(prefill(engine.model, whole, IDS))
+    list(prefill(engine.model, timed, IDS, timed=TimedChunks(0.15, FakeClock(step=0.02))))
+    assert whole.hidden is not None and timed.hidden is not None
+    assert relative_rms(engine.model.logits(timed.hidden)[-1], engine.model.logits(whole.hidden)[-1]) < 2e-5

@@ -11,13 +11,16 @@ import pytest
 
 from qchat.core.conversation.session import Session
 from qchat.core.errors import QchatError
+from qchat.core.generation.decode import FIRST_TIMED_CHUNK, TimedChunks
 from qchat.core.storage.store import Store
 from qchat.core.worker.channel import Inbox
-from qchat.core.worker.methods import EngineMethods
+from qchat.core.worker.methods import READING_AHEAD, EngineMethods
 from qchat.core.worker.process import Worker
 from qchat.core.worker.protocol import METHODS
 from tests.checkpoints import write_checkpoint
+from tests.fake_clock import FakeClock
 
+ANSWER = {"role": "assistant", "content": "yes"}
 BRIEF = {"temperature": 0.0, "max_new_tokens": 3}
 
 
@@ -98,3 +101,37 @@ def test_idle_work_that_fails_is_forgotten(
     assert f"idle work failed: {error or 'RuntimeError'}" in said
     assert methods._require_session().ids == []
     assert do(methods, "send", text="hello", settings=BRIEF).state.turns
+
+
+def test_reading_ahead_is_left_after_any_chunk_and_says_how_far_it_is(
+    model: str, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    methods = EngineMethods(lambda _: None, lambda: False, background=told.append)
+    do(methods, "load", model=model)
+    do(methods, "prime", messages=[{"role": "user", "content": "a " * 60}, ANSWER])
+    session = methods._require_session()
+    monkeypatch.setattr(session.live, "_timed", TimedChunks(0.15, FakeClock(step=0.15)))
+    work = methods.idle_work()
+    while not any(READING_AHEAD in line for line in told):
+        next(work)
+    whole = session.reading_ahead
+    assert told[-1] == f"{READING_AHEAD} {FIRST_TIMED_CHUNK}/{whole}"
+    assert len(session.ids) == FIRST_TIMED_CHUNK < whole
+    work.close()  # as a request makes it
+    assert told[-1] == ""
+    do(methods, "set_system", text="Be brief.")
+    list(methods.idle_work())
+    assert len(session.ids) == session.reading_ahead and told[-1] == ""
+    assert f"{READING_AHEAD} {session.reading_ahead}/{session.reading_ahead}" in told
+    methods.close()
+
+
+def test_reading_ahead_hides_no_work_of_other_processes():
+    told: list[str] = []
+    methods = EngineMethods(lambda _: None, lambda: False, background=told.append)
+    methods._background("compiling")
+    methods._report_ahead(f"{READING_AHEAD} 1/2")
+    methods._report_ahead("")
+    methods._background("")
+    assert told == ["compiling", f"{READING_AHEAD} 1/2", "compiling", ""]

@@ -189,8 +189,9 @@ def test_a_benchmark_beside_other_work_says_so_and_is_not_kept(tmp_path: Path, b
         job = next(job for job in it.chat.jobs if job.method == "bench")
         if beside:
             await it.until(lambda: job.events)
-            assert it.chat.client is not None
-            it.chat.client.on_background("compiling")
+            tell = it.chat.client and it.chat.client.on_background
+            assert tell is not None
+            tell("compiling")
         await it.until(lambda: job.state == "done")
         await it.until(lambda: not it.chat.parked)
         await it.until(lambda: ("not comparable" in block(it).text) == beside and "25.0" in block(it).text)
@@ -361,13 +362,13 @@ def test_results_come_back_folded_with_their_conversation(tmp_path: Path):
         await it.until(lambda: "25.0 tok/s" in block(it).text)
 
 
-def test_what_took_long_is_kept_without_a_conversation_too(tmp_path: Path):
+def test_what_took_long_is_kept_without_a_conversation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     places = models_here(tmp_path, "measured")
     store = Store(tmp_path / "conversations.db")
     front = FakeFront()
     stage = ChatStage(tmp_path, bench_step(tmp_path / "models" / "measured"), front=front, store=store)
     stage.chat.settings = stage.chat.settings.replaced("test", models_dir=places)
-    stage.chat._hold = lambda *_: None  # an engine without a conversation so far
+    monkeypatch.setattr(stage.chat, "_hold", lambda _: None)  # an engine without a conversation so far
     stage.play("/bench measured", "/inspect measured")
     (made,) = store.conversations()
     assert made.title == "bench measured" and made.model.name == "fake-4bit"

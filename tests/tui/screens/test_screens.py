@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from textual.widgets import Input, OptionList, Static
@@ -13,11 +13,12 @@ from qchat.core.conversation.summary import SnapshotSummary, TurnStats
 from qchat.core.errors import UsageError
 from qchat.core.hub import cache as hubcache
 from qchat.core.hub.library import LocalModel
+from qchat.core.quant.results import PlanSummary
 from qchat.tui.chat.turns import new_turn
 from qchat.tui.commands import COMMANDS
-from qchat.tui.screens.dialogs import Confirm
+from qchat.tui.screens.convert_form import BITS, ConvertForm, Cycle, plan_line, source_line
 from qchat.tui.screens.listing import Ask, Column, Listing, Row, key_line, painted, shown_columns
-from qchat.tui.screens.models import ModelsScreen, conversion_question
+from qchat.tui.screens.models import ModelsScreen
 from qchat.tui.screens.rewind import RewindScreen, rows_of
 from qchat.tui.screens.sessions import SessionsScreen
 from qchat.tui.screens.theme import ThemeScreen
@@ -275,38 +276,100 @@ def test_a_letter_in_the_list_is_a_command(tmp_path: Path, models: Path, monkeyp
         monkeypatch.setattr(screen, "dismiss", lines.append)
         await go_to(it, screen, "beta")
         await it.pilot.press("b", "c")
-        await it.until(lambda: isinstance(it.app.screen, Confirm))
-        await it.pilot.press("y")
+        await it.until(lambda: isinstance(it.app.screen, ConvertForm))
+        await it.pilot.press("enter")
         await it.until(lambda: len(lines) == 2)
         await it.pilot.press("i")
-        assert lines == [f"/{name} {models / 'beta'}" for name in ("bench", "convert", "inspect")]
+        expected = [f"/{name} {models / 'beta'}" for name in ("bench", "convert", "inspect")]
+        expected[1] += " -q --q-recipe none --q-bits 4"
+        assert lines == expected
 
 
-def test_one_letter_converts_nothing_before_a_question_is_answered(tmp_path: Path, models: Path):
+async def convert_form(it: Running, screen: ModelsScreen) -> ConvertForm:
+    """The form for beta, with its first plan."""
+    await go_to(it, screen, "beta")
+    await it.pilot.press("c")
+    await it.until(lambda: isinstance(it.app.screen, ConvertForm))
+    form = cast(ConvertForm, it.app.screen)
+    await it.until(lambda: form.plan is not None)
+    return form
+
+
+def words_of(form: ConvertForm) -> str:
+    return "\n".join(str(one.content) for one in form.query(Static))
+
+
+def test_one_letter_converts_nothing_before_enter_in_the_form(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        form = await convert_form(it, screen)
+        said = words_of(form)
+        assert "beta" in said and "none" in said and "GB free" in said and "0.00 GB, 5.80 bits" in said
+        assert str(models / "beta-4bit") == form.query_one("#convert-folder", Input).value
+        await it.pilot.press("n", "y", "escape")
+        await it.until(lambda: it.app.screen is screen)
+        assert not it.chat.jobs and not it.engine.asked("convert")
+        await convert_form(it, screen)
+        await it.pilot.press("enter")
+        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].method == "convert")
+        await it.until(lambda: it.engine.asked("convert"))
+        (asked,) = it.engine.asked("convert")
+        assert asked["target"] == str(models / "beta-4bit") and asked["options"]["bits"] == 4
+
+
+def test_the_form_plans_what_its_fields_say_and_converts_that(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        form = await convert_form(it, screen)
+        recipe, bits = form.query_one("#convert-recipe", Cycle), form.query_one("#convert-bits", Cycle)
+        await it.pilot.press("right")
+        await it.until(lambda: len(it.engine.asked("plan")) == 2)
+        assert (recipe.value, bits.value) == ("unsloth", "4")
+        await it.pilot.press("down", "left")
+        await it.until(lambda: len(it.engine.asked("plan")) == 3)
+        assert (
+            it.engine.asked("plan")[-1]["options"] | {"recipe": "unsloth", "bits": 3}
+            == (it.engine.asked("plan")[-1]["options"])
+        )
+        folder = form.query_one("#convert-folder", Input)
+        await it.until(lambda: folder.value == str(models / "beta-unsloth-3bit"))
+        await it.pilot.press("down", *"-mine")
+        await it.until(lambda: form.plan is not None and not form.problem)
+        await it.pilot.press("enter")
+        await it.until(lambda: it.engine.asked("convert"))
+        (asked,) = it.engine.asked("convert")
+        assert asked["target"] == str(models / "beta-unsloth-3bit-mine")
+        assert asked["options"]["recipe"] == "unsloth" and asked["options"]["bits"] == 3
+
+
+def test_the_form_refuses_a_folder_that_exists(tmp_path: Path, models: Path):
+    (models / "beta-4bit").mkdir()
+
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
         await go_to(it, screen, "beta")
-        for key in ("n", "escape"):
-            await it.pilot.press("c")
-            await it.until(lambda: isinstance(it.app.screen, Confirm))
-            question = str(it.app.screen.query(Static).first().content)
-            assert "beta" in question and "4 bits" in question and "GB free?" in question
-            await it.pilot.press(key)
-            await it.until(lambda: it.app.screen is screen)
-        assert not it.chat.jobs
         await it.pilot.press("c")
-        await it.until(lambda: isinstance(it.app.screen, Confirm))
-        await it.pilot.press("y")
-        await it.until(lambda: it.chat.jobs and it.chat.jobs[0].method == "convert")
+        await it.until(lambda: isinstance(it.app.screen, ConvertForm))
+        form = cast(ConvertForm, it.app.screen)
+        await it.until(lambda: "beta-4bit exists already" in words_of(form))
+        await it.pilot.press("enter")
+        assert it.app.screen is form
+        for _ in BITS:  # other bits, another folder
+            if form.problem:
+                await it.pilot.press("down", "right", "up")
+                await it.until(lambda: form.plan is not None or form.problem)
+        await it.until(lambda: form.plan is not None)
 
 
-def test_before_a_second_quantization_the_question_says_so(tmp_path: Path):
+def test_before_a_second_quantization_the_form_says_so(tmp_path: Path):
     model = LocalModel("beta", tmp_path / "beta", "models folder", nbytes=5 * 10**9, bits_per_weight=5.0)
-    assert "quantized already (5.0 bpw)" in conversion_question(model, tmp_path / "not" / "there")
-    assert "about 4.50 GB of" in conversion_question(model, tmp_path)
+    assert "quantized already (5.0 bpw)" in source_line(model)
     whole = replace(model, bits_per_weight=16.0)
-    assert "quantized already" not in conversion_question(whole, tmp_path)
-    assert "about" not in conversion_question(replace(model, bits_per_weight=None), tmp_path)
+    assert "quantized already" not in source_line(whole)
+    assert source_line(replace(model, bits_per_weight=None)) == "5.00 GB"
+    plan = PlanSummary("beta", {}, 4_500_000_000, 4.5, 0, 4_600_000_000, (), ("a note",))
+    said = plan_line(plan, tmp_path / "not" / "there")
+    assert "→ 4.50 GB, 4.50 bits per weight; needs 4.60 GB of" in said and said.endswith("free\na note")
 
 
 def test_two_marked_models_are_compared(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch):
