@@ -17,7 +17,6 @@ from ..events import Done, Event, Notice, Sync
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.disk_tier import DISK_BUDGET
 from ..prompt_cache.live_state import LiveState
-from ..prompt_cache.snapshots import Snapshot
 from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
 from ..text.template import check_messages
@@ -87,7 +86,7 @@ class Session:
         self.tools = self._check_tools(tools)
         self.recorder = Recorder(engine, store, self._notices)
         self.signals = Signals()
-        self._key = object()  # what the snapshots of this conversation are known by
+        self.key = object()  # what the snapshots of this conversation are known by
         self.turns: list[TurnCost] = []
         self._busy = False
         self.reading_ahead = 0  # the tokens that `idle` is reading
@@ -193,7 +192,7 @@ class Session:
             tools=self.tools,
             context_limit=self.context_limit,
             update=self.recorder.update,
-            conversation=self._key,
+            conversation=self.key,
         )
         output = Output(node, opener, settings=dict(settings.given), model_name=self.engine.name)
         history_ids = self.encoder.branch_ids(branch(node), self.history)
@@ -270,7 +269,7 @@ class Session:
             self.tree.drop(output)
             self._save()
         elif self.history == "preserve" and len(self.live.ids) == self.live.cache.length > len(reply.prompt):
-            self.live.keep_snapshot("B", turn_number(output), self._key)
+            self.live.keep_snapshot("B", turn_number(output), self.key)
 
     def _note_ignored_effort(self, reply: PendingReply) -> None:
         """Note an effort that changed although the template states it once, before the first message."""
@@ -425,9 +424,9 @@ class Session:
         if self.live.sync(target).cached == len(target):
             return
         turn = turn_number(leaf)
-        yield from self.live.read(target, lambda: self.signals.cancelled, self._key, turn, ahead=True)
+        yield from self.live.read(target, lambda: self.signals.cancelled, self.key, turn, ahead=True)
         if len(self.live.ids) == len(target):
-            self.live.keep_snapshot("B", turn, self._key)
+            self.live.keep_snapshot("B", turn, self.key)
 
     def _note_disagreement(self, node: Input) -> None:
         """Note where the exact ids up to `node` differ from the template's text; each difference once."""
@@ -453,12 +452,6 @@ class Session:
         parsed = self._begin_request(settings)
         node, opener = self._input(self.tree.leaf, [{"role": "user", "content": text}], parsed)
         return [*self.encoder.branch_ids(branch(node), self.history), *opener]
-
-    def own_snapshots(self) -> list[Snapshot]:
-        """Return the snapshots that this conversation kept or could continue from."""
-        snapshots, shared = self.live.snapshots, self.live.snapshots.find(self.prompt_ids())
-        path = shared.path() if shared else []
-        return [one for one in snapshots if one.conversation is self._key or one in path]
 
     # the stored conversation
 

@@ -219,7 +219,7 @@ def _branch(end: Output, current: bool) -> Branch:
 def describe_cache(session: "Session") -> CacheSummary:
     """Describe the prompt cache of a session."""
     snapshots, disk = session.live.snapshots, session.live.disk
-    mine = session.own_snapshots()
+    mine = _own_snapshots(session)
     return CacheSummary(
         history=session.history,
         turns=tuple(map(_reuse, session.turns)),
@@ -230,6 +230,14 @@ def describe_cache(session: "Session") -> CacheSummary:
         disk_nbytes=disk.nbytes if disk else 0,
         disk_budget_nbytes=disk.budget_nbytes if disk else 0,
     )
+
+
+def _own_snapshots(session: "Session") -> "list[Snapshot]":
+    """Return the snapshots that this conversation kept or could continue from."""
+    snapshots = session.live.snapshots
+    shared = snapshots.find(session.prompt_ids())
+    path = shared.path() if shared else []
+    return [one for one in snapshots if one.conversation is session.key or one in path]
 
 
 def _reuse(turn: "TurnCost") -> TurnReuse:
