@@ -155,8 +155,9 @@ class ConvertForm(ModalScreen[str | None]):
                 raise UsageError(f"{target} exists already: choose another folder")
             request = self._request("--plan")
             client = await self._planner()
-            self.plan = decode(await client.request(request.method, **request.params), request.result)
-            self._show(f"/convert {shlex.join(self.words)}", plan_line(self.plan, target))
+            plan = decode(await client.request(request.method, **request.params), request.result)
+            self._show(f"/convert {shlex.join(self.words)}", plan_line(plan, target))
+            self.plan = plan
         except QchatError as error:
             self.problem = str(error)
             self._show("", self.problem, "$error")
