@@ -192,7 +192,7 @@ def test_without_a_model_questions_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("stored", [True, False])
 def test_another_model_goes_on_with_the_conversation(tmp_path: Path, stored: bool):
     """From the store where there is one, else from the messages."""
-    store = SimpleNamespace(path=tmp_path / "store.db") if stored else None
+    store = SimpleNamespace(path=tmp_path / "store.db", results=lambda _: []) if stored else None
     stage = ChatStage(tmp_path, {"method": "send", "thought": "hm", "answer": "Yes."}, store=store)
 
     async def scene(stage: ChatStage) -> None:
@@ -265,7 +265,7 @@ def test_what_was_shown_of_an_answer_stays_though_the_store_has_less(tmp_path: P
         {"event": "thought", "text": "hm", "tokens": 1},
         {"event": "text", "text": "half an", "tokens": 2},
     ]
-    store = SimpleNamespace(path=tmp_path / "store.db")
+    store = SimpleNamespace(path=tmp_path / "store.db", results=lambda _: [])
     stage = ChatStage(tmp_path, {"method": "send", "events": events, "die": "SIGKILL"}, store=store)
 
     async def scene(stage: ChatStage) -> None:
