@@ -19,6 +19,7 @@ from .speculate import DraftFigures, DraftMemory, SpeculativeDecoder
 # small enough to cancel promptly during prefill, large enough for matrix products at full speed
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 512, 2048
 FIRST_TIMED_CHUNK = 8
+QUICK = 0.9  # of the time that a chunk may take
 
 
 class TimedChunks:
@@ -33,9 +34,13 @@ class TimedChunks:
         self._begun = self._clock()
 
     def end(self, tokens: int) -> None:
-        """End reading a chunk of `tokens`: the next one is larger or smaller, at most twice as large."""
+        """End reading a chunk of `tokens`: the next one is larger or smaller, at most twice as large.
+
+        A part of the time is the same for every size, so a chunk that was quick grows by one at least.
+        """
         seconds = max(self._clock() - self._begun, 1e-6)
-        self.size = max(1, min(int(tokens * self._seconds / seconds), 2 * self.size))
+        least = tokens + 1 if seconds < QUICK * self._seconds else 1
+        self.size = min(max(least, int(tokens * self._seconds / seconds)), 2 * self.size)
 
 
 def prefill(

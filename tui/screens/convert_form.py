@@ -156,8 +156,8 @@ class ConvertForm(ModalScreen[str | None]):
             request = self._request("--plan")
             client = await self._planner()
             plan = decode(await client.request(request.method, **request.params), request.result)
-            self.plan = plan
             self._show(f"/convert {shlex.join(self.words)}", plan_line(plan, target))
+            self.plan = plan
         except QchatError as error:
             self.problem = str(error)
             self._show("", self.problem, "$error")

@@ -114,9 +114,10 @@ class SlowModel:
 
     def __init__(self, clock: FakeClock, seconds_per_token: float):
         self.clock, self.pace, self.chunks = clock, seconds_per_token, list[int]()
+        self.seconds_per_chunk = 0.0
 
     def hidden(self, chunk: list[int], _cache: Any) -> mx.array:
-        self.clock.now += self.pace * len(chunk)
+        self.clock.now += self.seconds_per_chunk + self.pace * len(chunk)
         self.chunks.append(len(chunk))
         return mx.zeros(1)
 
@@ -150,6 +151,17 @@ def test_a_machine_that_becomes_slower_gets_smaller_chunks():
     next(steps)
     next(steps)
     assert model.chunks[-2] >= 149 and model.chunks[-1] in (14, 15)
+
+
+def test_chunks_of_which_most_of_the_time_is_fixed_still_grow():
+    clock = FakeClock()
+    model, cache = SlowModel(clock, 0.001), SimpleNamespace(hidden=None, arrays=list)
+    model.seconds_per_chunk = 0.1
+    timed = TimedChunks(0.15, clock)
+    timed.size = 1  # after something that took very long
+    list(prefill(cast(Any, model), cast(Any, cache), range(1000), timed=timed))
+    assert max(model.chunks) >= 35
+    assert all(0.1 + 0.001 * size <= 0.151 for size in model.chunks)
 
 
 def test_timed_chunks_read_what_large_ones_do(engine: Engine):
