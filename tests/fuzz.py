@@ -1,8 +1,7 @@
 """Mutations for `tests/test_fuzz.py`: model folders, chat templates, exported conversations, protocol lines.
 
 Every mutation follows from a seed alone. `python tests/fuzz.py KIND GOOD SEED...` runs the cases of some
-seeds and prints a JSON line for each: outcome, CPU seconds, and the peak memory of the process and its children
-so far.
+seeds and prints a JSON line for each: outcome, CPU seconds, and the peak memory so far, children included.
 """
 
 import json
@@ -137,12 +136,15 @@ def mutate_folder(draw: random.Random, folder: Path) -> None:
 
 
 TEMPLATE_PIECES = [
-    "{{", "}}", "{%", "%}", "{#", "#}", "{% endif %}", "{% endfor %}", "{% else %}", "{% for x in messages %}",
-    "{% set x = x ~ x %}", "{{ x * 10**9 }}", "{{ messages }}", "{{ messages[99].content }}", "|tojson", "|length",
-    "|map(attribute='a.b.c')|list", "|join", "|indent(10**9)", "namespace(a=1)", "loop.index0", "loop(messages)",
-    "raise_exception('\x1b[31m no')", "range(10**9)", "''.__class__", "\x00", "\x1b]0;x\x07", "{% macro f() %}",
-    "{{ f() }}", "{{ '%99999999d' % 1 }}", "{{ none.x }}", "1/0", "[::-1]", "('a' * 10**8).split('a')", "is mapping",
+    "{{", "}}", "{%", "%}", "{#", "#}", "{% endif %}", "{% endfor %}", "{% else %}", "{% macro f() %}",
+    "{% for x in messages %}", "{% set x = x ~ x %}", "{{ x * 10**9 }}", "{{ messages[99].content }}",
+    "{{ messages }}", "|tojson", "|length", "|map(attribute='a.b.c')|list", "|join", "|indent(10**9)",
+    "namespace(a=1)", "loop.index0", "loop(messages)", "raise_exception('\x1b[31m no')", "range(10**9)",
+    "''.__class__", "\x00", "\x1b]0;x\x07", "{{ f() }}", "{{ '%99999999d' % 1 }}", "{{ none.x }}", "1/0",
+    "[::-1]", "('a' * 10**8).split('a')", "is mapping",
 ]  # fmt: skip
+TAG = re.compile(r"\{[{%#].*?[}%#]\}", re.DOTALL)
+NAME = re.compile(r"\b(messages|message|content|loop|tools)\b")
 CONVERSATION = [
     {"role": "system", "content": "Be concise."},
     {"role": "user", "content": "What is 2 + 2?"},
@@ -184,9 +186,7 @@ def mutate_template(draw: random.Random, text: str) -> str:
             case 4:
                 text = text[:begin] + text[begin:end] * draw.choice([2, 50, 2000]) + text[end:]
             case 5:
-                text = re.sub(
-                    r"\b(messages|message|content|loop|tools)\b", draw.choice(["x", "none", "range"]), text, 1
-                )
+                text = NAME.sub(draw.choice(["x", "none", "range"]), text, count=1)
             case _:
                 text = mutate_text(draw, text)
     return text
@@ -203,8 +203,20 @@ def protocol_line(draw: random.Random) -> bytes:
     return data if draw.random() < 0.8 else mutate_bytes(draw, data)
 
 
-# what changes the machine, or takes as long as it is told to
-NOT_LIVE = ("shutdown", "convert", "calibrate", "fetch")
+# what ends the process, writes files, or takes as long as it is told to
+NOT_LIVE = ("shutdown", "convert", "calibrate", "fetch", "bench", "eval", "compare")
+FIXED = ("defaults", "context_limit")  # which bound what one request computes
+SETTINGS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "stop",
+    "enable_thinking",
+    "reasoning_effort",
+    "x",
+)
 
 
 def live_line(draw: random.Random, good: Path, work: Path) -> bytes:
@@ -213,25 +225,34 @@ def live_line(draw: random.Random, good: Path, work: Path) -> bytes:
 
     if draw.random() < 0.5:
         line = protocol_line(draw).replace(b"\n", b" ")
-        return b"" if any(f'"{name}"'.encode() in line for name in NOT_LIVE) else line
+        return b"" if any(f'"{name}"'.encode() in line for name in (*NOT_LIVE, "load")) else line
     method = draw.choice([name for name in METHODS if name not in NOT_LIVE])
-    sound: dict[str, Any] = {
-        "model": str(good / "packed"), "store": str(work / "c.db"), "text": "hi", "turn": 1, "number": 1, "id": 3,
-        "mode": "strip", "title": "t", "conversation": 1, "models": [str(good / "raw")], "source": str(good / "raw"),
-        "results": ["1"], "runs": 1, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-        "settings": {"max_new_tokens": 2, "temperature": 0.0},
-    }  # fmt: skip
-    params = {name: deepcopy(sound[name]) for name in METHODS[method] if name in sound}
-    if params and draw.random() < 0.7:
-        name = draw.choice(list(params))
-        if isinstance(params[name], dict) and draw.random() < 0.7:
-            keys = ("max_new_tokens", "temperature", "top_k", "seed", "stop", "min_p", "enable_thinking", "x")
-            params[name][draw.choice(keys)] = deepcopy(draw.choice(ODD_VALUES))
-            params[name]["max_new_tokens"] = draw.choice([params[name]["max_new_tokens"], 2])
-        else:
-            params[name] = deepcopy(draw.choice(ODD_VALUES))
-    request = {"id": draw.randrange(10**6, 10**7), "method": method, "params": params}
-    return json.dumps(request, default=str).encode("utf-8", "replace")
+    params = {name: value for name, value in sound_values(good, work).items() if name in METHODS[method]}
+    if "settings" in params:
+        params["settings"] = {draw.choice(SETTINGS): deepcopy(draw.choice(ODD_VALUES))}
+    elif (changed := [name for name in params if name not in FIXED]) and draw.random() < 0.7:
+        params[draw.choice(changed)] = deepcopy(draw.choice(ODD_VALUES))
+    return json.dumps({"id": draw.randrange(10**6), "method": method, "params": params}).encode()
+
+
+def sound_values(good: Path, work: Path) -> dict[str, Any]:
+    """A value for each parameter that a request accepts."""
+    return {
+        "model": str(good / "packed"),
+        "store": str(work / "c.db"),
+        "defaults": {"max_new_tokens": 2, "temperature": 0.0},
+        "context_limit": 300,
+        "text": "hi",
+        "turn": 1,
+        "number": 1,
+        "id": 3,
+        "mode": "strip",
+        "title": "t",
+        "source": str(good / "raw"),
+        "results": ["1"],
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "settings": {},
+    }
 
 
 # --- running a case: each returns "" for success or the sentence of the refusal; anything else is a fault ---

@@ -1,7 +1,7 @@
-"""Mutated model folders, imports and protocol lines: each is accepted, or refused in a sentence, soon.
+"""Mutated folders, templates, imports and protocol lines: each is accepted, or refused in a sentence, soon.
 
-A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 imports and
-10,000 lines. `python tests/fuzz.py KIND GOOD SEED` repeats one.
+A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 templates,
+200 imports, and 10,000 lines each to the parser and to a live engine. `python tests/fuzz.py KIND GOOD SEED` repeats one.
 """
 
 import json
@@ -18,7 +18,7 @@ import pytest
 
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 from tests.core.worker.driver import Driver
-from tests.fuzz import live_line
+from tests.fuzz import live_line, sound_values
 from tests.paths import ROOT
 
 SECONDS = 10.0
@@ -32,6 +32,7 @@ COUNTS = {
     "import": (30, 200, 50),
     "line": (300, 10_000, 2500),
 }
+LOADED = ("model", "store", "defaults", "context_limit")
 LIVE_LINES = 10_000 if WHOLE else 200
 
 
@@ -91,12 +92,13 @@ def peak_nbytes(pid: int) -> int:
 def follow(engine: Driver, draw: random.Random, good: Path, work: Path) -> tuple[int, float]:
     """Send one line, then a sound request; return the number of errors and the seconds until its end."""
     begin, errors = time.monotonic(), 0
-    engine.write(live_line(draw, good, work) + b"\n")
-    number = engine.ask("cancel", id=-1)
+    line = live_line(draw, good, work)
+    engine.write(line + b"\n")
+    number = engine.ask("state")
     while (message := engine.read()) is not None:
         text = json.dumps(message, ensure_ascii=False)
-        assert all(character.isprintable() for character in text), text
-        assert "Traceback" not in text and "internal error" not in text, text
+        assert all(character.isprintable() for character in text), (line[:300], text)
+        assert "Traceback" not in text and "internal error" not in text, (line[:300], text)
         errors += "error" in message
         if message.get("id") == number:
             return errors, time.monotonic() - begin
@@ -108,13 +110,12 @@ def test_a_live_engine_answers_any_line_and_goes_on(good: Path, tmp_path: Path):
     draw, errors = random.Random("live"), 0
     settings = {"temperature": 0.0, "max_new_tokens": 3}
     with Driver(cwd=tmp_path) as engine:
-        engine.do("load", model=str(good / "raw"), store=str(tmp_path / "c.db"))
+        engine.do("load", **{name: sound_values(good, tmp_path)[name] for name in LOADED})
         for count in range(LIVE_LINES):
             found, seconds = follow(engine, draw, good, tmp_path)
             errors += found
             assert seconds < SECONDS, count
-        while "state" not in engine.do("load", model=str(good / "raw")):
-            pass
+        assert "state" in engine.do("load", model=str(good / "raw"))
         assert engine.do("send", text="hello", settings=settings)["state"]
         assert peak_nbytes(engine.process.pid) < PEAK_NBYTES
         assert engine.do("shutdown") == {}
