@@ -1,23 +1,25 @@
-"""Mutations for `tests/test_fuzz.py`: files of a model folder, exported conversations, protocol lines.
+"""Mutations for `tests/test_fuzz.py`: model folders, chat templates, exported conversations, protocol lines.
 
 Every mutation follows from a seed alone. `python tests/fuzz.py KIND GOOD SEED...` runs the cases of some
-seeds and prints a JSON line for each: outcome, CPU seconds, and the peak memory of the process so far.
-A kind for templates belongs into `KINDS`, too.
+seeds and prints a JSON line for each: outcome, CPU seconds, and the peak memory so far, children included.
 """
 
 import json
+import os
 import random
+import re
 import resource
 import shutil
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+from tests.paths import QWEN
 
 ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 7, 1 << 31, 1 << 63, 10**12, 10**400, -(10**400),
@@ -133,6 +135,63 @@ def mutate_folder(draw: random.Random, folder: Path) -> None:
             path.write_bytes(mutate_bytes(draw, path.read_bytes()))
 
 
+TEMPLATE_PIECES = [
+    "{{", "}}", "{%", "%}", "{#", "#}", "{% endif %}", "{% endfor %}", "{% else %}", "{% macro f() %}",
+    "{% for x in messages %}", "{% set x = x ~ x %}", "{{ x * 10**9 }}", "{{ messages[99].content }}",
+    "{{ messages }}", "|tojson", "|length", "|map(attribute='a.b.c')|list", "|join", "|indent(10**9)",
+    "namespace(a=1)", "loop.index0", "loop(messages)", "raise_exception('\x1b[31m no')", "range(10**9)",
+    "''.__class__", "\x00", "\x1b]0;x\x07", "{{ f() }}", "{{ '%99999999d' % 1 }}", "{{ none.x }}", "1/0",
+    "[::-1]", "('a' * 10**8).split('a')", "is mapping",
+]  # fmt: skip
+TAG = re.compile(r"\{[{%#].*?[}%#]\}", re.DOTALL)
+NAME = re.compile(r"\b(messages|message|content|loop|tools)\b")
+CONVERSATION = [
+    {"role": "system", "content": "Be concise."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "", "reasoning_content": "Sum.",
+     "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+    {"role": "tool", "content": "4"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And 3 + 3?"},
+]  # fmt: skip
+TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+
+
+def template_sources() -> list[str]:
+    """The official templates where they are, and qchat's own."""
+    from qchat.core.text.template import BUILT_IN
+
+    official = sorted((QWEN / "templates").glob("*.jinja")) if QWEN.exists() else []
+    return [BUILT_IN, *(path.read_text() for path in official)]
+
+
+def mutate_template(draw: random.Random, text: str) -> str:
+    """The text after one to six changes: pieces put in or in the place of others, removed, doubled, cut."""
+    for _ in range(draw.randint(1, 6)):
+        tags = [found.span() for found in re.finditer(r"\{[{%#].*?[}%#]\}", text, re.DOTALL)] or [
+            (0, len(text))
+        ]
+        (begin, end), (other, there) = draw.choice(tags), draw.choice(tags)
+        piece = draw.choice(TEMPLATE_PIECES)
+        match draw.randrange(7):
+            case 0:
+                text = text[:begin] + text[end:]
+            case 1:
+                text = text[:begin] + text[other:there] + text[end:]
+            case 2:
+                text = text[:begin] + piece + text[end:]
+            case 3:
+                at = draw.randrange(begin, end + 1)
+                text = text[:at] + piece + text[at:]
+            case 4:
+                text = text[:begin] + text[begin:end] * draw.choice([2, 50, 2000]) + text[end:]
+            case 5:
+                text = NAME.sub(draw.choice(["x", "none", "range"]), text, count=1)
+            case _:
+                text = mutate_text(draw, text)
+    return text
+
+
 def protocol_line(draw: random.Random) -> bytes:
     """A line of the protocol, mostly wrong in one or more places."""
     from qchat.core.worker.protocol import METHODS
@@ -142,6 +201,58 @@ def protocol_line(draw: random.Random) -> bytes:
     text = mutate_json(draw, {"id": draw.randrange(100), "method": method, "params": params})
     data = text.encode("utf-8", "replace")
     return data if draw.random() < 0.8 else mutate_bytes(draw, data)
+
+
+# what ends the process, writes files, or takes as long as it is told to
+NOT_LIVE = ("shutdown", "convert", "calibrate", "fetch", "bench", "eval", "compare")
+FIXED = ("defaults", "context_limit")  # which bound what one request computes
+SETTINGS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "stop",
+    "enable_thinking",
+    "reasoning_effort",
+    "x",
+)
+
+
+def live_line(draw: random.Random, good: Path, work: Path) -> bytes:
+    """A line for a running engine: any of `protocol_line`, or a request that is sound but for one value."""
+    from qchat.core.worker.protocol import METHODS
+
+    if draw.random() < 0.5:
+        line = protocol_line(draw).replace(b"\n", b" ")
+        return b"" if any(f'"{name}"'.encode() in line for name in (*NOT_LIVE, "load")) else line
+    method = draw.choice([name for name in METHODS if name not in NOT_LIVE])
+    params = {name: value for name, value in sound_values(good, work).items() if name in METHODS[method]}
+    if "settings" in params:
+        params["settings"] = {draw.choice(SETTINGS): deepcopy(draw.choice(ODD_VALUES))}
+    elif (changed := [name for name in params if name not in FIXED]) and draw.random() < 0.7:
+        params[draw.choice(changed)] = deepcopy(draw.choice(ODD_VALUES))
+    return json.dumps({"id": draw.randrange(10**6), "method": method, "params": params}).encode()
+
+
+def sound_values(good: Path, work: Path) -> dict[str, Any]:
+    """A value for each parameter that a request accepts."""
+    return {
+        "model": str(good / "packed"),
+        "store": str(work / "c.db"),
+        "defaults": {"max_new_tokens": 2, "temperature": 0.0},
+        "context_limit": 300,
+        "text": "hi",
+        "turn": 1,
+        "number": 1,
+        "id": 3,
+        "mode": "strip",
+        "title": "t",
+        "source": str(good / "raw"),
+        "results": ["1"],
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "settings": {},
+    }
 
 
 # --- running a case: each returns "" for success or the sentence of the refusal; anything else is a fault ---
@@ -181,6 +292,19 @@ def run_import(draw: random.Random, good: Path, work: Path) -> str:  # noqa: ARG
     return refusal(act)
 
 
+def run_template(draw: random.Random, good: Path, work: Path) -> str:  # noqa: ARG001
+    from qchat.core.text.template import Template
+
+    source = mutate_template(draw, draw.choice(template_sources()))
+
+    def act() -> None:
+        template = Template(source, "chat_template.jinja", named_tokens={"eos_token": "<|im_end|>"})
+        for switches in ({"enable_thinking": False}, {"enable_thinking": True, "preserve_thinking": True}):
+            template.render(CONVERSATION, tools=[TOOL], **switches)
+
+    return refusal(act)
+
+
 def run_line(draw: random.Random, good: Path, work: Path) -> str:  # noqa: ARG001
     from qchat.core.worker.protocol import Request, decode, encode
 
@@ -204,6 +328,7 @@ def refusal(act: Callable[[], Any]) -> str:
 KINDS: dict[str, Callable[[random.Random, Path, Path], str]] = {
     "folder": run_folder,
     "import": run_import,
+    "template": run_template,
     "line": run_line,
 }
 
@@ -212,18 +337,19 @@ def main() -> None:
     kind, good, *seeds = sys.argv[1:]
     unit = 1 if sys.platform == "darwin" else 1024
     for seed in seeds:
-        begin, fault = time.process_time(), ""
+        begin, fault = sum(os.times()[:4]), ""
         with tempfile.TemporaryDirectory() as work:
             try:
                 said = KINDS[kind](random.Random(f"{kind} {seed}"), Path(good), Path(work))
             except Exception:  # what is looked for
                 said, fault = "", traceback.format_exc()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        peak = max(resource.getrusage(who).ru_maxrss for who in whose) * unit
         case = {
             "seed": seed,
             "said": said,
             "fault": fault,
-            "seconds": time.process_time() - begin,
+            "seconds": sum(os.times()[:4]) - begin,
             "peak": peak,
         }
         print(json.dumps(case), flush=True)

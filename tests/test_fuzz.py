@@ -1,19 +1,24 @@
-"""Mutated model folders, imports and protocol lines: each is accepted, or refused in a sentence, soon.
+"""Mutated folders, templates, imports and protocol lines: each is accepted, or refused in a sentence, soon.
 
-A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 imports and
-10,000 lines. `python tests/fuzz.py KIND GOOD SEED` repeats one.
+A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 templates,
+200 imports, and 10,000 lines each to the parser and to a live engine. `python tests/fuzz.py KIND GOOD SEED` repeats one.
 """
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
+from tests.core.worker.driver import Driver
+from tests.fuzz import live_line, sound_values
 from tests.paths import ROOT
 
 SECONDS = 10.0
@@ -21,7 +26,14 @@ PEAK_NBYTES = 1_500_000_000
 MAX_SENTENCES = 7000  # a case says up to three
 WHOLE = bool(os.environ.get("TESTS_FUZZ"))
 # kind -> cases in every run, cases of `make fuzz`, cases of one process
-COUNTS = {"folder": (12, 400, 40), "import": (30, 200, 50), "line": (300, 10_000, 2500)}
+COUNTS = {
+    "folder": (12, 400, 40),
+    "template": (12, 200, 50),
+    "import": (30, 200, 50),
+    "line": (300, 10_000, 2500),
+}
+LOADED = ("model", "store", "defaults", "context_limit")
+LIVE_LINES = 10_000 if WHOLE else 200
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +77,48 @@ def test_what_others_wrote_is_accepted_or_refused_in_a_sentence(kind: str, good:
         assert case["peak"] < PEAK_NBYTES, case
         refused += bool(case["said"].strip(" |"))
     assert refused > len(cases) / 4  # mutations matter
+
+
+# --- a live engine process ---
+
+
+def peak_nbytes(pid: int) -> int:
+    """The peak memory of a process; 0 where the system does not tell that of others."""
+    path = Path(f"/proc/{pid}/status")
+    found = re.search(r"VmHWM:\s+(\d+)", path.read_text()) if path.exists() else None
+    return 1024 * int(found[1]) if found else 0
+
+
+def follow(engine: Driver, draw: random.Random, good: Path, work: Path) -> tuple[int, float]:
+    """Send one line, then a sound request; return the number of errors and the seconds until its end."""
+    begin, errors = time.monotonic(), 0
+    line = live_line(draw, good, work)
+    engine.write(line + b"\n")
+    number = engine.ask("state")
+    while (message := engine.read()) is not None:
+        text = json.dumps(message, ensure_ascii=False)
+        assert all(character.isprintable() for character in text), (line[:300], text)
+        assert "Traceback" not in text and "internal error" not in text, (line[:300], text)
+        errors += "error" in message
+        if message.get("id") == number:
+            return errors, time.monotonic() - begin
+    raise AssertionError(f"the process ended: {engine.last_words()}")
+
+
+@pytest.mark.slow
+def test_a_live_engine_answers_any_line_and_goes_on(good: Path, tmp_path: Path):
+    draw, errors = random.Random("live"), 0
+    settings = {"temperature": 0.0, "max_new_tokens": 3}
+    with Driver(cwd=tmp_path) as engine:
+        engine.do("load", **{name: sound_values(good, tmp_path)[name] for name in LOADED})
+        for count in range(LIVE_LINES):
+            found, seconds = follow(engine, draw, good, tmp_path)
+            errors += found
+            assert seconds < SECONDS, count
+        assert "state" in engine.do("load", model=str(good / "raw"))
+        assert engine.do("send", text="hello", settings=settings)["state"]
+        assert peak_nbytes(engine.process.pid) < PEAK_NBYTES
+        assert engine.do("shutdown") == {}
+        assert engine.wait(20) == 0
+        assert "Traceback" not in engine.last_words()
+    assert errors > LIVE_LINES / 4

@@ -249,7 +249,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 def engine(group: Path, tmp_path: Path) -> Iterator[Driver]:
     """An engine process in that group, of which another takes half; keys and values are 32 KB a token."""
-    sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
+    sizes: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}
     write_checkpoint(
         tmp_path / "m", layer_types=["full_attention"] * 4, max_position_embeddings=262144, mtp=False, **sizes
     )
