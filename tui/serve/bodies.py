@@ -4,6 +4,7 @@ Refuses what is too long, no JSON object, or of a wrong type, with the field's n
 besides are ignored and named, never refused.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -11,12 +12,12 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from ...core.machine.files import parse_json_value
-from ...core.quoting import printable
+from ...core.quoting import printable, shorten
 from .errors import ClientGone, RequestError
 
 MAX_BODY_NBYTES = 32 << 20
 IGNORED_HEADER = "x-qchat-ignored"
-MAX_IGNORED = 20
+MAX_IGNORED, MAX_NAME = 20, 60
 
 Fields = TypeVar("Fields", bound=msgspec.Struct)
 
@@ -61,6 +62,6 @@ def ignored_fields(body: dict[str, Any], kind: type[msgspec.Struct]) -> list[str
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """Return the header that lists what was ignored, if anything was."""
-    shown = [printable(name, 60).encode("ascii", "replace").decode() for name in names[:MAX_IGNORED]]
+    shown = [re.sub(r"[^!-~]", "?", shorten(name, MAX_NAME)) or "?" for name in names[:MAX_IGNORED]]
     more = [f"and {len(names) - MAX_IGNORED} more"] if len(names) > MAX_IGNORED else []
     return {IGNORED_HEADER: ", ".join([*shown, *more])} if names else {}

@@ -7,7 +7,7 @@ are events of the stream. A client that leaves cancels its reply.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -182,10 +182,9 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Res
             raise ClientGone
         return task.result()
     finally:
-        for one in (task, gone):
-            one.cancel()
-            with suppress(asyncio.CancelledError, ClientGone, RequestError):
-                await one
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _wait_until_gone(receive: Receive) -> None:

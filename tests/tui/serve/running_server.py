@@ -34,12 +34,13 @@ class RunningServer:
         self,
         factory: Callable[[], EngineClient] = EngineClient,
         *,
-        model: str = str(BUILT_IN_MODEL),
+        model: Path = BUILT_IN_MODEL,
+        context_limit: int | None = None,
         max_waiting: int = 64,
         options: ServeOptions | None = None,
         settings: dict[str, Any] | None = None,
     ):
-        self.source = OwnEngine(factory, {"model": model})
+        self.source = OwnEngine(factory, {"model": str(model), "context_limit": context_limit})
         self.backend = Backend(self.source, settings=settings, max_waiting=max_waiting)
         self._options = options or ServeOptions(port=0)
         self._ready: Future[str] = Future()
