@@ -1,7 +1,8 @@
 """Mutated folders, templates, imports and protocol lines: each is accepted, or refused in a sentence, soon.
 
 A share of the cases runs in every test run; `make fuzz` sets TESTS_FUZZ and runs 400 folders, 200 templates,
-200 imports, and 10,000 lines each to the parser and to a live engine. `python tests/fuzz.py KIND GOOD SEED` repeats one.
+200 imports, and 10,000 lines each to the parser and to a live engine. `python tests/fuzz.py KIND GOOD SEED`
+repeats one.
 """
 
 import json
