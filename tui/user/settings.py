@@ -23,7 +23,8 @@ EFFORTS = ("none", "low", "medium", "high", "xhigh")
 # environment variables that are not settings: the runtime's, and the location of the settings file
 OTHERS = (
     "CONFIG_DIR", "ACTIVATIONS", "DENSE", "DRAFTING", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
-    "BLAS", "BLAS_CORE", "MALLOC", "FRONT", "SUBNORMALS", "NATIVE", "NATIVE_THREADS", "TUNE", "PRESSURE", "API_KEY",
+    "BLAS", "BLAS_CORE", "MALLOC", "FRONT", "SUBNORMALS", "NATIVE", "NATIVE_THREADS", "TUNE",
+    "PRESSURE", "API_KEY",
 )  # fmt: skip
 OTHER_VARIABLES = {f"QCHAT_{name}" for name in OTHERS}
 # when a change takes effect
