@@ -89,9 +89,13 @@ class ModelConfig:
     @classmethod
     def load(cls, folder: Path) -> "ModelConfig":
         """Read `folder`/config.json. Raises ModelError if there is no folder, else ConfigError."""
-        if folder.is_file():
+        try:
+            is_file, is_folder = folder.is_file(), folder.is_dir()
+        except OSError as error:  # a name that is too long
+            raise ModelError(f"{folder} cannot be a model folder: {error.strerror}") from error
+        if is_file:
             raise ModelError(f"{folder} is a file: name the model folder that holds its config.json")
-        if not folder.is_dir():
+        if not is_folder:
             raise ModelError(f"there is no model folder at {folder}")
         path = folder / "config.json"
         if not path.exists():

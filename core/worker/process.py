@@ -20,6 +20,7 @@ from ..engine.launcher import follows
 from ..errors import DoesNotFit, GenerationError, QchatError, UsageError
 from ..events import Announcement, Background, LogLine, Ready, to_json
 from ..machine.subnormals import flush_process
+from ..quoting import printable
 from .channel import WAKE, Inbox, Outbox
 from .protocol import PROTOCOL_VERSION, Request, error_message
 from .wire import Empty
@@ -151,6 +152,9 @@ class Worker:
             return error
         except MemoryError:
             return DoesNotFit(f"{request.method} ran out of memory")
+        except OSError as error:  # a disk that fails, a name that no file can have
+            name = "" if error.filename is None else f": {printable(str(error.filename))}"
+            return GenerationError(f"{request.method} failed: {error.strerror or error}{name}")
         except RuntimeError as error:  # from MLX
             return GenerationError(f"{request.method} failed: {' '.join(str(error).split())}")
         except Exception as error:  # one faulty request must not end the process

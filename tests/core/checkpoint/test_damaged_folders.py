@@ -162,3 +162,9 @@ def open_all() -> None:
             refused += 1
     unit = 1 if sys.platform == "darwin" else 1024
     print(refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+    for name in ("x" * 5000, "x/" * 5000):
+        with pytest.raises(ModelError, match="cannot be a model folder: File name too long"):
+            ModelConfig.load(Path(name))
