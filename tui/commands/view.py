@@ -208,7 +208,7 @@ def log_report(chat: "Chat") -> Report:
 
 
 class About(Command):
-    """Show versions, the model, and where files are kept."""
+    """Show versions, the model, where files are kept, and which forms of operations are in use."""
 
     names = ("about",)
     while_busy = True
@@ -223,7 +223,9 @@ class About(Command):
             ("settings", str(config_file())),
             ("conversations", str(need_store(chat).path) if chat.store else "not kept"),
         ]
-        front.report(Report("qchat", (Table(("", ""), rows),)))
+        chosen = [*chat.model.forms.items()] if chat.model else []
+        parts = [Table(("", ""), rows), *([Table(("operation", "form in use"), chosen)] if chosen else [])]
+        front.report(Report("qchat", tuple(parts)))
 
 
 class Bye(Command):

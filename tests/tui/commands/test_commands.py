@@ -633,6 +633,7 @@ def test_find_theme_mouse_log_about_and_leaving(tmp_path):
     assert front.all("set_theme") == ["auto"] and front.all("mouse") == [False]
     assert front.all("leave") == ["plain", "shell"]
     assert "the log is empty" in front.said and "Python" in front.said and "ctrl+o" in front.said
+    assert "delta net, 1 token" in front.said and "chunked" in front.said
 
 
 def test_a_command_that_has_to_wait_says_so_while_a_reply_is_written(tmp_path):
