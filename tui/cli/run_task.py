@@ -1,6 +1,7 @@
 """Runs a task for the command line: in this process, progress on stderr, its report or JSON on stdout."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -108,7 +109,8 @@ def find_folder(name: str, door: Door) -> Path:
     from ...core.hub.library import find_model
 
     path = user_path(name)
-    return path if path.exists() else find_model(name, door.places)
+    # a name that is too long for a path makes only pathlib raise
+    return path if os.path.exists(path) else find_model(name, door.places)  # noqa: PTH110
 
 
 def _confirm(question: str) -> bool:

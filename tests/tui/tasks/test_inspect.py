@@ -67,3 +67,8 @@ def test_a_missing_folder_and_a_missing_word_are_refused(tmp_path: Path):
         verbs.run("inspect", [str(tmp_path / "none")])
     with pytest.raises(UsageError, match="qchat inspect --help"):
         verbs.run("inspect", [])
+
+
+def test_a_name_that_no_path_can_have_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", "x" * 5000]) == 3
+    assert "is not a valid path: File name too long" in capsys.readouterr().err
