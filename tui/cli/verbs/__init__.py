@@ -20,6 +20,7 @@ MODULES = {
     "config": "show the settings and their origins, get or set one",
     "doctor": "show this machine and what runs fastest on it",
     "help": "show this page, or a command's: qchat help COMMAND",
+    "launch": "run a coding agent with a local model",
     "pull": "download a model from Hugging Face",
     "serve": "serve a model to other programs over HTTP",
 }
