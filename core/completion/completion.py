@@ -24,6 +24,9 @@ from ..text.reply_parser import leaves_thought_open
 from ..text.toolcalls import ToolCallParser
 from .histories import Histories
 
+# what saved states of requests belong to, as those of a conversation belong to its number
+OWNER = "served"
+
 
 @dataclass(frozen=True)
 class CompletionRequest:
@@ -51,11 +54,20 @@ class Completer:
         self.signals = Signals()
         self._encoder = Encoder(engine.template, engine.tokenizer)
         self._histories = Histories(self._encoder)
+        self._last: list[int] = []  # what a request that continues the last one begins with
         self._history: History = "preserve" if engine.template.can_preserve_thinking else "strip"
 
     def cancel(self) -> None:
         """Stop the reply at its next token or prefill chunk; callable from any thread."""
         self.signals.cancelled = True
+
+    def save_state(self, *, unasked: bool = False) -> bool:
+        """Save on disk what the last request read, for a request that continues it after a restart.
+
+        Returns False where there is nothing to save, or the budget does not allow it. Raises DoesNotFit.
+        """
+        # after a restart the answer is known by its text alone, whose ids may differ
+        return bool(self._last) and self.live.save(self._last, OWNER, answer_may_differ=True, unasked=unasked)
 
     def stream(self, request: CompletionRequest) -> Generator[Event]:
         """Reply to a request; yields events, and exactly one `Done` as the last.
@@ -64,7 +76,7 @@ class Completer:
         ContextLengthExceeded before anything is computed.
         """
         begun, settings = time.perf_counter(), ReplySettings.parse(request.settings)
-        self.signals.cancelled = False
+        self.signals.cancelled, self.signals.reason = False, ""
         if request.constraint is not None:
             raise UsageError("this model's replies cannot be constrained to a schema")
         output, history_ids = self._encode(request, settings)
@@ -103,6 +115,9 @@ class Completer:
             live = self.live
             if live.ids and len(live.ids) == live.cache.length:
                 live.keep_snapshot("B", turn_number(reply.output), branch(reply.output)[0])
+            self._last = [*reply.prompt, *reply.output.ids]
+            if self._history == "strip":
+                self._last = reply.prompt[: len(reply.prompt) - len(reply.output.opener)]
             if reply.output.ids and reply.output.parent.messages:
                 self._histories.remember(reply.output, begun)
 

@@ -146,18 +146,31 @@ class LiveState:
         """Snapshot the live state in `turn`, counted from 1, of `conversation`."""
         self.snapshots.keep(self.cache, self.ids, turn, kind, conversation)
 
-    def save(self, ids: Sequence[int], owner: str, *, unasked: bool = False) -> bool:
+    def save(
+        self, ids: Sequence[int], owner: str, *, answer_may_differ: bool = False, unasked: bool = False
+    ) -> bool:
         """Save the longest known prefix of `ids` on disk, for the conversation `owner`.
 
-        Returns False where there is none, or it exceeds the budget; `unasked` also where it adds little to
-        what is saved. Raises DoesNotFit where the disk is full.
+        Saves the state after the system block too, which other conversations share, and where the last answer
+        may differ, the one before it. Returns False where nothing is known, or it exceeds the budget;
+        `unasked` also where it adds little to what is saved. Raises DoesNotFit where the disk is full.
         """
         cache = self._longest(ids)
         if self.disk is None or cache is None or cache.hidden is None:
             return False
         if unasked and cache.length - self.disk.find(ids) < WORTH_SAVING:
             return False
+        for one in self._earlier(ids[: cache.length - 1], answer_may_differ):
+            self.disk.save(one.cache, ids[: one.length], owner, unasked=unasked)
         return self.disk.save(cache, ids[: cache.length], owner, unasked=unasked)
+
+    def _earlier(self, ids: Sequence[int], answer_may_differ: bool) -> list[Snapshot]:
+        """Return the snapshots of `ids` from which other prompts are likely to go on, the shortest first."""
+        snapshot = self.snapshots.find(ids)
+        path = [one for one in snapshot.path() if one.usable and one.length >= MIN_CUT] if snapshot else []
+        cuts = [one for one in path if one.kind == "cut"]
+        questions = [one for one in path if one.kind == "A"] if answer_may_differ else []
+        return sorted({*cuts[-1:], *questions[:1]}, key=lambda one: one.length)
 
     def _longest(self, ids: Sequence[int]) -> Cache | None:
         """Return the cache, live or kept, that has read the longest prefix of `ids`; None if none has."""

@@ -112,9 +112,8 @@ class EngineMethods:
 
     def cancel(self) -> None:
         """Stop the current reply. Callable from any thread."""
-        for replier in (self._session, self._completer):
-            if replier is not None:
-                replier.cancel()
+        if (session := self._session) is not None:
+            session.cancel()
 
     def close_thought(self) -> None:
         """End the current reasoning and start the answer. Callable from any thread."""
@@ -166,8 +165,9 @@ class EngineMethods:
 
     def save_when_idle(self) -> None:
         """Save what took long to read on disk, once nobody has asked for anything for a while."""
-        if self._session is not None:
-            self._session.save_state(unasked=True)
+        for kept in (self._session, self._completer):
+            if kept is not None:
+                kept.save_state(unasked=True)
 
     def _fuse(self, engine: Engine) -> None:
         """Let the model run fused kernels, or have them compiled in the background."""
@@ -339,6 +339,7 @@ class EngineMethods:
         session = self._require_session()
         if self._completer is None or self._completer.engine is not session.engine:
             self._completer = Completer(session.engine, session.live, session.context_limit)
+        self._completer.signals = session.signals  # whichever replies is cancelled
         return self._completer
 
     # the conversation
@@ -410,7 +411,8 @@ class EngineMethods:
         )
 
     def _save_state(self, _: Params) -> SaveResult:
-        return SaveResult(self._require_session().save_state())
+        served = self._completer is not None and self._completer.save_state()
+        return SaveResult(self._require_session().save_state() or served)
 
     def _shutdown(self, _: Params) -> Empty:
         return Empty()

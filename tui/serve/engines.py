@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
+from ...core.errors import QchatError
 from ...core.worker.wire import LoadResult, ModelInfo
 from ..chat.client import EngineClient
 from .errors import RequestError
@@ -52,8 +54,10 @@ class OwnEngine:
         return self._client
 
     async def stop(self) -> None:
-        """End the engine."""
+        """End the engine, after it has saved what it read last."""
         if self._client is not None:
+            with suppress(QchatError):
+                await self._client.request("save_state")
             await self._client.stop()
 
 

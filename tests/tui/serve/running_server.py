@@ -36,11 +36,13 @@ class RunningServer:
         *,
         model: Path = BUILT_IN_MODEL,
         context_limit: int | None = None,
+        store: Path | None = None,
         max_waiting: int = 64,
         options: ServeOptions | None = None,
         settings: dict[str, Any] | None = None,
     ):
-        self.source = OwnEngine(factory, {"model": str(model), "context_limit": context_limit})
+        loading = {"model": str(model), "context_limit": context_limit, "store": store and str(store)}
+        self.source = OwnEngine(factory, loading)
         self.backend = Backend(self.source, settings=settings, max_waiting=max_waiting)
         self._options = options or ServeOptions(port=0)
         self._ready: Future[str] = Future()

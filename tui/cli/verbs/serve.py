@@ -8,6 +8,7 @@ import os
 from ....core.errors import UsageError
 from ...chat.client import EngineClient, spawn_early
 from ...text.output import note
+from ...user.paths import conversations_file
 from ...user.settings import Settings
 
 MISSING = "qchat serve needs the packages of its extra: pip install 'qchat[serve]'"
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens"
     )
     parser.add_argument("--kv-bits", type=int, choices=(8, 16), help="bits of each cached key and value (16)")
+    parser.add_argument(
+        "--no-disk",
+        action="store_true",
+        help="keep nothing of requests on disk; without it what took long to read is there after a restart",
+    )
     parser.add_argument("--yes", action="store_true", help="download a missing model without asking")
     parser.add_argument(
         "-o",
@@ -94,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         note(said)
     spawn_early()
     loading = {name: value for name, value in settings.session().items() if name != "system"}
+    if not args.no_disk:
+        loading["store"] = str(conversations_file())
     source = OwnEngine(EngineClient, {**loading, "model": str(folder)})
     backend = Backend(source, settings=settings.reply(), max_waiting=args.max_waiting)
     asyncio.run(server.serve_until_interrupted(source, server.Server(backend, options)))
