@@ -312,14 +312,8 @@ class Cache:
         self.hidden, self.draft, self.draft_end = twin.hidden, twin.draft, twin.draft_end
 
     def buffers(self) -> list[KVBuffer]:
-        """Return all buffers that hold keys and values of this cache."""
-        found: list[KVBuffer] = []
-        for layer in (*self.layers, self.draft):
-            holder = layer if isinstance(layer, KVCache) else None
-            while holder is not None:
-                found.append(holder.buffer)
-                holder = holder.buffer.base
-        return found
+        """Return the buffers of this cache's keys and values, without those that they are based on."""
+        return [layer.buffer for layer in (*self.layers, self.draft) if isinstance(layer, KVCache)]
 
     def commit(self, count: int, read: int) -> None:
         """Commit the first `count` of `read` speculative tokens; roll back the rest.

@@ -171,7 +171,7 @@ class Snapshots:
     @property
     def nbytes(self) -> int:
         """The bytes of all snapshots, each shared buffer counted once, those of live caches not at all."""
-        kept = list(self._tree)
+        kept = list(self._tree)  # what buffers are based on belongs to one of them, too
         live = {id(buffer) for one in kept if one.reads for buffer in one.reads.buffers()}
         own = {id(buffer): buffer.nbytes for one in kept for buffer in one.cache.buffers()}
         keys_and_values = sum(nbytes for key, nbytes in own.items() if key not in live)
