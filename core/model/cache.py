@@ -66,14 +66,17 @@ class KVBuffer:
 
     def read(self, length: int) -> list[mx.array]:
         """Return the first `length` tokens, each [B, H, length, ...]; views where there is no base."""
-        if self.base is None:
-            return [part[:, :, :length] for part in self.parts]
-        shared = self.base.length
-        before = self.base.buffer.read(min(length, shared))
-        if length <= shared:
-            return before
-        own = (part[:, :, : length - shared] for part in self.parts)
-        return [mx.concatenate([first, rest], axis=2) for first, rest in zip(before, own, strict=True)]
+        stretches: list[list[mx.array]] = []  # the last tokens first
+        buffer: KVBuffer | None = self
+        while buffer is not None:
+            start = buffer.base.length if buffer.base else 0
+            if length > start:
+                stretches.append([part[:, :, : length - start] for part in buffer.parts])
+                length = start
+            buffer = buffer.base.buffer if buffer.base else None
+        if len(stretches) < 2:
+            return stretches[0] if stretches else [part[:, :, :0] for part in self.parts]
+        return [mx.concatenate(list(pieces), axis=2) for pieces in zip(*reversed(stretches), strict=True)]
 
 
 def _copy(part: mx.array, spare: int) -> mx.array:
