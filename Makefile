@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test test-all fuzz pictures tables bench-conversation bench-peer
-.PHONY: bench-convert bench-ui bench-start bench-turns bench-drafts bench-gpu
+.PHONY: bench-convert bench-ui bench-start bench-turns bench-drafts bench-serve bench-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,7 @@ fuzz: ## run random conversations, drafts on 100 prompts, downloads with faults,
 	TESTS_PROMPTS=100 $(PYTHON) -m pytest tests/core/generation/test_speculate.py -k greedy_replies
 	TESTS_DOWNLOADS=200 $(PYTHON) -m pytest tests/core/hub/test_download_safety.py
 	TESTS_FUZZ=1 $(PYTHON) -m pytest tests/test_fuzz.py
+	TESTS_REQUESTS=10000 $(PYTHON) -m pytest tests/tui/serve/test_server.py -k malformed
 
 pictures: ## take the READMEs' pictures with the app itself
 	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py
@@ -69,6 +70,9 @@ bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the 
 
 bench-drafts: ## measure tokens/s with and without drafts where a reply rewrites a file of its prompt
 	PYTHONPATH=.dev:. $(PYTHON) tests/bench_drafts.py
+
+bench-serve: ## measure the server's first token and its cost per token, beside mlx_lm.server
+	PYTHONPATH=.dev:. $(PYTHON) tests/bench_serve.py
 
 bench-gpu: ## on an NVIDIA GPU, compare every kernel with float32, then time all variants of CONFIGS
 	MLX_ENABLE_TF32=0 PYTHONPATH=.dev $(PYTHON) tests/gpu/check_kernels.py

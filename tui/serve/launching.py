@@ -17,6 +17,8 @@ import msgspec
 from ...core.errors import GenerationError, UsageError
 from .tools import Connection, Setup, Tool
 
+# the variable that `qchat serve` takes its key from
+KEY_VARIABLE = "QCHAT_API_KEY"
 START_SECONDS, STOP_SECONDS, PROBE_SECONDS = 600.0, 10.0, 2.0
 
 
@@ -49,6 +51,7 @@ def started_server(arguments: Sequence[str], url: str, key: str | None) -> Itera
     Raises GenerationError with its last words if it ends before.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= {KEY_VARIABLE: key} if key else {}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "qchat.tui", "serve", *arguments],

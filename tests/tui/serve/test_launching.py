@@ -1,6 +1,7 @@
 """`qchat launch`: what each tool is told, and servers that are found or started for it."""
 
 import json
+import os
 import socket
 import sys
 import tomllib
@@ -89,6 +90,7 @@ def test_a_server_is_started_for_the_tool_and_ends_with_it(report: Path):
     assert environment["OPENAI_BASE_URL"] == f"http://127.0.0.1:{port}/v1"
     assert environment["OPENAI_API_KEY"] == "sesame"
     assert find_server(f"http://127.0.0.1:{port}", "sesame") is None
+    assert "QCHAT_API_KEY" not in os.environ
 
 
 @pytest.mark.slow

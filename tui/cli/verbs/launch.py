@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve_arguments(args: argparse.Namespace) -> list[str]:
-    """Return the arguments of `qchat serve`; the key goes through the environment."""
-    if args.api_key:
-        os.environ[KEY_VARIABLE] = args.api_key
+    """Return the arguments of `qchat serve`; the key goes through its environment."""
     model = [args.model] if args.model else []
     limit = ["--context-limit", str(args.context_limit)] if args.context_limit else []
     return [*model, "--host", args.host, "--port", str(args.port), *limit]

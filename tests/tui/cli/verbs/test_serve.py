@@ -36,15 +36,18 @@ def test_a_server_answers_until_ctrl_c_and_logs_what_was_done_but_not_what_was_s
     command = [sys.executable, "-m", "qchat.tui", "serve", "built-in", "--port", "0", "--log-requests"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / ".dev")}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        greeting = process.stderr.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", greeting)
-        assert found, greeting + process.stderr.read()
-        body = {"messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
-        assert httpx2.post(f"{found[0]}/v1/chat/completions", json=body, timeout=60).status_code == 200
-        process.send_signal(signal.SIGINT)
-        log = process.stderr.read()
-        assert process.wait(30) == 0
+        try:
+            assert process.stderr
+            greeting = process.stderr.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+", greeting)
+            assert found, greeting
+            body = {"messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
+            assert httpx2.post(f"{found[0]}/v1/chat/completions", json=body, timeout=60).status_code == 200
+            process.send_signal(signal.SIGINT)
+            log = process.stderr.read()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     assert "/v1/chat/completions from 127.0.0.1" in log
     assert "2 generated" in log
     assert "secret" not in log

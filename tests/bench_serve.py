@@ -1,0 +1,133 @@
+"""The server's cost: time to the first token of a cached prompt, and time per token beside the engine alone.
+
+Run it with `make bench-serve`. With the `peers` group, or MLX_LM_PYTHON naming a Python that has mlx-lm,
+`mlx_lm.server` is measured in the same run, on the same model and prompt.
+"""
+
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from qchat.core import Engine, Session
+from qchat.core.hub.catalog import BUILT_IN_MODEL
+from tests.tui.serve.running_server import RunningServer
+
+ROUNDS, TOKENS, PROMPT_TOKENS = 5, 200, 2000
+PEER = os.environ.get("MLX_LM_PYTHON", sys.executable)
+START_SECONDS = 120.0
+WORDS = "The harbour was quiet and the boats lay still under a grey sky. "
+
+
+def longer_model(folder: Path) -> Path:
+    """A copy of the embedded model whose context holds the prompt and the reply."""
+    shutil.copytree(BUILT_IN_MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 8192
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def prompt_of(engine: Engine) -> str:
+    """A text of about PROMPT_TOKENS tokens."""
+    each = len(engine.tokenizer.encode(WORDS))
+    return WORDS * (PROMPT_TOKENS // each)
+
+
+def body_of(prompt: str, **fields: Any) -> dict[str, Any]:
+    question = {"role": "user", "content": prompt}
+    return {"messages": [question], "max_tokens": TOKENS, "temperature": 0, "stream": True, **fields}
+
+
+def stream_seconds(http: httpx2.Client, body: dict[str, Any]) -> tuple[float, float]:
+    """Seconds to the first text of a streamed reply, and seconds for each of its later pieces on average."""
+    times = [time.perf_counter()]
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        for line in response.iter_lines():
+            if _has_text(line):
+                times.append(time.perf_counter())
+    return times[1] - times[0], (times[-1] - times[1]) / (TOKENS - 1)
+
+
+def _has_text(line: str) -> bool:
+    if not line.startswith("data: {"):
+        return False
+    choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
+    delta = choices[0].get("delta") or {}
+    return bool(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning"))
+
+
+def measure(url: str, prompt: str, **fields: Any) -> tuple[float, float]:
+    """The medians of both over ROUNDS, after a first round that fills the cache."""
+    with httpx2.Client(base_url=url, timeout=600) as http:
+        found = [stream_seconds(http, body_of(prompt, **fields)) for _ in range(ROUNDS + 1)][1:]
+    first, each = zip(*found, strict=True)
+    return statistics.median(first), statistics.median(each)
+
+
+def measure_alone(engine: Engine, prompt: str) -> float:
+    """Seconds per token of the same reply in this process, as a one-shot run decodes it."""
+    speeds = []
+    for _ in range(ROUNDS):
+        done = Session(engine).send(prompt, temperature=0, max_new_tokens=TOKENS, stop_loops=False)
+        speeds.append(done.performance.decode_tokens_per_s)
+    return 1 / statistics.median(speeds)
+
+
+def peer_urls(folder: Path) -> Iterator[str]:
+    """Start `mlx_lm.server` on the folder and yield its address; nothing where mlx-lm is not installed."""
+    if subprocess.run([PEER, "-c", "import mlx_lm"], capture_output=True).returncode:
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [PEER, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                httpx2.get(f"{url}/health", timeout=1)
+            except httpx2.HTTPError:
+                time.sleep(0.2)
+                continue
+            yield url
+            break
+    finally:
+        process.kill()
+        process.wait()
+
+
+def report(name: str, first: float, each: float, alone: float | None = None) -> None:
+    beside = "" if alone is None else f", {each / alone - 1:+.1%} against the engine alone"
+    print(
+        f"{name:<16} first token {1000 * first:7.1f} ms, then {1000 * each:6.2f} ms each{beside}", flush=True
+    )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        folder = longer_model(Path(home) / "embedded")
+        engine = Engine.load(folder)
+        prompt = prompt_of(engine)
+        alone = measure_alone(engine, prompt)
+        print(f"{'engine alone':<16} {'':19} {1000 * alone:15.2f} ms each", flush=True)
+        with RunningServer(model=folder, settings={"stop_loops": False}) as server:
+            report("qchat serve", *measure(server.url, prompt), alone)
+        for url in peer_urls(folder):
+            report("mlx_lm.server", *measure(url, prompt, model=str(folder)))
+
+
+if __name__ == "__main__":
+    main()
