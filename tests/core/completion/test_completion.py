@@ -179,6 +179,7 @@ def test_a_forced_call_needs_its_tool(tiny: Engine, name: str):
         complete(completer(tiny), [PARIS], forced_call=name, tools=TOOLS if name == "rain" else ())
 
 
+@pytest.mark.slow
 def test_the_words_at_the_end_are_continued_without_a_thought(trained: Engine):
     replier = completer(trained)
     begun = {"role": "assistant", "content": "The capital of France is"}
@@ -246,6 +247,7 @@ def test_a_cancel_ends_within_one_token_and_keeps_what_was_read(trained: Engine)
     assert_equals_cold(replier)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_was_cut_short_is_continued_where_it_ended(trained: Engine):
     replier = completer(trained)
     long = {"role": "user", "content": "Tell me of capitals. " * 150}
@@ -260,6 +262,7 @@ def test_a_prompt_that_was_cut_short_is_continued_where_it_ended(trained: Engine
     )
 
 
+@pytest.mark.slow
 def test_an_abandoned_stream_leaves_a_state_that_equals_a_cold_run(trained: Engine):
     replier = completer(trained)
     stream = replier.stream(CompletionRequest([SYSTEM, PARIS], settings=GREEDY))
@@ -271,6 +274,7 @@ def test_an_abandoned_stream_leaves_a_state_that_equals_a_cold_run(trained: Engi
     assert done_of(complete(replier, [SYSTEM, PARIS])).finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_counting_tells_the_length_of_the_prompt(trained: Engine):
     replier = completer(trained)
     request = CompletionRequest([SYSTEM, PARIS], settings=GREEDY)

@@ -297,6 +297,7 @@ def active_nbytes() -> int:
     return mx.get_active_memory()
 
 
+@pytest.mark.slow
 def test_old_turns_are_thinned_by_powers_of_two(tiny):
     session = Session(tiny, max_new_tokens=2, seed=1)
     for _ in range(20):

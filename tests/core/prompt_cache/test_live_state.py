@@ -145,6 +145,7 @@ def test_whatever_was_read_before_the_logits_are_those_of_a_cold_run(engine, see
     Readings(engine, seed, tmp_path / "states").run(15)
 
 
+@pytest.mark.slow
 def test_conversations_take_the_memory_that_is_counted_and_no_more(engine):
     """By MLX's own counter: an array that is a slice of a larger one would keep all of that alive."""
 

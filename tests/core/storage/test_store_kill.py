@@ -136,6 +136,7 @@ def test_thirty_killed_writers_lose_two_seconds_at_most(tmp_path: Path):
         kill_writers(folder, [SAVE_PERIOD_SECONDS] * len(seconds), seconds, MAX_LOST_SECONDS)
 
 
+@pytest.mark.slow
 def test_several_processes_on_one_store_lose_nothing_and_see_no_lock(tmp_path: Path):
     """They also race to make the file, and to make the search index."""
     path = tmp_path / "store.db"

@@ -99,6 +99,7 @@ def test_the_real_budget_ends_in_time(tmp_path: Path):
     test_ruinous_rules_end_in_a_sentence(tmp_path, "a pattern that tries again and again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUINOUS)
 def test_ruinous_rules_end_in_a_sentence(tmp_path: Path, name: str):
     folder = write(tmp_path, **RUINOUS[name])

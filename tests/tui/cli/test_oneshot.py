@@ -66,6 +66,7 @@ def test_a_piped_sum_is_thought_about_on_stderr_and_answered_on_stdout():
     assert "37 + 5 = 42" in err
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_replies_and_the_counts_add_up(random_model: Path):
     arguments = (
         "-p",

@@ -174,6 +174,7 @@ def bench_step(folder: Path, **step: Any) -> dict[str, Any]:
     return {"method": "bench", "events": [row], "result": {"rows": [row]}, **step}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_benchmark_beside_other_work_says_so_and_is_not_kept(tmp_path: Path, beside: bool):
     """Whatever the engine begins by itself disturbs a measurement that has begun."""
@@ -251,6 +252,7 @@ def test_a_benchmark_waits_for_other_jobs_and_can_be_taken_out_of_the_queue(tmp_
     assert Measurements(measurements_file()).find(tmp_path / "models" / "measured")
 
 
+@pytest.mark.slow
 def test_a_benchmark_waits_for_the_reply_and_what_is_queued_behind_it(tmp_path: Path):
     places = models_here(tmp_path, "measured")
     slow = {"method": "send", "answer": "word " * 30, "seconds": 0.02}

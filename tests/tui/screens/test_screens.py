@@ -117,6 +117,7 @@ def test_the_cursor_shows_the_end_of_each_conversation_and_enter_opens_it(tmp_pa
         await it.until(lambda: it.engine.asked("open") == [{"conversation": 2}])
 
 
+@pytest.mark.slow
 def test_the_search_looks_into_what_was_said(tmp_path: Path, store: Store):
     @in_sessions(tmp_path, store)
     async def check(it: Running, screen: SessionsScreen) -> None:
@@ -317,6 +318,7 @@ def test_one_letter_converts_nothing_before_enter_in_the_form(tmp_path: Path, mo
         assert asked["target"] == str(models / "beta-4bit") and asked["options"]["bits"] == 4
 
 
+@pytest.mark.slow
 def test_the_form_plans_what_its_fields_say_and_converts_that(tmp_path: Path, models: Path):
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
@@ -502,6 +504,7 @@ def test_the_help_holds_every_key_and_command_as_they_are_now(tmp_path: Path):
         await it.until(lambda: it.app.screen is it.screen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES[1:3])
 def test_the_sheets_are_drawn_in_windows_of_all_sizes(tmp_path: Path, size):
     @chatting(tmp_path, size=size)

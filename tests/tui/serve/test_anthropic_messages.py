@@ -85,8 +85,12 @@ def test_a_limit_is_told(claude: anthropic.Anthropic):
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("options", [{}, {"thinking": THINKING}], ids=["at once", "after a thought"])
-@pytest.mark.parametrize("choice", ["auto", "any", "tool"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"thinking": THINKING}, marks=pytest.mark.slow)],
+    ids=["at once", "after a thought"],
+)
+@pytest.mark.parametrize("choice", ["auto", pytest.param("any", marks=pytest.mark.slow), "tool"])
 def test_calls_go_out_and_their_results_come_back(
     calling_claude: anthropic.Anthropic, streams: bool, options: Any, choice: str
 ):

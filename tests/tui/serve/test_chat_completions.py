@@ -129,7 +129,7 @@ def test_logprobs_equal_the_models_own(client: openai.OpenAI):
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("effort", ["none", "medium"])
+@pytest.mark.parametrize("effort", ["none", pytest.param("medium", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}]
 )

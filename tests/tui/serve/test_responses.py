@@ -62,7 +62,9 @@ def test_the_next_response_continues_the_one_before(client: openai.OpenAI):
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("by_id", [False, True], ids=["stateless", "by id"])
+@pytest.mark.parametrize(
+    "by_id", [pytest.param(False, marks=pytest.mark.slow), True], ids=["stateless", "by id"]
+)
 def test_calls_go_out_and_their_results_come_back(calling: openai.OpenAI, streams: bool, by_id: bool):
     asked: Any = [{"role": "user", "content": "The weather in Rome, and in Oslo?"}]
     wanted: Any = {**SETTINGS, "tools": TOOLS}

@@ -85,6 +85,7 @@ def test_fifty_clients_at_once_are_served_or_told_to_come_back():
         assert metric(http, "qchat_requests_waiting") == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_the_queue_is_forgotten(server: RunningServer):
     long: Any = [{"role": "user", "content": "Count from one to a thousand."}]
     with server.openai() as client, server.openai(timeout=0.3) as impatient:

@@ -73,6 +73,7 @@ def test_json_is_a_list_of_rows(model: Path, capsys: pytest.CaptureFixture[str])
     assert row["bandwidth_share"] > 0 and "event" not in row and row["against"] is None
 
 
+@pytest.mark.slow
 def test_random_weights_are_measured_in_both_doors(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny_config()))

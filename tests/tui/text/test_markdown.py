@@ -324,6 +324,7 @@ def test_a_list_in_pieces_keeps_counting():
 # --- what would break a lesser one ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -15,6 +15,7 @@ from tests.tui.transcript_stage import CODE, HOSTILE, UNICODE, long_turns, playe
 # --- what is shown ---
 
 
+@pytest.mark.slow
 @played
 async def test_a_turn_is_a_numbered_question_a_folded_thought_and_an_answer():
     async with scene() as it:
