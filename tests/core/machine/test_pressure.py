@@ -66,8 +66,8 @@ def test_the_pressure_is_over_only_after_a_while_of_calm():
         (CALM, False),
         (LOW, True),
         (BETWEEN, False),
-        (Reading(free_nbytes=65 << 20, total_nbytes=GIB), False),
-        (Reading(free_nbytes=63 << 20, total_nbytes=GIB), True),
+        (Reading(free_nbytes=129 << 20, total_nbytes=GIB), False),
+        (Reading(free_nbytes=127 << 20, total_nbytes=GIB), True),
         (Reading(free_nbytes=3 * GIB, total_nbytes=512 * GIB), False),
         (Reading(free_nbytes=2 * GIB, total_nbytes=16 * GIB, stalled_percent=30), True),
         (Reading(free_nbytes=12 * GIB, total_nbytes=16 * GIB, stalled_percent=90), False),  # others stall
