@@ -1,4 +1,4 @@
-"""The server's cost: time to the first token of a cached prompt, and time per token beside the engine alone.
+"""The server's cost: time to the first token of a cached prompt, and time per token beside one-shot runs.
 
 Run it with `make bench-serve`. With the `peers` group, or MLX_LM_PYTHON naming a Python that has mlx-lm,
 `mlx_lm.server` is measured in the same run, on the same model and prompt.
@@ -19,8 +19,9 @@ from typing import Any
 
 import httpx2
 
-from qchat.core import Engine, Session
 from qchat.core.hub.catalog import BUILT_IN_MODEL
+from qchat.core.native.compiler import find_compiler
+from qchat.core.text.tokenizer import Tokenizer
 from tests.tui.serve.running_server import RunningServer
 
 ROUNDS, TOKENS, PROMPT_TOKENS = 5, 200, 2000
@@ -38,9 +39,9 @@ def longer_model(folder: Path) -> Path:
     return folder
 
 
-def prompt_of(engine: Engine) -> str:
+def prompt_of(tokenizer: Tokenizer) -> str:
     """A text of about PROMPT_TOKENS tokens."""
-    each = len(engine.tokenizer.encode(WORDS))
+    each = len(tokenizer.encode(WORDS))
     return WORDS * (PROMPT_TOKENS // each)
 
 
@@ -51,13 +52,11 @@ def body_of(prompt: str, **fields: Any) -> dict[str, Any]:
 
 def stream_seconds(http: httpx2.Client, body: dict[str, Any]) -> tuple[float, float]:
     """Seconds to the first text of a streamed reply, and seconds for each of its later pieces on average."""
-    times = [time.perf_counter()]
+    begin = time.perf_counter()
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        for line in response.iter_lines():
-            if _has_text(line):
-                times.append(time.perf_counter())
-    return times[1] - times[0], (times[-1] - times[1]) / (TOKENS - 1)
+        times = [time.perf_counter() for line in response.iter_lines() if _has_text(line)]
+    return times[0] - begin, (times[-1] - times[0]) / (TOKENS - 1)
 
 
 def _has_text(line: str) -> bool:
@@ -76,13 +75,22 @@ def measure(url: str, prompt: str, **fields: Any) -> tuple[float, float]:
     return statistics.median(first), statistics.median(each)
 
 
-def measure_alone(engine: Engine, prompt: str) -> float:
-    """Seconds per token of the same reply in this process, as a one-shot run decodes it."""
-    speeds = []
-    for _ in range(ROUNDS):
-        done = Session(engine).send(prompt, temperature=0, max_new_tokens=TOKENS, stop_loops=False)
-        speeds.append(done.performance.decode_tokens_per_s)
-    return 1 / statistics.median(speeds)
+def measure_alone(folder: Path, prompt: str) -> float:
+    """Seconds per token of the same reply in one-shot runs."""
+    words = [
+        "-p",
+        prompt,
+        "--json",
+        "--max-tokens",
+        str(TOKENS),
+        "--temperature",
+        "0",
+        "-o",
+        "stop_loops=false",
+    ]
+    command = [sys.executable, "-m", "qchat.tui", str(folder), *words]
+    runs = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(ROUNDS))
+    return 1 / statistics.median(json.loads(run)["timings"]["decode_tokens_per_s"] for run in runs)
 
 
 def peer_urls(folder: Path) -> Iterator[str]:
@@ -110,19 +118,20 @@ def peer_urls(folder: Path) -> Iterator[str]:
 
 
 def report(name: str, first: float, each: float, alone: float | None = None) -> None:
-    beside = "" if alone is None else f", {each / alone - 1:+.1%} against the engine alone"
+    beside = "" if alone is None else f", {each / alone - 1:+.1%} against the one-shot"
     print(
         f"{name:<16} first token {1000 * first:7.1f} ms, then {1000 * each:6.2f} ms each{beside}", flush=True
     )
 
 
 def main() -> None:
+    # both compute alike from the first token on
+    os.environ |= {"QCHAT_NATIVE": "on" if find_compiler() else "off", "QCHAT_DRAFTING": "off"}
     with tempfile.TemporaryDirectory() as home:
         folder = longer_model(Path(home) / "embedded")
-        engine = Engine.load(folder)
-        prompt = prompt_of(engine)
-        alone = measure_alone(engine, prompt)
-        print(f"{'engine alone':<16} {'':19} {1000 * alone:15.2f} ms each", flush=True)
+        prompt = prompt_of(Tokenizer.load(folder))
+        alone = measure_alone(folder, prompt)
+        print(f"{'one-shot':<16} {'':19} {1000 * alone:15.2f} ms each", flush=True)
         with RunningServer(model=folder, settings={"stop_loops": False}) as server:
             report("qchat serve", *measure(server.url, prompt), alone)
         for url in peer_urls(folder):
