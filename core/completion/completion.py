@@ -20,7 +20,6 @@ from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
 from ..quoting import quote_value
 from ..text.messages import arrange_messages
-from ..text.reply_parser import leaves_thought_open
 from ..text.toolcalls import ToolCallParser
 from .histories import Histories
 
@@ -33,14 +32,16 @@ class CompletionRequest:
     """A request: `messages`, or a raw `prompt` as text or ids.
 
     `tools` are in the template's form. `forced_call` makes the answer a tool call: of that tool, or of any if
-    it is empty. `settings` are those of a reply. `constraint` is the form that the answer must have, None for
-    any.
+    it is empty. The arguments of `strict_tools` satisfy their schemas, as those of forced calls do.
+    `settings` are those of a reply. `constraint` is the form that the answer must have:
+    `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`; None for any.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
     prompt: str | Sequence[int] | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     forced_call: str | None = None
+    strict_tools: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     constraint: Mapping[str, Any] | None = None
 
@@ -75,11 +76,10 @@ class Completer:
         Raises UsageError for a setting, tool or id, TemplateError for messages the template refuses,
         ContextLengthExceeded before anything is computed.
         """
-        begun, settings = time.perf_counter(), ReplySettings.parse(request.settings)
+        begun, settings = time.perf_counter(), _parse_settings(request)
         self.signals.cancelled, self.signals.reason = False, ""
-        if request.constraint is not None:
-            raise UsageError("this model's replies cannot be constrained to a schema")
         output, history_ids = self._encode(request, settings)
+        _check_calls(request)
         context = ReplyContext(
             self.engine,
             self.live,
@@ -89,16 +89,10 @@ class Completer:
             lambda *_: None,
             conversation=branch(output)[0],  # the same node for all requests that begin with this question
             is_plain=request.prompt is not None,
+            forced_call=request.forced_call,
+            strict_tools=frozenset(request.strict_tools),
         )
-        reply = PendingReply(
-            context,
-            output,
-            history_ids,
-            settings,
-            turn=turn_number(output),
-            begun=begun,
-            forced=self._forced_ids(request, output),
-        )
+        reply = PendingReply(context, output, history_ids, settings, turn=turn_number(output), begun=begun)
         return self._run(reply, output.message["content"])
 
     def count(self, request: CompletionRequest) -> int:
@@ -150,17 +144,26 @@ class Completer:
         switches["preserve_thinking"] = self._history == "preserve"
         return switches | ({"tools": [dict(tool) for tool in request.tools]} if request.tools else {})
 
-    def _forced_ids(self, request: CompletionRequest, output: Output) -> list[int]:
-        """Return the ids of the beginning of a tool call, as the template writes calls."""
-        if request.forced_call is None:
-            return []
-        tokenizer, name = self.engine.tokenizer, request.forced_call
-        known = [tool.get("function", tool)["name"] for tool in request.tools]
-        if not known or name not in ("", *known):
-            raise UsageError(f"the tool {quote_value(name)} is to be called, but is none of the given tools")
-        space = "\n\n" if leaves_thought_open(output.opener, tokenizer) else ""
-        form = '{{"name": "{}' if "<function=" not in self.engine.template.source else "<function={}"
-        call = form.format(tokenizer.shield(name))
-        if name:
-            call += ">\n" if call.startswith("<") else '", "arguments": '
-        return tokenizer.encode(f"{space}<tool_call>\n{call}")
+
+def _parse_settings(request: CompletionRequest) -> ReplySettings:
+    match request.constraint:
+        case None:
+            return ReplySettings.parse(request.settings)
+        case {"type": "json_object"}:
+            schema = {"type": "object"}
+        case {"type": "json_schema", "schema": Mapping() as schema}:
+            pass
+        case _:
+            kinds = "json_object, or json_schema with a schema"
+            raise UsageError(f"the constraint is {quote_value(request.constraint)}, wanted {kinds}")
+    return ReplySettings.parse({**request.settings, "schema": schema})
+
+
+def _check_calls(request: CompletionRequest) -> None:
+    """Raise UsageError for a tool that is forced or strict but not given."""
+    name, known = request.forced_call, [tool.get("function", tool)["name"] for tool in request.tools]
+    if name is not None and (not known or name not in ("", *known)):
+        raise UsageError(f"the tool {quote_value(name)} is to be called, but is none of the given tools")
+    for strict in request.strict_tools:
+        if strict not in known:
+            raise UsageError(f"the tool {quote_value(strict)} is strict, but is none of the given tools")

@@ -5,13 +5,14 @@ Computes nothing before `run`. Knows neither the conversation's tree nor its sto
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Logprobs, Prefill, Sync, TokenProbability
+from ..generation.constraint import AnswerForm, Constraint
 from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
 from ..generation.logprobs import Ranking, rank_next
@@ -19,6 +20,7 @@ from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
 from ..prompt_cache.snapshots import SnapshotKind
+from ..text.call_grammar import call_style
 from ..text.reply_parser import leaves_thought_open
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText
@@ -56,6 +58,8 @@ class ReplyContext:
 
     `update` receives the answer, the thought and the ids so far, after every id. Snapshots are kept for
     `conversation`. `is_plain` means that all ids are text, as after a prompt that is no conversation.
+    `forced_call` makes the answer a call of that tool, or of any if it is empty. The arguments of
+    `strict_tools` satisfy their schemas.
     """
 
     engine: Engine
@@ -66,6 +70,8 @@ class ReplyContext:
     update: Callable[[str, str, Sequence[int]], None]
     conversation: Hashable
     is_plain: bool = False
+    forced_call: str | None = None
+    strict_tools: Collection[str] = ()
 
 
 class PendingReply:
@@ -81,27 +87,25 @@ class PendingReply:
         turn: int,
         begun: float,
         after: Output | None = None,
-        forced: Sequence[int] = (),
     ):
         """Check that the prompt fits: `history_ids` up to the question, then the opener of `output`.
 
         `begun` is the time of the request on `time.perf_counter`, `after` the leaf of the conversation then.
-        The answer begins with the ids `forced`.
-        Raises TemplateError for an empty prompt, ContextLengthExceeded, ConfigError for invalid sampling
-        defaults of the model.
+        Raises TemplateError for an empty prompt, ContextLengthExceeded, UsageError for a schema that no
+        answer could satisfy, ConfigError for invalid sampling defaults of the model.
         """
         engine, limit = context.engine, context.context_limit
         self._context, self.output, self._turn, self.after = context, output, turn, after
-        self._forced = list(forced)
         self.settings = settings
         self._history_ids, self.prompt = history_ids, [*history_ids, *output.opener]
         if not self.prompt:
             raise TemplateError(f"{engine.template.origin} renders an empty prompt for this conversation")
         if len(self.prompt) >= limit:
             raise ContextLengthExceeded(len(self.prompt), limit)
-        self._draft_limit = draft_limit(engine.model, settings.draft_tokens)
         self._room = min(settings.max_new_tokens, limit - len(self.prompt))
         thinking = leaves_thought_open(output.opener, engine.tokenizer)
+        self._constraint = _make_constraint(context, settings, thinking=thinking)
+        self._draft_limit = 0 if self._constraint else draft_limit(engine.model, settings.draft_tokens)
         self._sampling = settings.resolve_sampling(engine.generation_config, thinking=thinking)
         self._text = ReplyText(
             engine.tokenizer,
@@ -168,7 +172,14 @@ class PendingReply:
         live = self._context.live
         if self._draft_limit:
             live.draft_memory.copies.follow(live.ids)
-        decoder = make_decoder(engine.model, live.cache, self._sampling, self._draft_limit, live.draft_memory)
+        decoder = make_decoder(
+            engine.model,
+            live.cache,
+            self._sampling,
+            self._draft_limit,
+            live.draft_memory,
+            constraint=self._constraint,
+        )
         try:
             yield from self._draw(decoder, budget)
         finally:
@@ -187,8 +198,6 @@ class PendingReply:
                 self._close_thought(decoder, CLOSED_ON_REQUEST)
             elif text.thinking and budget.enforce(text.reasoning_tokens, decoder) and guard.circling:
                 self._detail = CIRCLING_THOUGHT
-            elif self._forced and not text.thinking:
-                decoder.force(self._forced.pop(0))
             ranking = None if top is None else rank_next(decoder, top)
             token = decoder.next()
             self._clock.count_token(thinking=text.thinking)
@@ -208,7 +217,9 @@ class PendingReply:
                 budget.tighten(text.reasoning_tokens)
             if guard.loops(token, thinking=text.thinking):
                 if not self._close_thought(decoder, LOOP_IN_THOUGHT):
-                    self._reason, self._detail = "stop", LOOP_IN_ANSWER
+                    # half a document is no document
+                    self._reason = "length" if self._constraint else "stop"
+                    self._detail = LOOP_IN_ANSWER
                     return
                 guard.begin_part()
 
@@ -279,3 +290,16 @@ class PendingReply:
         # a reply without ids would not count as one
         self.output.ids = shown or ([end] if end is not None else self.output.ids)
         self._context.live.sync([*self.prompt, *shown])
+
+
+def _make_constraint(context: ReplyContext, settings: ReplySettings, *, thinking: bool) -> Constraint | None:
+    """Return what the answer is constrained to, None for any answer."""
+    engine = context.engine
+    form = AnswerForm(
+        settings.schema,
+        context.tools,
+        call_style(engine.template.source),
+        context.forced_call,
+        context.strict_tools,
+    )
+    return None if form.is_free else Constraint(engine.vocabulary, form, in_thought=thinking)

@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint.config import ModelConfig, load_generation_config
 from ..checkpoint.weights import Progress
 from ..errors import DoesNotFit, UsageError
+from ..generation.constraint import Vocabulary
 from ..hub.names import model_name
 from ..machine import fusion
 from ..machine.backend import mx
@@ -77,6 +78,11 @@ class Engine:
     def identity(self) -> ModelIdentity:
         """The identity that stored conversations and states of this model carry. Raises ModelError."""
         return read_identity(self.folder, self.config.raw, self.template.source)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary for constrained replies. Raises UsageError where they are not possible."""
+        return Vocabulary(self.tokenizer, self.config.vocab_size)
 
     @property
     def knows_efforts(self) -> bool:

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
 from ..model.network import Model
+from .constraint import Constraint
 from .draft_gate import MAX_DRAFTS
 from .draft_head import prefill_draft_head
 from .sampling import Sampling, count_token, initial_state, make_sampler
@@ -83,11 +84,14 @@ class Decoder:
     The cache has then read the returned id, so cache and ids agree wherever a reply ends.
     """
 
-    def __init__(self, model: Model, cache: Cache, settings: Sampling):
-        """Decode after the prompt that `cache` has read. Raises ValueError for an empty cache."""
+    def __init__(self, model: Model, cache: Cache, settings: Sampling, constraint: Constraint | None = None):
+        """Decode after the prompt that `cache` has read, within a `constraint`.
+
+        Raises ValueError for an empty cache.
+        """
         if cache.hidden is None:
             raise ValueError("cannot decode from an empty cache: prefill a prompt first")
-        self._model, self._cache = model, cache
+        self._model, self._cache, self._constraint = model, cache, constraint
         self.figures = DraftFigures()
         self._sample = make_sampler(settings)
         self._state = initial_state(settings, model.config.vocab_size)
@@ -96,7 +100,7 @@ class Decoder:
     def next(self) -> int:
         """Return the next id, and start computing the one after it."""
         token = self._token
-        self._draw(self._model.hidden(token[None], self._cache))
+        self._draw(self._model.hidden(token[None], self._cache), token)
         return int(token)
 
     def force(self, token: int) -> None:
@@ -116,10 +120,16 @@ class Decoder:
     def finish(self) -> None:
         """Do nothing: the cache never reads more than the returned ids."""
 
-    def _draw(self, hidden: mx.array) -> None:
-        self._logits = self._model.logits(hidden)[-1]
+    def _draw(self, hidden: mx.array, after: mx.array | None = None) -> None:
+        """Start the draw of the next id, which follows `after`."""
+        self._logits = logits = self._model.logits(hidden)[-1]
+        if self._constraint:
+            mx.async_eval(logits)  # the device computes while the host looks which ids may follow
+            if after is not None:
+                self._constraint.accept(int(after))
+            logits = self._constraint.restrict(logits)
         self._state_before = self._state
-        self._token, self._state = self._sample(self._logits, self._state)
+        self._token, self._state = self._sample(logits, self._state)
         mx.async_eval(self._token)
 
 
@@ -141,15 +151,22 @@ def draft_limit(model: Model, requested: int | None) -> int:
 
 
 def make_decoder(
-    model: Model, cache: Cache, settings: Sampling, drafts: int, memory: DraftMemory | None = None
+    model: Model,
+    cache: Cache,
+    settings: Sampling,
+    drafts: int,
+    memory: DraftMemory | None = None,
+    *,
+    constraint: Constraint | None = None,
 ) -> AnyDecoder:
     """Return a decoder with at most `drafts` drafts a step; 0 turns speculative decoding off.
 
+    Within a `constraint` it is off too, because each draft would need a mask of its own.
     `memory` is that of the conversation whose prompt the cache has read. Raises WeightsError if what the
     prompt left is not finite.
     """
     if cache.hidden is not None:
         model.check_finite(cache.hidden)
-    if not drafts:
-        return Decoder(model, cache, settings)
+    if constraint or not drafts:
+        return Decoder(model, cache, settings, constraint)
     return SpeculativeDecoder(model, cache, settings, drafts, memory)

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import UsageError
+from ..quoting import quote_value
 from .sampling import Sampling, resolve_sampling
 
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
@@ -28,6 +29,7 @@ class ReplySettings:
     that end the answer. draft_tokens: the most drafts in one step of speculative decoding; 0 means none, None
     as many as pay, unless QCHAT_DRAFTING is `off`. At temperature 0 and with a seed drafts change no id of a
     reply.
+    schema: a JSON schema that the answer satisfies, after any thought; needs the extra `structured`.
     top_logprobs: reports the log probability of each id, and so many of the likeliest; None reports none.
     sampling: the given sampling values by name. given: all settings as given.
     """
@@ -42,6 +44,7 @@ class ReplySettings:
     report_performance: bool = True
     stop_loops: bool = True
     stop: Sequence[str] = ()
+    schema: Mapping[str, Any] | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,6 +85,8 @@ class ReplySettings:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, wanted true or false")
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             raise UsageError(f"reasoning_effort is {self.reasoning_effort!r}, wanted {', '.join(EFFORTS)}")
+        if not isinstance(self.schema, Mapping | None):
+            raise UsageError(f"schema is {quote_value(self.schema)}, wanted a JSON schema as an object")
         texts = self.stop
         if (
             isinstance(texts, str)

@@ -139,13 +139,14 @@ def _resolved(schema: Any, root: Any) -> Any:
         reference = schema.get("$ref") if isinstance(schema, Mapping) else None
         if reference is None:
             return schema
-        target = _target(reference, root)
+        target = resolve_reference(reference, root)
         others = {name: value for name, value in schema.items() if name != "$ref"}
         schema = {**target, **others} if isinstance(target, Mapping) else others
     return None
 
 
-def _target(reference: Any, root: Any) -> Any:
+def resolve_reference(reference: Any, root: Any) -> Any:
+    """Return the schema that one reference within `root` names, or None."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
     place = root

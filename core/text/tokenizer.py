@@ -125,6 +125,16 @@ class Tokenizer:
         """The id of the token written `text`, added or not."""
         return self._ids.get(text, self._library.token_to_id(text))
 
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        """The names of the tokens beside the vocabulary of text, special ones included, by id."""
+        return {id: text for text, id in self._ids.items()}
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether each id stands for bytes of its own."""
+        return isinstance(self._library.decoder, decoders.ByteLevel)
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`, with no tokens added before or after. Raises TokenizerError.
 
@@ -172,7 +182,7 @@ class Tokenizer:
 
     def decode_with_special(self, ids: Iterable[int]) -> str:
         """The text of `ids` with the special tokens that `decode` leaves out, as a template writes them."""
-        names = {id: text for text, id in self._ids.items()}
+        names = self.added_tokens
         parts: list[str] = []
         run: list[int] = []
         for id in ids:
@@ -185,12 +195,12 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that `id` adds to a text; none for a special token."""
-        if isinstance(self._library.decoder, decoders.ByteLevel):
+        if self.is_byte_level:
             return self._piece(id)
         return self.decode([id]).encode()
 
     def detokenizer(self) -> Detokenizer:
-        if isinstance(self._library.decoder, decoders.ByteLevel):
+        if self.is_byte_level:
             return ByteDetokenizer(self._piece)
         return WindowDetokenizer(self._decode_window)
 

@@ -67,6 +67,7 @@ CHAT_METHODS: Mapping[str, Parameters] = {
         "prompt": str | list | None,
         "tools": list | None,
         "forced_call": str | None,
+        "strict_tools": list | None,
         "constraint": dict | None,
         **_SETTINGS,
     },

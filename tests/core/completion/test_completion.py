@@ -305,7 +305,17 @@ def test_tools_are_part_of_what_is_cached(tiny: Engine, monkeypatch: pytest.Monk
         (CompletionRequest([PARIS], settings={"top_logprobs": True}), UsageError, "wanted a whole number"),
         (CompletionRequest(prompt=[1, 1 << 40]), UsageError, "the prompt has the id 1099511627776"),
         (CompletionRequest(prompt=""), TemplateError, "empty prompt"),
-        (CompletionRequest([PARIS], constraint={"type": "json_object"}), UsageError, "cannot be constrained"),
+        (
+            CompletionRequest([PARIS], constraint={"type": "json_schema", "schema": {"type": "name"}}),
+            UsageError,
+            "cannot be constrained.*Invalid type: name",
+        ),
+        (
+            CompletionRequest([PARIS], constraint={"type": "json"}),
+            UsageError,
+            "wanted json_object",
+        ),
+        (CompletionRequest([PARIS], tools=TOOLS, strict_tools=["rain"]), UsageError, "'rain' is strict, but"),
         (
             CompletionRequest([PARIS, {"role": "user", "content": "x " * 3000}]),
             ContextLengthExceeded,
