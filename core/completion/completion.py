@@ -19,12 +19,10 @@ from ..events import Event
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
 from ..quoting import quote_value
+from ..storage.state_files import SERVED
 from ..text.messages import arrange_messages
 from ..text.toolcalls import ToolCallParser
 from .histories import Histories
-
-# what saved states of requests belong to, as those of a conversation belong to its number
-OWNER = "served"
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,9 @@ class Completer:
         Returns False where there is nothing to save, or the budget does not allow it. Raises DoesNotFit.
         """
         # after a restart the answer is known by its text alone, whose ids may differ
-        return bool(self._last) and self.live.save(self._last, OWNER, answer_may_differ=True, unasked=unasked)
+        return bool(self._last) and self.live.save(
+            self._last, SERVED, answer_may_differ=True, unasked=unasked
+        )
 
     def stream(self, request: CompletionRequest) -> Generator[Event]:
         """Reply to a request; yields events, and exactly one `Done` as the last.

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ..errors import UsageError
-from ..machine.files import unused_name, write_whole
+from ..machine.files import file_nbytes, unused_name, write_whole
 from ..quoting import printable
 
 CONFIG_NAME = "config.json"
@@ -178,14 +178,6 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
-
-
-def file_nbytes(path: Path) -> int:
-    """Return the size of a file, 0 if it does not exist."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _modified_at(path: Path) -> float:

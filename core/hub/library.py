@@ -19,7 +19,7 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, is_vision, split_part
 from ..checkpoint.shards import INDEX_NAME, MTP_NAMES, PLAIN_NAME, find_shards, read_headers
 from ..errors import ModelError, UsageError
-from ..machine.files import read_json, user_folder, write_whole
+from ..machine.files import file_nbytes, read_json, user_folder, write_whole
 from ..quoting import printable
 from .cache import (
     CONFIG_NAME,
@@ -27,7 +27,6 @@ from .cache import (
     Repository,
     cache_folder,
     containing_repository,
-    file_nbytes,
     is_id,
     list_repositories,
     parse_id,

@@ -21,9 +21,9 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.header import parse_table
 from ..checkpoint.shards import INDEX_NAME, MAX_INDEX_NBYTES, MAX_SHARDS, MTP_NAMES, PLAIN_NAME
 from ..errors import ConfigError, DoesNotFit, ModelError
-from ..machine.files import MAX_JSON_NBYTES, decode_text, parse_json
+from ..machine.files import MAX_JSON_NBYTES, decode_text, file_nbytes, parse_json
 from ..quoting import printable
-from .cache import COMMIT, CONFIG_NAME, SMALL_NAMES, Repository, cache_folder, file_nbytes, parse_id
+from .cache import COMMIT, CONFIG_NAME, SMALL_NAMES, Repository, cache_folder, parse_id
 from .catalog import Fit, estimate_fit, token_nbytes
 from .failures import FAILURES, DownloadCancelled, explain_failure, hub_host
 from .tasks import Task, wait_for

@@ -132,6 +132,14 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("it nests deeper than any such file needs to") from None
 
 
+def file_nbytes(path: Path) -> int:
+    """Return the size of a file, 0 if it does not exist."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def cache_path(name: str) -> Path | None:
     """Return the path `name` in qchat's cache folder; None where there is no home folder."""
     folder = user_folder("XDG_CACHE_HOME", ".cache")

@@ -2,7 +2,8 @@
 
 A state is one safetensors file: the ids, keys and values that the state before it lacks, recurrent and conv
 states, a checksum of each, and as a fingerprint the top logits of one more step. Its name is the digest of
-all ids up to its end. Refuses damaged files; never sees those of another model, template, version or form.
+the engine and of all ids up to its end. Refuses damaged files; never sees those of another model, template,
+version or form.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from ..checkpoint.header import read_header
 from ..engine.engine import Engine
 from ..errors import DoesNotFit, StoreError, WeightsError
 from ..machine.backend import mx
-from ..machine.files import read_json, whole_file, write_whole
+from ..machine.files import file_nbytes, read_json, whole_file, write_whole
 from ..model.cache import Cache, DeltaState, KVBuffer, KVCache
 from ..storage.state_files import NAME, STATE, claim, claimed, state_path
 
@@ -37,10 +38,12 @@ STALE_SECONDS = 3600.0  # a partial file this old was abandoned
 
 @dataclass(frozen=True)
 class _State:
-    """What a state's header says: its `length` in tokens, and the name of the state before it, if any."""
+    """What a state's header says: its `length` in tokens, the name of the state before it, if any, and
+    whether it is of this engine and form."""
 
     length: int
     before: str
+    ours: bool = True
 
 
 class DiskTier:
@@ -61,7 +64,7 @@ class DiskTier:
         self.folder, self.engine, self.quantized = folder, engine, quantized
         self.budget_nbytes, self.daily_nbytes = budget_nbytes, daily_nbytes
         self._written = folder.with_name(f"{folder.name}.written.json")
-        self._known: dict[str, _State | None] = {}  # None for files of other models
+        self._known: dict[str, _State | None] = {}  # None for files that cannot be read
 
     # writing
 
@@ -72,12 +75,13 @@ class DiskTier:
         DoesNotFit where the file cannot be written.
         """
         names = self._chain(ids)
-        name = _digests(ids, [len(ids)])[len(ids)]
+        name = self._names(ids, [len(ids)])[len(ids)]
         if names[:1] != [name]:
             start = self._known_state(names[0]).length if names else 0
             tensors = _tensors(cache, ids, start)
             nbytes = sum(tensor.nbytes for tensor in tensors.values())
-            if nbytes > self.budget_nbytes or (unasked and not self._may_write(nbytes)):
+            before = sum(file_nbytes(state_path(self.folder, one)) for one in names)
+            if before + nbytes > self.budget_nbytes or (unasked and not self._may_write(nbytes)):
                 return False
             self._write(name, tensors, self._metadata(cache, tensors, start, names[0] if names else ""))
             self._known[name] = _State(len(ids), names[0] if names else "")
@@ -163,7 +167,7 @@ class DiskTier:
         return cache
 
     def _read(self, name: str) -> dict[str, mx.array]:
-        """Return the tensors of a state; raises StoreError, and forgets the state, where it is damaged."""
+        """Return the tensors of a state; raises StoreError, and deletes the state, where it is damaged."""
         path = state_path(self.folder, name)
         try:
             metadata = read_header(path).metadata
@@ -171,8 +175,9 @@ class DiskTier:
         except (WeightsError, RuntimeError) as error:
             self._forget(name)
             raise StoreError(f"the saved state {path} is damaged: {error}") from error
-        if not isinstance(loaded, dict):
-            raise StoreError(f"the saved state {path} is damaged")
+        if not isinstance(loaded, dict) or metadata.get("identity") != self._identity():
+            self._forget(name)
+            raise StoreError(f"the saved state {path} is damaged: it is another model's")
         damaged = [key for key, t in loaded.items() if metadata.get(f"crc32 {key}") != _checksum(t)]
         if damaged:
             self._forget(name)
@@ -199,8 +204,10 @@ class DiskTier:
                 mx.eval(kept)
                 layer.buffer, layer.length = KVBuffer(kept, length), length
             cache.length, cache.hidden = length, last["hidden"]
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
             raise StoreError(f"a saved state is damaged: it lacks {error}") from error
+        except ValueError as error:
+            raise StoreError("a saved state is damaged: its arrays do not belong together") from error
         return cache
 
     # the folder
@@ -208,19 +215,16 @@ class DiskTier:
     @property
     def nbytes(self) -> int:
         """The bytes of all states in the folder."""
-        total = 0
-        for path in self.folder.glob(f"*{STATE}"):
-            with suppress(OSError):
-                total += path.stat().st_size
-        return total
+        return sum(map(file_nbytes, self.folder.glob(f"*{STATE}")))
 
     def _chain(self, ids: Sequence[int]) -> list[str]:
         """Return the names of the longest saved prefix of `ids` and of those before it, longest first."""
         self._refresh()
-        lengths = {state.length for state in self._known.values() if state and state.length <= len(ids)}
-        digests = _digests(ids, lengths)
+        ours = [state for state in self._known.values() if state and state.ours]
+        lengths = {state.length for state in ours if state.length <= len(ids)}
+        names = self._names(ids, lengths)
         for length in sorted(lengths, reverse=True):
-            chain = self._states_before(digests[length])
+            chain = self._states_before(names[length])
             if chain and self._known_state(chain[0]).length == length:
                 return chain
         return []
@@ -230,7 +234,7 @@ class DiskTier:
         chain: list[str] = []
         while name:
             state = self._known.get(name)
-            if state is None or name in chain:
+            if state is None or not state.ours or name in chain:
                 return []
             chain.append(name)
             name = state.before
@@ -252,8 +256,8 @@ class DiskTier:
     def _read_state(self, name: str) -> _State | None:
         with suppress(WeightsError, ValueError, KeyError):
             metadata = read_header(state_path(self.folder, name)).metadata
-            if metadata.get("identity") == self._identity():
-                return _State(int(metadata["length"]), metadata["before"])
+            ours = metadata.get("identity") == self._identity()
+            return _State(int(metadata["length"]), metadata["before"], ours)
         return None
 
     def _make_room(self, keep: Sequence[str]) -> None:
@@ -261,24 +265,22 @@ class DiskTier:
 
         Other processes may delete the same ones meanwhile.
         """
-        found: list[tuple[float, int, Path]] = []
+        found: dict[str, tuple[float, int]] = {}
         for path in self.folder.glob(f"*{STATE}"):
             with suppress(OSError):
                 status = path.stat()
                 if not path.name.startswith("."):
-                    found.append((status.st_mtime, status.st_size, path))
+                    found[path.stem] = status.st_mtime, status.st_size
                 elif time.time() - status.st_mtime > STALE_SECONDS:
                     path.unlink()
-        total = sum(nbytes for _, nbytes, _ in found)
-        for _, nbytes, path in sorted(found):
-            if total <= self.budget_nbytes:
+        while sum(nbytes for _, nbytes in found.values()) > self.budget_nbytes:
+            followed = {state.before for name, state in self._known.items() if state and name in found}
+            spare = found.keys() - followed - set(keep)
+            if not spare:
                 return
-            if path.stem not in keep and not self._is_followed(path.stem):
-                total -= nbytes
-                self._forget(path.stem)
-
-    def _is_followed(self, name: str) -> bool:
-        return any(state and state.before == name for state in self._known.values())
+            oldest = min(spare, key=lambda name: found[name])
+            del found[oldest]
+            self._forget(oldest)
 
     # what a state is checked by
 
@@ -310,6 +312,15 @@ class DiskTier:
         mx.eval(logits)
         return logits
 
+    def _names(self, ids: Sequence[int], lengths: Iterable[int]) -> dict[int, str]:
+        """Return the names of the states after the first n ids by n, for each n in `lengths`."""
+        running, done, found = hashlib.blake2b(self._identity().encode(), digest_size=16), 0, {}
+        for length in sorted(set(lengths)):
+            running.update(array("I", ids[done:length]).tobytes())
+            done = length
+            found[length] = running.copy().hexdigest()
+        return found
+
     def _identity(self) -> str:
         """Hash all that a state depends on: model, template, tokenizer, MLX's version, and what rounds it."""
         model, running = self.engine.identity, self.engine.model
@@ -321,16 +332,6 @@ class DiskTier:
 
 def _today() -> int:
     return int(time.time() // DAY_SECONDS)
-
-
-def _digests(ids: Sequence[int], lengths: Iterable[int]) -> dict[int, str]:
-    """Return digests of the first n ids by n, for each n in `lengths`."""
-    running, done, found = hashlib.blake2b(digest_size=16), 0, {}
-    for length in sorted(set(lengths)):
-        running.update(array("I", ids[done:length]).tobytes())
-        done = length
-        found[length] = running.copy().hexdigest()
-    return found
 
 
 def _tensors(cache: Cache, ids: Sequence[int], start: int) -> dict[str, mx.array]:

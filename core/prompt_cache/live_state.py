@@ -174,10 +174,11 @@ class LiveState:
 
     def _longest(self, ids: Sequence[int]) -> Cache | None:
         """Return the cache, live or kept, that has read the longest prefix of `ids`; None if none has."""
-        if self.ids and self.ids == list(ids[: len(self.ids)]) and self.cache.length == len(self.ids):
-            return self.cache
         snapshot = self.snapshots.find(ids)
-        return snapshot.cache if snapshot else None
+        kept = snapshot.cache if snapshot else None
+        if self.ids and self.ids == list(ids[: len(self.ids)]) and self.cache.length == len(self.ids):
+            return kept if kept and kept.length > self.cache.length else self.cache
+        return kept
 
     def logits(self) -> mx.array:
         """Compute the logits [V] float32 after the last of `ids`, without changing the live state."""

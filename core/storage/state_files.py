@@ -1,7 +1,7 @@
 """The files of saved states, and which conversations they serve.
 
-A state is `NAME.safetensors`; `OWNER.list` names the states of one conversation, a line each. Conversations
-that begin alike share states, and a state goes with the last list that names it.
+A state is `NAME.safetensors`; `OWNER.list` names the states of one conversation, or of all requests to a
+server, a line each. What begins alike shares states, and a state goes with the last list that names it.
 """
 
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 from ..machine.files import write_whole
 
 STATE, LIST = ".safetensors", ".list"
+SERVED = "served"  # the owner of states of requests to a server
 NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -22,6 +23,7 @@ def state_path(folder: Path, name: str) -> Path:
 
 def claim(folder: Path, owner: str, names: Iterable[str]) -> None:
     """Note that the states `names`, and no others, serve `owner`. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(folder / f"{owner}{LIST}", "".join(f"{name}\n" for name in names), mode=0o600)
 
 

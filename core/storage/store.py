@@ -37,7 +37,7 @@ from .records import (
     parse_result,
     result_nbytes,
 )
-from .state_files import release
+from .state_files import SERVED, release
 
 T = TypeVar("T")
 
@@ -228,18 +228,23 @@ class Store:
             execute(f"DELETE FROM conversations WHERE {condition}", limit)
             self._index.remove_deleted(execute)
         self._database.shrink_log()
-        problems = [problem for row in erased if (problem := self._erase_state(row["id"]))]
-        if problems:
-            raise StoreError(f"cannot erase the saved state {problems[0].filename}: {problems[0].strerror}")
+        self._erase_states([str(row["id"]) for row in erased])
         return len(erased)
 
-    def _erase_state(self, conversation: int) -> OSError | None:
-        """Erase a saved state; return the error if that fails."""
-        try:
-            release(self.states_folder, str(conversation))
-        except OSError as problem:
-            return problem
-        return None
+    def erase_served(self) -> None:
+        """Erase the saved states of requests to a server. Raises StoreError."""
+        self._erase_states([SERVED])
+
+    def _erase_states(self, owners: Sequence[str]) -> None:
+        """Erase the states that serve nobody but `owners`. Raises StoreError after erasing the others."""
+        problem: OSError | None = None
+        for owner in owners:
+            try:
+                release(self.states_folder, owner)
+            except OSError as error:
+                problem = problem or error
+        if problem:
+            raise StoreError(f"cannot erase the saved state {problem.filename}: {problem.strerror}")
 
     # --- messages ---
 

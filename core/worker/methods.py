@@ -165,9 +165,22 @@ class EngineMethods:
 
     def save_when_idle(self) -> None:
         """Save what took long to read on disk, once nobody has asked for anything for a while."""
+        self._save_states(unasked=True)
+
+    def _save_states(self, *, unasked: bool = False) -> bool:
+        """Save the states of the conversation and of requests; returns whether any was saved.
+
+        Raises DoesNotFit after trying both.
+        """
+        saved, problems = False, []
         for kept in (self._session, self._completer):
-            if kept is not None:
-                kept.save_state(unasked=True)
+            try:
+                saved |= kept is not None and kept.save_state(unasked=unasked)
+            except DoesNotFit as problem:
+                problems.append(problem)
+        if problems:
+            raise problems[0]
+        return saved
 
     def _fuse(self, engine: Engine) -> None:
         """Let the model run fused kernels, or have them compiled in the background."""
@@ -329,6 +342,7 @@ class EngineMethods:
                 completer.cancel()  # cancelled before the reply started
             for event in events:
                 self._send(event)
+                self.guard.serve()
         self._replied = True
         return Empty()
 
@@ -411,8 +425,8 @@ class EngineMethods:
         )
 
     def _save_state(self, _: Params) -> SaveResult:
-        served = self._completer is not None and self._completer.save_state()
-        return SaveResult(self._require_session().save_state() or served)
+        self._require_session()
+        return SaveResult(self._save_states())
 
     def _shutdown(self, _: Params) -> Empty:
         return Empty()

@@ -65,6 +65,7 @@ class Sessions(LocalTask):
         renamed = add("rename", "give a conversation another title", ids="1")
         renamed.add_argument("title", nargs="+", metavar="TITLE")
         add("rm", "delete conversations", ids="+")
+        add("forget", "erase what qchat serve keeps of requests on disk")
         add("restore", "bring back what was deleted less than a minute ago", ids="1")
 
     def check(self, args: argparse.Namespace, door: Door) -> None:
@@ -184,6 +185,11 @@ def _restore(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
     return Outcome(Report(""), [f"brought back: {_named(store, args.id)[1]}"])
 
 
+def _forget(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:  # noqa: ARG001
+    store.erase_served()
+    return Outcome(Report(""), ["erased what was kept of requests"])
+
+
 ACTIONS: dict[str, Callable[["Store", argparse.Namespace, Door], Outcome]] = {
     "list": _list,
     "search": _search,
@@ -192,6 +198,7 @@ ACTIONS: dict[str, Callable[["Store", argparse.Namespace, Door], Outcome]] = {
     "import": _import,
     "rename": _rename,
     "rm": _remove,
+    "forget": _forget,
     "restore": _restore,
 }
 

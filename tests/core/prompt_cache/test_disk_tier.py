@@ -167,7 +167,7 @@ def test_no_state_goes_before_those_that_follow_it(engine, folder):
     save(tier, session)
     os.utime(first, (1, 1))
     tier.budget_nbytes = 1 + sum(path.stat().st_size for path in states(folder))
-    assert save(tier, talked(engine, question="something else " * 9), "2")
+    assert save(tier, talked(engine, question="hi"), "2")
     assert first.exists()
     assert len(states(folder)) == 2
 
@@ -185,6 +185,45 @@ def test_what_nobody_asked_for_is_written_within_the_budget_of_the_day(engine, f
     assert DiskTier(folder, engine, daily_nbytes=written + 9000).save(
         third.live.cache, third.ids, "1", unasked=True
     )
+
+
+def test_states_of_both_forms_stand_side_by_side(tmp_path):
+    """A name for the ids alone would let one replace the other, and orphan what follows it."""
+    write_checkpoint(tmp_path / "model", head_dim=64)
+    engine, folder = Engine.load(tmp_path / "model"), tmp_path / "states"
+    sessions = [talked(engine), talked(engine, quantized=True)]
+    tiers = [DiskTier(folder, engine, quantized=form) for form in (False, True)]
+    for tier, session in zip(tiers, sessions, strict=True):
+        assert save(tier, session)
+    sessions[0].send("more")
+    assert save(tiers[0], sessions[0])
+    assert save(tiers[1], talked(engine, quantized=True))
+    assert tiers[0].find(sessions[0].ids) == len(sessions[0].ids)
+    assert DiskTier(folder, engine).load(sessions[0].ids) is not None
+
+
+def test_no_state_of_another_model_goes_before_those_that_follow_it(engine, folder, tmp_path):
+    session, tier = talked(engine), DiskTier(folder, engine)
+    save(tier, session)
+    os.utime(only_state(folder), (1, 1))
+    session.send("more")
+    save(tier, session)
+    write_checkpoint(tmp_path / "model", head_dim=64, seed=5)
+    other = Engine.load(tmp_path / "model")
+    held = sum(path.stat().st_size for path in states(folder))
+    assert save(DiskTier(folder, other, held + 1000), talked(other, question="hi"), "2")
+    left = DiskTier(folder, engine)
+    assert left.find(session.ids) > 0
+    assert sum(path.stat().st_size for path in states(folder)) <= held + 1000
+
+
+def test_a_state_counts_with_those_before_it(engine, folder):
+    session, tier = talked(engine), DiskTier(folder, engine)
+    save(tier, session)
+    tier.budget_nbytes = only_state(folder).stat().st_size + 1000
+    session.send("more")
+    assert not save(tier, session)
+    assert sum(path.stat().st_size for path in states(folder)) <= tier.budget_nbytes
 
 
 def test_files_of_other_processes_are_left_alone_while_they_may_be_at_work(engine, folder):

@@ -97,6 +97,18 @@ def test_after_a_restart_the_disk_has_it(engine, tmp_path):
     assert is_exact(second)
 
 
+def test_the_longest_state_is_saved_be_it_live_or_kept(engine, tmp_path):
+    live, ids = LiveState(engine), words(1, 90)
+    live.keep_on_disk(tmp_path / "states")
+    read(live, ids)
+    read(live, [*ids, *words(2, 90)])
+    live.sync(ids)
+    assert len(live.ids) == len(ids)
+    assert live.save([*ids, *words(2, 90), 7], "1")
+    assert live.disk is not None
+    assert live.disk.find([*ids, *words(2, 90)]) == 180
+
+
 class Readings:
     """Conversations with common beginnings, read in turn under budgets that force evictions."""
 

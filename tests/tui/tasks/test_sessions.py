@@ -13,6 +13,7 @@ import pytest
 from qchat.core import BUILT_IN_MODEL, Store
 from qchat.core.hub.library import Locations
 from qchat.core.storage.records import ModelIdentity
+from qchat.core.storage.state_files import SERVED, claim, state_path
 from qchat.tui.chat.conversations import describe_other_model, model_of, open_store, when
 from qchat.tui.cli.launch import Launch, _beginning
 from qchat.tui.cli.main import main
@@ -249,3 +250,14 @@ def test_going_on_begins_with_the_last_model(store: Store, tmp_path: Path):
     )
     beginning = _beginning(replace(launch, model=str(tmp_path / "mine")), store)
     assert beginning.model == last.folder and "lost" in beginning.said
+
+
+def test_what_is_kept_of_requests_is_erased_and_nothing_else(said: Any, store: Store):
+    folder = store.states_folder
+    claim(folder, SERVED, ["a" * 32, "b" * 32])
+    claim(folder, "1", ["b" * 32])
+    for name in "ab":
+        state_path(folder, name * 32).write_bytes(b"x")
+    assert said("forget") == (0, "", "qchat: erased what was kept of requests\n")
+    assert not state_path(folder, "a" * 32).exists()
+    assert state_path(folder, "b" * 32).exists()
