@@ -35,11 +35,12 @@ test: ## run the fast tests, on all cores
 test-all: ## run every test, on all cores
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal $(PYTEST_FLAGS)
 
-fuzz: ## run random conversations, drafts on 100 prompts, downloads with faults, and mutated files and lines
+fuzz: ## run random conversations, drafts on 100 prompts, downloads with faults, random schemas, and mutated files and lines
 	TESTS_SCRIPTS=80 $(PYTHON) -m pytest tests/core/conversation/test_cached_equals_cold.py -k script
 	TESTS_SCRIPTS=200 $(PYTHON) -m pytest tests/core/prompt_cache/test_live_state.py -k cold_run
 	TESTS_PROMPTS=100 $(PYTHON) -m pytest tests/core/generation/test_speculate.py -k greedy_replies
 	TESTS_DOWNLOADS=200 $(PYTHON) -m pytest tests/core/hub/test_download_safety.py
+	TESTS_SCHEMAS=200 $(PYTHON) -m pytest tests/core/generation/test_constraint.py -k satisfy
 	TESTS_FUZZ=1 $(PYTHON) -m pytest tests/test_fuzz.py
 	TESTS_REQUESTS=10000 $(PYTHON) -m pytest tests/tui/serve/test_server.py -k malformed
 

@@ -37,6 +37,12 @@ class ArgumentType:
     types: frozenset[str] | None = None
     values: tuple[Any, ...] | None = None
 
+    @property
+    def is_container(self) -> bool:
+        """Whether the value can only be an object, an array or no text at all."""
+        types = self.types or frozenset()
+        return "string" not in types and bool(types & {"object", "array"})
+
     def parse(self, text: str) -> Any:
         """Return the value that `text` stands for, or the text itself."""
         if self.values is not None:

@@ -91,8 +91,6 @@ class CallGrammar:
         """Return the rules of all parameters in the order of the schema."""
         whole = _resolve(schema if isinstance(schema, Mapping) else {}, schema)
         properties = _properties(whole)
-        if not properties and whole.get("additionalProperties", True) in (True, {}):
-            return self._any_parameters(rule)
         required = set(whole.get("required") or ())
         types, parts = argument_types(schema), []
         for number, (name, given) in enumerate(properties.items()):

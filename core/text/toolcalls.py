@@ -173,11 +173,12 @@ class ToolCallParser:
         while head := PARAMETER.match(block, start):
             parameter = _strip_quotes(head[1])
             others = set(types) - set(arguments) - {parameter} if types else None
-            end = _end_of_value(block, head.end(), others, how)
+            kind = types.get(parameter, ArgumentType())
+            end = _end_of_value(block, head.end(), others, how, is_json=kind.is_container)
             if end is None:
                 return None
             stop, start = end
-            arguments[parameter] = types.get(parameter, ArgumentType()).parse(block[head.end() : stop])
+            arguments[parameter] = kind.parse(block[head.end() : stop])
         if close := END_OF_FUNCTION.match(block, start) or (not arguments and WORDS.match(block, start)):
             return arguments, close.end()
         rest = block[start:].lstrip()
@@ -206,11 +207,13 @@ def _may_begin(text: str, beginnings: Sequence[str]) -> bool:
     return any(text.startswith(one) or one.startswith(text) for one in beginnings)
 
 
-def _end_of_value(block: str, start: int, others: set[str] | None, how: _Reading) -> tuple[int, int] | None:
+def _end_of_value(
+    block: str, start: int, others: set[str] | None, how: _Reading, *, is_json: bool
+) -> tuple[int, int] | None:
     """The end of the value that begins at `start`, and the place where the call continues; None if open.
 
     `others` are the parameters that may follow, None if they are unknown. A whole call inside the value is a
-    part of it.
+    part of it, and so is a tag inside a string where the value `is_json`.
     """
     after = AFTER_VALUE_LENIENT if how.lenient or not block.startswith(OPEN) else AFTER_VALUE
     inner = 0
@@ -219,7 +222,7 @@ def _end_of_value(block: str, start: int, others: set[str] | None, how: _Reading
             inner += 1
         elif mark[0] == "</function>":
             inner = max(inner - 1, 0)
-        elif inner:
+        elif inner or (is_json and not how.lenient and _leaves_string_open(block[start : mark.start()])):
             continue
         elif mark["end"] and after.match(block, mark.end()):
             return mark.span()
@@ -240,13 +243,18 @@ def _is_next(block: str, mark: re.Match[str], others: set[str] | None, after: re
     return close >= 0 and after.match(block, close + len("</parameter>")) is not None
 
 
+def _leaves_string_open(text: str) -> bool:
+    """Whether `text`, the beginning of JSON, ends within a string."""
+    return text.lstrip().startswith(("{", "[")) and '"' in STRING.sub("", text)
+
+
 def _json_call(block: str, begin: int, how: _Reading) -> list[Piece] | None:
     """The call in the older form `{"name": ..., "arguments": {...}}`, or the block itself if none.
 
     None if the block ends within a string.
     """
     text = block[begin:].removesuffix(CLOSE)
-    if not how.final and '"' in STRING.sub("", text):
+    if not how.final and _leaves_string_open(text):
         return None
     try:
         call = parse_json(text, "a tool call", ValueError)

@@ -11,7 +11,7 @@ from .backend import Backend, Completion
 from .bodies import ignored_fields, read_fields
 from .endpoint import Parsed, sse
 from .errors import RequestError
-from .openai_input import EFFORTS, constraint_of, new_id, stop_setting
+from .openai_input import EFFORTS, constraint_of, new_id, stop_setting, strict_tools
 
 # clients send it back with a thought; it proves nothing, but they drop thoughts without one
 SIGNATURE = "qchat"
@@ -92,6 +92,7 @@ def _completion(fields: CountBody, backend: Backend) -> tuple[Completion, list[s
         messages=[*_system(fields.system), *(one for message in fields.messages for one in _plain(message))],
         tools=tools or None,
         forced_call=forced,
+        strict_tools=strict_tools(fields.tools, tools),
         constraint=constraint_of((fields.output_config or {}).get("format")),
         settings=backend.settings | _thinking(fields),
         parallel_calls=choice.get("disable_parallel_tool_use") is not True,

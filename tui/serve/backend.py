@@ -25,7 +25,8 @@ UNLIMITED = 1 << 22
 class Completion:
     """What the engine is asked: messages or a raw prompt, tools, and the settings of the reply.
 
-    `forced_call` names a tool that must be called; empty means any. `constraint` is the form that the answer
+    `forced_call` names a tool that must be called; empty means any. The arguments of `strict_tools` satisfy
+    their schemas. `constraint` is the form that the answer
     must have, as the client wrote it: `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`.
     Without `parallel_calls` the reply ends with its first call.
     """
@@ -34,6 +35,7 @@ class Completion:
     prompt: str | list[int] | None = None
     tools: list[dict[str, Any]] | None = None
     forced_call: str | None = None
+    strict_tools: list[str] = field(default_factory=list)
     constraint: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     parallel_calls: bool = True

@@ -20,6 +20,7 @@ from .openai_input import (
     now,
     plain_message,
     stop_setting,
+    strict_tools,
     token_logprob,
     usage,
 )
@@ -67,6 +68,7 @@ class ChatCompletions:
             messages=[plain_message(message) for message in fields.messages],
             tools=tools or None,
             forced_call=forced,
+            strict_tools=strict_tools(fields.tools, tools),
             constraint=constraint_of(fields.response_format),
             settings=backend.settings | _settings(fields),
             parallel_calls=fields.parallel_tool_calls,

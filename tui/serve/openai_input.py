@@ -93,6 +93,13 @@ def function_tools(tools: Sequence[Mapping[str, Any]] | None) -> tuple[list[dict
     return functions, others
 
 
+def strict_tools(tools: Sequence[Mapping[str, Any]] | None, kept: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the `kept` tools whose calls must satisfy their schemas."""
+    functions = [tool.get("function", tool) for tool in tools or ()]
+    strict = [one.get("name") for one in functions if isinstance(one, Mapping) and one.get("strict") is True]
+    return [tool["function"]["name"] for tool in kept if tool["function"].get("name") in strict]
+
+
 def choose_tools(
     tools: list[dict[str, Any]], choice: str | Mapping[str, Any] | None
 ) -> tuple[list[dict[str, Any]], str | None]:

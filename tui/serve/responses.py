@@ -18,6 +18,7 @@ from .openai_input import (
     function_tools,
     plain_message,
     stop_setting,
+    strict_tools,
 )
 from .response_events import ResponseAnswer
 
@@ -101,6 +102,7 @@ class Responses:
             messages=[*_instructions(fields.instructions), *history],
             tools=tools or None,
             forced_call=forced,
+            strict_tools=strict_tools(fields.tools, tools),
             constraint=constraint_of((fields.text or {}).get("format")),
             settings=backend.settings | _settings(fields),
             parallel_calls=fields.parallel_tool_calls,
