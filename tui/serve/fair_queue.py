@@ -66,15 +66,21 @@ class FairQueue:
             raise
 
     def _drop(self, client: str, place: asyncio.Future[None]) -> None:
-        self._waiting[client].remove(place)
-        if not self._waiting[client]:
-            del self._waiting[client]
+        """Remove a place, unless `_let_next` has passed over it already."""
+        places = self._waiting.get(client, deque())
+        if place in places:
+            places.remove(place)
+        if not places:
+            self._waiting.pop(client, None)
 
     def _let_next(self) -> None:
-        if not self._waiting:
-            self._busy = False
-            return
-        client, places = self._waiting.popitem(last=False)
-        places.popleft().set_result(None)
-        if places:
-            self._waiting[client] = places
+        """Give the turn to the next request that still waits; a cancelled one may not have left yet."""
+        while self._waiting:
+            client, places = self._waiting.popitem(last=False)
+            place = places.popleft()
+            if places:
+                self._waiting[client] = places
+            if not place.done():
+                place.set_result(None)
+                return
+        self._busy = False

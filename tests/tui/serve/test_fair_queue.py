@@ -102,3 +102,21 @@ def test_a_cancel_at_the_moment_of_the_turn_passes_it_on():
             return order
 
     assert run_async(scenario())[-1] == "last"
+
+
+@pytest.mark.parametrize("others", [[], ["last"]])
+def test_a_cancel_in_the_tick_of_the_release_does_not_stop_the_queue(others: list[str]):
+    async def scenario() -> list[str]:
+        queue, order, release = FairQueue(), [], asyncio.Event()
+        tasks = {}
+        for client in ("first", "leaves", *others):
+            tasks[client] = asyncio.create_task(hold(queue, client, order, release))
+            await settled()
+        release.set()
+        tasks["leaves"].cancel()  # its future is cancelled before the holder lets the next one in
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        await asyncio.wait_for(hold(queue, "after", order, release), 5)
+        assert queue.waiting == 0
+        return order
+
+    assert run_async(scenario()) == ["first", *others, "after"]
