@@ -187,11 +187,16 @@ def declared_modules(extra: str | None = None) -> set[str]:
     return {MODULES_OF.get(name, name) for name in names}
 
 
+# the places that may import the packages of an extra
+EXTRA_OF = {"tui/serve": "serve", "core/generation/constraint.py": "structured"}
+
+
 def test_every_other_package_is_a_declared_dependency():
     """Also keeps out numpy, torch, transformers and mlx-lm, which only tests may have."""
     allowed = declared_modules() | sys.stdlib_module_names | {"qchat"}
     for path in [*sources("core"), *sources("tui")]:
-        extra = declared_modules("serve") if path.is_relative_to(ROOT / "tui/serve") else set()
+        name = next((name for place, name in EXTRA_OF.items() if path.is_relative_to(ROOT / place)), None)
+        extra = declared_modules(name) if name else set()
         assert {top(item.module) for item in imports(path)} <= allowed | extra, path
 
 

@@ -305,15 +305,17 @@ class EngineMethods:
     # replies
 
     def _stream_reply(self, start: Callable[[Session], Generator[Event]]) -> StateResult:
-        session = self._require_session()
-        with closing(start(session)) as events:
+        self._send_all(start(self._require_session()))
+        return self._state_result()
+
+    def _send_all(self, reply: Generator[Event]) -> None:
+        with closing(reply) as events:
             if self._cancelled():
-                session.cancel()  # cancelled before the reply started
+                self.cancel()  # before the reply started
             for event in events:
                 self._send(event)
                 self.guard.serve()
         self._replied = True
-        return self._state_result()
 
     def _ask(self, params: Params) -> StateResult:
         settings = _reply_settings(params)
@@ -336,14 +338,7 @@ class EngineMethods:
     # replies beside the conversation
 
     def _complete(self, params: Params) -> Empty:
-        completer = self._require_completer()
-        with closing(completer.stream(_completion_request(params))) as events:
-            if self._cancelled():
-                completer.cancel()  # cancelled before the reply started
-            for event in events:
-                self._send(event)
-                self.guard.serve()
-        self._replied = True
+        self._send_all(self._require_completer().stream(_completion_request(params)))
         return Empty()
 
     def _count_messages(self, params: Params) -> CountResult:
