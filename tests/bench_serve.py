@@ -27,6 +27,7 @@ from tests.tui.serve.running_server import RunningServer
 ROUNDS, TOKENS, PROMPT_TOKENS = 5, 200, 2000
 PEER = os.environ.get("MLX_LM_PYTHON", sys.executable)
 START_SECONDS = 120.0
+USAGE = {"stream_options": {"include_usage": True}}
 WORDS = "The harbour was quiet and the boats lay still under a grey sky. "
 
 
@@ -47,23 +48,24 @@ def prompt_of(tokenizer: Tokenizer) -> str:
 
 def body_of(prompt: str, **fields: Any) -> dict[str, Any]:
     question = {"role": "user", "content": prompt}
-    return {"messages": [question], "max_tokens": TOKENS, "temperature": 0, "stream": True, **fields}
+    return {"messages": [question], "max_tokens": TOKENS, "temperature": 0, "stream": True, **USAGE, **fields}
 
 
 def stream_seconds(http: httpx2.Client, body: dict[str, Any]) -> tuple[float, float]:
-    """Seconds to the first text of a streamed reply, and seconds for each of its later pieces on average."""
-    begin = time.perf_counter()
+    """Seconds to the first text of a streamed reply, and seconds for each of its later tokens."""
+    begin, times, tokens = time.perf_counter(), [], 0
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        times = [time.perf_counter() for line in response.iter_lines() if _has_text(line)]
-    return times[0] - begin, (times[-1] - times[0]) / (TOKENS - 1)
+        for line in response.iter_lines():
+            chunk = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+            if _has_text(chunk):
+                times.append(time.perf_counter())
+    return times[0] - begin, (times[-1] - times[0]) / max(tokens - 1, 1)
 
 
-def _has_text(line: str) -> bool:
-    if not line.startswith("data: {"):
-        return False
-    choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
-    delta = choices[0].get("delta") or {}
+def _has_text(chunk: dict[str, Any]) -> bool:
+    delta = (chunk.get("choices") or [{}])[0].get("delta") or {}
     return bool(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning"))
 
 

@@ -16,7 +16,7 @@ from tests.tui.serve.running_server import WEATHER_SCHEMA, RunningServer
 PARIS = {"role": "user", "content": "What is the capital of France?"}
 GREEDY: dict[str, Any] = {"model": "any", "temperature": 0}
 QUICK: dict[str, Any] = {**GREEDY, "reasoning_effort": "none"}
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "weather",
