@@ -117,7 +117,7 @@ def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]):
 
 
 WORDS = [
-    ("se", ["sessions"]),
+    ("se", ["serve", "sessions"]),
     ("co", ["compare", "completion", "config", "convert"]),
     ("my", ["my\\ models/"]),
     ("--thin", ["--think", "--thinking-budget"]),
