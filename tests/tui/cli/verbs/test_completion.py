@@ -218,7 +218,7 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("se", {"sessions"}),
+        ("se", {"serve", "sessions"}),
         ("--effort ", {"none", "low", "medium", "high", "xhigh"}),
         ("sessions e", {"export"}),
         ("config --jso", {"--json"}),
