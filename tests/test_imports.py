@@ -25,6 +25,8 @@ MODULES_OF = {
     "prompt-toolkit": "prompt_toolkit",
     "scipy-openblas32": "scipy_openblas32",
 }
+# where the packages of each extra may be imported
+EXTRAS = {"tui/serve": "serve", "core/generation/constraint.py": "structured"}
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {
     "conversation.summary",
@@ -191,8 +193,9 @@ def test_every_other_package_is_a_declared_dependency():
     """Also keeps out numpy, torch, transformers and mlx-lm, which only tests may have."""
     allowed = declared_modules() | sys.stdlib_module_names | {"qchat"}
     for path in [*sources("core"), *sources("tui")]:
-        extra = declared_modules("serve") if path.is_relative_to(ROOT / "tui/serve") else set()
-        assert {top(item.module) for item in imports(path)} <= allowed | extra, path
+        extras = [extra for place, extra in EXTRAS.items() if path.is_relative_to(ROOT / place)]
+        optional = set().union(*map(declared_modules, extras))
+        assert {top(item.module) for item in imports(path)} <= allowed | optional, path
 
 
 def test_values_and_text_are_read_without_mlx():
