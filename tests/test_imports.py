@@ -25,6 +25,8 @@ MODULES_OF = {
     "prompt-toolkit": "prompt_toolkit",
     "scipy-openblas32": "scipy_openblas32",
 }
+# where the packages of each extra may be imported
+EXTRAS = {"tui/serve": "serve", "core/generation/constraint.py": "structured"}
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {
     "conversation.summary",
@@ -187,17 +189,13 @@ def declared_modules(extra: str | None = None) -> set[str]:
     return {MODULES_OF.get(name, name) for name in names}
 
 
-# the places that may import the packages of an extra
-EXTRA_OF = {"tui/serve": "serve", "core/generation/constraint.py": "structured"}
-
-
 def test_every_other_package_is_a_declared_dependency():
     """Also keeps out numpy, torch, transformers and mlx-lm, which only tests may have."""
     allowed = declared_modules() | sys.stdlib_module_names | {"qchat"}
     for path in [*sources("core"), *sources("tui")]:
-        name = next((name for place, name in EXTRA_OF.items() if path.is_relative_to(ROOT / place)), None)
-        extra = declared_modules(name) if name else set()
-        assert {top(item.module) for item in imports(path)} <= allowed | extra, path
+        extras = [extra for place, extra in EXTRAS.items() if path.is_relative_to(ROOT / place)]
+        optional = set().union(*map(declared_modules, extras))
+        assert {top(item.module) for item in imports(path)} <= allowed | optional, path
 
 
 def test_values_and_text_are_read_without_mlx():

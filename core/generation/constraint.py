@@ -28,7 +28,7 @@ MISSING = "constrained replies need llguidance: install qchat with the extra `st
 class AnswerForm:
     """What an answer must be: JSON of `schema`, calls of `tools`, or text; None for `schema` is text.
 
-    `forced_call` names the one tool that is called; empty means at least one call of any. Arguments satisfy
+    `forced_call` names the one tool that is called, at least once; empty means any. Arguments satisfy
     the schemas of `strict` tools, and in a forced call of every tool.
     """
 
@@ -57,7 +57,7 @@ class AnswerForm:
         if tools := [t for t in self.tools if self.forced_call in (None, "", t.get("function", t)["name"])]:
             forced = self.forced_call is not None
             call = calls.add_calls(tools, checked=lambda name: forced or name in self.strict)
-            answers.append(call if self.forced_call else f'{call} ("\\n" {call})*')
+            answers.append(f'{call} ("\\n" {call})*')
             if self.schema is None and not forced:
                 rules.append(f"TEXT: /(?s:.+)/ & {NO_CALLS}")
                 answers = ["TEXT", f"TEXT? {answers[0]}"]

@@ -81,8 +81,9 @@ def test_a_required_call_satisfies_the_schema_of_its_tool(
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_a_required_use_of_a_tool_satisfies_its_schema(claude: anthropic.Anthropic, choice: Any):
     tool: Any = {"name": "weather", "input_schema": SCHEMA}
+    hot = {"temperature": 1.5}
     reply = claude.messages.create(
-        model="any", max_tokens=300, messages=ASKED, tools=[tool], tool_choice=choice, temperature=1.5
+        model="any", max_tokens=300, messages=ASKED, tools=[tool], tool_choice=choice, extra_body=hot
     )
     assert reply.stop_reason == "tool_use"
     for block in reply.content:
