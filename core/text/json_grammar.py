@@ -15,6 +15,8 @@ Schema = Mapping[str, Any] | bool
 WHITE_SPACE = r"[ ]?|\r?\n[ \t]{0,32}"
 MAX_SCHEMA = 1 << 20  # characters
 MAX_PASSES = 32
+# keywords whose values are no schemas
+VALUES = ("enum", "const", "default", "examples")
 DEFINITIONS = ("$defs", "definitions")
 
 
@@ -29,6 +31,10 @@ def json_rule(schema: Schema, root: Schema | None = None) -> str:
         whole = dict(schema)
     if isinstance(root, Mapping) and root is not schema:
         whole = {name: root[name] for name in DEFINITIONS if name in root} | whole
+    try:
+        whole = _close_gaps(whole)
+    except RecursionError as problem:
+        raise UsageError("the schema nests too deeply") from problem
     whole["x-guidance"] = {"whitespace_pattern": WHITE_SPACE}
     try:
         written = json.dumps(whole, allow_nan=False)
@@ -40,6 +46,34 @@ def json_rule(schema: Schema, root: Schema | None = None) -> str:
     if endless:
         raise UsageError("no document can satisfy the schema: it requires itself without end")
     return f"%json {written}"
+
+
+def _close_gaps(schema: Any) -> Any:
+    """Return a schema in which exclusive bounds less than 1 apart are inclusive, and a little closer.
+
+    llguidance lets the bound itself pass there: -2 where -2.5 < x < -2.
+    """
+    if isinstance(schema, list):
+        return [_close_gaps(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: value if name in VALUES else _close_gaps(value) for name, value in schema.items()}
+    lows = [found[name] for name in ("minimum", "exclusiveMinimum") if _is_number(found.get(name))]
+    highs = [found[name] for name in ("maximum", "exclusiveMaximum") if _is_number(found.get(name))]
+    gap = min(highs) - max(lows) if lows and highs else 1
+    if found.get("type") == "integer" or not 0 < gap < 1:
+        return found
+    lowest, highest = max(lows), min(highs)
+    if found.pop("exclusiveMinimum", None) == lowest:
+        lowest += gap / 1024
+    if found.pop("exclusiveMaximum", None) == highest:
+        highest -= gap / 1024
+    found |= {"minimum": lowest, "maximum": highest}
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Endings:

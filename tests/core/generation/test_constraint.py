@@ -209,6 +209,27 @@ def test_a_cached_state_after_a_constrained_answer_equals_a_cold_one(engine: Eng
     assert session.send("Thanks.", max_new_tokens=5).cached_tokens >= done.prompt_tokens
 
 
+def accepts(engine: Engine, schema: dict[str, Any], text: str) -> bool:
+    """Whether `text` is a whole answer in the form of `schema`."""
+    constraint, none = Constraint(engine.vocabulary, AnswerForm(schema), in_thought=False), float("-inf")
+    zeros = mx.zeros([engine.config.vocab_size])
+    for id in engine.tokenizer.encode(text):
+        if float(constraint.restrict(zeros)[id]) == none:
+            return False
+        constraint.accept(id)
+    return float(constraint.restrict(zeros)[min(engine.tokenizer.stop_ids)]) > none
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outside", "inside"),
+    [(-2.5, -2.0, "-2", "-2.25"), (0, 0.5, "0", "0.25"), (1, 1.25, "1.0", "1.125"), (-0.5, 0, "-0", "-0.25")],
+)
+def test_an_exclusive_bound_is_outside(engine: Engine, low: float, high: float, outside: str, inside: str):
+    schema = {"type": "array", "items": {"exclusiveMinimum": low, "exclusiveMaximum": high, "type": "number"}}
+    assert accepts(engine, schema, f"[{inside}]")
+    assert not accepts(engine, schema, f"[{outside}]")
+
+
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"type": "integer", "minimum": 5, "maximum": 3}, r"minimum \(5\) is greater than maximum \(3\)"),
     ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "'a' is unsatisfiable"),
