@@ -32,7 +32,7 @@ class OwnEngine:
         self._factory, self._options = factory, options
         self._client: EngineClient | None = None
         self._model: ModelInfo | None = None
-        self._lock = asyncio.Lock()
+        self._loading: asyncio.Task[EngineClient] | None = None
 
     @property
     def model(self) -> ModelInfo | None:
@@ -44,14 +44,30 @@ class OwnEngine:
         return self._client.pid if self._client else 0
 
     async def client(self) -> EngineClient:
-        """Return the client; start an engine and load the model if there is none that lives."""
-        async with self._lock:
-            if self._client is None or not self._client.alive:
-                self._client = self._factory()
-                await self._client.start()
-                loaded: LoadResult = await self._client.request("load", **self._options)
-                self._model = loaded.model
-        return self._client
+        """Return the client; start an engine and load the model if there is none that lives.
+
+        The engine goes on loading for the next request if this one is cancelled.
+        """
+        if self._client is not None and self._client.alive:
+            return self._client
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(_mark_retrieved)
+        loading = self._loading
+        await asyncio.wait({loading})  # which does not cancel it
+        return loading.result()
+
+    async def _load(self) -> EngineClient:
+        client = self._factory()
+        try:
+            await client.start()
+            loaded: LoadResult = await client.request("load", **self._options)
+        except BaseException:
+            client.kill()
+            await client.stop()
+            raise
+        self._client, self._model = client, loaded.model
+        return client
 
     async def stop(self) -> None:
         """End the engine, after it has saved what it read last."""
@@ -59,6 +75,12 @@ class OwnEngine:
             with suppress(QchatError):
                 await self._client.request("save_state")
             await self._client.stop()
+
+
+def _mark_retrieved(loading: "asyncio.Task[EngineClient]") -> None:
+    """Keep asyncio from complaining about a load whose failure nobody waits for."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 class Borrowed(Protocol):
