@@ -42,7 +42,7 @@ def make_app(backend: Backend, guard: Guard) -> Starlette:
         return JSONResponse({**_model_object(backend), "id": request.path_params["name"]})
 
     async def health(_: Request) -> Response:
-        ready = backend.source.model is not None
+        ready = backend.source.ready
         return JSONResponse(
             {"status": "ok" if ready else "loading"}, 200 if ready else 503, headers={"server": PROGRAM}
         )

@@ -23,6 +23,11 @@ class EngineSource(Protocol):
         """The loaded model."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether a living engine has a loaded model."""
+        ...
+
 
 class OwnEngine:
     """An engine process for the server alone."""
@@ -37,6 +42,10 @@ class OwnEngine:
     @property
     def model(self) -> ModelInfo | None:
         return self._model
+
+    @property
+    def ready(self) -> bool:
+        return self._client is not None and self._client.alive
 
     @property
     def pid(self) -> int:
@@ -70,11 +79,19 @@ class OwnEngine:
         return client
 
     async def stop(self) -> None:
-        """End the engine, after it has saved what it read last."""
+        """End the engine after it has saved what it read last; end one that is still loading at once."""
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
         if self._client is not None:
             with suppress(QchatError):
                 await self._client.request("save_state")
             await self._client.stop()
+
+    def kill(self) -> None:
+        """End the engine now, without saving."""
+        if self._client is not None:
+            self._client.kill()
 
 
 def _mark_retrieved(loading: "asyncio.Task[EngineClient]") -> None:
@@ -99,6 +116,11 @@ class ChatEngine:
     @property
     def model(self) -> ModelInfo | None:
         return self._chat.model
+
+    @property
+    def ready(self) -> bool:
+        client = self._chat.client
+        return client is not None and client.alive and self._chat.model is not None
 
     async def client(self) -> EngineClient:
         """Return the chat's client. Raises RequestError (503) while the chat has no model."""

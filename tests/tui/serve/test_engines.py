@@ -33,10 +33,13 @@ def test_a_killed_engine_is_replaced_by_one_with_the_model(tmp_path: Path):
         source = own_engine(fake)
         first = await source.client()
         assert await source.client() is first
+        assert source.ready
         os.kill(source.pid, signal.SIGKILL)
         await until(lambda: not first.alive)
+        assert not source.ready
         second = await source.client()
         assert second.alive
+        assert source.ready
         await source.stop()
         return first, second
 
@@ -85,3 +88,32 @@ def test_a_client_that_leaves_while_the_model_loads_does_not_stop_the_load(tmp_p
 
     run_async(scenario())
     assert len(fake.asked("load")) == 1
+
+
+def test_an_engine_that_loads_is_ended_at_once(tmp_path: Path):
+    fake = FakeEngine(tmp_path, {**LOADS_SLOWLY, "seconds": 3600})
+
+    async def scenario() -> None:
+        source = own_engine(fake)
+        waiting = asyncio.create_task(source.client())
+        await until(lambda: bool(fake.asked("load")))
+        await source.stop()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+
+    run_async(scenario())
+    assert not fake.asked("save_state")
+
+
+def test_an_engine_that_saves_for_long_can_be_killed(tmp_path: Path):
+    fake = FakeEngine(tmp_path, {**LOADS_SLOWLY, "method": "save_state", "seconds": 3600})
+
+    async def scenario() -> None:
+        source = own_engine(fake)
+        await source.client()
+        stopping = asyncio.create_task(source.stop())
+        await until(lambda: bool(fake.asked("save_state")))
+        source.kill()
+        await stopping
+
+    run_async(scenario())
