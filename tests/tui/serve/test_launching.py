@@ -1,5 +1,7 @@
 """`qchat launch`: what each tool is told, and servers that are found or started for it."""
 
+import argparse
+import importlib
 import json
 import os
 import socket
@@ -160,3 +162,11 @@ def test_an_ipv6_address_gets_brackets(capsys: pytest.CaptureFixture[str]):
 def test_a_host_that_is_no_address_is_a_sentence(capsys: pytest.CaptureFixture[str]):
     assert main(["launch", "--host", "a:b]c", "--print", "claude"]) == 2
     assert "is not an address" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "launch"])
+def test_an_empty_key_in_the_environment_counts_as_none(verb: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("QCHAT_API_KEY", "")
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"qchat.tui.cli.verbs.{verb}").add_arguments(parser)
+    assert parser.parse_args(["claude"]).api_key is None

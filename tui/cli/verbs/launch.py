@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address of the server (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, help="the port of the server (8080)")
     parser.add_argument(
-        "--api-key", metavar="KEY", default=os.environ.get(KEY_VARIABLE), help="the server's key"
+        "--api-key", metavar="KEY", default=os.environ.get(KEY_VARIABLE) or None, help="the server's key"
     )
     parser.add_argument(
         "--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens"
