@@ -25,6 +25,8 @@ from .openai_input import now
 from .responses import Responses
 from .text_completions import TextCompletions
 
+# how `qchat launch` tells this server from another program
+PROGRAM = "qchat"
 ANTHROPIC_PATHS = "/v1/messages"
 
 
@@ -40,8 +42,10 @@ def make_app(backend: Backend, guard: Guard) -> Starlette:
         return JSONResponse({**_model_object(backend), "id": request.path_params["name"]})
 
     async def health(_: Request) -> Response:
-        ready = backend.source.model is not None
-        return JSONResponse({"status": "ok" if ready else "loading"}, status_code=200 if ready else 503)
+        ready = backend.source.ready
+        return JSONResponse(
+            {"status": "ok" if ready else "loading"}, 200 if ready else 503, headers={"server": PROGRAM}
+        )
 
     async def show_metrics(_: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

@@ -4,6 +4,7 @@ Refuses what is too long, no JSON object, or of a wrong type, with the field's n
 besides are ignored and named, never refused.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -34,6 +35,11 @@ async def read_object(request: Request, limit: int = MAX_BODY_NBYTES) -> dict[st
         raise ClientGone from error
     try:
         value = parse_json_value(bytes(body).decode())
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
+    except RecursionError as error:
+        raise RequestError(400, "the request nests too deeply") from error
     except ValueError as error:
         raise RequestError(400, f"the body is not JSON: {printable(str(error))}", "bad_json") from error
     if not isinstance(value, dict):

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ...core.events import CallEvent, Done, Logprobs, Notice, Prefill
 from .backend import Backend, Completion
@@ -21,6 +21,8 @@ from .bodies import ignored_header, read_object
 from .errors import ClientGone, RequestError
 
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
+# how long a client may take to receive one part of a stream
+SEND_SECONDS = 30.0
 Result = TypeVar("Result")
 
 
@@ -140,7 +142,7 @@ async def _stream(
     async def write(parts: Iterable[bytes], *, more: bool = True) -> None:
         body = b"".join(parts)
         if body or not more:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+            await _send_in_time(send, {"type": "http.response.body", "body": body, "more_body": more})
 
     await write(answer.begin(prompt))
     try:
@@ -159,6 +161,14 @@ async def _stream(
     await write([], more=False)
 
 
+async def _send_in_time(send: Send, message: Message) -> None:
+    """Send a message. Raises ClientGone if the client does not read."""
+    try:
+        await asyncio.wait_for(send(message), SEND_SECONDS)
+    except TimeoutError as error:
+        raise ClientGone from error
+
+
 async def _after(first: CallEvent, events: AsyncGenerator[CallEvent]) -> AsyncGenerator[CallEvent]:
     """Yield the events after the `first`, itself included if it is the only one."""
     if isinstance(first, Done):
@@ -168,6 +178,9 @@ async def _after(first: CallEvent, events: AsyncGenerator[CallEvent]) -> AsyncGe
 
 
 def _checked(done: Done) -> Done:
+    """Return the end of a complete reply. Raises RequestError for one that failed or was stopped."""
+    if done.finish_reason == "cancelled" and done.detail:  # the memory guard stopped it
+        raise RequestError(503, done.detail, "out_of_memory")
     if done.finish_reason == "error":
         raise RequestError(500, done.detail or "the reply failed", "generation_failed")
     return done

@@ -23,6 +23,11 @@ class EngineSource(Protocol):
         """The loaded model."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether a living engine has a loaded model."""
+        ...
+
 
 class OwnEngine:
     """An engine process for the server alone."""
@@ -32,11 +37,15 @@ class OwnEngine:
         self._factory, self._options = factory, options
         self._client: EngineClient | None = None
         self._model: ModelInfo | None = None
-        self._lock = asyncio.Lock()
+        self._loading: asyncio.Task[EngineClient] | None = None
 
     @property
     def model(self) -> ModelInfo | None:
         return self._model
+
+    @property
+    def ready(self) -> bool:
+        return self._client is not None and self._client.alive
 
     @property
     def pid(self) -> int:
@@ -44,21 +53,51 @@ class OwnEngine:
         return self._client.pid if self._client else 0
 
     async def client(self) -> EngineClient:
-        """Return the client; start an engine and load the model if there is none that lives."""
-        async with self._lock:
-            if self._client is None or not self._client.alive:
-                self._client = self._factory()
-                await self._client.start()
-                loaded: LoadResult = await self._client.request("load", **self._options)
-                self._model = loaded.model
-        return self._client
+        """Return the client; start an engine and load the model if there is none that lives.
+
+        The engine goes on loading for the next request if this one is cancelled.
+        """
+        if self._client is not None and self._client.alive:
+            return self._client
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(_mark_retrieved)
+        loading = self._loading
+        await asyncio.wait({loading})  # which does not cancel it
+        return loading.result()
+
+    async def _load(self) -> EngineClient:
+        client = self._factory()
+        try:
+            await client.start()
+            loaded: LoadResult = await client.request("load", **self._options)
+        except BaseException:
+            client.kill()
+            await client.stop()
+            raise
+        self._client, self._model = client, loaded.model
+        return client
 
     async def stop(self) -> None:
-        """End the engine, after it has saved what it read last."""
+        """End the engine after it has saved what it read last; end one that is still loading at once."""
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
         if self._client is not None:
             with suppress(QchatError):
                 await self._client.request("save_state")
             await self._client.stop()
+
+    def kill(self) -> None:
+        """End the engine now, without saving."""
+        if self._client is not None:
+            self._client.kill()
+
+
+def _mark_retrieved(loading: "asyncio.Task[EngineClient]") -> None:
+    """Keep asyncio from complaining about a load whose failure nobody waits for."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 class Borrowed(Protocol):
@@ -77,6 +116,11 @@ class ChatEngine:
     @property
     def model(self) -> ModelInfo | None:
         return self._chat.model
+
+    @property
+    def ready(self) -> bool:
+        client = self._chat.client
+        return client is not None and client.alive and self._chat.model is not None
 
     async def client(self) -> EngineClient:
         """Return the chat's client. Raises RequestError (503) while the chat has no model."""

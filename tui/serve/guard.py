@@ -46,7 +46,7 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         """Tell whether a host name cannot be that of a page: an address, or a name of this machine."""
-        if host in (*LOCAL_NAMES, *self.names, self.host.lower()):
+        if host in (*LOCAL_NAMES, *(_name_of(f"//{name}") for name in self.names), self.host.lower()):
             return True
         if is_loopback(self.host):
             return is_address(host) and is_loopback(host)

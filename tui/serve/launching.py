@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 
 from ...core.errors import GenerationError, UsageError
+from .app import PROGRAM
 from .tools import Connection, Setup, Tool
 
 # the variable that `qchat serve` takes its key from
@@ -24,7 +25,6 @@ START_SECONDS, STOP_SECONDS, PROBE_SECONDS = 600.0, 10.0, 2.0
 
 class _Model(msgspec.Struct):
     id: str
-    owned_by: str = ""
 
 
 class _Models(msgspec.Struct):
@@ -32,7 +32,12 @@ class _Models(msgspec.Struct):
 
 
 def find_server(url: str, key: str | None) -> Connection | None:
-    """Return the server at an address; None if none answers. Raises UsageError for a wrong key."""
+    """Return the server at an address; None if none answers.
+
+    Raises UsageError for a wrong key, an address that is none, and another program, which never gets the key.
+    """
+    if not _answers(url):
+        return None
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         response = httpx2.get(f"{url}/v1/models", headers=headers, timeout=PROBE_SECONDS)
@@ -42,6 +47,19 @@ def find_server(url: str, key: str | None) -> Connection | None:
     except (httpx2.HTTPError, msgspec.DecodeError):
         return None
     return Connection(url, models.data[0].id, key) if models.data else None
+
+
+def _answers(url: str) -> bool:
+    """Tell whether a server of qchat answers. Raises UsageError if another program does."""
+    try:
+        response = httpx2.get(f"{url}/health", timeout=PROBE_SECONDS)
+    except httpx2.InvalidURL as error:
+        raise UsageError(f"{url} is not an address: {error}") from error
+    except httpx2.HTTPError:
+        return False
+    if response.headers.get("server") != PROGRAM:
+        raise UsageError(f"another program answers at {url}: choose another --port")
+    return True
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from .openai_input import (
 from .response_events import ResponseAnswer
 
 Message = dict[str, Any]
-# responses that are remembered, and the characters of the messages that they added
+# responses that are remembered, and the characters of all messages up to each
 MAX_RESPONSES, MAX_CHARACTERS = 1000, 32 << 20
 
 
@@ -70,9 +70,9 @@ class ResponseMemory:
         self._kept.move_to_end(id)
         return self._kept[id][0]
 
-    def keep(self, id: str, messages: list[Message], new: Sequence[Message]) -> None:
-        """Remember the messages up to a response, the last of which are `new`."""
-        size = sum(len(str(message)) for message in new)
+    def keep(self, id: str, messages: list[Message]) -> None:
+        """Remember the messages up to a response; each response counts all of them, shared or not."""
+        size = sum(len(str(message)) for message in messages)
         self._kept[id] = (messages, size)
         self._characters += size
         while self._kept and (
@@ -94,8 +94,7 @@ class Responses:
         """Parse a body. Raises RequestError."""
         fields = read_fields(body, ResponsesBody)
         earlier = self._memory.find(fields.previous_response_id) if fields.previous_response_id else []
-        new = list(_messages(fields.input))
-        history = [*earlier, *new]
+        history = [*earlier, *_messages(fields.input)]
         given, others = function_tools(fields.tools)
         tools, forced = choose_tools(given, fields.tool_choice)
         completion = Completion(
@@ -110,7 +109,7 @@ class Responses:
 
         def remember(id: str, reply: Message) -> None:
             if fields.store:
-                self._memory.keep(id, [*history, reply], [*new, reply])
+                self._memory.keep(id, [*history, reply])
 
         answer = ResponseAnswer(_echo(fields, backend), remember)
         hint = fields.prompt_cache_key or fields.safety_identifier or fields.user or ""

@@ -133,10 +133,19 @@ def _log_ends(backend: Backend) -> None:
 
 
 async def serve_until_interrupted(source: OwnEngine, server: Server) -> None:
-    """Load the model, then serve until SIGINT or SIGTERM. Raises QchatError where loading fails."""
+    """Load the model, then serve until SIGINT or SIGTERM; a second one kills the engine.
+
+    Raises QchatError where loading fails.
+    """
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+    def interrupt() -> None:
+        if stopped.is_set():
+            source.kill()
+        stopped.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, interrupt)
     waiting = asyncio.create_task(stopped.wait())
     try:
         loading = asyncio.create_task(source.client())

@@ -163,3 +163,8 @@ def test_the_header_of_what_was_ignored_is_always_a_header(http: httpx2.Client, 
     response = http.post("/v1/chat/completions", json=body)
     assert response.status_code == 200
     assert 1 <= len(response.headers["x-qchat-ignored"]) <= 60
+
+
+@pytest.mark.parametrize("name", ["MyBox", "mybox", "MyBox:8080"])
+def test_a_further_name_is_admitted_in_any_spelling(name: str):
+    Guard(names=(name,)).check("/v1/models", "GET", Headers({"host": "mybox:8080"}))

@@ -1,10 +1,14 @@
 """`qchat launch`: what each tool is told, and servers that are found or started for it."""
 
+import argparse
+import importlib
 import json
 import os
 import socket
 import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -121,3 +125,48 @@ def test_a_tool_that_is_not_installed_is_a_sentence(
 def test_printing_runs_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["launch", "--port", "9", "--print", "claude"]) == 0
     assert "ANTHROPIC_BASE_URL=http://127.0.0.1:9 " in capsys.readouterr().err
+
+
+def test_another_program_is_refused_and_never_gets_the_key(capsys: pytest.CaptureFixture[str]):
+    asked: list[str] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(str(self.headers))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "theirs"}]}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        thread = threading.Thread(target=stranger.serve_forever)
+        thread.start()
+        try:
+            port = str(stranger.server_port)
+            assert main(["launch", "--port", port, "--api-key", "sesame", "--print", "claude"]) == 2
+        finally:
+            stranger.shutdown()
+            thread.join()
+    assert "another program answers" in capsys.readouterr().err
+    assert asked
+    assert "sesame" not in "".join(asked)
+
+
+def test_an_ipv6_address_gets_brackets(capsys: pytest.CaptureFixture[str]):
+    assert main(["launch", "--host", "::1", "--port", "9", "--print", "claude"]) == 0
+    assert "ANTHROPIC_BASE_URL=http://[::1]:9 " in capsys.readouterr().err.replace("'", "")
+
+
+def test_a_host_that_is_no_address_is_a_sentence(capsys: pytest.CaptureFixture[str]):
+    assert main(["launch", "--host", "a:b]c", "--print", "claude"]) == 2
+    assert "is not an address" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "launch"])
+def test_an_empty_key_in_the_environment_counts_as_none(verb: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("QCHAT_API_KEY", "")
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"qchat.tui.cli.verbs.{verb}").add_arguments(parser)
+    assert parser.parse_args(["claude"]).api_key is None

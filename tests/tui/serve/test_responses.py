@@ -127,13 +127,23 @@ def test_the_memory_of_responses_is_bounded():
     memory = ResponseMemory(max_responses=3, max_characters=1000)
     message = {"role": "user", "content": "x" * 100}
     for number in range(4):
-        memory.keep(str(number), [message], [message])
+        memory.keep(str(number), [message])
     with pytest.raises(RequestError, match="'0' is not remembered"):
         memory.find("0")
     assert memory.find("1") == [message]
-    memory.keep("long", [], [{"role": "user", "content": "x" * 800}])
+    memory.keep("long", [{"role": "user", "content": "x" * 800}])
     with pytest.raises(RequestError):
         memory.find("2")  # used before "1"
-    memory.keep("too long", [], [{"role": "user", "content": "x" * 2000}])
+    memory.keep("too long", [{"role": "user", "content": "x" * 2000}])
     with pytest.raises(RequestError):
         memory.find("too long")
+
+
+def test_earlier_messages_count_in_the_memory_as_long_as_a_response_holds_them():
+    memory = ResponseMemory(max_characters=1000)
+    history: list[dict[str, str]] = []
+    for number in range(10):
+        history = [*history, {"role": "user", "content": "x" * 200}]
+        memory.keep(str(number), history)
+    with pytest.raises(RequestError):  # more than fits, though each response added little
+        memory.find("9")

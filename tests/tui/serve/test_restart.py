@@ -6,7 +6,7 @@ from typing import Any
 from qchat.tui.chat.client import EngineClient
 from tests.tui.serve.running_server import RunningServer
 
-SYSTEM = {"role": "system", "content": "You answer questions about capitals in one word. " * 20}
+SYSTEM: Any = {"role": "system", "content": "You answer questions about capitals in one word. " * 20}
 
 
 def ask(server: RunningServer, *messages: Any) -> tuple[int, int, Any]:

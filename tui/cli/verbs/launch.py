@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address of the server (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, help="the port of the server (8080)")
     parser.add_argument(
-        "--api-key", metavar="KEY", default=os.environ.get(KEY_VARIABLE), help="the server's key"
+        "--api-key", metavar="KEY", default=os.environ.get(KEY_VARIABLE) or None, help="the server's key"
     )
     parser.add_argument(
         "--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens"
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         from ...serve.tools import Connection, tool_named
     except ModuleNotFoundError as error:
         raise UsageError(MISSING) from error
-    tool, url = tool_named(args.tool), f"http://{args.host}:{args.port}"
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    tool, url = tool_named(args.tool), f"http://{host}:{args.port}"
     found = launching.find_server(url, args.api_key)
     if args.print:
         shown = found or Connection(url, args.model or "MODEL", args.api_key)
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         if found is None:
             note(f"no server answers at {url}: starting one")
             found = stack.enter_context(launching.started_server(_serve_arguments(args), url, args.api_key))
+        elif args.model or args.context_limit:
+            note(f"a server already runs at {url}: --model and --context-limit have no effect")
         setup = tool.setup(found)
         note(launching.describe(setup, tool.command, args.api_key))
         return launching.run_tool(tool, setup, args.arguments)

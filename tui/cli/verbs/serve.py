@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key",
         metavar="KEY",
-        default=os.environ.get(KEY_VARIABLE),
+        default=os.environ.get(KEY_VARIABLE) or None,
         help=f"answer only requests with this key; {KEY_VARIABLE} in the environment hides it from others",
     )
     parser.add_argument(
@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-disk",
         action="store_true",
-        help="keep nothing of requests on disk; without it what took long to read is there after a restart",
+        help="keep nothing of requests on disk; otherwise long prompts that were read are saved and reused "
+        "after a restart",
     )
     parser.add_argument("--yes", action="store_true", help="download a missing model without asking")
     parser.add_argument(
