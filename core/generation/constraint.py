@@ -133,7 +133,8 @@ class Constraint:
         if self._matcher.is_error() or bias.count(0) == len(bias):
             problem = self._matcher.get_error() or "nothing can follow"
             raise RuntimeError(f"the answer cannot be continued in its form: {_sentence(problem)}")
-        return mx.where(mx.array(memoryview(bias))[: self._vocabulary.size] > 0, logits, -math.inf)
+        allowed = mx.array(memoryview(bias))[: self._vocabulary.size] > 0  # pyright: ignore[reportArgumentType]
+        return mx.where(allowed, logits, -math.inf)
 
     @cached_property
     def _matcher(self) -> "LLMatcher":

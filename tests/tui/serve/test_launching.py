@@ -137,8 +137,8 @@ def test_another_program_is_refused_and_never_gets_the_key(capsys: pytest.Captur
             self.end_headers()
             self.wfile.write(b'{"data": [{"id": "theirs"}]}')
 
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
 
     with HTTPServer(("127.0.0.1", 0), Stranger) as stranger:
         thread = threading.Thread(target=stranger.serve_forever)
