@@ -75,6 +75,7 @@ def assert_equals_cold(replier: Completer) -> None:
     assert relative_rms(live.logits(), cold_logits(replier.engine, live.ids)) < 2e-5
 
 
+@pytest.mark.slow
 def test_a_stateless_reply_is_that_of_a_session(trained: Engine):
     done = done_of(complete(completer(trained), [SYSTEM, PARIS]))
     reply = Session(trained, "Be brief.").send(PARIS["content"], **GREEDY)
@@ -109,6 +110,7 @@ def test_text_that_does_not_encode_to_its_ids_comes_back_exactly(tiny: Engine):
     assert_equals_cold(replier)
 
 
+@pytest.mark.slow
 def test_what_requests_have_in_common_is_read_once(trained: Engine):
     """A sub-agent with the same system prompt, and an edited question, read no more than their own words."""
     system = {"role": "system", "content": "You answer questions about capitals. " * 20}
@@ -123,6 +125,7 @@ def test_what_requests_have_in_common_is_read_once(trained: Engine):
     assert_equals_cold(replier)
 
 
+@pytest.mark.slow
 def test_an_edited_reply_is_no_longer_the_one_that_was_generated(trained: Engine):
     replier = completer(trained)
     first = done_of(complete(replier, [SYSTEM, PARIS]))
@@ -132,6 +135,7 @@ def test_an_edited_reply_is_no_longer_the_one_that_was_generated(trained: Engine
     assert "It is Lyon." in trained.tokenizer.decode(replier.live.ids)
 
 
+@pytest.mark.slow
 def test_calls_and_their_results_come_back_exactly(tiny: Engine, monkeypatch: pytest.MonkeyPatch):
     script(monkeypatch, tiny, LOOK, "Done.\n</think>\n\nSunny in both.<|im_end|>")
     replier = completer(tiny, 4096)

@@ -259,6 +259,7 @@ def notices(session: Session) -> list[str]:
     return [e.text for e in session.stream("next", **SETTINGS) if isinstance(e, Notice)]
 
 
+@pytest.mark.slow
 def test_under_another_template_the_ids_are_authored_again_and_said_so(engine, store):
     session = branched(engine, store)
     other = replace(

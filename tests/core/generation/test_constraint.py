@@ -107,6 +107,7 @@ def test_arguments_of_a_forced_call_satisfy_the_schema_of_the_tool(style: str, r
     assert cut <= SCHEMAS // 5
 
 
+@pytest.mark.slow
 def test_a_free_form_of_arguments_may_hold_tags_in_json(engine: Engine):
     """The end of a value in JSON is the end of its JSON, whatever tags its strings hold."""
     schema = {
@@ -123,6 +124,7 @@ def test_a_free_form_of_arguments_may_hold_tags_in_json(engine: Engine):
         assert call.arguments == {"files": ["</parameter></function></tool_call>"]}
 
 
+@pytest.mark.slow
 def test_a_strict_tool_may_be_called_or_not(engine: Engine):
     for seed in range(3):
         done = complete(
@@ -143,6 +145,7 @@ def test_json_object_is_any_object(engine: Engine):
     assert done.text.startswith("{")
 
 
+@pytest.mark.slow
 def test_a_thought_is_free_and_the_answer_after_it_is_not(engine: Engine):
     session = Session(engine, enable_thinking=True, thinking_token_budget=30)
     done = session.send(QUESTION["content"], schema=CITY, **HOT, seed=3, max_new_tokens=200)
@@ -180,6 +183,7 @@ def test_allowed_logits_are_untouched_and_at_the_end_only_stop_tokens_remain(eng
     assert constraint.restrict(logits).tolist() == logits.tolist()
 
 
+@pytest.mark.slow
 def test_a_greedy_answer_that_fits_anyway_is_the_same(engine: Engine):
     ids = engine.tokenizer.encode(
         "<|im_start|>user\nCount.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -207,6 +211,7 @@ def test_a_greedy_answer_that_fits_anyway_is_the_same(engine: Engine):
     assert greedy(Constraint(engine.vocabulary, form, in_thought=False)) != plain
 
 
+@pytest.mark.slow
 def test_a_cached_state_after_a_constrained_answer_equals_a_cold_one(engine: Engine):
     session = Session(engine, enable_thinking=False)
     done = session.send(QUESTION["content"], schema=CITY, **HOT, seed=1, max_new_tokens=60)
@@ -301,7 +306,12 @@ def test_arguments_that_cannot_be_promised_are_refused_in_a_sentence(
 
 @pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
 def test_a_tool_without_a_schema_can_be_forced(engine: Engine, parameters: Any):
-    done = complete(engine, [tool("look", parameters)], forced_call="look", settings={"temperature": 0})
+    done = complete(
+        engine,
+        [tool("look", parameters)],
+        forced_call="look",
+        settings={"temperature": 0, "max_new_tokens": 60},
+    )
     assert {call.name for call in done.tool_calls} == {"look"}
 
 

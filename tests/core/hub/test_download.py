@@ -281,6 +281,7 @@ def test_trouble_that_passes_is_waited_out(server: Hub, files: Files):
     assert content(pull()) == files
 
 
+@pytest.mark.slow
 def test_trouble_that_stays_ends_the_fetch(server: Hub):
     server.always = Fault("status", status=503)
     assert "HTTP status 503" in refusal(pull)

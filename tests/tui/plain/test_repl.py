@@ -188,6 +188,7 @@ def test_a_dumb_terminal_gets_lines_alone(model: Path):
     assert "\x1b" not in screen
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_question_on_a_dumb_terminal(model: Path, tmp_path: Path):
     (tmp_path / "here.md").write_text("kept")
     with in_terminal(model, TERM="dumb") as (terminal, process):

@@ -300,6 +300,7 @@ def words_of(form: ConvertForm) -> str:
     return "\n".join(str(one.content) for one in form.query(Static))
 
 
+@pytest.mark.slow
 def test_one_letter_converts_nothing_before_enter_in_the_form(tmp_path: Path, models: Path):
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
@@ -541,6 +542,7 @@ def test_a_theme_is_worn_under_the_cursor_kept_with_enter_and_put_off_with_escap
         assert Settings.load(cwd=tmp_path)["theme"] == worn
 
 
+@pytest.mark.slow
 def test_a_theme_edited_beside_the_picker_is_seen(tmp_path: Path):
     folder = config_file().parent / "themes"
     folder.mkdir(parents=True)
@@ -570,6 +572,7 @@ def test_a_theme_added_or_edited_while_the_app_runs_can_be_kept(tmp_path: Path):
         await it.until(lambda: it.app.theme_variables["primary"] == "#00FF0A")
 
 
+@pytest.mark.slow
 def test_a_settings_file_that_cannot_be_changed_keeps_the_theme_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

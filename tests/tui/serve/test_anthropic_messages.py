@@ -124,6 +124,7 @@ def test_calls_go_out_and_their_results_come_back(
     assert (after.usage.cache_read_input_tokens or 0) >= read
 
 
+@pytest.mark.slow
 def test_without_parallel_use_the_message_ends_with_its_first_call(calling_claude: anthropic.Anthropic):
     choice: Any = {"type": "auto", "disable_parallel_tool_use": True}
     message = calling_claude.messages.create(messages=ASKED, tools=TOOLS, tool_choice=choice, **SETTINGS)
@@ -136,6 +137,7 @@ def test_the_words_at_the_end_are_continued(claude: anthropic.Anthropic):
     assert text_of(message).strip().startswith("Paris")
 
 
+@pytest.mark.slow
 def test_tokens_are_counted_as_they_are_read(claude: anthropic.Anthropic):
     counted = claude.messages.count_tokens(messages=ASKED, model="any", system="Be brief.")
     message = claude.messages.create(messages=ASKED, system="Be brief.", **SETTINGS)

@@ -106,6 +106,7 @@ def test_a_seed_gives_the_same_answer(client: openai.OpenAI):
     assert ask() == ask()
 
 
+@pytest.mark.slow
 def test_logprobs_equal_the_models_own(client: openai.OpenAI):
     settings = {**QUICK, "logprobs": True, "top_logprobs": 2, "max_tokens": 6}
     whole = client.chat.completions.create(messages=[PARIS], **settings).choices[0]  # pyright: ignore
@@ -173,6 +174,7 @@ def called(client: openai.OpenAI, asked: Any, settings: Any, streams: bool) -> t
     return message | ({"reasoning_content": thought} if thought else {}), last.usage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 def test_without_parallel_calls_the_reply_ends_with_its_first(calling: openai.OpenAI, streams: bool):
     asked = [{"role": "user", "content": "How is the weather in Rome and Oslo, one by one?"}]
@@ -181,6 +183,7 @@ def test_without_parallel_calls_the_reply_ends_with_its_first(calling: openai.Op
     assert [json.loads(call["function"]["arguments"]) for call in message["tool_calls"]] == [{"city": "Rome"}]
 
 
+@pytest.mark.slow
 def test_no_tool_is_called_where_none_may_be(client: openai.OpenAI):
     asked: Any = [{"role": "user", "content": "How is the weather in Rome?"}]
     settings = {**QUICK, "max_tokens": 20}
@@ -191,6 +194,7 @@ def test_no_tool_is_called_where_none_may_be(client: openai.OpenAI):
     assert with_none.usage == without.usage or with_none.usage.prompt_tokens == without.usage.prompt_tokens  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_messages_are_taken_in_every_spelling(client: openai.OpenAI):
     messages: Any = [
         {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
@@ -219,6 +223,7 @@ def test_messages_are_taken_in_every_spelling(client: openai.OpenAI):
     assert reply.choices[0].finish_reason == "length"
 
 
+@pytest.mark.slow
 def test_closing_the_stream_cancels_the_reply(server: RunningServer, client: openai.OpenAI):
     """The engine is free again at once, and what was read stays in the cache."""
     asked: Any = [{"role": "user", "content": "Count from one to a thousand. " * 30}]

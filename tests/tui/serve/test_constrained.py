@@ -46,6 +46,7 @@ def test_a_streamed_chat_answers_in_the_form_of_a_schema(client: openai.OpenAI):
     assert_valid("".join(chunk.choices[0].delta.content or "" for chunk in stream))
 
 
+@pytest.mark.slow
 def test_a_response_answers_in_the_form_of_a_schema(client: openai.OpenAI):
     form: Any = {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA}}
     reply = client.responses.create(
@@ -54,6 +55,7 @@ def test_a_response_answers_in_the_form_of_a_schema(client: openai.OpenAI):
     assert_valid(reply.output_text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "names"),
     [
@@ -78,6 +80,7 @@ def test_a_required_call_satisfies_the_schema_of_its_tool(
         jsonschema.validate(json.loads(call.function.arguments), schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_a_required_use_of_a_tool_satisfies_its_schema(claude: anthropic.Anthropic, choice: Any):
     tool: Any = {"name": "weather", "input_schema": SCHEMA}
@@ -98,6 +101,7 @@ def test_a_message_answers_in_the_form_of_a_schema(claude: anthropic.Anthropic):
     assert_valid(reply.content[0].text)
 
 
+@pytest.mark.slow
 def test_a_strict_tool_is_never_called_against_its_schema(client: openai.OpenAI):
     tools: Any = [{"type": "function", "function": {**WEATHER, "strict": True}}]
     reply = client.chat.completions.create(messages=ASKED, tools=tools, reasoning_effort="none", **HOT)

@@ -106,6 +106,7 @@ def test_a_server_that_cannot_start_says_why():
         pass
 
 
+@pytest.mark.slow
 def test_a_server_with_another_key_is_a_sentence():
     with (
         RunningServer(options=ServeOptions(port=0, key="other")) as server,

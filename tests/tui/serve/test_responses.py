@@ -46,6 +46,7 @@ def test_a_stream_adds_up_to_the_whole_response(client: openai.OpenAI, settings:
     assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
 
 
+@pytest.mark.slow
 def test_the_next_response_continues_the_one_before(client: openai.OpenAI):
     first = client.responses.create(input=PARIS, **SETTINGS)
     by_id = client.responses.create(input="And of Germany?", previous_response_id=first.id, **SETTINGS)
