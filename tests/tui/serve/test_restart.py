@@ -41,7 +41,6 @@ def test_the_first_request_after_a_restart_finds_what_was_read_on_disk(tmp_path:
     assert kept
 
 
-@pytest.mark.slow
 def test_without_a_store_nothing_is_kept(tmp_path: Path):
     with RunningServer(EngineClient) as server:
         ask(server, question("What is the capital of France?"))
