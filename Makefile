@@ -42,6 +42,7 @@ fuzz: ## run random conversations, drafts on 100 prompts, downloads with faults,
 	TESTS_DOWNLOADS=200 $(PYTHON) -m pytest tests/core/hub/test_download_safety.py
 	TESTS_SCHEMAS=200 $(PYTHON) -m pytest tests/core/generation/test_constraint.py -k satisfy
 	TESTS_FUZZ=1 $(PYTHON) -m pytest tests/test_fuzz.py
+	TESTS_PRESSURE=1 $(PYTHON) -m pytest tests/core/worker/test_memory_guard.py -k "gigabyte or neighbour"
 	TESTS_REQUESTS=10000 $(PYTHON) -m pytest tests/tui/serve/test_server.py -k malformed
 
 pictures: ## take the READMEs' pictures with the app itself

@@ -41,8 +41,7 @@ class Histories:
         """Return the reply that follows arranged `messages`, without ids, on a branch of their nodes.
 
         Where the messages end with the assistant's words, the reply, which has them as its message, continues
-        them. Raises TemplateError where
-        the template refuses the messages.
+        them. Raises TemplateError where the template refuses the messages.
         """
         exchanges, rest = _split(messages)
         if not all(exchange.question for exchange in exchanges):  # the assistant speaks first

@@ -13,9 +13,10 @@ from typing import Any
 from ...core.errors import QchatError
 from ...core.events import CallEvent, Done, Memory, Prefill, Text, Thought, ToolUse
 from ..chat.client import Call
+from .defaults import MAX_WAITING
 from .engines import EngineSource
 from .errors import RequestError, as_request_error
-from .fair_queue import MAX_WAITING, FairQueue
+from .fair_queue import FairQueue
 
 # the longest reply where neither request nor settings say: as long as the context
 UNLIMITED = 1 << 22

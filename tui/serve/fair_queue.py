@@ -10,9 +10,9 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from .defaults import MAX_WAITING
 from .errors import RequestError
 
-MAX_WAITING = 64
 # weight of the newest request in the mean time of one, and the longest time to wait that is suggested
 SHARE, MAX_RETRY_SECONDS = 0.2, 60
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .defaults import HOST
 from .errors import RequestError
 
 LOCAL_NAMES = ("localhost",)
@@ -26,7 +27,7 @@ OPEN_PATHS = ("/health",)
 class Guard:
     """The rules: `host` is the address that the server is bound to, `key` None asks for none."""
 
-    host: str = "127.0.0.1"
+    host: str = HOST
     key: str | None = None
     origins: Sequence[str] = ()
     names: Sequence[str] = ()

@@ -16,10 +16,9 @@ import msgspec
 
 from ...core.errors import GenerationError, UsageError
 from .app import PROGRAM
+from .defaults import KEY_VARIABLE
 from .tools import Connection, Setup, Tool
 
-# the variable that `qchat serve` takes its key from
-KEY_VARIABLE = "QCHAT_API_KEY"
 START_SECONDS, STOP_SECONDS, PROBE_SECONDS = 600.0, 10.0, 2.0
 
 

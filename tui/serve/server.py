@@ -15,10 +15,10 @@ from ...core.errors import UsageError
 from ..text.output import note, write
 from .app import make_app
 from .backend import Activity, Backend
+from .defaults import HOST, PORT, url_of
 from .engines import OwnEngine
 from .guard import Guard, is_loopback
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 # a client's connection that asks nothing is closed; replies that run at the end may take so long
 KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 75, 3
 
@@ -27,8 +27,8 @@ KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 75, 3
 class ServeOptions:
     """Where to listen, and whom to answer; `origins` are those of web pages, `names` further host names."""
 
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
+    host: str = HOST
+    port: int = PORT
     key: str | None = None
     insecure: bool = False
     origins: Sequence[str] = ()
@@ -74,8 +74,7 @@ class Server:
     @property
     def url(self) -> str:
         """The address of the server."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(*self._socket.getsockname()[:2])
 
     @property
     def greeting(self) -> str:

@@ -7,15 +7,16 @@ import contextlib
 import os
 
 from ....core.errors import UsageError
+from ...serve.defaults import HOST, KEY_VARIABLE, PORT, url_of
 from ...text.output import note
-from .serve import KEY_VARIABLE, MISSING
+from .serve import MISSING
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tool", metavar="TOOL", help="claude, codex, opencode, aider, or another program")
     parser.add_argument("-m", "--model", metavar="MODEL", help="the model to serve if no server runs")
-    parser.add_argument("--host", default="127.0.0.1", help="the address of the server (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="the port of the server (8080)")
+    parser.add_argument("--host", default=HOST, help=f"the address of the server ({HOST})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"the port of the server ({PORT})")
     parser.add_argument(
         "--api-key", metavar="KEY", default=os.environ.get(KEY_VARIABLE) or None, help="the server's key"
     )
@@ -33,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
         from ...serve.tools import Connection, tool_named
     except ModuleNotFoundError as error:
         raise UsageError(MISSING) from error
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    tool, url = tool_named(args.tool), f"http://{host}:{args.port}"
+    tool, url = tool_named(args.tool), url_of(args.host, args.port)
     found = launching.find_server(url, args.api_key)
     if args.print:
         shown = found or Connection(url, args.model or "MODEL", args.api_key)

@@ -7,12 +7,12 @@ import os
 
 from ....core.errors import UsageError
 from ...chat.client import EngineClient, spawn_early
+from ...serve.defaults import HOST, KEY_VARIABLE, MAX_WAITING, PORT
 from ...text.output import note
 from ...user.paths import conversations_file
 from ...user.settings import Settings
 
 MISSING = "qchat serve needs the packages of its extra: pip install 'qchat[serve]'"
-KEY_VARIABLE = "QCHAT_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model's folder, name or Hugging Face id (default: the last one used, or the small one in the "
         "package)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--host", default=HOST, help=f"the address to listen on ({HOST})")
     parser.add_argument(
-        "--port", type=int, default=8080, help="the port to listen on (8080); 0 takes a free one"
+        "--port", type=int, default=PORT, help=f"the port to listen on ({PORT}); 0 takes a free one"
     )
     parser.add_argument(
         "--api-key",
@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a further name by which clients reach this machine; may be repeated",
     )
     parser.add_argument(
-        "--max-waiting", type=int, metavar="N", default=64, help="refuse requests while N wait (64)"
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        default=MAX_WAITING,
+        help=f"refuse requests while N wait ({MAX_WAITING})",
     )
     parser.add_argument(
         "--log-requests", action="store_true", help="print a line for each request, without what was said"
