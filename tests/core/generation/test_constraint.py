@@ -24,7 +24,7 @@ from qchat.core.prompt_cache.live_state import LiveState
 from qchat.core.text.template import Template
 from tests.random_schemas import SchemaMaker
 
-SCHEMAS = int(os.environ.get("TESTS_SCHEMAS", "25"))
+SCHEMAS = int(os.environ.get("TESTS_SCHEMAS", "3"))
 QUESTION = {"role": "user", "content": "What is the weather?"}
 HOT = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "presence_penalty": 0.0}
 CITY = {
