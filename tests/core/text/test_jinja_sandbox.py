@@ -232,6 +232,7 @@ HOSTILE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch):
+    before = peak_nbytes(resource.RUSAGE_CHILDREN)
     monkeypatch.setattr(limited_process, "BASE_SECONDS", 0.2)
     began, memory = time.thread_time(), peak_nbytes(resource.RUSAGE_SELF)
     with pytest.raises(TemplateError) as caught:
@@ -241,7 +242,8 @@ def test_a_hostile_template_ends_in_one_sentence(name: str, monkeypatch: pytest.
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert time.thread_time() - began < 8
     assert peak_nbytes(resource.RUSAGE_SELF) - memory < 500 << 20
-    assert peak_nbytes(resource.RUSAGE_CHILDREN) < 700 << 20
+    # the peak of all children so far, of which others may have been larger
+    assert peak_nbytes(resource.RUSAGE_CHILDREN) <= max(before, 700 << 20)
 
 
 def peak_nbytes(who: int) -> int:
