@@ -102,6 +102,7 @@ def test_the_real_budget_ends_in_time(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUINOUS)
 def test_ruinous_rules_end_in_a_sentence(tmp_path: Path, name: str):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     folder = write(tmp_path, **RUINOUS[name])
     started = processor_seconds()
     with pytest.raises(TokenizerError, match=r"more time or memory|cannot encode") as caught:
@@ -109,7 +110,9 @@ def test_ruinous_rules_end_in_a_sentence(tmp_path: Path, name: str):
     assert str(caught.value).isprintable() and str(folder) in str(caught.value)
     assert processor_seconds() - started < SECONDS
     unit = 1024 if os.uname().sysname == "Linux" else 1
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < PEAK_NBYTES
+    # the peak of all children so far, of which others may have been larger
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert after * unit < PEAK_NBYTES or after == before
 
 
 @pytest.mark.parametrize("name", REFUSED_AT_ONCE)
