@@ -83,19 +83,16 @@ class DiskTier:
             before = sum(file_nbytes(state_path(self.folder, one)) for one in names)
             if before + nbytes > self.budget_nbytes or (unasked and not self._may_write(nbytes)):
                 return False
-            self._write(name, tensors, self._metadata(cache, tensors, start, names[0] if names else ""))
+            self._write(name, tensors, self._metadata(cache, tensors, names[0] if names else ""))
             self._known[name] = _State(len(ids), names[0] if names else "")
             names = [name, *names]
         self._claim(owner, names)
         self._make_room(keep=names)
         return True
 
-    def _metadata(
-        self, cache: Cache, tensors: dict[str, mx.array], start: int, before: str
-    ) -> dict[str, str]:
+    def _metadata(self, cache: Cache, tensors: dict[str, mx.array], before: str) -> dict[str, str]:
         return {
             "identity": self._identity(),
-            "start": str(start),
             "length": str(cache.length),
             "before": before,
             "fingerprint": json.dumps(self._fingerprint(cache)),
@@ -142,13 +139,13 @@ class DiskTier:
         chain = self._chain(ids)
         return self._known_state(chain[0]).length if chain else 0
 
-    def load(self, ids: Sequence[int]) -> Cache | None:
-        """Load the state of the longest prefix of `ids`, if one is saved.
+    def load(self, ids: Sequence[int], beyond: int = 0) -> Cache | None:
+        """Load the state of the longest prefix of `ids`, if one longer than `beyond` is saved.
 
         Raises StoreError for a file that is damaged, and deletes it.
         """
         names = self._chain(ids)
-        if not names:
+        if not names or self._known_state(names[0]).length <= beyond:
             return None
         try:
             parts = [self._read(name) for name in reversed(names)]

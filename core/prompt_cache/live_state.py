@@ -80,8 +80,8 @@ class LiveState:
     def _load(self, ids: Sequence[int], beyond: int) -> Cache | None:
         """Load a state of a prefix of `ids` that is longer than `beyond`, if one is saved."""
         try:
-            if self.disk is not None and self.disk.find(ids) > beyond:
-                return self.disk.load(ids)
+            if self.disk is not None:
+                return self.disk.load(ids, beyond)
         except StoreError as error:
             self.notices.append(f"{error}; the conversation is read again")
         return None

@@ -16,7 +16,7 @@ from .anthropic_messages import error_body as anthropic_error
 from .backend import Backend
 from .bodies import IGNORED_HEADER, ignored_fields, ignored_header, read_object
 from .chat_completions import ChatCompletions
-from .endpoint import Endpoint, client_name, until_gone
+from .endpoint import Endpoint, client_name, error_response, until_gone
 from .errors import ClientGone, RequestError
 from .guard import Guard, GuardMiddleware
 from .metrics import Metrics
@@ -105,7 +105,7 @@ async def _count(request: Request, backend: Backend, messages: Messages) -> Resp
 
 def _error_response(path: str, error: RequestError) -> Response:
     body = anthropic_error(error) if path.startswith(ANTHROPIC_PATHS) else openai_error(error)
-    return JSONResponse(body, status_code=error.status, headers=error.headers)
+    return error_response(body, error)
 
 
 async def _refuse_request(request: Request, error: RequestError) -> Response:

@@ -82,8 +82,8 @@ class Activity:
 class Backend:
     """The engine as HTTP handlers see it.
 
-    `on_change` is called when a request begins, learns something or ends, `on_end` once at its end.
-    `activities` are the requests under way by number. `memory` is what the engine reported last.
+    `on_end` is called when a request ends. `activities` are the requests under way by number. `memory` is
+    what the engine reported last.
     """
 
     def __init__(
@@ -97,7 +97,6 @@ class Backend:
         self.source, self.queue = source, FairQueue(max_waiting)
         self.settings = {"max_new_tokens": UNLIMITED, **(settings or {})}
         self.activities: dict[int, Activity] = {}
-        self.on_change: Callable[[Activity], None] = lambda _: None
         self.on_end: Callable[[Activity], None] = lambda _: None
         self.memory: Memory | None = None
         self._numbers = count(1)
@@ -138,7 +137,6 @@ class Backend:
     async def _activity(self, client: str, path: str) -> AsyncIterator[Activity]:
         number, activity = next(self._numbers), Activity(client, path, time.monotonic())
         self.activities[number] = activity
-        self.on_change(activity)
         try:
             yield activity
         except RequestError as error:
@@ -147,7 +145,6 @@ class Backend:
         finally:
             del self.activities[number]
             self.on_end(activity)
-            self.on_change(activity)
 
     @asynccontextmanager
     async def _call(self, method: str, parameters: dict[str, Any]) -> AsyncIterator[Call]:
@@ -177,7 +174,6 @@ class Backend:
                 began = began or isinstance(event, Prefill | Done)
                 if began:
                     yield event
-            self.on_change(activity)
 
 
 async def _finish(call: Call) -> None:

@@ -19,6 +19,7 @@ from .openai_input import (
     new_id,
     now,
     plain_message,
+    require_one_choice,
     stop_setting,
     strict_tools,
     token_logprob,
@@ -60,8 +61,7 @@ class ChatCompletions:
     def read(self, body: dict[str, Any], backend: Backend) -> Parsed:
         """Parse a body. Raises RequestError."""
         fields = read_fields(body, ChatBody)
-        if fields.n != 1:
-            raise RequestError(400, f"n is {fields.n}, but one choice is all there is", param="n")
+        require_one_choice(fields.n)
         given, others = function_tools(fields.tools)
         tools, forced = choose_tools(given, fields.tool_choice)
         completion = Completion(

@@ -90,7 +90,7 @@ class Endpoint:
         except ClientGone:
             pass
         except RequestError as error:
-            await error_response(self._dialect, error)(scope, receive, send)
+            await error_response(self._dialect.error(error), error)(scope, receive, send)
 
     async def _answer(self, request: Request, parsed: Parsed, send: Send) -> None:
         client, path = client_name(request, parsed.client), request.url.path
@@ -211,9 +211,9 @@ def client_name(request: Request, hint: str) -> str:
     return f"{address} {request.headers.get('user-agent', '')[:80]} {hint[:80]}".strip()
 
 
-def error_response(dialect: Dialect, error: RequestError) -> Response:
-    """Return the response to a request that failed."""
-    return JSONResponse(dialect.error(error), status_code=error.status, headers=error.headers)
+def error_response(body: Mapping[str, Any], error: RequestError) -> Response:
+    """Return the response to a request that failed; `body` tells the error in its dialect."""
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
 def sse(data: object, event: str | None = None) -> bytes:

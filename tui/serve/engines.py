@@ -1,4 +1,4 @@
-"""The engine behind the server: one of its own, which is started again when it dies, or the chat's."""
+"""The engine behind the server, which is started again when it dies."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from ...core.errors import QchatError
 from ...core.worker.wire import LoadResult, ModelInfo
 from ..chat.client import EngineClient
-from .errors import RequestError
 
 
 class EngineSource(Protocol):
@@ -98,33 +97,3 @@ def _mark_retrieved(loading: "asyncio.Task[EngineClient]") -> None:
     """Keep asyncio from complaining about a load whose failure nobody waits for."""
     if not loading.cancelled():
         loading.exception()
-
-
-class Borrowed(Protocol):
-    """What a server needs of a chat: its engine and model, as they are now."""
-
-    client: EngineClient | None
-    model: ModelInfo | None
-
-
-class ChatEngine:
-    """The engine of a chat, whose replies and requests take turns."""
-
-    def __init__(self, chat: Borrowed):
-        self._chat = chat
-
-    @property
-    def model(self) -> ModelInfo | None:
-        return self._chat.model
-
-    @property
-    def ready(self) -> bool:
-        client = self._chat.client
-        return client is not None and client.alive and self._chat.model is not None
-
-    async def client(self) -> EngineClient:
-        """Return the chat's client. Raises RequestError (503) while the chat has no model."""
-        client = self._chat.client
-        if client is None or not client.alive or self._chat.model is None:
-            raise RequestError(503, "no model is loaded: load one in the chat", "no_model")
-        return client

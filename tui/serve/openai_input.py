@@ -47,6 +47,12 @@ def effort_setting(effort: str | None) -> dict[str, Any]:
     return {} if effort is None else {"reasoning_effort": EFFORTS.get(effort, effort)}
 
 
+def require_one_choice(n: int) -> None:
+    """Raise RequestError where a client wants more than one choice, or none."""
+    if n != 1:
+        raise RequestError(400, f"n is {n}, but one choice is all there is", param="n")
+
+
 def stop_setting(stop: str | Sequence[str] | None) -> dict[str, Any]:
     """Return the setting for stop strings."""
     return {} if stop is None else {"stop": [stop] if isinstance(stop, str) else list(stop)}

@@ -8,7 +8,16 @@ from .backend import Backend, Completion
 from .bodies import ignored_fields, read_fields
 from .endpoint import Parsed, sse
 from .errors import RequestError
-from .openai_input import Sampling, error_body, new_id, now, stop_setting, token_text, usage
+from .openai_input import (
+    Sampling,
+    error_body,
+    new_id,
+    now,
+    require_one_choice,
+    stop_setting,
+    token_text,
+    usage,
+)
 
 DEFAULT_TOKENS = 16  # as the interface has it
 
@@ -35,8 +44,7 @@ class TextCompletions:
     def read(self, body: dict[str, Any], backend: Backend) -> Parsed:
         """Parse a body. Raises RequestError."""
         fields = read_fields(body, TextBody)
-        if fields.n != 1:
-            raise RequestError(400, f"n is {fields.n}, but one choice is all there is", param="n")
+        require_one_choice(fields.n)
         settings = {**backend.settings, **fields.settings(), **stop_setting(fields.stop)}
         settings["max_new_tokens"] = fields.max_tokens
         if fields.logprobs is not None:

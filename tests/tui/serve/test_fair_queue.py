@@ -71,13 +71,19 @@ def test_a_full_queue_says_when_to_try_again():
     assert 1 <= int(error.headers["retry-after"]) <= 60
 
 
+async def three_in_line() -> tuple[FairQueue, dict[str, asyncio.Task[None]], list[str], asyncio.Event]:
+    """A queue with one client inside and two waiting, the order in which they enter, what lets them out."""
+    queue, order, release = FairQueue(), [], asyncio.Event()
+    tasks: dict[str, asyncio.Task[None]] = {}
+    for client in ("first", "leaves", "last"):
+        tasks[client] = asyncio.create_task(hold(queue, client, order, release))
+        await settled()
+    return queue, tasks, order, release
+
+
 def test_whoever_stops_waiting_leaves_no_gap():
     async def scenario() -> list[str]:
-        queue, order, release = FairQueue(), [], asyncio.Event()
-        tasks = {}
-        for client in ("first", "leaves", "last"):
-            tasks[client] = asyncio.create_task(hold(queue, client, order, release))
-            await settled()
+        _, tasks, order, release = await three_in_line()
         tasks["leaves"].cancel()
         await settled()
         release.set()
@@ -89,11 +95,7 @@ def test_whoever_stops_waiting_leaves_no_gap():
 
 def test_a_cancel_at_the_moment_of_the_turn_passes_it_on():
     async def scenario() -> list[str]:
-        queue, order, release = FairQueue(), [], asyncio.Event()
-        tasks = {}
-        for client in ("first", "leaves", "last"):
-            tasks[client] = asyncio.create_task(hold(queue, client, order, release))
-            await settled()
+        queue, tasks, order, release = await three_in_line()
         release.set()
         await asyncio.wait({tasks["first"]})  # which has given its turn to the next
         tasks["leaves"].cancel()
