@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .measuring.calibrate import calibrate_model as calibrate_model
     from .measuring.doctor import diagnose as diagnose
     from .measuring.evaluate import evaluate_model as evaluate_model
+    from .measuring.evaluate import evaluate_models as evaluate_models
     from .measuring.measurements import Measurements as Measurements
     from .model.memory_plan import plan_folder as plan_folder
     from .prompt_cache.live_state import LiveState as LiveState
@@ -53,6 +54,7 @@ _HOMES = {
     "calibrate_model": "measuring.calibrate",
     "diagnose": "measuring.doctor",
     "evaluate_model": "measuring.evaluate",
+    "evaluate_models": "measuring.evaluate",
     "export_conversation": "storage.export",
     "flushing": "machine.subnormals",
     "follow": "engine.followers",

@@ -63,6 +63,7 @@ def run(kind: str, good: Path, seeds: list[int]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COUNTS)
 def test_what_others_wrote_is_accepted_or_refused_in_a_sentence(kind: str, good: Path):
     few, many, at_once = COUNTS[kind]

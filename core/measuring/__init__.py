@@ -3,6 +3,6 @@
 Owns the texts and statistics. Never runs inside a conversation.
 
 Public names: Bench, BenchResult, BenchRun, calibrate_model, Calibration, CHUNK_SIZE, compare_models,
-Comparison, evaluate_model, Evaluation, measure, measure_peer, measure_random, Measurements, PeerFigures,
-PEERS, RUNS, Score.
+Comparison, evaluate_models, Evaluation, Evaluations, Interval, measure, measure_peer, measure_random,
+Measurements, PeerFigures, PEERS, RUNS, Score.
 """

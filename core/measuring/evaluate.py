@@ -1,8 +1,8 @@
-"""Quality of a model by kind of text: perplexity, and divergence from a reference model.
+"""Quality of models by kind of text: perplexity, and divergence from a reference model.
 
 Owns the packaged evaluation texts. The reference reads them first and its hidden states go to a cache on
-disk, so that only one model and the head of the other are in memory at a time. Refuses pairs with different
-vocabularies, and texts that are too short to be meaningful.
+disk, so that only one model and the head of the reference are in memory at a time. Refuses pairs with
+different vocabularies, and texts that are too short to be meaningful.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from filecmp import cmp
 from pathlib import Path
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.shards import find_shards
 from ..engine.followers import load_model
 from ..engine.loading import load_head
 from ..errors import GenerationError, QchatError, TokenizerError, UsageError
@@ -18,9 +19,10 @@ from ..machine.backend import mx
 from ..machine.files import read_text
 from ..model.network import Model
 from ..text.tokenizer import Tokenizer
+from .bootstrap import difference_interval
 from .hidden_cache import HiddenCache
-from .results import Evaluation
-from .scores import ScoreCollector, Window, WindowOutputs
+from .results import Evaluation, Evaluations, Flip, Interval
+from .scores import MOST_FLIPS, FlippedId, ScoreCollector, Window, WindowOutputs
 
 # each kind has a text file of its name
 KINDS = ("prose", "chat", "code", "lists", "reasoning", "tools", "languages")
@@ -30,6 +32,8 @@ MAX_TEXT_NBYTES = 16 << 20
 MIN_TOKENS = 16
 MIN_CONTEXT = 8
 CHUNK = 512  # prefill chunk
+FLIPS = 5
+FLIP_CONTEXT = 12  # tokens shown before a flipped one
 LOGITS_NBYTES = 64 << 20  # most memory for one model's logits
 
 # receives the current stage, tokens done and total tokens
@@ -67,20 +71,64 @@ def evaluate_model(
     *,
     data: Path | None = None,
     context: int = 512,
+    flips: int = FLIPS,
     report: Report = lambda *_: None,
 ) -> Evaluation:
-    """Score the predictions of `model` in windows of `context` tokens, each read with an empty cache.
+    """Return `evaluate_models` of a single model."""
+    return evaluate_models([model], reference, data=data, context=context, flips=flips, report=report).rows[0]
+
+
+def evaluate_models(
+    models: Sequence[Path],
+    reference: Path | None = None,
+    *,
+    data: Path | None = None,
+    context: int = 512,
+    flips: int = FLIPS,
+    report: Report = lambda *_: None,
+) -> Evaluations:
+    """Score the predictions of each model in windows of `context` tokens, each read with an empty cache.
 
     Compares them with those of `reference`, if given, whose hidden states may come from the cache on disk.
-    Reads the text file `data`, by default the packaged texts. Both models run as in a chat on this machine.
-    Raises UsageError for an invalid context or a text that is too short, TokenizerError for different
-    vocabularies, DoesNotFit for a full disk, GenerationError for logits that are not finite, and ModelError.
+    Reads the text file `data`, by default the packaged texts. All models run as in a chat on this machine.
+    Returns at most `flips` tokens of each where another one is likeliest.
+    Raises UsageError for an invalid context or number of flips and for a text that is too short,
+    TokenizerError for different vocabularies, DoesNotFit for a full disk, GenerationError for logits that
+    are not finite, and ModelError.
     """
-    student = ModelFolder.open(model)
+    if not 0 <= flips <= MOST_FLIPS:
+        raise UsageError(f"--flips is {flips}, wanted 0 to {MOST_FLIPS}")
+    students = [ModelFolder.open(model) for model in models]
     teacher = ModelFolder.open(reference) if reference is not None else None
+    texts = packaged_texts() if data is None else {data.stem: read_text(data, UsageError, MAX_TEXT_NBYTES)}
+    readings = [_read_texts(student, teacher, texts, context) for student in students]
+    if teacher is not None:
+        _fill_cache(teacher, [window for windows in readings for window in windows], report)
+    rows, divergences = [], []
+    for student, windows in zip(students, readings, strict=True):
+        collectors = _measure(student, teacher, windows, report)
+        whole = sum(collectors.values(), ScoreCollector())
+        divergences.append(whole.divergences)
+        rows.append(
+            Evaluation(
+                model=str(student.folder),
+                reference=None if teacher is None else str(teacher.folder),
+                context=context,
+                scores=tuple(collector.score(kind) for kind, collector in collectors.items()),
+                overall=whole.score(OVERALL),
+                nbytes=sum(path.stat().st_size for path in find_shards(student.folder).paths),
+                flips=tuple(_describe_flip(flip, student.tokenizer) for flip in whole.flips[:flips]),
+            )
+        )
+    return Evaluations(tuple(rows), _behind(rows, divergences))
+
+
+def _read_texts(
+    student: ModelFolder, teacher: ModelFolder | None, texts: Mapping[str, str], context: int
+) -> list[Window]:
+    """Return the windows that a model reads. Raises UsageError and TokenizerError."""
     for side in (student, teacher):
         _check_context(context, side)
-    texts = packaged_texts() if data is None else {data.stem: read_text(data, UsageError, MAX_TEXT_NBYTES)}
     ids = {kind: student.encode(text) for kind, text in texts.items()}
     for kind, tokens in ids.items():
         if len(tokens) < MIN_TOKENS:
@@ -89,14 +137,30 @@ def evaluate_model(
             )
     if teacher is not None:
         _check_vocabularies(student, teacher, texts, ids)
-    windows = [window for kind, tokens in ids.items() for window in _windows(kind, tokens, context)]
-    collectors = _measure(student, teacher, windows, report)
-    return Evaluation(
-        model=str(model),
-        reference=None if reference is None else str(reference),
-        context=context,
-        scores=tuple(collector.score(kind) for kind, collector in collectors.items()),
-        overall=sum(collectors.values(), ScoreCollector()).score(OVERALL),
+    return [window for kind, tokens in ids.items() for window in _windows(kind, tokens, context)]
+
+
+def _behind(
+    rows: Sequence[Evaluation], divergences: Sequence[Sequence[float]]
+) -> tuple[Interval | None, ...]:
+    """Return the interval of each model's mean KL less that of the closest one."""
+    if rows[0].reference is None:
+        return (None,) * len(rows)
+    best = min(range(len(rows)), key=lambda place: rows[place].overall.kl_mean or 0.0)
+    return tuple(
+        None if place == best else difference_interval(found, divergences[best])
+        for place, found in enumerate(divergences)
+    )
+
+
+def _describe_flip(flip: FlippedId, tokenizer: Tokenizer) -> Flip:
+    ids = flip.window.ids[max(0, flip.place + 1 - FLIP_CONTEXT) : flip.place + 1]
+    return Flip(
+        kind=flip.window.kind,
+        before=tokenizer.decode(list(ids)),
+        reference=tokenizer.decode([flip.reference]),
+        model=tokenizer.decode([flip.model]),
+        kl=flip.divergence,
     )
 
 
@@ -136,9 +200,9 @@ def _check_vocabularies(
 def _measure(
     student: ModelFolder, teacher: ModelFolder | None, windows: Sequence[Window], report: Report
 ) -> dict[str, ScoreCollector]:
-    """Collect the scores of each kind of text. The reference is unloaded before the model is loaded."""
-    cache = _fill_cache(teacher, windows, report) if teacher is not None else None
-    mx.clear_cache()  # what the reference's weights took
+    """Collect the scores of each kind of text."""
+    mx.clear_cache()  # what the weights before took
+    cache = HiddenCache.open(teacher.folder, teacher.config) if teacher is not None else None
     head = load_head(teacher.folder, teacher.config) if teacher is not None else None
     model = load_model(student.folder, student.config)
     rows = max(1, LOGITS_NBYTES // (4 * student.config.vocab_size))
@@ -154,17 +218,16 @@ def _measure(
     return collectors
 
 
-def _fill_cache(teacher: ModelFolder, windows: Sequence[Window], report: Report) -> HiddenCache:
+def _fill_cache(teacher: ModelFolder, windows: Sequence[Window], report: Report) -> None:
     """Compute the reference's hidden states that are not cached yet. Raises DoesNotFit and ModelError."""
     cache = HiddenCache.open(teacher.folder, teacher.config)
-    missing = [window for window in windows if cache.read(window.ids) is None]
+    missing = [window for window in dict.fromkeys(windows) if cache.read(window.ids) is None]
     if missing:
         cache.check_room(sum(len(window.ids) for window in missing))
         model = load_model(teacher.folder, teacher.config)
         for window in _report_progress(missing, f"reading with the reference {teacher.folder.name}", report):
             cache.write(window.ids, hidden_states(model, window.ids))
         cache.delete_oldest()
-    return cache
 
 
 def _read_cached(cache: HiddenCache, window: Window) -> mx.array:

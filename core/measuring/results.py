@@ -4,14 +4,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+# the ends of a 95 % confidence interval
+Interval = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Score:
     """Figures of one kind of text over `tokens` predictions; None where there is no reference.
 
     perplexity: exp of the mean negative log-likelihood. kl_mean, kl_p99: mean and 99th percentile of
-    KL(reference || model) = sum p log(p / q) in nats, over the whole vocabulary. top1_agreement: the share of
-    tokens where both models have the same likeliest id.
+    KL(reference || model) = sum p log(p / q) in nats, over the whole vocabulary. kl_interval: where the mean
+    is with 95 % confidence, by bootstrap over stretches of text. top1_agreement: the share of tokens where
+    both models have the same likeliest id.
     """
 
     kind: str
@@ -21,17 +25,54 @@ class Score:
     kl_mean: float | None = None
     kl_p99: float | None = None
     top1_agreement: float | None = None
+    kl_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A token where the likeliest one is another than the reference's; `kl` is the divergence there in nats.
+
+    `before` is the text that comes before it.
+    """
+
+    kind: str
+    before: str
+    reference: str
+    model: str
+    kl: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The `scores` of each kind of text, and the `overall` score of all their tokens."""
+    """The `scores` of each kind of text, and the `overall` score of all their tokens.
+
+    `flips`: the tokens with another likeliest one than the reference's, those of the greatest divergence.
+    `nbytes` is the size of the model's weight files.
+    """
 
     model: str
     reference: str | None
     context: int
     scores: tuple[Score, ...]
     overall: Score
+    nbytes: int = 0
+    flips: tuple[Flip, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return values that `json.dumps` accepts."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Models evaluated with the same text.
+
+    `behind` has for each the 95 % interval of its mean KL less that of the closest one, over the same
+    stretches of text; None for that one itself, and for all where there is no reference.
+    """
+
+    rows: tuple[Evaluation, ...]
+    behind: tuple[Interval | None, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return values that `json.dumps` accepts."""

@@ -7,13 +7,16 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from heapq import nlargest
 
 from ..machine.backend import mx
 from ..ops.linear import Linear
+from .bootstrap import mean_interval
 from .results import Score
 
 SUM_WIDTH = 256  # entries of a row of logits that are summed by themselves
 TOP_SHARE = 0.99
+MOST_FLIPS = 20  # that are kept
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,29 @@ def _row_sums(values: mx.array) -> mx.array:
     return values.reshape(rows, -1, SUM_WIDTH).sum(axis=-1).sum(axis=-1, keepdims=True)
 
 
+@dataclass(frozen=True)
+class FlippedId:
+    """A place of a window, the id after it that is likeliest to the reference, and the model's own."""
+
+    divergence: float
+    window: Window
+    place: int
+    reference: int
+    model: int
+
+
 @dataclass
 class ScoreCollector:
-    """Accumulates scores: losses and divergences of each token, and how often the likeliest ids agree."""
+    """Accumulates scores: losses and divergences of each token, and how often the likeliest ids agree.
+
+    `flips` are those of the greatest divergence.
+    """
 
     losses: array = field(default_factory=lambda: array("d"))
     reference_losses: array = field(default_factory=lambda: array("d"))
     divergences: array = field(default_factory=lambda: array("d"))
     agreed: int = 0
+    flips: list[FlippedId] = field(default_factory=list)
 
     def __add__(self, other: "ScoreCollector") -> "ScoreCollector":
         return ScoreCollector(
@@ -87,6 +105,7 @@ class ScoreCollector:
             self.reference_losses + other.reference_losses,
             self.divergences + other.divergences,
             self.agreed + other.agreed,
+            _worst([*self.flips, *other.flips]),
         )
 
     def add(self, window: Window, outputs: WindowOutputs, reference: WindowOutputs | None, rows: int) -> bool:
@@ -99,7 +118,10 @@ class ScoreCollector:
             measured = _to_floats(predicted.losses(targets))
             self.losses.extend(measured)
             if reference is not None:
-                measured += self._compare(reference.predict(begin, end), predicted, targets)
+                theirs = reference.predict(begin, end)
+                divergences = self._compare(theirs, predicted, targets)
+                self._add_flips(window, begin, theirs, predicted, divergences)
+                measured += divergences
             if not all(map(math.isfinite, measured)):
                 return False
         return True
@@ -109,8 +131,25 @@ class ScoreCollector:
         divergences = _to_floats(reference.divergence(predicted))
         self.reference_losses.extend(_to_floats(reference.losses(targets)))
         self.divergences.extend(divergences)
-        self.agreed += int((reference.most_likely() == predicted.most_likely()).sum())
         return divergences
+
+    def _add_flips(
+        self,
+        window: Window,
+        begin: int,
+        reference: Predictions,
+        predicted: Predictions,
+        divergences: Sequence[float],
+    ) -> None:
+        """Compare the likeliest ids of the places from `begin` on."""
+        pairs = zip(_to_ints(reference.most_likely()), _to_ints(predicted.most_likely()), strict=True)
+        flips = [
+            FlippedId(divergence, window, begin + offset, theirs, ours)
+            for offset, (divergence, (theirs, ours)) in enumerate(zip(divergences, pairs, strict=True))
+            if theirs != ours
+        ]
+        self.agreed += len(divergences) - len(flips)
+        self.flips = _worst([*self.flips, *flips])
 
     def score(self, kind: str) -> Score:
         """Compute the score of everything added."""
@@ -123,7 +162,12 @@ class ScoreCollector:
             kl_mean=math.fsum(self.divergences) / len(self.divergences),
             kl_p99=percentile(self.divergences, TOP_SHARE),
             top1_agreement=self.agreed / len(self.divergences),
+            kl_interval=mean_interval(self.divergences),
         )
+
+
+def _worst(flips: Sequence[FlippedId]) -> list[FlippedId]:
+    return nlargest(MOST_FLIPS, flips, key=lambda flip: flip.divergence)
 
 
 def _perplexity(losses: array) -> float:
@@ -141,4 +185,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _to_floats(row: mx.array) -> list[float]:
+    return row.tolist()  # pyright: ignore[reportReturnType]
+
+
+def _to_ints(row: mx.array) -> list[int]:
     return row.tolist()  # pyright: ignore[reportReturnType]

@@ -18,7 +18,7 @@ from ..machine.eta import TimeEstimate
 from ..measuring.bench import RUNS, BenchRun, measure, measure_random
 from ..measuring.calibrate import CHUNK_SIZE, calibrate_model
 from ..measuring.comparison import compare_models
-from ..measuring.evaluate import evaluate_model
+from ..measuring.evaluate import evaluate_models
 from ..measuring.measurements import Measurements
 from ..measuring.peers import PEERS, measure_peer
 from ..measuring.results import BenchResult
@@ -114,18 +114,20 @@ def _eval(params: Params, send_event: EventSink) -> dict[str, Any]:
             progress, current_step = ProgressReporter(send_event, "tokens"), step
         progress.report(done, total, step)
 
-    context = {} if params["context"] is None else {"context": params["context"]}
-    evaluation = evaluate_model(
-        Path(params["model"]),
+    given = {name: params[name] for name in ("context", "flips") if params[name] is not None}
+    evaluations = evaluate_models(
+        [Path(model) for model in _check_models(params["models"])],
         _optional_path(params["reference"]),
         data=_optional_path(params["data"]),
         report=report,
-        **context,
+        **given,
     )
-    if evaluation.overall.kl_mean is not None:
-        figures = {"kl_mean": evaluation.overall.kl_mean, "reference": evaluation.reference}
-        _store_measurements(params["measurements"], Path(params["model"]), figures, send_event)
-    return evaluation.as_json()
+    if params["data"] is None and params["context"] is None:  # figures of other texts compare with nothing
+        for row in evaluations.rows:
+            if row.overall.kl_mean is not None:
+                figures = {"reference": row.reference, **asdict(row.overall)}
+                _store_measurements(params["measurements"], Path(row.model), figures, send_event)
+    return evaluations.as_json()
 
 
 def _bench(params: Params, send_event: EventSink) -> dict[str, Any]:

@@ -97,10 +97,11 @@ JOB_METHODS: Mapping[str, Parameters] = {
         "chunks": int | None,
     },
     "eval": {
-        "model": str,
+        "models": list,
         "reference": str | None,
         "data": str | None,
         "context": int | None,
+        "flips": int | None,
         "measurements": str | None,
     },
     "bench": {

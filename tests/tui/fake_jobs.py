@@ -40,6 +40,7 @@ def _score(kind: str) -> dict[str, Any]:
         "kl_mean": 0.02,
         "kl_p99": 0.5,
         "top1_agreement": 0.9,
+        "kl_interval": [0.01, 0.03],
     }
 
 
@@ -94,11 +95,20 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
         "unreached": 0,
     },
     "eval": {
-        "model": "/models/new-4bit",
-        "reference": "/models/new",
-        "context": 64,
-        "scores": [_score("prose")],
-        "overall": _score("all"),
+        "rows": [
+            {
+                "model": "/models/new-4bit",
+                "reference": "/models/new",
+                "context": 64,
+                "scores": [_score("prose")],
+                "overall": _score("all"),
+                "nbytes": 4 << 30,
+                "flips": [
+                    {"kind": "prose", "before": "to be", "reference": " or", "model": " and", "kl": 0.5}
+                ],
+            }
+        ],
+        "behind": [None],
     },
     "bench": {
         "rows": [

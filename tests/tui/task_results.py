@@ -9,7 +9,7 @@ from typing import Any
 
 from qchat.core import BUILT_IN_MODEL, inspect_model, plan_folder
 from qchat.core.conversion.convert import plan_json
-from qchat.core.measuring.results import BenchResult, Evaluation, PeerFigures, Score
+from qchat.core.measuring.results import BenchResult, Evaluation, Evaluations, PeerFigures, Score
 from qchat.core.quant.recipes import Options
 from qchat.tui.tasks import load_task
 from qchat.tui.tasks.base import Door, EngineTask, JobRequest
@@ -81,10 +81,11 @@ def answer_row(name: str, speed: float, text: str) -> dict[str, Any]:
 
 def evaluation(model: str, kl: float | None, reference: str | None = "/m/ref") -> dict[str, Any]:
     def score(kind: str) -> Score:
-        return Score(kind, 100, 8.0, *((7.0, kl, 0.5, 0.97) if kl is not None else ()))
+        alone = Score(kind, 100, 8.0)
+        return alone if kl is None else Score(kind, 100, 8.0, 7.0, kl, 0.5, 0.97, (kl / 2, 2 * kl))
 
-    told = Evaluation(model, reference, 512, (score("prose"), score("code")), score("all"))
-    return json.loads(json.dumps(told.as_json()))
+    row = Evaluation(model, reference, 512, (score("prose"), score("code")), score("all"), 10**9)
+    return json.loads(json.dumps(Evaluations((row,), (None,)).as_json()))
 
 
 @cache

@@ -14,6 +14,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
@@ -158,6 +159,8 @@ class ConvertForm(ModalScreen[str | None]):
             plan = decode(await client.request(request.method, **request.params), request.result)
             self._show(f"/convert {shlex.join(self.words)}", plan_line(plan, target))
             self.plan = plan
+        except NoMatches:  # the form was closed meanwhile
+            return
         except QchatError as error:
             self.problem = str(error)
             self._show("", self.problem, "$error")

@@ -16,7 +16,7 @@ TASKS = {
     "convert": "Make a quantized model of MODEL in FOLDER, or plan one.",
     "compare": "Have models A and B answer TEXT; show speeds and divergence.",
     "bench": "Measure the speed of models, alone or against mlx-lm.",
-    "eval": "Measure how well a model predicts text, alone or against another.",
+    "eval": "Measure how well models predict text, alone or against another.",
     "calibrate": "Measure which inputs of a model matter, for --imatrix-path.",
     "inspect": "Show what a model folder holds, by class of tensors.",
     "plan": "Show the memory that a model needs and the context that fits.",

@@ -7,12 +7,12 @@ the task's one report. A task's docstring is its help: the first line stands in 
 import argparse
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from ...core.errors import QchatError, UsageError
-from ..text.report import Lines, Report
+from ..text.report import Lines, Plot, Report
 from ..user.paths import user_path
 from .parsers import PageParser, Parser, action_names
 from .progress import Events, running_report, with_notices
@@ -70,12 +70,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A method of the engine and its parameters; `result` is the type of what it returns."""
+    """A method of the engine and its parameters; `result` is the type of what it returns.
+
+    Plots are part of the report if it is `plotted`.
+    """
 
     title: str
     method: str
     params: Mapping[str, Any]
     result: type
+    plotted: bool = True
 
 
 class Task:
@@ -174,7 +178,8 @@ class EngineTask(Task, Generic[Result]):
         try:
             result = decode(value, request.result)
             before = [decode(one, request.result) for one in earlier]
-            return with_notices(self.report_after(result, before), events)
+            report = self.report_after(result, before)
+            return with_notices(report if request.plotted else without_plots(report), events)
         except QchatError as error:
             return Report("", (Lines((str(error),), "bad"),))
 
@@ -208,6 +213,10 @@ def _decode_path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise NotImplementedError(f"no {kind}")
+
+
+def without_plots(report: Report) -> Report:
+    return replace(report, parts=[part for part in report.parts if not isinstance(part, Plot)])
 
 
 def json_text(value: Any) -> str:

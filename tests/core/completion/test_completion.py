@@ -85,6 +85,7 @@ def test_a_stateless_reply_is_that_of_a_session(trained: Engine):
     assert done.reasoning_tokens > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thought", [True, False], ids=["with its thought", "without it"])
 def test_a_reply_that_comes_back_is_read_from_the_cache_to_its_last_id(trained: Engine, thought: bool):
     """Chat clients drop the thought; without the exact ids the next turn would diverge inside it."""

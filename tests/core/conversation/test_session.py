@@ -204,6 +204,7 @@ def test_the_first_token_is_waited_for_from_the_question_on(engine, monkeypatch)
     assert speed.prefill_tokens_per_s > session.turns[-1].prefilled_tokens / speed.seconds_to_first_token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"seed": 5}], ids=["greedy", "seeded"])
 def test_drafts_change_no_reply_and_their_figures_end_it(engine, settings: dict[str, Any]):
     """The second reply repeats the first: copies are tried as soon as the gate knows the time of a step."""
@@ -445,6 +446,7 @@ def test_the_trained_model_thinks_when_asked_to(qtiny):
     assert finished(events).text.rstrip(".").endswith("42")
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_stop_strings_end_an_answer_before_them(qtiny):
     session = Session(qtiny, enable_thinking=False, temperature=0, stop=[" is Paris"])

@@ -49,6 +49,7 @@ STOPPED = [  # the reply, the stop string, what is shown
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["preserve", "strip"])
 @pytest.mark.parametrize(("reply", "stop", "shown"), STOPPED)
 def test_what_a_stop_string_hid_is_not_read_by_the_next_turn(
@@ -68,6 +69,7 @@ def test_what_a_stop_string_hid_is_not_read_by_the_next_turn(
     assert relative_rms(session.live.logits(), engine.logits(session.ids)[-1]) < 2e-5
 
 
+@pytest.mark.slow
 @needs_qtiny
 def test_words_that_share_a_token_with_a_stop_string_are_kept(qtiny, monkeypatch):
     token = qtiny.tokenizer.encode(" because")

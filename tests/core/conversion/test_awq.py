@@ -85,6 +85,7 @@ def test_folding_alone_does_not_change_what_the_model_says(tmp_path: Path, mode,
         assert relative_rms(folded, plain) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True])
 def test_a_reader_or_feeder_that_is_left_out_changes_the_model(tmp_path: Path, moe: bool):
     """So the test above would notice it: each of them in turn."""
@@ -123,6 +124,7 @@ def test_the_error_that_is_reported_never_grows_in_a_search(tmp_path: Path):
     assert all(group.reason and group.after == group.before for group in folds.report if not group.changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", GROUPS)
 def test_the_reported_errors_are_those_of_the_whole_matrices(tmp_path: Path, letter: str):
     made = case(tmp_path)

@@ -98,6 +98,7 @@ def seeing(tmp_path: Path) -> Path:
 # --- what is written ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "moe"), [*((name, True) for name in VARIANTS), ("UD-Q3_K_XL", False), ("MXFP4_K_XL", False)]
 )

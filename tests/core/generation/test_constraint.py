@@ -304,6 +304,7 @@ def test_arguments_that_cannot_be_promised_are_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
 def test_a_tool_without_a_schema_can_be_forced(engine: Engine, parameters: Any):
     done = complete(

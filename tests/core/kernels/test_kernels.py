@@ -458,6 +458,7 @@ def test_the_states_after_every_step_are_those_of_shorter_runs():
         near(states[t], wide(state[0]), 2e-6)
 
 
+@pytest.mark.slow
 @needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(("length", "capacity"), [(2, 256), (130, 256), (700, 1024)])

@@ -43,6 +43,7 @@ def test_a_models_figures_fit_each_other(tmp_path: Path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_context_shorter_than_every_prompt_has_no_prefill_speed(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "PREFILL_LENGTHS", (8192,))
     monkeypatch.setattr(bench, "CAPITALS", ("What?", "And?"))

@@ -19,7 +19,7 @@ from qchat.core.engine.engine import Engine
 from qchat.core.errors import DoesNotFit, GenerationError, QchatError, TokenizerError, UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.measuring import evaluate, hidden_cache
-from qchat.core.measuring.evaluate import KINDS, evaluate_model, packaged_texts
+from qchat.core.measuring.evaluate import KINDS, evaluate_model, evaluate_models, packaged_texts
 from qchat.core.measuring.hidden_cache import HiddenCache
 from qchat.core.measuring.scores import Predictions, percentile
 from tests.checkpoints import load_tensors, quantize_checkpoint, save_shards, write_checkpoint
@@ -389,3 +389,53 @@ def test_no_line_of_the_evaluation_is_in_another_text_of_the_package():
     known = {line for path in others for line in sentences(path.read_text(encoding="utf-8"))}
     for kind, text in packaged_texts().items():
         assert not {line for line in sentences(text) if len(line) > 30} & known, kind
+
+
+# --- several models ---
+
+
+@pytest.fixture(scope="module")
+def coarse(raw: Path) -> Path:
+    quantize_checkpoint(raw, raw.parent / "coarse", (2, 32, "affine"))
+    return raw.parent / "coarse"
+
+
+def test_each_of_several_models_has_its_row_and_the_others_are_behind_the_closest(
+    raw: Path, packed: Path, coarse: Path, passage: Path
+):
+    found = evaluate_models([coarse, packed], raw, data=passage, context=64)
+    assert found.rows == tuple(evaluate_model(one, raw, data=passage, context=64) for one in (coarse, packed))
+    behind, closest = found.behind
+    assert closest is None and behind is not None
+    gap = (found.rows[0].overall.kl_mean or 0) - (found.rows[1].overall.kl_mean or 0)
+    assert 0 < behind[0] < gap < behind[1]
+    assert found.rows[0].nbytes < found.rows[1].nbytes
+
+
+def test_without_a_reference_none_is_behind(raw: Path, packed: Path, passage: Path):
+    assert evaluate_models([raw, packed], data=passage, context=64).behind == (None, None)
+
+
+def test_flipped_tokens_are_those_where_the_models_own_logits_differ(raw: Path, coarse: Path, passage: Path):
+    found = evaluate_model(coarse, raw, data=passage, context=4096, flips=20)
+    engines = Engine.load(raw), Engine.load(coarse)
+    ids = engines[0].tokenizer.encode(PASSAGE)
+    theirs, ours = (np.array(engine.logits(ids))[:-1] for engine in engines)
+    divergences = kl(theirs, ours)
+    pairs = zip(theirs.argmax(-1), ours.argmax(-1), strict=True)
+    flipped = {place for place, (one, other) in enumerate(pairs) if one != other}
+    worst = sorted(flipped, key=lambda place: -divergences[place])[:20]
+    decode = engines[0].tokenizer.decode
+    assert [(flip.reference, flip.model) for flip in found.flips] == [
+        (decode([int(theirs[place].argmax())]), decode([int(ours[place].argmax())])) for place in worst
+    ]
+    np.testing.assert_allclose([flip.kl for flip in found.flips], divergences[worst], rtol=1e-3)
+    assert all(PASSAGE.count(flip.before) for flip in found.flips)
+    share = 1 - len(flipped) / len(divergences)
+    assert found.overall.top1_agreement == pytest.approx(share)
+
+
+@pytest.mark.parametrize("flips", [-1, 21])
+def test_a_number_of_flips_out_of_range_is_refused(raw: Path, passage: Path, flips: int):
+    with pytest.raises(UsageError, match=f"--flips is {flips}, wanted 0 to 20"):
+        evaluate_model(raw, raw, data=passage, flips=flips)

@@ -93,6 +93,7 @@ def _used(layer) -> list[mx.array]:
     return layer.buffer.read(layer.length) if hasattr(layer, "buffer") else layer.arrays()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_of_every_size_equal_those_of_mlx(shape: str, dtype: mx.Dtype, tmp_path: Path):
@@ -101,6 +102,7 @@ def test_steps_of_every_size_equal_those_of_mlx(shape: str, dtype: mx.Dtype, tmp
     assert_same(model, model.new_cache(), model.new_cache(), *parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "mixture"])
 @pytest.mark.parametrize("triple", TRIPLES, ids=str)
 @pytest.mark.parametrize("dense", ["on", "off"])
@@ -227,6 +229,7 @@ def test_a_model_is_tried_once_and_trusted_later(tmp_path: Path, library: Librar
     assert again.native.supports(1, again.new_cache())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["step", "gate", "softmax", "norm", "delta_rule"])
 def test_a_library_that_is_wrong_is_left_alone(
     function: str, tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_random_checkpoint_has_the_golden_logits(case: str, golden: dict[str, np.ndarray], tmp_path: Path):
     write_checkpoint(tmp_path, seed=SEED, **CASES[case])

@@ -87,6 +87,7 @@ def test_mlxs_own_form_equals_the_recurrence(length: int, repeats: int):
     assert_same(delta_mlx(*arguments), gated_delta_rule(*arguments), 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 2, 3, 4])
 def test_mlxs_own_form_equals_float64_over_two_thousand_tokens(repeats: int):
     arguments = draw(9, 2000, heads=1, repeats=repeats)

@@ -54,6 +54,7 @@ def forms_of(tuner: Tuner) -> dict[str, Result]:
 # --- planted forms ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "failure"),
     [

@@ -54,6 +54,7 @@ def next_logits(engine: Engine, cache) -> mx.array:
     return engine.model.logits(probe.hidden)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 def test_a_saved_state_goes_on_as_the_live_one(engine, folder, quantized):
     session, tier = talked(engine, quantized=quantized), DiskTier(folder, engine, quantized=quantized)
@@ -172,6 +173,7 @@ def test_no_state_goes_before_those_that_follow_it(engine, folder):
     assert len(states(folder)) == 2
 
 
+@pytest.mark.slow
 def test_what_nobody_asked_for_is_written_within_the_budget_of_the_day(engine, folder, monkeypatch):
     tier, session = DiskTier(folder, engine), talked(engine)
     assert tier.save(session.live.cache, session.ids, "1", unasked=True)
@@ -187,6 +189,7 @@ def test_what_nobody_asked_for_is_written_within_the_budget_of_the_day(engine, f
     )
 
 
+@pytest.mark.slow
 def test_states_of_both_forms_stand_side_by_side(tmp_path):
     """A name for the ids alone would let one replace the other, and orphan what follows it."""
     write_checkpoint(tmp_path / "model", head_dim=64)
@@ -240,6 +243,7 @@ def test_files_of_other_processes_are_left_alone_while_they_may_be_at_work(engin
     assert tier.load(session.ids) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fingerprint", ["[[0, 1.0]]", "[[999999999, 1.0]]", "[]", "{", "[[0]]", '[["a", null]]']
 )
@@ -258,6 +262,7 @@ def test_a_state_that_predicts_something_else_is_refused(engine, folder, fingerp
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "value"), [("length", "x"), ("before", "0" * 32), ("length", "10000")])
 def test_a_header_that_lies_is_not_believed(engine, folder, field, value):
     session = talked(engine)

@@ -53,6 +53,7 @@ def is_exact(live: LiveState) -> bool:
     return relative_rms(live.logits(), live.engine.logits(live.ids)[-1]) <= LIMIT
 
 
+@pytest.mark.slow
 def test_the_second_conversation_reads_the_same_system_block_from_the_cache(engine):
     live, system = LiveState(engine), system_block(engine, 80)
     assert read(live, [*system, *question(engine, "one ")], "a") == 0
@@ -60,6 +61,7 @@ def test_the_second_conversation_reads_the_same_system_block_from_the_cache(engi
     assert is_exact(live)
 
 
+@pytest.mark.slow
 def test_the_third_conversation_reads_from_where_the_first_two_part(engine):
     live, common = LiveState(engine), words(1, 150)
     assert read(live, [*common, *words(2, 90)], "a") == 0
@@ -68,6 +70,7 @@ def test_the_third_conversation_reads_from_where_the_first_two_part(engine):
     assert is_exact(live)
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_cut_every_so_many_tokens(engine, monkeypatch):
     monkeypatch.setattr(live_state, "CUT_PERIOD", 200)
     live, ids = LiveState(engine), words(1, 700)

@@ -78,6 +78,7 @@ def test_what_is_read_later_changes_no_snapshot(engine):
         assert is_exact(engine, found.cache, ids)
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_must_go_leaves_its_keys_to_those_that_share_them(engine):
     kept, live = two_branches(engine)
     common, left = kept.find(COMMON), kept.find(COMMON + LEFT)
@@ -127,6 +128,7 @@ def test_one_unused_for_long_goes_before_newer_ones(engine):
     assert kept.find(ids[-1]) is not None
 
 
+@pytest.mark.slow
 def test_thinning_one_conversation_leaves_what_another_continues_from(engine):
     kept = Snapshots(1 << 30)
     kept.keep(read(engine, COMMON), COMMON, 1, "prompt", "a")

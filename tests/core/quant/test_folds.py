@@ -23,6 +23,7 @@ def logits(model: Model) -> mx.array:
     return model.logits(hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", GROUPS)
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
 def test_a_fold_changes_weights_and_not_what_the_model_computes(tmp_path, moe, letter):

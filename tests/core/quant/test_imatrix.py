@@ -360,6 +360,7 @@ def test_a_damaged_or_hostile_file_ends_in_one_sentence(tmp_path: Path, data: by
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["gguf", "dat"])
 @settings(deadline=None)
 @given(data=st.data())

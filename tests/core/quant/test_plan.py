@@ -78,6 +78,7 @@ def published(model: str) -> ModelConfig:
     return load_config(CONFIGS / f"{model}.config.json")
 
 
+@pytest.mark.slow
 @real
 @pytest.mark.parametrize("model", CARDS)
 def test_published_sizes_are_met_within_a_gigabyte(model: str):

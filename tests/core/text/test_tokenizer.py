@@ -76,6 +76,7 @@ def test_pieces_joined_are_the_librarys_decoding_of_any_ids(folder: Path, data: 
     assert streamed(loaded(folder), ids) == loaded(folder).decode(ids) == visible(folder, ids)
 
 
+@pytest.mark.slow
 @quick
 @given(text=texts)
 def test_pieces_joined_are_the_text_that_was_encoded(folder: Path, text: str):

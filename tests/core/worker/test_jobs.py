@@ -86,16 +86,25 @@ def test_a_calibration_counts_its_chunks(model: Path, text: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_an_evaluation_gives_scores_and_keeps_what_it_measured(model: Path, text: Path, tmp_path: Path):
+def test_an_evaluation_gives_scores_and_keeps_what_it_measured(model: Path, tmp_path: Path):
     convert(model, tmp_path / "tiny-4bit", Told())
     measurements, report = tmp_path / "measured" / "all.jsonl", Told()
-    params = {"model": str(tmp_path / "tiny-4bit"), "reference": str(model), "data": str(text)}
-    result = run("eval", report, **params, context=64, measurements=str(measurements))
+    params = {"models": [str(tmp_path / "tiny-4bit")], "reference": str(model)}
+    (result,) = run("eval", report, **params, measurements=str(measurements))["rows"]
     assert result["overall"]["kl_mean"] > 0
     assert {event["unit"] for event in report.kind("progress")} == {"tokens"}
     assert len({event["detail"] for event in report.kind("progress")}) == 2
     kept = Measurements(measurements).find(tmp_path / "tiny-4bit")
-    assert kept["kl_mean"] == result["overall"]["kl_mean"]
+    assert kept == json.loads(json.dumps({"reference": str(model), **result["overall"]}))
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_another_text_is_not_kept(model: Path, text: Path, tmp_path: Path):
+    measurements = tmp_path / "all.jsonl"
+    params = {"models": [str(model)], "reference": str(model), "data": str(text)}
+    (result,) = run("eval", Told(), **params, measurements=str(measurements))["rows"]
+    assert result["overall"]["kl_mean"] == 0
+    assert not measurements.exists()
 
 
 def test_a_comparison_has_two_answers_and_their_distance(model: Path, tmp_path: Path):

@@ -178,7 +178,7 @@ def test_a_running_job_is_ended_with_a_sentence(stage: Stage, model: str, monkey
 
     monkeypatch.setitem(jobs._JOBS, "eval", endless)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DoesNotFit, match="eval was ended before the system had to swap"):
-        stage.do("eval", model=model)
+        stage.do("eval", models=[model])
     assert len([event for event in stage.events if event["event"] == "progress"]) == 3
     stage.do("load", model=model)
     stage.do("send", text="hello", settings=BRIEF)

@@ -191,6 +191,7 @@ def test_a_reader_that_is_slow_does_not_hold_up_the_model():
 # --- the model ---
 
 
+@pytest.mark.slow
 def test_loading_tells_its_progress_and_what_the_model_is():
     with Driver() as driver:
         number = driver.ask("load", model=MODEL, system="Be brief.", history="strip")
@@ -296,7 +297,8 @@ def test_the_conversation_is_moved_in_and_asked_about(engine: Driver):
         ("convert", {"source": MODEL, "target": "/nowhere/x", "options": {"speed": 2}}),
         ("convert", {"source": MODEL, "target": "/nowhere/x", "awq": "maybe"}),
         ("calibrate", {"model": "/nowhere", "output": "/nowhere/x"}),
-        ("eval", {"model": "/nowhere"}),
+        ("eval", {"models": ["/nowhere"]}),
+        ("eval", {"models": []}),
         ("compare", {"models": ["/nowhere"], "text": "x"}),
         ("bench", {"models": []}),
         ("bench", {"models": [5]}),

@@ -121,7 +121,7 @@ def play_jobs(played: Played, folder: Path, model: str) -> None:
     ask, small, text = played.ask, str(folder / "tiny-4bit"), str(folder / "text.txt")
     ask("convert", source=model, target=small, options=QUANTIZED)
     ask("calibrate", model=model, output=str(folder / "x.gguf"), data=text, chunk_size=64, chunks=2)
-    ask("eval", model=small, reference=model, data=text, context=64)
+    ask("eval", models=[small], reference=model, data=text, context=64)
     ask("bench", models=[model], runs=1)
     ask("compare", models=[model, small], text="hello", settings=BRIEF)
     ask("inspect", model=model)

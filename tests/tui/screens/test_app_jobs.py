@@ -37,6 +37,7 @@ def rows(it: Running) -> list[str]:
 # --- failures ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(100, 30), (60, 16)])
 @pytest.mark.parametrize("how", ["refused", "killed"])
 def test_a_failed_job_is_red_whole_and_without_its_progress(tmp_path: Path, size: tuple[int, int], how: str):

@@ -31,6 +31,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["no-such-editor --wait", "/nonexistent/editor", "'open", "''"])
 @pytest.mark.parametrize("way", ["ctrl+g", "/edit"])
 def test_an_editor_that_cannot_start_leaves_the_screen_alone(
@@ -111,6 +112,7 @@ def marked_options(options: OptionList) -> set[int]:
     return {options._lines[options.scroll_offset.y + y][0] for y in marked}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [["f2"], ["f2", "down"], ["ctrl+p"], ["ctrl+s", "down"], [*"/he"]])
 def test_without_colours_lists_show_the_chosen_row_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: list[str]

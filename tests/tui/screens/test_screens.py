@@ -94,6 +94,7 @@ def in_sessions(tmp_path: Path, store: Store, **options: Any) -> Callable[[Check
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_conversations_are_listed_in_windows_of_all_sizes(tmp_path: Path, store: Store, size):
     @in_sessions(tmp_path, store, size=size)
@@ -164,6 +165,7 @@ def test_a_conversation_is_renamed(tmp_path: Path, store: Store):
         await it.until(lambda: it.app.screen is screen)
 
 
+@pytest.mark.slow
 def test_a_conversation_is_exported_and_a_taken_name_is_refused(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
@@ -279,7 +281,7 @@ def test_a_letter_in_the_list_is_a_command(tmp_path: Path, models: Path, monkeyp
         await it.pilot.press("b", "c")
         await it.until(lambda: isinstance(it.app.screen, ConvertForm))
         await it.pilot.press("enter")
-        await it.until(lambda: len(lines) == 2)
+        await it.until(lambda: len(lines) == 2 and it.app.screen is screen)
         await it.pilot.press("i")
         expected = [f"/{name} {models / 'beta'}" for name in ("bench", "convert", "inspect")]
         expected[1] += " -q --q-recipe none --q-bits 4"
@@ -298,6 +300,16 @@ async def convert_form(it: Running, screen: ModelsScreen) -> ConvertForm:
 
 def words_of(form: ConvertForm) -> str:
     return "\n".join(str(one.content) for one in form.query(Static))
+
+
+def test_a_form_that_is_closed_before_it_planned_does_no_harm(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        form = await convert_form(it, screen)
+        await it.pilot.press("escape")
+        await it.until(lambda: it.app.screen is screen and not form.is_attached)
+        worker = form.refresh_plan()
+        await worker.wait()
 
 
 @pytest.mark.slow
@@ -432,6 +444,7 @@ def test_a_model_on_its_way_out_is_kept_with_one_key(tmp_path: Path, models: Pat
         assert (models / "beta").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["escape", "d"])
 def test_no_time_to_keep_a_model_is_left_when_one_goes_on(tmp_path: Path, models: Path, after: str):
     """To the chat, or to the next deletion."""

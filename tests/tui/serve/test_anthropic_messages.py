@@ -23,6 +23,7 @@ def text_of(message: anthropic.types.Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
+@pytest.mark.slow
 def test_an_answer_comes_whole_without_a_thought_unless_it_is_asked_for(claude: anthropic.Anthropic):
     message = claude.messages.create(messages=ASKED, **SETTINGS)
     assert kinds(message) == ["text"]

@@ -25,6 +25,7 @@ def assert_valid(text: str) -> None:
     jsonschema.validate(json.loads(text), SCHEMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("effort", ["none", "medium"])
 def test_a_chat_answers_in_the_form_of_a_schema(client: openai.OpenAI, strict: bool, effort: str):

@@ -113,6 +113,7 @@ def test_a_body_that_is_too_long_is_refused(http: httpx2.Client):
     assert response.json()["error"]["code"] == "body_too_long"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "kind"), [("/v1/messages", "authentication_error"), ("/v1/models", "invalid_request_error")]
 )

@@ -24,6 +24,7 @@ def without_ids(items: Any) -> list[dict[str, Any]]:
     return kept
 
 
+@pytest.mark.slow
 def test_a_response_has_a_reasoning_item_and_a_message(client: openai.OpenAI):
     response = client.responses.create(input=PARIS, instructions="Be brief.", **SETTINGS)
     assert [item.type for item in response.output] == ["reasoning", "message"]
@@ -33,6 +34,7 @@ def test_a_response_has_a_reasoning_item_and_a_message(client: openai.OpenAI):
     assert response.usage.output_tokens_details.reasoning_tokens > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SETTINGS, QUICK], ids=["with a thought", "without"])
 def test_a_stream_adds_up_to_the_whole_response(client: openai.OpenAI, settings: Any):
     whole = client.responses.create(input=PARIS, **settings)

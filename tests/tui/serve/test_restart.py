@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qchat.tui.chat.client import EngineClient
 from tests.tui.serve.running_server import RunningServer
 
@@ -25,6 +27,7 @@ def question(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+@pytest.mark.slow
 def test_the_first_request_after_a_restart_finds_what_was_read_on_disk(tmp_path: Path):
     store = tmp_path / "conversations.db"
     with RunningServer(EngineClient, store=store) as server:
@@ -41,6 +44,7 @@ def test_the_first_request_after_a_restart_finds_what_was_read_on_disk(tmp_path:
     assert kept
 
 
+@pytest.mark.slow
 def test_without_a_store_nothing_is_kept(tmp_path: Path):
     with RunningServer(EngineClient) as server:
         ask(server, question("What is the capital of France?"))

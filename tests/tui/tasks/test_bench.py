@@ -104,6 +104,7 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(words: str, sentence: str
     assert out == "" and sentence in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_figures_that_cannot_be_kept_are_a_notice(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):

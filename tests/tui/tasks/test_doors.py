@@ -217,7 +217,7 @@ def test_options_actions_and_choices_are_completed(tmp_path: Path):
     assert lines("/sessions exp") == ["/sessions export"]
     assert lines("/sessions export --fo") == ["/sessions export --force"]
     assert lines("/eval x --reference buil") == ["/eval x --reference built-in"]
-    assert lines("/eval x buil") == []
+    assert lines("/inspect x buil") == []
     assert lines("/models rm buil") == ["/models rm built-in"]
 
 

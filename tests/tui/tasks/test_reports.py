@@ -8,7 +8,7 @@ import pytest
 from qchat.core import inspect_model, plan_folder
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.measuring import evaluate
-from qchat.core.measuring.evaluate import evaluate_model
+from qchat.core.measuring.evaluate import evaluate_models
 from qchat.core.quant.plan import as_json, make_plan
 from qchat.core.quant.recipes import Options
 from qchat.tui.cli.main import main
@@ -26,11 +26,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_a_row_for_every_kind_of_text(raw: Path, monkeypatch: pytest.MonkeyPatch):
     packed = raw.parent / "packed"
     quantize_checkpoint(raw, packed, (4, 32, "affine"))
     monkeypatch.setattr(evaluate, "packaged_texts", lambda: {"one": PASSAGE, "two": PASSAGE[:100]})
-    told = report_plain(task("eval").report(evaluate_model(packed, raw, context=128))).splitlines()
+    told = report_plain(task("eval").report(evaluate_models([packed], raw, context=128))).splitlines()
     table = told[:4]
     assert [line.split()[0] for line in table] == ["text", "one", "two", "all"]
     assert len({len(line) for line in table}) == 1
@@ -38,7 +39,9 @@ def test_an_evaluation_has_a_row_for_every_kind_of_text(raw: Path, monkeypatch: 
 
 def test_without_a_reference_an_evaluation_says_nothing_of_divergence(raw: Path, tmp_path: Path):
     (tmp_path / "passage.txt").write_text(PASSAGE)
-    told = report_plain(task("eval").report(evaluate_model(raw, data=tmp_path / "passage.txt", context=64)))
+    told = report_plain(
+        task("eval").report(evaluate_models([raw], data=tmp_path / "passage.txt", context=64))
+    )
     assert "KL" not in told
 
 

@@ -159,6 +159,7 @@ def test_the_line_of_progress_has_bytes_and_time_left_in_a_terminal_of_80_column
     assert progress_line(DownloadProgress(0, 0, "downloading")) == "100%  0.00 of 0.00 GB  downloading"
 
 
+@pytest.mark.slow
 def test_an_interrupted_pull_says_that_it_can_go_on(server: Hub, tmp_path: Path):
     server.faults.extend([None, None])  # config and index
     server.always = Fault("slow", seconds=3.0)
