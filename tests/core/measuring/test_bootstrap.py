@@ -25,7 +25,10 @@ def test_tokens_that_fail_together_make_it_wider():
 
 def test_nineteen_of_twenty_intervals_hold_the_true_mean():
     draw = np.random.default_rng(3)
-    held = [low < 1 < high for low, high in (mean_interval(draw.exponential(1, 2048).tolist()) for _ in range(200))]
+    held = [
+        low < 1 < high
+        for low, high in (mean_interval(draw.exponential(1, 2048).tolist()) for _ in range(200))
+    ]
     assert 0.9 < np.mean(held) < 0.99
 
 
