@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format lint types imports test test-all fuzz pictures tables bench-conversation bench-peer
-.PHONY: bench-convert bench-ui bench-start bench-turns bench-drafts bench-serve bench-gpu
+.PHONY: bench-convert bench-quality bench-ui bench-start bench-turns bench-drafts bench-serve bench-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-peer: ## race mlx-lm and llama.cpp on one model, in tokens/s (needs the `p
 
 bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_convert.py
+
+bench-quality: ## measure KL against size: ours, mlx-lm's, and llama.cpp's with LLAMA_CPP=FOLDER (needs the `peers` group)
+	$(PYTHON) tests/peers/bench_quality.py $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
 bench-drafts: ## measure tokens/s with and without drafts where a reply rewrites a file of its prompt
 	PYTHONPATH=.dev:. $(PYTHON) tests/bench_drafts.py

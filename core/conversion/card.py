@@ -7,6 +7,7 @@ others wrote stay. Publishes nothing.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelError, UsageError
 from ..hub.cache import FOLDER
@@ -69,8 +70,11 @@ def _logits_sentence(check: Check) -> str:
     )
 
 
-def render_folder_card(folder: Path) -> str:
-    """The card of the model in `folder`, remade from what it holds. Raises ModelError if it cannot load."""
+def render_folder_card(folder: Path, figures: Mapping[str, Any] | None = None) -> str:
+    """The card of the model in `folder`, remade from what it holds and the `figures` of `Measurements`.
+
+    Raises ModelError if the model cannot load.
+    """
     inspection = inspect_model(folder)
     path = folder / CARD_NAME
     old = read_text(path, ModelError, MAX_CARD_NBYTES) if path.exists() else ""
@@ -83,13 +87,26 @@ def render_folder_card(folder: Path) -> str:
         (row.kind, str(row.code), len(row.tensors), row.nbytes, row.bits_per_weight)
         for row in (*inspection.classes, inspection.total)
     )
+    if figures and figures.get("kl_interval"):
+        sections["Quality"] = _quality(figures)
     if inspection.repairs and "What the source needed" not in sections:
         sections["Notes"] = _bullets(inspection.repairs)
     texts = (f"## {name}\n\n{text}" for name, text in sections.items())
     return "\n\n".join([front, _update_head(head or f"# {model_name(folder)}", inspection), *texts]) + "\n"
 
 
-def write_folder_card(folder: Path) -> Path:
+def _quality(figures: Mapping[str, Any]) -> str:
+    low, high = figures["kl_interval"]
+    return (
+        f"Measured with `qchat eval` over {figures['tokens']:,} tokens that no calibration saw, against "
+        f"{model_name(Path(figures['reference']))}: mean KL divergence {figures['kl_mean']:.4f} nats (95 % "
+        f"interval {low:.4f} to {high:.4f}), 99th percentile {figures['kl_p99']:.3f}, the same most likely "
+        f"token {figures['top1_agreement']:.1%} of the time, perplexity {figures['perplexity']:.4g} instead "
+        f"of {figures['reference_perplexity']:.4g}."
+    )
+
+
+def write_folder_card(folder: Path, figures: Mapping[str, Any] | None = None) -> Path:
     """Put the remade card into `folder`.
 
     Raises ModelError, and UsageError for a folder in the hub's cache, whose files are shared.
@@ -97,7 +114,7 @@ def write_folder_card(folder: Path) -> Path:
     path = folder / CARD_NAME
     if path.is_symlink() or any(FOLDER.fullmatch(parent.name) for parent in folder.absolute().parents):
         raise UsageError(f"{folder} is in the cache that other tools share: copy it first, or print the card")
-    text = render_folder_card(folder)
+    text = render_folder_card(folder, figures)
     try:
         write_file(path, text.encode())
     except OSError as error:

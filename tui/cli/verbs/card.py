@@ -1,10 +1,11 @@
-"""Rewrite the card of a model folder, its README.md, from what the folder holds. Sections that others wrote
-are kept, and nothing is published."""
+"""Rewrite the card of a model folder, its README.md, from what the folder holds and what `qchat eval`
+measured of it. Sections that others wrote are kept, and nothing is published."""
 
 import argparse
 import sys
 
 from ...text.output import write
+from ...user.paths import measurements_file
 from . import model_folder
 
 
@@ -15,11 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write or print the card; return the exit code. Raises QchatError."""
+    from ....core import Measurements
     from ....core.conversion import card
 
     folder = model_folder(args.model)
+    figures = Measurements(measurements_file()).find(folder)
     if args.print:
-        write(sys.stdout, card.render_folder_card(folder))
+        write(sys.stdout, card.render_folder_card(folder, figures))
     else:
-        write(sys.stdout, f"{card.write_folder_card(folder)}\n")
+        write(sys.stdout, f"{card.write_folder_card(folder, figures)}\n")
     return 0

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from qchat.core import BUILT_IN_MODEL
+from qchat.core import BUILT_IN_MODEL, Measurements
 from qchat.core.conversion.card import render_folder_card, write_folder_card
 from qchat.core.errors import UsageError
+from qchat.core.measuring.results import Score
 from qchat.tui.cli.main import main
-from qchat.tui.user.paths import config_file
+from qchat.tui.user.paths import config_file, measurements_file
 from tests.checkpoints import quantize_checkpoint, write_checkpoint
 
 
@@ -60,6 +61,16 @@ def test_the_card_of_a_conversion_keeps_its_sections():
     sections = [line for line in old.splitlines() if line.startswith("## ")]
     assert [line for line in new.splitlines() if line.startswith("## ")] == sections
     assert old.split("---\n")[1] == new.split("---\n")[1]
+
+
+def test_what_was_measured_of_the_model_is_told(model: Path, capsys: pytest.CaptureFixture[str]):
+    score = Score("all", 4096, 9.5, 9.25, 0.0125, 0.25, 0.9375, (0.012, 0.013))
+    figures = {"reference": "/models/original", **vars(score)}
+    Measurements(measurements_file()).add(model, figures)
+    assert main(["card", str(model), "--print"]) == 0
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Measured with")]
+    assert "over 4,096 tokens that no calibration saw, against original:" in told
+    assert "0.0125 nats (95 % interval 0.0120 to 0.0130)" in told and "93.8% of the time" in told
 
 
 def test_a_printed_card_is_not_written(model: Path, capsys: pytest.CaptureFixture[str]):
