@@ -60,6 +60,7 @@ class Activity:
     first_token: float | None = None
     done: Done | None = None
     end: str = "unfinished"  # a finish reason, the status of an error, or `counted`
+    ended: float | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -82,8 +83,8 @@ class Activity:
 class Backend:
     """The engine as HTTP handlers see it.
 
-    `on_end` is called when a request ends. `activities` are the requests under way by number. `memory` is
-    what the engine reported last.
+    `on_begin` is called when a request arrives, `on_end` when it ends. `activities` are the requests under
+    way by number. `memory` is what the engine reported last.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Backend:
         self.source, self.queue = source, FairQueue(max_waiting)
         self.settings = {"max_new_tokens": UNLIMITED, **(settings or {})}
         self.activities: dict[int, Activity] = {}
+        self.on_begin: Callable[[Activity], None] = lambda _: None
         self.on_end: Callable[[Activity], None] = lambda _: None
         self.memory: Memory | None = None
         self._numbers = count(1)
@@ -137,6 +139,7 @@ class Backend:
     async def _activity(self, client: str, path: str) -> AsyncIterator[Activity]:
         number, activity = next(self._numbers), Activity(client, path, time.monotonic())
         self.activities[number] = activity
+        self.on_begin(activity)
         try:
             yield activity
         except RequestError as error:
@@ -144,6 +147,7 @@ class Backend:
             raise
         finally:
             del self.activities[number]
+            activity.ended = time.monotonic()
             self.on_end(activity)
 
     @asynccontextmanager

@@ -87,9 +87,9 @@ class Server:
         with contextlib.closing(self._socket):
             await self._server.serve(sockets=[self._socket])
 
-    def stop(self) -> None:
-        """End the server; replies that run are cancelled."""
-        self._server.should_exit = True
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the server; cancel the replies that run, `at_once` without waiting for their clients."""
+        self._server.should_exit, self._server.force_exit = True, at_once
 
 
 class _QuietServer(uvicorn.Server):
@@ -105,7 +105,8 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = words.split(" (while")[0]  # asked for this address, which the sentence names
         raise UsageError(f"cannot listen on {host}, port {port}: {why}") from error
 
 
