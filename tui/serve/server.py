@@ -48,13 +48,14 @@ class ServeOptions:
 
 
 class Server:
-    """One HTTP server in the running event loop."""
+    """One HTTP server in the running event loop; `url` is its address."""
 
     def __init__(self, backend: Backend, options: ServeOptions):
         """Bind the socket. Raises UsageError where that fails, or as `ServeOptions.check` does."""
         options.check()
         self.backend, self.options = backend, options
         self._socket = _bind(options.host, options.port)
+        self.url = url_of(*self._socket.getsockname()[:2])
         guard = Guard(options.host, options.key, options.origins, options.names)
         app = make_app(backend, guard)
         if options.log_requests:
@@ -70,11 +71,6 @@ class Server:
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         self._server = _QuietServer(config)
-
-    @property
-    def url(self) -> str:
-        """The address of the server."""
-        return url_of(*self._socket.getsockname()[:2])
 
     @property
     def greeting(self) -> str:
