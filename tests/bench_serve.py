@@ -25,6 +25,7 @@ from qchat.core.text.tokenizer import Tokenizer
 from tests.tui.serve.running_server import RunningServer
 
 ROUNDS, TOKENS, PROMPT_TOKENS = 5, 200, 2000
+PEER_NAME = "mlx_lm.server"
 PEER = os.environ.get("MLX_LM_PYTHON", sys.executable)
 START_SECONDS = 120.0
 USAGE = {"stream_options": {"include_usage": True}}
@@ -96,27 +97,39 @@ def measure_alone(folder: Path, prompt: str) -> float:
 
 
 def peer_urls(folder: Path) -> Iterator[str]:
-    """Start `mlx_lm.server` on the folder and yield its address; nothing where mlx-lm is not installed."""
-    if subprocess.run([PEER, "-c", "import mlx_lm"], capture_output=True).returncode:
+    """Start `mlx_lm.server` on the folder and yield its address; print why where that fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if subprocess.run([PEER, "-c", "import mlx_lm"], capture_output=True, env=environment).returncode:
+        print(f"{PEER_NAME:<16} not measured: {PEER} has no mlx-lm; MLX_LM_PYTHON names another Python")
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [PEER, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and process.poll() is None:
-            try:
-                httpx2.get(f"{url}/health", timeout=1)
-            except httpx2.HTTPError:
-                time.sleep(0.2)
-                continue
-            yield url
-            break
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            if _answers(url, process):
+                yield url
+            else:
+                log.seek(0)
+                print(f"{PEER_NAME:<16} not measured: it did not start: {log.read().strip()[-500:]}")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a server answers; return False if it ends, or takes too long."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            httpx2.get(f"{url}/health", timeout=1)
+        except httpx2.HTTPError:
+            time.sleep(0.2)
+            continue
+        return True
+    return False
 
 
 def report(name: str, first: float, each: float, alone: float | None = None) -> None:
@@ -137,7 +150,7 @@ def main() -> None:
         with RunningServer(model=folder, settings={"stop_loops": False}) as server:
             report("qchat serve", *measure(server.url, prompt), alone)
         for url in peer_urls(folder):
-            report("mlx_lm.server", *measure(url, prompt, model=str(folder)))
+            report(PEER_NAME, *measure(url, prompt, model=str(folder)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..calls.toolcalls import ToolCallParser
 from ..conversation.encoder import Encoder
 from ..conversation.reply import PendingReply, ReplyContext, Signals
 from ..conversation.transcript import History, Input, Output, branch
@@ -21,7 +22,6 @@ from ..prompt_cache.live_state import LiveState
 from ..quoting import quote_value
 from ..storage.state_files import SERVED
 from ..text.messages import arrange_messages
-from ..text.toolcalls import ToolCallParser
 from .histories import Histories
 
 

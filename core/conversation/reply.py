@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..calls.call_grammar import call_style
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
 from ..events import Done, Event, FinishReason, Logprobs, Prefill, Sync, TokenProbability
@@ -20,7 +21,6 @@ from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
 from ..prompt_cache.snapshots import SnapshotKind
-from ..text.call_grammar import call_style
 from ..text.reply_parser import leaves_thought_open
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText
@@ -31,6 +31,7 @@ LOOP_IN_THOUGHT = "the thought had begun to repeat itself without end and was cl
 CIRCLING_THOUGHT = "the thought kept returning to the same sentences and was closed"
 CONTEXT_FULL = "the context of {:,} tokens is full: start a new conversation or shorten this one"
 CLOSED_ON_REQUEST = "the thought was closed on request"
+UNREAD_CALL = "a tool call in the answer could not be read and was left as text"
 
 
 @dataclass(frozen=True)
@@ -258,13 +259,19 @@ class PendingReply:
             generated_tokens=len(self.output.ids),
             thinking_cut=text.thinking,
             context_full=full,
-            detail=CONTEXT_FULL.format(self._context.context_limit) if full else self._detail,
+            detail=self._explain(full=full),
             tool_calls=tuple(text.calls),
             stop_string=text.stop_string,
         )
         if not self.settings.report_performance:
             return done
         return replace(done, performance=self._clock.performance(self.prefilled_tokens))
+
+    def _explain(self, *, full: bool) -> str:
+        """Return what the user should know about the end of the reply."""
+        if full:
+            return CONTEXT_FULL.format(self._context.context_limit)
+        return self._detail or (UNREAD_CALL if self._text.has_unread_call else "")
 
     def settle(self) -> None:
         """Write the message into the output, even if the reply was abandoned."""

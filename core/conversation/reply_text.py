@@ -1,6 +1,7 @@
 """The text of one reply as its ids are drawn: thought, answer and tool calls, as events.
 
 Holds back what may become a stop string or a tool call. A call that the end of the reply cuts off stays text.
+Whole calls at the end of a thought count where no answer follows: models forget to end the thought.
 """
 
 from bisect import bisect_right
@@ -8,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..calls.toolcalls import Piece, ToolCallParser
 from ..events import Text, Thought, ToolUse
 from ..generation.endings import StopStrings
 from ..text.reply_parser import Kind, PlainParser, ReplyParser
 from ..text.tokenizer import Tokenizer
-from ..text.toolcalls import Piece, ToolCallParser
 
 TextEvent = Thought | Text | ToolUse
 
@@ -34,6 +35,7 @@ class ReplyText:
         self._tokenizer = tokenizer
         self._parser = PlainParser(tokenizer) if is_plain else ReplyParser(tokenizer, inside=thinking)
         self._stops = StopStrings(stops)
+        self._tools = tools
         self._call_parser = ToolCallParser(tools) if tools else None
         self._include_reasoning = include_reasoning
         self._unreported = 0
@@ -60,6 +62,11 @@ class ReplyText:
     def stop_string(self) -> str:
         """The stop string that was found; empty without one."""
         return self._stops.matched
+
+    @property
+    def has_unread_call(self) -> bool:
+        """Whether the answer holds what began as a call, and could not be read."""
+        return self._call_parser is not None and self._call_parser.unread > 0
 
     @property
     def provisional(self) -> str:
@@ -94,6 +101,19 @@ class ReplyText:
         yield from self._answer(self._stops.flush())
         if self._call_parser:
             yield from map(self._report, self._call_parser.flush(cut=cut))
+        if self._tools and not (cut or self.calls or self.text.strip()):
+            yield from map(self._report, self._calls_in_thought())
+
+    def _calls_in_thought(self) -> list[ToolUse]:
+        """Return the whole calls that end the thought."""
+        parser, found = ToolCallParser(self._tools), list[ToolUse]()
+        for piece in [*parser.add(self.thought), *parser.flush(cut=True)]:
+            if isinstance(piece, ToolUse):
+                found.append(piece)
+            elif piece.strip():
+                found.clear()
+        names = {tool.get("function", tool)["name"] for tool in self._tools}
+        return found if names.issuperset(call.name for call in found) else []
 
     def _split(self, pieces: Iterable[tuple[Kind, str]]) -> Iterator[TextEvent]:
         for kind, text in pieces:

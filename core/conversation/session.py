@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ..calls.toolcalls import ToolCallParser
 from ..engine.engine import Engine
 from ..errors import QchatError, UsageError
 from ..events import Done, Event, Notice, Sync
@@ -20,7 +21,6 @@ from ..prompt_cache.live_state import LiveState
 from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
 from ..text.template import check_messages
-from ..text.toolcalls import ToolCallParser
 from .encoder import Encoder, Prompt
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..calls.call_grammar import NO_CALLS, CallGrammar, CallStyle
+from ..calls.json_grammar import Schema, json_rule
 from ..errors import UsageError
 from ..machine.backend import mx
-from ..text.call_grammar import NO_CALLS, CallGrammar, CallStyle
-from ..text.json_grammar import Schema, json_rule
 from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+# a small model that must call without sampling repeats its call as long as it may
+MAX_FORCED_CALLS = 8
 MISSING = "constrained replies need llguidance: install qchat with the extra `structured`"
 
 
@@ -28,8 +30,8 @@ MISSING = "constrained replies need llguidance: install qchat with the extra `st
 class AnswerForm:
     """What an answer must be: JSON of `schema`, calls of `tools`, or text; None for `schema` is text.
 
-    `forced_call` names the one tool that is called, at least once; empty means any. Arguments satisfy
-    the schemas of `strict` tools, and in a forced call of every tool.
+    `forced_call` names the one tool that is called, at least once and at most MAX_FORCED_CALLS times; empty
+    means any. Arguments satisfy the schemas of `strict` tools, and in a forced call of every tool.
     """
 
     schema: Schema | None = None
@@ -57,7 +59,8 @@ class AnswerForm:
         if tools := [t for t in self.tools if self.forced_call in (None, "", t.get("function", t)["name"])]:
             forced = self.forced_call is not None
             call = calls.add_calls(tools, checked=lambda name: forced or name in self.strict)
-            answers.append(f'{call} ("\\n" {call})*')
+            more = f"{{0,{MAX_FORCED_CALLS - 1}}}" if forced else "*"
+            answers.append(f'{call} ("\\n" {call}){more}')
             if self.schema is None and not forced:
                 rules.append(f"TEXT: /(?s:.+)/ & {NO_CALLS}")
                 answers = ["TEXT", f"TEXT? {answers[0]}"]

@@ -23,7 +23,7 @@ from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
 from .meter import Meter, Phase, Status
 from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, record_settings, reply_text
-from .view import View
+from .view import Companion, View
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
@@ -65,8 +65,8 @@ class Chat:
         self.job_queue = JobQueue(self, job_client_factory or client_factory, view.job_changed)
         self._path: str | None = None  # of the model that is loaded, or to be loaded
         self._call: Call | None = None
-        self._busy = False
-        self._leaving = False
+        self._busy = self._leaving = False
+        self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
         self.kept_results = KeptResults(store, view.note)
         self._interrupted: Turn | None = None
@@ -157,6 +157,8 @@ class Chat:
         self.queue.clear()
         for job in self.jobs:
             job.cancel()
+        if self.server is not None:
+            await self.server.stop(at_once=True)
         with suppress(QchatError, TimeoutError):
             await asyncio.wait_for(self._stopped(), STOP_SECONDS)
             if self.client is not None and self.model is not None:

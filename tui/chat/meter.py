@@ -29,7 +29,8 @@ class Status:
     `seconds` counts from the beginning of the task. `history_of_speed` has the tokens/s of the last quarter
     seconds, oldest first; `bandwidth_share` is the share of the copy bandwidth that decoding uses.
     `draft_cost` and `draft_gain` of the last reply are relative to steps and speed without drafts. `last` is
-    the end of the last reply, `reason` why the engine is dead, `background` its work beside all calls.
+    the end of the last reply, `reason` why the engine is dead, `background` its work beside all calls,
+    `serving` the requests of a server beside the chat.
     """
 
     phase: Phase = "starting"
@@ -54,6 +55,7 @@ class Status:
     last: Done | None = None
     reason: str = ""
     background: str = ""
+    serving: str = ""
 
 
 class Meter:

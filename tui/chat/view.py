@@ -17,6 +17,26 @@ if TYPE_CHECKING:
 NoteKind = Literal["info", "warning", "error"]
 
 
+class Companion(Protocol):
+    """A server that runs beside a chat and ends with it."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def greeting(self) -> str:
+        """A sentence that says what is served where."""
+        ...
+
+    def report(self) -> "Report":
+        """Return a table of its requests."""
+        ...
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End it, `at_once` without waiting for anybody."""
+        ...
+
+
 class View(Protocol):
     """A front end as a chat sees it; every method is called on the event loop."""
 

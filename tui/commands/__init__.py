@@ -14,7 +14,7 @@ from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, models, sessions, settings, thinking, view
+from . import conversation, models, serve, sessions, settings, thinking, view
 from .base import Command, Front, starting
 from .task_command import TaskCommand
 
@@ -87,6 +87,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions.Import(),
     view.Find(),
     *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
+    serve.Serve(),
     view.Theme(),
     view.Keys(),
     view.Mouse(),

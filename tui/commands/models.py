@@ -47,6 +47,8 @@ class Model(Command):
             folder = await resolve(chat, front, name)
             await chat.load(str(folder))
             note_other_model(chat, front)
+            if chat.server is not None:
+                front.note(chat.server.greeting)
             chat.settings.change("model", str(folder), f"/{self.name}")
             remember(chat, folder)
 

@@ -29,7 +29,7 @@ from ..widgets.transcript.transcript import Transcript
 from .dialogs import Choose, Confirm
 
 # the module of each screen; without one a report is printed
-SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme")} | {
+SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme", "serve")} | {
     "keys": "help"
 }
 JOB_SECONDS = 0.25

@@ -40,6 +40,10 @@ class Sheet(ModalScreen[str | None]):
             yield Static(key_line((("↑↓ pgup pgdn", "scroll"), ("esc", "close"))), id="sheet-keys")
 
     def on_resize(self, _: events.Resize) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw the reports as they are now."""
         width = max(20, self.size.width - 4)
         content = Content("\n\n").join([drawn(report, width) for report in self.reports()])
         for text in self.query("#sheet-report").results(Static):  # none while the screen is being closed

@@ -29,7 +29,7 @@ class Completion:
     `forced_call` names a tool that must be called; empty means any. The arguments of `strict_tools` satisfy
     their schemas. `constraint` is the form that the answer
     must have, as the client wrote it: `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`.
-    Without `parallel_calls` the reply ends with its first call.
+    Without `parallel_calls` the reply ends with its first call, and a forced one before it repeats a call.
     """
 
     messages: list[dict[str, Any]] | None = None
@@ -60,6 +60,7 @@ class Activity:
     first_token: float | None = None
     done: Done | None = None
     end: str = "unfinished"  # a finish reason, the status of an error, or `counted`
+    ended: float | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -82,8 +83,8 @@ class Activity:
 class Backend:
     """The engine as HTTP handlers see it.
 
-    `on_end` is called when a request ends. `activities` are the requests under way by number. `memory` is
-    what the engine reported last.
+    `on_begin` is called when a request arrives, `on_end` when it ends. `activities` are the requests under
+    way by number. `memory` is what the engine reported last.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Backend:
         self.source, self.queue = source, FairQueue(max_waiting)
         self.settings = {"max_new_tokens": UNLIMITED, **(settings or {})}
         self.activities: dict[int, Activity] = {}
+        self.on_begin: Callable[[Activity], None] = lambda _: None
         self.on_end: Callable[[Activity], None] = lambda _: None
         self.memory: Memory | None = None
         self._numbers = count(1)
@@ -110,8 +112,8 @@ class Backend:
             activity.running = True
             async with self._call("complete", completion.parameters()) as call:
                 events = self._follow(call, activity)
-                if not completion.parallel_calls:
-                    events = _to_first_call(events, call)
+                if not completion.parallel_calls or completion.forced_call is not None:
+                    events = _bounded_calls(events, call, one=not completion.parallel_calls)
                 async with aclosing(events):
                     async for event in events:
                         yield event
@@ -137,6 +139,7 @@ class Backend:
     async def _activity(self, client: str, path: str) -> AsyncIterator[Activity]:
         number, activity = next(self._numbers), Activity(client, path, time.monotonic())
         self.activities[number] = activity
+        self.on_begin(activity)
         try:
             yield activity
         except RequestError as error:
@@ -144,6 +147,7 @@ class Backend:
             raise
         finally:
             del self.activities[number]
+            activity.ended = time.monotonic()
             self.on_end(activity)
 
     @asynccontextmanager
@@ -183,15 +187,25 @@ async def _finish(call: Call) -> None:
         await call.result()
 
 
-async def _to_first_call(events: AsyncGenerator[CallEvent], call: Call) -> AsyncGenerator[CallEvent]:
-    """Yield the events up to the first tool call, then `Done` as if the reply had ended there."""
-    first: ToolUse | None = None
+async def _bounded_calls(
+    events: AsyncGenerator[CallEvent], call: Call, *, one: bool
+) -> AsyncGenerator[CallEvent]:
+    """Yield the events up to the first call if `one` is wanted, or to the first that repeats an earlier one.
+
+    Then `Done` as if the reply had ended there: a small model that must call repeats itself.
+    """
+    taken: list[ToolUse] = []
+    ended = False
     async with aclosing(events):
         async for event in events:
-            if first is None:
+            if isinstance(event, Done):
+                yield replace(event, finish_reason="stop", tool_calls=tuple(taken)) if ended else event
+            elif isinstance(event, ToolUse) and not ended:
+                repeats = any((event.name, event.arguments) == (past.name, past.arguments) for past in taken)
+                if not repeats:
+                    taken.append(event)
+                    yield event
+                if ended := one or repeats:
+                    call.cancel()
+            elif not ended:
                 yield event
-            if isinstance(event, Done) and first is not None:
-                yield replace(event, finish_reason="stop", tool_calls=(first,))
-            elif isinstance(event, ToolUse) and first is None:
-                first = event
-                call.cancel()

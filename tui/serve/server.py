@@ -48,13 +48,14 @@ class ServeOptions:
 
 
 class Server:
-    """One HTTP server in the running event loop."""
+    """One HTTP server in the running event loop; `url` is its address."""
 
     def __init__(self, backend: Backend, options: ServeOptions):
         """Bind the socket. Raises UsageError where that fails, or as `ServeOptions.check` does."""
         options.check()
         self.backend, self.options = backend, options
         self._socket = _bind(options.host, options.port)
+        self.url = url_of(*self._socket.getsockname()[:2])
         guard = Guard(options.host, options.key, options.origins, options.names)
         app = make_app(backend, guard)
         if options.log_requests:
@@ -72,11 +73,6 @@ class Server:
         self._server = _QuietServer(config)
 
     @property
-    def url(self) -> str:
-        """The address of the server."""
-        return url_of(*self._socket.getsockname()[:2])
-
-    @property
     def greeting(self) -> str:
         """A sentence that says what is served where."""
         key = " with the API key" if self.options.key else ""
@@ -87,9 +83,9 @@ class Server:
         with contextlib.closing(self._socket):
             await self._server.serve(sockets=[self._socket])
 
-    def stop(self) -> None:
-        """End the server; replies that run are cancelled."""
-        self._server.should_exit = True
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the server; cancel the replies that run, `at_once` without waiting for their clients."""
+        self._server.should_exit, self._server.force_exit = True, at_once
 
 
 class _QuietServer(uvicorn.Server):
@@ -105,7 +101,8 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = words.split(" (while")[0]  # asked for this address, which the sentence names
         raise UsageError(f"cannot listen on {host}, port {port}: {why}") from error
 
 

@@ -125,7 +125,7 @@ class Status(Line):
             pieces.append(Piece((("dim", "gain "), gain, ("dim", " cost "), cost), 9))
         if facts.bandwidth_share:
             pieces.append(Piece((("dim", "bw "), ("", f"{facts.bandwidth_share:.0%}")), 8))
-        return pieces
+        return [*pieces, *_background(facts)]
 
     def _ready(self, facts: "Facts") -> list[Piece]:
         if self.lent is not None:
@@ -146,7 +146,8 @@ class Status(Line):
 
 def _background(facts: "Facts") -> list[Piece]:
     """Name what the engine does besides, which a request may have to wait for."""
-    return [piece(printable(facts.background), "dim", 6)] if facts.background else []
+    served = [piece(f"⇅ {facts.serving}", "speed", 5)] if facts.serving else []
+    return [*served, *([piece(printable(facts.background), "dim", 6)] if facts.background else [])]
 
 
 def _waiting(lent: Lent) -> list[Piece]:

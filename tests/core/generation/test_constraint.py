@@ -15,7 +15,7 @@ from qchat.core.completion.completion import Completer, CompletionRequest
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
 from qchat.core.events import Done
-from qchat.core.generation.constraint import AnswerForm, Constraint, Vocabulary
+from qchat.core.generation.constraint import MAX_FORCED_CALLS, AnswerForm, Constraint, Vocabulary
 from qchat.core.generation.decode import Decoder
 from qchat.core.generation.sampling import Sampling
 from qchat.core.hub.catalog import BUILT_IN_MODEL
@@ -322,3 +322,15 @@ def test_without_llguidance_one_sentence_names_the_extra(engine: Engine, monkeyp
     with pytest.raises(UsageError, match="extra `structured`"):
         answer(fresh, CITY)
     assert Session(fresh).send("Hello", max_new_tokens=3).finish_reason == "length"
+
+
+def test_a_forced_call_ends_after_a_bounded_number_of_calls(engine: Engine):
+    """A model that samples nothing repeats its call as long as the grammar lets it."""
+    form = AnswerForm(tools=[tool("look", {"type": "object", "properties": {}})], forced_call="look")
+    call = engine.tokenizer.encode("<tool_call>\n<function=look>\n</function>\n</tool_call>")
+    more = [*engine.tokenizer.encode("\n"), *call]
+    matcher = engine.vocabulary.matcher(form.grammar(engine.tokenizer, after_thought=False))
+    most = call + more * (MAX_FORCED_CALLS - 1)
+    assert matcher.try_consume_tokens(most) == len(most)
+    assert matcher.is_accepting()
+    assert matcher.try_consume_tokens(more) == 0

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qchat.core.calls.toolcalls import Piece, ToolCallParser
 from qchat.core.errors import UsageError
 from qchat.core.events import ToolUse, to_json
 from qchat.core.text.template import BUILT_IN, Template
-from qchat.core.text.toolcalls import Piece, ToolCallParser
 from tests.golden.make_templates import TEMPLATES
 
 WEATHER = {

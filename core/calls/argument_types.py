@@ -1,7 +1,7 @@
 """Values of tool arguments: written as text by the model, read as what the tool's JSON schema allows.
 
-Reads JSON and Python literals. Follows references within the schema. A text that fits no allowed type stays
-text, and so does every value whose schema does not say.
+Reads JSON, also with faults, and Python literals. Follows references within the schema. A text that fits no
+allowed type stays text, and so does every value whose schema does not say.
 """
 
 import ast
@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .loose_json import read_loosely
 
 MAX_DEPTH = 16  # of references and combinations
 MAX_LITERAL = 100_000  # characters of a Python literal; JSON may be longer
@@ -51,6 +53,8 @@ class ArgumentType:
         if types <= {"string"}:
             return text
         value = _read(text)
+        if value is text and self.is_container:
+            value = _read_loosely(text)
         if "string" in types and not (value is None or isinstance(value, dict | list)):
             return text  # 7 may be meant as a string
         return _fitted(value, types, text)
@@ -186,6 +190,16 @@ def _read(text: str) -> Any:
         return json.loads(json.dumps(ast.literal_eval(tree), allow_nan=False))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def _read_loosely(text: str) -> Any:
+    """Return the faulty JSON written in `text`, or the text itself."""
+    words = text.strip()
+    try:
+        value, end = read_loosely(words)
+    except ValueError:
+        return text
+    return value if end == len(words) else text
 
 
 class _JsonWords(ast.NodeTransformer):
