@@ -24,7 +24,7 @@ __all__ = ["quick_keys"]
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
 CHAT = "/v1/chat/completions"
 ANSWER = {"method": "complete", "events": completion_events("Hello there")}
-SLOWLY = {"method": "complete", "events": completion_events("word " * 300), "seconds": 0.02}
+SLOWLY = {"method": "complete", "events": completion_events("word " * 3000), "seconds": 0.02}
 
 
 @asynccontextmanager
