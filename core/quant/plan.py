@@ -17,6 +17,7 @@ from ..checkpoint.packed import Geometry
 from ..errors import ConfigError, QchatError, UsageError
 from ..machine.files import read_json
 from ..quoting import quote_value
+from .recipe_file import RecipeFile
 from .recipes import VARIANTS, Options, Recipe, check_parts
 from .results import PlannedClass, PlanSummary
 
@@ -97,9 +98,12 @@ class Plan:
         return bandwidth_gb_s * GB / self.total.read_nbytes
 
 
-def make_plan(config: ModelConfig, options: Options) -> Plan:
-    """The plan for a model of this config. Raises UsageError and ConfigError."""
-    recipe = Recipe.build(options, config)
+def make_plan(config: ModelConfig, options: Options, table: RecipeFile | None = None) -> Plan:
+    """The plan for a model of this config; `table` is that of `Recipe.build`.
+
+    Raises UsageError and ConfigError.
+    """
+    recipe = Recipe.build(options, config, table)
     vision = vision_weights(config)
     check_parts(options, mtp=config.mtp_num_hidden_layers > 0, vision=vision is not None)
     specs = body_specs(config)
@@ -170,7 +174,7 @@ def _row(name: str, spec: Spec, geometry: Geometry | None, config: ModelConfig) 
     nbytes = tensor_nbytes(name, spec.shape, geometry)
     dense = "float32" if name.endswith(FLOAT32_NAMES) else "bfloat16"
     mode = dense if geometry is None else str(geometry)
-    return Row(tensor_class(name), mode, 1, math.prod(spec.shape), nbytes, _read_nbytes(name, nbytes, config))
+    return Row(tensor_class(name), mode, 1, math.prod(spec.shape), nbytes, read_nbytes(name, nbytes, config))
 
 
 def tensor_class(name: str) -> str:
@@ -182,7 +186,7 @@ def tensor_class(name: str) -> str:
     return f"{FEED_FORWARDS[parent]} {kind}" if kind in ("gate/up", "down") else kind
 
 
-def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
+def read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
     """Bytes read per token: only the routed experts, and one row of an embedding unless it is the head."""
     if name.startswith(MTP_PREFIX):
         return 0

@@ -15,7 +15,7 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, mtp_specs
 from ..checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, Geometry, Mode
 from ..errors import UsageError
-from .recipe_file import FLOAT_MAP, RecipeFile, Rule, read_recipe
+from .recipe_file import BEST, FLOAT_MAP, RecipeFile, Rule, read_recipe
 
 MTPChoice = Literal["keep", "drop", "split"]
 VisionChoice = Literal["keep", "drop"]
@@ -95,17 +95,21 @@ class Recipe:
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
 
     @classmethod
-    def build(cls, options: Options, config: ModelConfig) -> "Recipe":
-        """Read the recipe and check every flag against it and `config`. Raises UsageError."""
+    def build(cls, options: Options, config: ModelConfig, table: RecipeFile | None = None) -> "Recipe":
+        """Read the recipe and check every flag against it and `config`. Raises UsageError.
+
+        `table` is the recipe itself where it was made for this model.
+        """
         _check_values(options)
         _check_together(options)
-        recipe = cls._make(options, config)
+        recipe = cls._make(options, config, table)
         _refuse_idle(recipe, config)
         return recipe
 
     @classmethod
-    def _make(cls, options: Options, config: ModelConfig) -> "Recipe":
-        table = read_recipe(FLOAT_MAP if options.float_map else options.recipe)
+    def _make(cls, options: Options, config: ModelConfig, table: RecipeFile | None = None) -> "Recipe":
+        if table is None:
+            table = read_recipe(FLOAT_MAP if options.float_map else options.recipe)
         implied = table.default_bits if options.mode == "affine" else FLOATS[options.mode].bits
         specs = body_specs(config) | mtp_specs(config)
         return cls(
@@ -242,6 +246,10 @@ def _check_together(options: Options) -> None:
             raise UsageError(
                 f"--q-mode {options.mode} has {own} bits: --q-bits {options.bits} contradicts it"
             )
+    if options.recipe == BEST:
+        for name in ("bits", "group_size", "mode", "mxfp"):
+            if getattr(options, name) not in (None, False, "affine"):
+                raise UsageError(f"{FLAGS[name]} contradicts the recipe best, which chooses bits by itself")
     if options.float_map:
         if options.recipe != "unsloth":
             raise UsageError(
@@ -259,7 +267,8 @@ def _refuse_idle(recipe: Recipe, config: ModelConfig) -> None:
     for name in ("bits", "group_size", *chosen, "keep_bf16"):
         if getattr(options, name) in (None, False, "affine"):
             continue
-        others = [Recipe._make(other, config) for other in _alternatives(options, name)]
+        table = recipe.table if options.recipe == BEST else None
+        others = [Recipe._make(other, config, table) for other in _alternatives(options, name)]
         if all(other.decisions == recipe.decisions for other in others):
             value = getattr(options, name)
             flag = FLAGS[name] if value is True else f"{FLAGS[name]} {value}"
