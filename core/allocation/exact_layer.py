@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ..checkpoint.assemble import Tensor
 from ..checkpoint.config import ModelConfig
@@ -15,7 +16,7 @@ from ..checkpoint.packed import Geometry
 from ..conversion.source import Source, to_dense
 from ..machine.backend import Policy, mx
 from ..model.cache import Cache, DeltaState, LayerCache
-from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward
+from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention
 from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
@@ -27,22 +28,34 @@ Product = Linear | ExpertsLinear
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The place of one product: attribute or index `key` of `owner`."""
+class _Attribute:
+    """A product that is the attribute `name` of `owner`."""
 
     owner: object
-    key: str | int
+    name: str
 
     def get(self) -> Product:
-        if isinstance(self.owner, list):
-            return self.owner[self.key]
-        return getattr(self.owner, str(self.key))
+        return getattr(self.owner, self.name)
 
     def put(self, product: Product) -> None:
-        if isinstance(self.owner, list):
-            self.owner[self.key] = product
-        else:
-            setattr(self.owner, str(self.key), product)
+        setattr(self.owner, self.name, product)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A product that is the item `index` of a list."""
+
+    products: list[Any]
+    index: int
+
+    def get(self) -> Product:
+        return self.products[self.index]
+
+    def put(self, product: Product) -> None:
+        self.products[self.index] = product
+
+
+Slot = _Attribute | _Item
 
 
 @dataclass(frozen=True)
@@ -117,33 +130,34 @@ def round_weight(weight: Weight, code: Geometry, dtype: mx.Dtype) -> mx.array:
 def _empty_cache(config: ModelConfig, index: int, rows: int) -> LayerCache:
     cache = Cache.empty(config, mx.float32).layers[index]
     if isinstance(cache, DeltaState):
-        return DeltaState(*(mx.repeat(array, rows, axis=0) for array in cache.arrays()))
+        return DeltaState(mx.repeat(cache.conv, rows, axis=0), mx.repeat(cache.state, rows, axis=0))
     return cache
 
 
 def _slots(layer: AttentionLayer | DeltaLayer, name: str) -> Iterator[tuple[str, Slot]]:
     """Yield the slot of every matrix of a layer."""
     mixer = layer.mixer
-    if isinstance(layer, AttentionLayer):
+    if isinstance(mixer, GatedAttention):
         yield from _parts(mixer.qkv, [f"{name}.self_attn.{part}_proj" for part in "qkv"])
-        yield f"{name}.self_attn.o_proj", Slot(mixer, "out")
+        yield f"{name}.self_attn.o_proj", _Attribute(mixer, "out")
     else:
         parts = [f"{name}.linear_attn.in_proj_{part}" for part in ("qkv", "z", "a", "b")]
         yield from _parts(mixer.inputs, parts)
-        yield f"{name}.linear_attn.out_proj", Slot(mixer, "out")
+        yield f"{name}.linear_attn.out_proj", _Attribute(mixer, "out")
     yield from _feed_forward_slots(layer.feed_forward, f"{name}.mlp")
 
 
 def _feed_forward_slots(block: FeedForward, name: str) -> Iterator[tuple[str, Slot]]:
     if isinstance(block, DenseMLP):
         yield from _parts(block.gate_up, [f"{name}.gate_proj", f"{name}.up_proj"])
-        yield f"{name}.down_proj", Slot(block, "down")
+        yield f"{name}.down_proj", _Attribute(block, "down")
     elif isinstance(block, MixtureOfExperts):
         yield from _feed_forward_slots(block.shared, f"{name}.shared_expert")
         for part in ("gate", "up", "down"):
-            yield f"{name}.switch_mlp.{part}_proj", Slot(block, part)
+            yield f"{name}.switch_mlp.{part}_proj", _Attribute(block, part)
 
 
 def _parts(projections: Projections, names: list[str]) -> Iterator[tuple[str, Slot]]:
-    places = [Slot(group.parts, index) for group in projections.groups for index in range(len(group.parts))]
-    yield from zip(names, places, strict=True)
+    places = ((group.parts, index) for group in projections.groups for index in range(len(group.parts)))
+    for name, (parts, index) in zip(names, places, strict=True):
+        yield name, _Item(parts, index)
