@@ -13,16 +13,17 @@ from pathlib import Path
 from ..checkpoint.packed import Geometry
 from ..conversion.convert import weight_files_nbytes
 from ..conversion.source import Source
-from ..errors import UsageError
+from ..errors import QchatError, UsageError
 from ..quant.allocated import Allocation, make_table
 from ..quant.plan import Plan, make_plan, read_nbytes, tensor_nbytes
 from ..quant.recipe_file import RecipeFile
 from ..quant.recipes import KEEP_BF16_NAMES, Options, Recipe
 from ..quant.results import AllocationSummary, CurvePoint
 from .choice import Option, choose, curve
-from .law import predicted_kl
+from .design import choose_detail, measured_groups
+from .law import FALL_PER_BIT, predicted_kl
 from .measure import Report
-from .places import find_sensitivity
+from .places import default_place, find_sensitivity, read_for
 from .sensitivity import Measured, Sensitivity
 
 GB = 10**9
@@ -79,23 +80,51 @@ def allocate(
     """Choose the code of every matrix of the model in `folder` for the recipe best.
 
     Reads the file `sensitivity`, by default the one beside the model; where there is none, measures it on
-    `text`, by default the packaged calibration text, if `measure`. Raises ModelError, DoesNotFit, and
-    UsageError for a budget that cannot be met and for a file of another model or text.
+    `text`, by default the packaged calibration text. Without `measure` only the size is right then.
+
+    Raises ModelError, DoesNotFit, and UsageError for a budget that cannot be met, and for a file that is
+    damaged or of another model or text.
     """
     budget.check()
     source = Source.open(folder)
-    found, path = find_sensitivity(source, sensitivity, text, measure=measure, report=report)
-    return _Accounts(source, options, budget, found).allocation(path)
+    path = sensitivity or default_place(folder)
+    if not measure and not path.exists():
+        return Allocation(_Accounts(source, options, budget, _nominal(source)).table(), None)
+    return _Accounts(source, options, budget, find_sensitivity(source, path, text, report)).allocation(path)
+
+
+def _nominal(source: Source) -> Sensitivity:
+    """Return sensitivities as if every weight of the model mattered as much as any other."""
+    detail, groups = choose_detail(source.config), []
+    for group in measured_groups(source.config, detail):
+        weights = sum(math.prod(source.specs[name].shape) for name in group.tensors)
+        kl = {code: weights * FALL_PER_BIT**-code.bits for code in group.codes}
+        groups.append(Measured(group.tensors, kl))
+    return Sensitivity("", "", 0, tuple(groups))
+
+
+def predict_folder(folder: Path, options: Options) -> float | None:
+    """Return the KL that converting the model in `folder` is predicted to cost.
+
+    None where its sensitivities are not measured, and for codes that the error law does not know.
+    """
+    try:
+        path = default_place(folder)
+        if not (folder.is_dir() and path.is_file()):
+            return None
+        source = Source.open(folder)
+        found = read_for(source, path)
+    except QchatError:
+        return None
+    return predict(Recipe.build(options, source.config), found)
 
 
 def predict(recipe: Recipe, sensitivity: Sensitivity) -> float | None:
-    """Return the KL that the recipe is predicted to cost; None where it has codes without a law."""
+    """Return the sum of the divergences of all groups; None where one has a code without a law."""
     total = 0.0
     for group in sensitivity.groups:
-        width = recipe.shapes[group.tensors[0]][-1]
-        law = predicted_kl(group.kl, width)
-        for name in group.tensors:
-            code = recipe.decisions[name]
+        law = predicted_kl(group.kl, recipe.shapes[group.tensors[0]][-1])
+        for code in (recipe.decisions[name] for name in group.tensors):
             if code is not None and code not in law:
                 return None
             total += law[code] / len(group.tensors) if code else 0.0
@@ -126,6 +155,10 @@ class _Accounts:
             curve=self._curve(),
         )
         return Allocation(table, summary)
+
+    def table(self) -> RecipeFile:
+        """Make the choice without its figures. Raises UsageError for a budget that cannot be met."""
+        return self._table(self._choose())
 
     def _choose(self) -> list[Option]:
         """Return the best choice within the limit, the headers of the files included."""

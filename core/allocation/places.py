@@ -36,23 +36,23 @@ def default_place(folder: Path) -> Path:
     return data / "sensitivity" / f"{model_name(folder)}-{FILE_NAME}"
 
 
-def find_sensitivity(
-    source: Source, place: Path | None, text: Path | None, *, measure: bool, report: Report
-) -> tuple[Sensitivity, Path]:
-    """Read the file at `place`, by default the model's own, or measure it there; return it with its path.
-
-    With a `text`, the file must have been measured on that. Raises UsageError, ModelError, DoesNotFit.
-    """
-    path = place or default_place(source.folder)
+def find_sensitivity(source: Source, path: Path, text: Path | None, report: Report) -> Sensitivity:
+    """Read the file at `path`, or measure it there. Raises UsageError, ModelError, DoesNotFit."""
     if path.exists():
-        return _checked(read_sensitivity(path), path, source, text), path
-    if not measure:
-        raise UsageError(f"the sensitivities of {source.folder.name} are not measured yet: {path} is missing")
-    _check_place(path, make=place is None)
-    return measure_sensitivity(source, path, text=text, report=report), path
+        return read_for(source, path, text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the sensitivities cannot go to {path}: {error.strerror}") from error
+    return measure_sensitivity(source, path, text=text, report=report)
 
 
-def _checked(found: Sensitivity, path: Path, source: Source, text: Path | None) -> Sensitivity:
+def read_for(source: Source, path: Path, text: Path | None = None) -> Sensitivity:
+    """Read the file at `path`, which must be of this model, and with a `text` have been measured on that.
+
+    Raises UsageError.
+    """
+    found = read_sensitivity(path)
     if found.model != model_identity(source):
         raise UsageError(
             f"{path} holds the sensitivities of another model than {source.folder}: remove it, or name "
@@ -64,14 +64,3 @@ def _checked(found: Sensitivity, path: Path, source: Source, text: Path | None) 
             "another one with --sensitivity, or leave out --calibration"
         )
     return found
-
-
-def _check_place(path: Path, *, make: bool) -> None:
-    """Raise UsageError unless a file can be made at `path`."""
-    try:
-        if make:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path.parent} cannot be made: {error.strerror}") from error
-    if not path.parent.is_dir():
-        raise UsageError(f"the sensitivities cannot go to {path}: its folder does not exist")

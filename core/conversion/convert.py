@@ -95,12 +95,19 @@ class Progress:
 Listener = Callable[[Notice | Progress], None]
 
 
-def plan_json(source: Path, options: Options, bandwidth_gb_s: float) -> dict[str, Any]:
+def plan_json(
+    source: Path,
+    options: Options,
+    bandwidth_gb_s: float,
+    allocation: Allocation | None = None,
+    predicted_kl: float | None = None,
+) -> dict[str, Any]:
     """Plan the conversion of the model folder or config file `source`, as values that `json.dumps` takes.
 
-    Opens no weights. Raises ModelError and UsageError.
+    Opens no weights. `allocation` is needed by the recipe best. Raises ModelError and UsageError.
     """
-    return as_json(make_plan(load_config(source), options), bandwidth_gb_s)
+    plan = make_plan(load_config(source), options, allocation.table if allocation else None)
+    return as_json(plan, bandwidth_gb_s, allocation.summary if allocation else None, predicted_kl)
 
 
 def convert(conversion: Conversion, listener: Listener) -> Report:

@@ -16,10 +16,13 @@ REST = Rule(("*",), (), Bits(8, relative=False), 64, "affine")
 
 @dataclass(frozen=True)
 class Allocation:
-    """The recipe that was made for one model under one budget, and how it came about."""
+    """The recipe that was made for one model under one budget, and how it came about.
+
+    Without a `summary` nothing was measured: the size is that of the budget, the bits are not the best ones.
+    """
 
     table: RecipeFile
-    summary: AllocationSummary
+    summary: AllocationSummary | None
 
 
 def make_table(codes: Mapping[str, Geometry]) -> RecipeFile:

@@ -19,7 +19,7 @@ from ..machine.files import read_json
 from ..quoting import quote_value
 from .recipe_file import RecipeFile
 from .recipes import VARIANTS, Options, Recipe, check_parts
-from .results import PlannedClass, PlanSummary
+from .results import AllocationSummary, PlannedClass, PlanSummary
 
 GB = 10**9
 GIB = 1 << 30
@@ -197,8 +197,16 @@ def read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
     return nbytes
 
 
-def summarize(plan: Plan, bandwidth_gb_s: float | None = None) -> PlanSummary:
-    """Return the plan's figures, with the speed at this memory bandwidth. Raises UsageError for a bad one."""
+def summarize(
+    plan: Plan,
+    bandwidth_gb_s: float | None = None,
+    allocation: AllocationSummary | None = None,
+    predicted_kl: float | None = None,
+) -> PlanSummary:
+    """Return the plan's figures, with the speed at this memory bandwidth. Raises UsageError for a bad one.
+
+    The KL divergence is that of the allocation, if there is one.
+    """
     speed = None if bandwidth_gb_s is None else plan.tokens_per_s(bandwidth_gb_s)
     return PlanSummary(
         source=plan.source,
@@ -211,12 +219,20 @@ def summarize(plan: Plan, bandwidth_gb_s: float | None = None) -> PlanSummary:
         notes=plan.notes,
         bandwidth_gb_s=bandwidth_gb_s,
         tokens_per_s=speed,
+        predicted_kl=allocation.predicted_kl if allocation else predicted_kl,
+        allocation=allocation,
     )
 
 
-def as_json(plan: Plan, bandwidth_gb_s: float | None = None) -> dict[str, Any]:
+def as_json(
+    plan: Plan,
+    bandwidth_gb_s: float | None = None,
+    allocation: AllocationSummary | None = None,
+    predicted_kl: float | None = None,
+) -> dict[str, Any]:
     """Return `summarize` as values that `json.dumps` takes, without what is unknown."""
-    return {key: value for key, value in asdict(summarize(plan, bandwidth_gb_s)).items() if value is not None}
+    fields = asdict(summarize(plan, bandwidth_gb_s, allocation, predicted_kl))
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def plan_variants(config: ModelConfig, *, as_published: bool) -> dict[str, Plan]:
