@@ -2,5 +2,5 @@
 
 Owns the measurement, its file, and the choice. Never writes a model folder; `conversion` takes the choice.
 
-Public names: allocate, Budget, predict_folder.
+Public names: allocate, Budget, default_place, predict_folder.
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..allocation.allocate import Budget, allocate, predict_folder
+from ..allocation.places import default_place
 from ..conversion.convert import Conversion, Progress, convert, plan_json
 from ..conversion.inspection import inspect_model
 from ..errors import QchatError, UsageError
@@ -100,15 +101,22 @@ def _allocation(params: Params, send_event: EventSink, *, measure: bool = True) 
     """Choose bits under the budget, if there is one; measures sensitivities that are missing."""
     if params["budget"] is None:
         return None
-    return allocate(
-        Path(params["source"]),
+    folder = Path(params["source"])
+    path = _optional_path(params["sensitivity"]) or default_place(folder)
+    known = path.exists()
+    allocation = allocate(
+        folder,
         _options(params["options"]),
         _budget(params["budget"]),
-        sensitivity=_optional_path(params["sensitivity"]),
+        sensitivity=path,
         text=_optional_path(params["calibration"]),
         measure=measure,
         report=ProgressReporter(send_event, "steps").report,
     )
+    if path.exists() and not known:
+        text = f"the sensitivities are in {path}: other sizes of this model take them from there"
+        send_event({"event": "notice", "text": text})
+    return allocation
 
 
 def _budget(given: Mapping[str, Any]) -> Budget:
