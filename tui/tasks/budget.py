@@ -16,6 +16,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "B": 1}
 SIZE = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(UNITS)})", re.IGNORECASE)
 RATE = re.compile(r"(\d+(?:\.\d+)?) *(?:GB/s)?", re.IGNORECASE)
+BUDGET = re.compile(r"(\d+(?:\.\d+)?) *(bpw|tok/s|tokens/s)", re.IGNORECASE)
 # the flag, and its name in the namespace
 TARGETS = {"--target-size": "target_size", "--target-bpw": "target_bpw", "--target-speed": "target_speed"}
 FILES = {"--sensitivity": "sensitivity", "--calibration": "calibration"}
@@ -43,6 +44,16 @@ def parse_bandwidth(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r:.40} is not a bandwidth, wanted one like 400GB/s")
     return float(match[1])
+
+
+def budget_flags(text: str) -> list[str]:
+    """Return the flags for a budget in one word: 15GB, 4.2bpw or 20tok/s. Raises UsageError."""
+    match = BUDGET.fullmatch(text.strip())
+    if match is not None:
+        return ["--target-bpw" if match[2].lower() == "bpw" else "--target-speed", match[1]]
+    if SIZE.fullmatch(text.strip()) is None:
+        raise UsageError(f"the budget is {text!r:.40}, wanted one like 15GB, 4.2bpw or 20tok/s")
+    return ["--target-size", text.strip()]
 
 
 def parse_size(text: str) -> int:
