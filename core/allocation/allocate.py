@@ -17,7 +17,7 @@ from ..errors import QchatError, UsageError
 from ..quant.allocated import Allocation, make_table
 from ..quant.plan import Plan, make_plan, read_nbytes, tensor_nbytes
 from ..quant.recipe_file import RecipeFile
-from ..quant.recipes import KEEP_BF16_NAMES, Options, Recipe
+from ..quant.recipes import KEEP_BF16_NAMES, Options, Recipe, check_options
 from ..quant.results import AllocationSummary, CurvePoint
 from .choice import Option, choose, curve
 from .design import choose_detail, measured_groups
@@ -86,6 +86,7 @@ def allocate(
     damaged or of another model or text.
     """
     budget.check()
+    check_options(options)
     source = Source.open(folder)
     path = sensitivity or default_place(folder)
     if not measure and not path.exists():

@@ -118,7 +118,7 @@ def make_plan(config: ModelConfig, options: Options, table: RecipeFile | None = 
     if vision is not None and options.vision == "keep":
         tensors, weights = vision
         ordered.append(Row("vision", "bfloat16", tensors, weights, weights * DENSE_NBYTES, 0))
-    return Plan(config.source, options, tuple(ordered), recipe.notes)
+    return Plan(config.source, options, tuple(ordered), (*recipe.notes, *recipe.remarks))
 
 
 def tensor_nbytes(name: str, shape: Sequence[int], geometry: Geometry | None) -> int:

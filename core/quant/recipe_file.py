@@ -115,7 +115,7 @@ def read_recipe(name: str) -> RecipeFile:
     elif name.endswith(".toml") or "/" in name:
         path = Path(name).expanduser()
     else:
-        known = (BEST, *BUILTIN)
+        known = (*BUILTIN, BEST)
         near = get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, or a .toml file"
         raise UsageError(f"there is no recipe {name!r}; {hint}")

@@ -105,8 +105,7 @@ class Recipe:
 
         `table` is the recipe itself where it was made for this model.
         """
-        _check_values(options)
-        _check_together(options)
+        check_options(options)
         recipe = cls._make(options, config, table)
         _refuse_idle(recipe, config)
         return recipe
@@ -138,9 +137,13 @@ class Recipe:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """Sentences about matrices that cannot be packed as the recipe says, rules without effect, and codes
-        that differ from the published cards' or that others beat."""
-        return (*self._misfits(), *self._idle_rules(), *self._remarks())
+        """Sentences about matrices that cannot be packed as the recipe says, and rules without effect."""
+        return (*self._misfits(), *self._idle_rules())
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about codes that differ from those of the published cards, or that others beat."""
+        return tuple(self._remarks())
 
     def decide(self, name: str, shape: tuple[int, ...]) -> Geometry | None:
         """The triple of the canonical module `name`, a matrix of `shape` [..., N, K]; None if it stays dense.
@@ -225,6 +228,12 @@ def check_parts(options: Options, *, mtp: bool, vision: bool) -> None:
         raise UsageError(f"--mtp {options.mtp} would change nothing: the model has no MTP head")
     if options.vision != "keep" and not vision:
         raise UsageError(f"--vision {options.vision} would change nothing: the model has no vision tower")
+
+
+def check_options(options: Options) -> None:
+    """Raise UsageError for values that no model has, and for flags that contradict each other."""
+    _check_values(options)
+    _check_together(options)
 
 
 def _fits(geometry: Geometry, shape: tuple[int, ...]) -> bool:

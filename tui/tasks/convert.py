@@ -274,8 +274,9 @@ def _converted(result: "ConversionResult") -> Report:
 
 def _distance(check: "Check") -> str:
     return (
-        f"relative RMS {check.logits_error:.2e} over {check.tokens:,} tokens, a check of the files; eval "
-        "measures the quality (KL divergence)"
+        f"a check of the files over {check.tokens:,} tokens, not of the quality, which eval measures: "
+        f"KL divergence {check.kl_divergence:.2e} nats, relative RMS {check.logits_error:.2e}, "
+        f"{check.same_top:.0%} of the most likely tokens equal"
     )
 
 

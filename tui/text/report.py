@@ -324,14 +324,14 @@ def _curve(curve: Curve, width: int, glyphs: _Glyphs) -> list[Line]:
     for y, row in enumerate(grid):
         axis = f"{ticks.get(y, ''):>{margin}} {glyphs.vertical}"
         lines.append([("dim", axis), ("accent", "".join(row).rstrip())])
-    left, right = _figure(low_x), f"{_figure(high_x)} {curve.x_label}"
+    left, right = _figure(low_x), _one_line(f"{_figure(high_x)} {curve.x_label}")
     lines.append([("dim", f"{'':>{margin}} {glyphs.corner}{glyphs.horizontal * columns}")])
     lines.append([("dim", f"{'':>{margin}}  {left}{right:>{max(columns - len(left), len(right) + 1)}}")])
     return [*lines, [("accent", "X"), ("", f" {_chosen_text(curve)}")]]
 
 
 def _is_plottable(x: float, y: float) -> bool:
-    return abs(x) <= MAX_COORDINATE and 1 / MAX_COORDINATE <= y <= MAX_COORDINATE
+    return abs(x) <= MAX_COORDINATE and 1e-100 <= y <= 1e100
 
 
 def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
