@@ -5,6 +5,7 @@ Only enter converts.
 Every choice becomes a line of `/convert`, which the task itself reads, plans and in the end runs.
 """
 
+import asyncio
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ class ConvertForm(ModalScreen[str | None]):
         super().__init__()
         self._model, self._chat = model, chat
         self._client: EngineClient | None = None
+        self._started: asyncio.Future[Any] | None = None
         self._suggested = ""
         self.plan: PlanSummary | None = None
         self.problem = ""
@@ -106,7 +108,7 @@ class ConvertForm(ModalScreen[str | None]):
             for label, field in (
                 ("recipe", Cycle(RECIPES, "none", "convert-recipe")),
                 ("bits", Cycle(BITS, "4", "convert-bits")),
-                ("budget", Input(USUAL_BUDGET, id="convert-budget", compact=True, select_on_focus=False)),
+                ("budget", Input(id="convert-budget", compact=True, select_on_focus=False)),
                 ("folder", Input(id="convert-folder", compact=True, select_on_focus=False)),
             ):
                 with Horizontal(classes="form-row", id=f"form-{label}"):
@@ -118,6 +120,8 @@ class ConvertForm(ModalScreen[str | None]):
             yield Static(key_line(keys))
 
     def on_mount(self) -> None:
+        with self.prevent(Input.Changed):  # it is planned below
+            self.query_one("#convert-budget", Input).value = USUAL_BUDGET
         self._show_fields()
         self.refresh_plan()
 
@@ -210,9 +214,11 @@ class ConvertForm(ModalScreen[str | None]):
 
     async def _planner(self) -> Any:
         """Return the engine process that plans, as long as the form is open."""
-        if self._client is None or not self._client.alive:
+        if self._client is None or (self._started and self._started.done() and not self._client.alive):
             self._client = self._chat.job_queue.client_factory()
-            await self._client.start()
+            self._started = asyncio.ensure_future(self._client.start())
+        if self._started is not None:
+            await asyncio.shield(self._started)  # a newer plan ends this one, not the start
         return self._client
 
     async def on_unmount(self) -> None:

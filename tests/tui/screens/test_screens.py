@@ -346,6 +346,17 @@ def test_the_form_plans_what_its_fields_say_and_converts_that(tmp_path: Path, mo
         assert asked["options"]["recipe"] == "unsloth" and asked["options"]["bits"] == 3
 
 
+def test_a_choice_made_while_the_planner_starts_is_planned(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await go_to(it, screen, "beta")
+        await it.pilot.press("c")
+        await it.until(lambda: isinstance(it.app.screen, ConvertForm))
+        form = cast(ConvertForm, it.app.screen)
+        form.refresh_plan()  # ends the first plan, whose process has not started
+        await it.until(lambda: form.plan is not None)
+
+
 ALLOCATED = {
     "budget": "4.5 bits per weight",
     "nbytes": 300_000,
