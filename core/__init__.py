@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .allocation.allocate import Budget as Budget
+    from .allocation.allocate import allocate as allocate
     from .conversation.session import Reply as Reply
     from .conversation.session import Session as Session
     from .conversation.session import load_session as load_session
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BUILTIN": "quant.recipe_file",
     "BUILT_IN_MODEL": "hub.catalog",
+    "Budget": "allocation.allocate",
     "Engine": "engine.engine",
     "LiveState": "prompt_cache.live_state",
     "Measurements": "measuring.measurements",
@@ -50,6 +53,7 @@ _HOMES = {
     "Session": "conversation.session",
     "BenchRun": "measuring.bench",
     "Store": "storage.store",
+    "allocate": "allocation.allocate",
     "compile_for_later": "engine.precompile",
     "calibrate_model": "measuring.calibrate",
     "diagnose": "measuring.doctor",

@@ -4,5 +4,5 @@ Owns source, staging, writing and verification. Never changes a source folder, a
 none.
 
 Public names: card, Check, ClassSummary, Conversion, ConversionResult, convert, inspect_model,
-InspectionSummary, plan_json, Progress, TensorSummary.
+InspectionSummary, plan_json, Progress, Source, TensorSummary, to_dense, weight_files_nbytes.
 """

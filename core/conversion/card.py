@@ -13,6 +13,7 @@ from ..errors import ModelError, UsageError
 from ..hub.cache import FOLDER
 from ..hub.names import model_name
 from ..machine.files import read_json, read_text
+from ..quant.results import AllocationSummary
 from .inspection import Inspection, inspect_model
 from .report import Report
 from .results import Check
@@ -53,6 +54,7 @@ def render_report_card(report: Report) -> str:
         f"```\n{report.command}\n```",
         "## Tensors",
         _tensor_table(rows),
+        *(["## Bits", _allocation_table(report.allocation)] if report.allocation else []),
         *_section("Notes", (*report.warnings, *plan.notes)),
         *_section("What the source needed", report.repairs),
         *_section("Activation-aware scaling", [str(group) for group in report.folds.report]),
@@ -64,10 +66,22 @@ def render_report_card(report: Report) -> str:
 
 
 def _logits_sentence(check: Check) -> str:
+    """Say what was compared. Too few tokens for a figure of the model's quality, so none is given."""
     return (
-        f"Logits against the source over {check.tokens} tokens: relative RMS {check.logits_error:.2e}, KL "
-        f"divergence {check.kl_divergence:.2e} nats, {check.same_top:.0%} of the most likely tokens equal."
+        f"The logits over {check.tokens} tokens differ from the source's by a relative RMS of "
+        f"{check.logits_error:.2e}, which proves the files whole; `qchat eval` measures the quality."
     )
+
+
+def _allocation_table(found: AllocationSummary) -> str:
+    rows = (
+        ("budget", found.budget),
+        ("size of all tensors", f"{found.nbytes:,} bytes"),
+        ("predicted KL divergence", f"{found.predicted_kl:.3g} nats, the sum over all matrices"),
+        ("sensitivities", f"{found.sensitivity}, sha256 {found.digest}"),
+        ("measured over", f"{found.tokens:,} tokens of the text with sha256 {found.text}"),
+    )
+    return "\n".join(("| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)))
 
 
 def render_folder_card(folder: Path, figures: Mapping[str, Any] | None = None) -> str:

@@ -21,10 +21,11 @@ from ..events import Notice
 from ..hub.names import model_name
 from ..machine.backend import mx
 from ..machine.eta import TimeEstimate
+from ..quant.allocated import Allocation
 from ..quant.folds import Folds
 from ..quant.imatrix import Imatrix, read_imatrix
 from ..quant.plan import Plan, as_json, load_config, make_plan
-from ..quant.recipe_file import BUILTIN_FOLDER
+from ..quant.recipe_file import BUILTIN_FOLDER, RecipeFile
 from ..quant.recipes import Options, Recipe
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
@@ -61,7 +62,7 @@ class Conversion:
 
     `options.recipe` UNQUANTIZED packs nothing, and needs `dequantize` if the source is quantized. `awq`
     matters only with an `imatrix`. `force` allows replacing an earlier conversion. `flags` are the command
-    line's words after source and destination, for the card.
+    line's words after source and destination, for the card. `allocation` is needed by the recipe best.
     """
 
     source: Path
@@ -72,6 +73,12 @@ class Conversion:
     dequantize: bool = False
     force: bool = False
     flags: tuple[str, ...] = ()
+    allocation: Allocation | None = None
+
+    @property
+    def table(self) -> RecipeFile | None:
+        """The recipe where it was made for this model, not read from a file."""
+        return self.allocation.table if self.allocation else None
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,19 @@ class Progress:
 Listener = Callable[[Notice | Progress], None]
 
 
-def plan_json(source: Path, options: Options, bandwidth_gb_s: float) -> dict[str, Any]:
+def plan_json(
+    source: Path,
+    options: Options,
+    bandwidth_gb_s: float,
+    allocation: Allocation | None = None,
+    predicted_kl: float | None = None,
+) -> dict[str, Any]:
     """Plan the conversion of the model folder or config file `source`, as values that `json.dumps` takes.
 
-    Opens no weights. Raises ModelError and UsageError.
+    Opens no weights. `allocation` is needed by the recipe best. Raises ModelError and UsageError.
     """
-    return as_json(make_plan(load_config(source), options), bandwidth_gb_s)
+    plan = make_plan(load_config(source), options, allocation.table if allocation else None)
+    return as_json(plan, bandwidth_gb_s, allocation.summary if allocation else None, predicted_kl)
 
 
 def convert(conversion: Conversion, listener: Listener) -> Report:
@@ -130,6 +144,7 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
             folds=folds,
             check=check,
             license=read_license(job.source.folder),
+            allocation=conversion.allocation.summary if conversion.allocation else None,
         )
         write_file(staging.folder / CARD_NAME, render_report_card(report).encode())
         staging.write_report({"identity": job.identity, "files": names, **report.as_json()})
@@ -160,7 +175,8 @@ class _Job:
         _check_quantized(conversion, source)
         _check_text(source)
         options = conversion.options
-        plan, recipe = make_plan(source.config, options), Recipe.build(options, source.config)
+        plan = make_plan(source.config, options, conversion.table)
+        recipe = Recipe.build(options, source.config, conversion.table)
         units = tuple(_units(source, recipe))
         shards = tuple(_shards(units, options))
         imatrix = (
@@ -193,6 +209,11 @@ class _Job:
 
         watched = replace(self.source, watch=watch)
         return search_scales(watched, watched.config, self.recipe, self.imatrix, self.conversion.awq)
+
+
+def weight_files_nbytes(source: Source, recipe: Recipe) -> int:
+    """Return the size of the weight files that a conversion by `recipe` writes, headers included."""
+    return sum(shard.nbytes for shard in _shards(tuple(_units(source, recipe)), recipe.options))
 
 
 class _ProgressMeter:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..quant.folds import Folds
 from ..quant.plan import Plan
+from ..quant.results import AllocationSummary
 from .results import Check, ConversionSummary
 
 
@@ -33,6 +34,7 @@ class Report:
     folds: Folds
     check: Check
     license: str | None = None
+    allocation: AllocationSummary | None = None
 
     def summary(self) -> ConversionSummary:
         """Return what there is to tell of it."""
@@ -52,6 +54,7 @@ class Report:
             notes=self.plan.notes,
             awq=self.folds.report,
             check=self.check,
+            allocation=self.allocation,
         )
 
     def as_json(self) -> dict[str, Any]:

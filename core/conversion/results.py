@@ -1,11 +1,11 @@
 """What conversions and inspections have to tell, as frozen values that JSON can carry. Imports no MLX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import Struct
 
-from ..quant.results import GroupReport
+from ..quant.results import AllocationSummary, GroupReport
 
 MB = 10**6
 
@@ -49,6 +49,7 @@ class ConversionSummary:
     notes: tuple[str, ...]
     awq: tuple[GroupReport, ...]
     check: Check
+    allocation: AllocationSummary | None = field(default=None, kw_only=True)
 
     @property
     def speed(self) -> str:

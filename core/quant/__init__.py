@@ -2,7 +2,8 @@
 
 Owns recipes, plans, importance matrices and rounding. Never writes a model folder.
 
-Public names: as_json, BUILTIN_FOLDER, Folds, GroupReport, Imatrix, load_config, make_plan, Options, Plan,
-PlannedClass, PlanSummary, quantize, read_imatrix, Recipe, rounding_error, Statistics, tensor_class, VARIANTS,
-write_imatrix.
+Public names: Allocation, AllocationSummary, as_json, BUILTIN_FOLDER, check_options, CurvePoint, Folds, GB,
+GroupReport, Imatrix, KEEP_BF16_NAMES, load_config, make_plan, make_table, Options, Plan, PlannedClass,
+PlanSummary, quantize, read_imatrix, read_nbytes, Recipe, RecipeFile, rounding_error, Statistics,
+tensor_class, tensor_nbytes, VARIANTS, write_imatrix.
 """

@@ -17,8 +17,9 @@ from ..checkpoint.packed import Geometry
 from ..errors import ConfigError, QchatError, UsageError
 from ..machine.files import read_json
 from ..quoting import quote_value
+from .recipe_file import RecipeFile
 from .recipes import VARIANTS, Options, Recipe, check_parts
-from .results import PlannedClass, PlanSummary
+from .results import AllocationSummary, PlannedClass, PlanSummary
 
 GB = 10**9
 GIB = 1 << 30
@@ -97,9 +98,12 @@ class Plan:
         return bandwidth_gb_s * GB / self.total.read_nbytes
 
 
-def make_plan(config: ModelConfig, options: Options) -> Plan:
-    """The plan for a model of this config. Raises UsageError and ConfigError."""
-    recipe = Recipe.build(options, config)
+def make_plan(config: ModelConfig, options: Options, table: RecipeFile | None = None) -> Plan:
+    """The plan for a model of this config; `table` is that of `Recipe.build`.
+
+    Raises UsageError and ConfigError.
+    """
+    recipe = Recipe.build(options, config, table)
     vision = vision_weights(config)
     check_parts(options, mtp=config.mtp_num_hidden_layers > 0, vision=vision is not None)
     specs = body_specs(config)
@@ -114,7 +118,7 @@ def make_plan(config: ModelConfig, options: Options) -> Plan:
     if vision is not None and options.vision == "keep":
         tensors, weights = vision
         ordered.append(Row("vision", "bfloat16", tensors, weights, weights * DENSE_NBYTES, 0))
-    return Plan(config.source, options, tuple(ordered), recipe.notes)
+    return Plan(config.source, options, tuple(ordered), (*recipe.notes, *recipe.remarks))
 
 
 def tensor_nbytes(name: str, shape: Sequence[int], geometry: Geometry | None) -> int:
@@ -170,7 +174,7 @@ def _row(name: str, spec: Spec, geometry: Geometry | None, config: ModelConfig) 
     nbytes = tensor_nbytes(name, spec.shape, geometry)
     dense = "float32" if name.endswith(FLOAT32_NAMES) else "bfloat16"
     mode = dense if geometry is None else str(geometry)
-    return Row(tensor_class(name), mode, 1, math.prod(spec.shape), nbytes, _read_nbytes(name, nbytes, config))
+    return Row(tensor_class(name), mode, 1, math.prod(spec.shape), nbytes, read_nbytes(name, nbytes, config))
 
 
 def tensor_class(name: str) -> str:
@@ -182,7 +186,7 @@ def tensor_class(name: str) -> str:
     return f"{FEED_FORWARDS[parent]} {kind}" if kind in ("gate/up", "down") else kind
 
 
-def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
+def read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
     """Bytes read per token: only the routed experts, and one row of an embedding unless it is the head."""
     if name.startswith(MTP_PREFIX):
         return 0
@@ -193,8 +197,16 @@ def _read_nbytes(name: str, nbytes: int, config: ModelConfig) -> int:
     return nbytes
 
 
-def summarize(plan: Plan, bandwidth_gb_s: float | None = None) -> PlanSummary:
-    """Return the plan's figures, with the speed at this memory bandwidth. Raises UsageError for a bad one."""
+def summarize(
+    plan: Plan,
+    bandwidth_gb_s: float | None = None,
+    allocation: AllocationSummary | None = None,
+    predicted_kl: float | None = None,
+) -> PlanSummary:
+    """Return the plan's figures, with the speed at this memory bandwidth. Raises UsageError for a bad one.
+
+    The KL divergence is that of the allocation, if there is one.
+    """
     speed = None if bandwidth_gb_s is None else plan.tokens_per_s(bandwidth_gb_s)
     return PlanSummary(
         source=plan.source,
@@ -207,12 +219,20 @@ def summarize(plan: Plan, bandwidth_gb_s: float | None = None) -> PlanSummary:
         notes=plan.notes,
         bandwidth_gb_s=bandwidth_gb_s,
         tokens_per_s=speed,
+        predicted_kl=allocation.predicted_kl if allocation else predicted_kl,
+        allocation=allocation,
     )
 
 
-def as_json(plan: Plan, bandwidth_gb_s: float | None = None) -> dict[str, Any]:
+def as_json(
+    plan: Plan,
+    bandwidth_gb_s: float | None = None,
+    allocation: AllocationSummary | None = None,
+    predicted_kl: float | None = None,
+) -> dict[str, Any]:
     """Return `summarize` as values that `json.dumps` takes, without what is unknown."""
-    return {key: value for key, value in asdict(summarize(plan, bandwidth_gb_s)).items() if value is not None}
+    fields = asdict(summarize(plan, bandwidth_gb_s, allocation, predicted_kl))
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def plan_variants(config: ModelConfig, *, as_published: bool) -> dict[str, Plan]:

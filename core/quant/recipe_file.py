@@ -22,6 +22,7 @@ from ..quoting import quote_value
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("unsloth", "qwen3_5", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", "none")
 FLOAT_MAP = "float_map"
+BEST = "best"  # made for one model and one budget by `allocation`; no file has it
 MAX_FILE_NBYTES = 1 << 20
 MAX_RULES = 1000
 FILE_KEYS = ("default_bits", "group_size", "routers", "rule")
@@ -102,18 +103,21 @@ class RecipeFile:
 
     @property
     def is_builtin(self) -> bool:
-        return self.name in (*BUILTIN, FLOAT_MAP)
+        return self.name in (*BUILTIN, FLOAT_MAP, BEST)
 
 
 def read_recipe(name: str) -> RecipeFile:
     """Read a built-in recipe by its name, or a TOML file by its path. Raises UsageError."""
+    if name == BEST:
+        raise UsageError("the recipe best needs a budget: give --target-size, --target-bpw or --target-speed")
     if name in (*BUILTIN, FLOAT_MAP):
         path = BUILTIN_FOLDER / f"{name}.toml"
     elif name.endswith(".toml") or "/" in name:
         path = Path(name).expanduser()
     else:
-        near = get_close_matches(name, BUILTIN, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(BUILTIN)}, or a .toml file"
+        known = (*BUILTIN, BEST)
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, or a .toml file"
         raise UsageError(f"there is no recipe {name!r}; {hint}")
     return _parse(read_text(path, UsageError, MAX_FILE_NBYTES), name)
 

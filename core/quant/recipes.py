@@ -6,7 +6,7 @@ nothing.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import MTP_PREFIX, body_specs, mtp_specs
 from ..checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES, Geometry, Mode
 from ..errors import UsageError
-from .recipe_file import FLOAT_MAP, RecipeFile, Rule, read_recipe
+from .recipe_file import BEST, FLOAT_MAP, RecipeFile, Rule, read_recipe
 
 MTPChoice = Literal["keep", "drop", "split"]
 VisionChoice = Literal["keep", "drop"]
@@ -33,6 +33,11 @@ FLAGS = {
     "mxfp": "--q-mxfp",
     "keep_bf16": "--keep-bf16",
 }
+CARDS_REMARK = (
+    "o_proj, out_proj, in_proj_a and in_proj_b get 8 bits, which measured no loss; the published cards leave "
+    "them in bfloat16, as --keep-bf16 does"
+)
+MXFP8_REMARK = "mxfp8 costs about four times the KL divergence of 6 affine bits, which take less space"
 # why a flag has no effect
 WHY_IDLE = {
     "bits": "gives no matrix of this model bits relative to N",
@@ -95,17 +100,20 @@ class Recipe:
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
 
     @classmethod
-    def build(cls, options: Options, config: ModelConfig) -> "Recipe":
-        """Read the recipe and check every flag against it and `config`. Raises UsageError."""
-        _check_values(options)
-        _check_together(options)
-        recipe = cls._make(options, config)
+    def build(cls, options: Options, config: ModelConfig, table: RecipeFile | None = None) -> "Recipe":
+        """Read the recipe and check every flag against it and `config`. Raises UsageError.
+
+        `table` is the recipe itself where it was made for this model.
+        """
+        check_options(options)
+        recipe = cls._make(options, config, table)
         _refuse_idle(recipe, config)
         return recipe
 
     @classmethod
-    def _make(cls, options: Options, config: ModelConfig) -> "Recipe":
-        table = read_recipe(FLOAT_MAP if options.float_map else options.recipe)
+    def _make(cls, options: Options, config: ModelConfig, table: RecipeFile | None = None) -> "Recipe":
+        if table is None:
+            table = read_recipe(FLOAT_MAP if options.float_map else options.recipe)
         implied = table.default_bits if options.mode == "affine" else FLOATS[options.mode].bits
         specs = body_specs(config) | mtp_specs(config)
         return cls(
@@ -131,6 +139,11 @@ class Recipe:
     def notes(self) -> tuple[str, ...]:
         """Sentences about matrices that cannot be packed as the recipe says, and rules without effect."""
         return (*self._misfits(), *self._idle_rules())
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about codes that differ from those of the published cards, or that others beat."""
+        return tuple(self._remarks())
 
     def decide(self, name: str, shape: tuple[int, ...]) -> Geometry | None:
         """The triple of the canonical module `name`, a matrix of `shape` [..., N, K]; None if it stays dense.
@@ -202,6 +215,12 @@ class Recipe:
             if id(rule) not in used
         ]
 
+    def _remarks(self) -> Iterator[str]:
+        if self.table.name == "unsloth" and not self.options.keep_bf16:
+            yield CARDS_REMARK
+        if any(code == FLOATS["mxfp8"] for code in self.decisions.values()):
+            yield MXFP8_REMARK
+
 
 def check_parts(options: Options, *, mtp: bool, vision: bool) -> None:
     """Raise UsageError for an option about a part that the model does not have."""
@@ -209,6 +228,12 @@ def check_parts(options: Options, *, mtp: bool, vision: bool) -> None:
         raise UsageError(f"--mtp {options.mtp} would change nothing: the model has no MTP head")
     if options.vision != "keep" and not vision:
         raise UsageError(f"--vision {options.vision} would change nothing: the model has no vision tower")
+
+
+def check_options(options: Options) -> None:
+    """Raise UsageError for values that no model has, and for flags that contradict each other."""
+    _check_values(options)
+    _check_together(options)
 
 
 def _fits(geometry: Geometry, shape: tuple[int, ...]) -> bool:
@@ -242,6 +267,10 @@ def _check_together(options: Options) -> None:
             raise UsageError(
                 f"--q-mode {options.mode} has {own} bits: --q-bits {options.bits} contradicts it"
             )
+    if options.recipe == BEST:
+        for name in ("bits", "group_size", "mode", "mxfp"):
+            if getattr(options, name) not in (None, False, "affine"):
+                raise UsageError(f"{FLAGS[name]} contradicts the recipe best, which chooses bits by itself")
     if options.float_map:
         if options.recipe != "unsloth":
             raise UsageError(
@@ -259,7 +288,8 @@ def _refuse_idle(recipe: Recipe, config: ModelConfig) -> None:
     for name in ("bits", "group_size", *chosen, "keep_bf16"):
         if getattr(options, name) in (None, False, "affine"):
             continue
-        others = [Recipe._make(other, config) for other in _alternatives(options, name)]
+        table = recipe.table if options.recipe == BEST else None
+        others = [Recipe._make(other, config, table) for other in _alternatives(options, name)]
         if all(other.decisions == recipe.decisions for other in others):
             value = getattr(options, name)
             flag = FLAGS[name] if value is True else f"{FLAGS[name]} {value}"

@@ -18,8 +18,39 @@ class PlannedClass:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """The least KL divergence that was predicted for `nbytes` bytes of weights."""
+
+    nbytes: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class AllocationSummary:
+    """Bits that were chosen under `budget`, in words, from measured sensitivities.
+
+    `predicted_kl` is the sum of the divergences of all matrices, in nats. `sensitivity` is the name of the
+    file, `digest` its hash, `text` the hash of the `tokens` tokens of text that it was measured on. `curve`
+    goes from the least size to the largest; `nbytes` is the size that was chosen.
+    """
+
+    budget: str
+    nbytes: int
+    predicted_kl: float
+    sensitivity: str
+    digest: str
+    text: str
+    tokens: int
+    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
 class PlanSummary:
-    """What converting `source` would give. The last two are None unless a memory bandwidth was assumed."""
+    """What converting `source` would give.
+
+    Bandwidth and speed are None unless a memory bandwidth was assumed, `allocation` unless bits were chosen
+    under a budget, `predicted_kl` unless the model's sensitivities are known.
+    """
 
     source: str
     options: dict[str, Any]
@@ -31,6 +62,8 @@ class PlanSummary:
     notes: tuple[str, ...]
     bandwidth_gb_s: float | None = None
     tokens_per_s: float | None = None
+    predicted_kl: float | None = None
+    allocation: AllocationSummary | None = None
 
 
 @dataclass(frozen=True)

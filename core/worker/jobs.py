@@ -9,11 +9,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..allocation.allocate import Budget, allocate, predict_folder
+from ..allocation.places import default_place
 from ..conversion.convert import Conversion, Progress, convert, plan_json
 from ..conversion.inspection import inspect_model
 from ..errors import QchatError, UsageError
 from ..events import Notice
 from ..machine.backend import mx
+from ..machine.device import copy_bandwidth
 from ..machine.eta import TimeEstimate
 from ..measuring.bench import RUNS, BenchRun, measure, measure_random
 from ..measuring.calibrate import CHUNK_SIZE, calibrate_model
@@ -23,7 +26,8 @@ from ..measuring.measurements import Measurements
 from ..measuring.peers import PEERS, measure_peer
 from ..measuring.results import BenchResult
 from ..model.memory_plan import plan_folder
-from ..quant.plan import load_config
+from ..quant.allocated import Allocation
+from ..quant.plan import GB, load_config
 from ..quant.recipes import Options
 from ..quoting import quote_value
 from .protocol import JOB_METHODS
@@ -74,6 +78,7 @@ def _convert(params: Params, send_event: EventSink) -> dict[str, Any]:
         dequantize=bool(params["dequantize"]),
         force=bool(params["force"]),
         flags=tuple(map(str, params["flags"] or ())),
+        allocation=_allocation(params, send_event),
     )
     if params["awq"] is not None:
         conversion = replace(conversion, awq=_check_choice("awq", params["awq"], ("off", "fixed", "search")))
@@ -90,6 +95,39 @@ def _options(given: Mapping[str, Any] | None) -> Options:
         if type(value) is not kind and value != defaults[name]:
             raise UsageError(f"the option {name} is {quote_value(value)}, wanted {kind.__name__}")
     return Options(**(given or {}))
+
+
+def _allocation(params: Params, send_event: EventSink, *, measure: bool = True) -> Allocation | None:
+    """Choose bits under the budget, if there is one; measures sensitivities that are missing."""
+    if params["budget"] is None:
+        return None
+    folder = Path(params["source"])
+    path = _optional_path(params["sensitivity"]) or default_place(folder)
+    known = path.exists()
+    allocation = allocate(
+        folder,
+        _options(params["options"]),
+        _budget(params["budget"]),
+        sensitivity=path,
+        text=_optional_path(params["calibration"]),
+        measure=measure,
+        report=ProgressReporter(send_event, "steps").report,
+    )
+    if path.exists() and not known:
+        text = f"the sensitivities are in {path}: other sizes of this model take them from there"
+        send_event({"event": "notice", "text": text})
+    return allocation
+
+
+def _budget(given: Mapping[str, Any]) -> Budget:
+    """Convert to a budget; a speed without a bandwidth is meant for this machine. Raises UsageError."""
+    known = {field.name for field in fields(Budget)}
+    for name, value in given.items():
+        if name not in known or type(value) not in (int, float):
+            raise UsageError(f"the budget {quote_value(dict(given))} is not one, wanted {', '.join(known)}")
+    if "tokens_per_s" in given and "bandwidth_gb_s" not in given:
+        return Budget(**given, bandwidth_gb_s=round(copy_bandwidth() / GB, 1))
+    return Budget(**given)
 
 
 def _calibrate(params: Params, send_event: EventSink) -> dict[str, Any]:
@@ -199,7 +237,10 @@ def _inspect(params: Params, send_event: EventSink) -> dict[str, Any]:
 def _plan(params: Params, send_event: EventSink) -> dict[str, Any]:
     _announce("reading config.json", send_event)
     bandwidth = BANDWIDTH_GB_S if params["bandwidth"] is None else params["bandwidth"]
-    return plan_json(Path(params["source"]), _options(params["options"]), bandwidth)
+    source, options = Path(params["source"]), _options(params["options"])
+    allocation = _allocation(params, send_event, measure=params["measure"] is not False)
+    predicted = None if allocation else predict_folder(source, options)
+    return plan_json(source, options, bandwidth, allocation, predicted)
 
 
 def _memory_plan(params: Params, send_event: EventSink) -> dict[str, Any]:

@@ -78,6 +78,8 @@ CHAT_METHODS: Mapping[str, Parameters] = {
 }
 # served at once, even while another method runs
 URGENT_METHODS: Mapping[str, Parameters] = {"cancel": {"id": int}, "close_thought": {}}
+# bits under a budget: the fields of `allocation.Budget`, the file of sensitivities, the text to measure them
+_ALLOCATION = {"budget": dict | None, "sensitivity": str | None, "calibration": str | None}
 JOB_METHODS: Mapping[str, Parameters] = {
     "convert": {
         "source": str,
@@ -88,6 +90,7 @@ JOB_METHODS: Mapping[str, Parameters] = {
         "dequantize": bool | None,
         "force": bool | None,
         "flags": list | None,
+        **_ALLOCATION,
     },
     "calibrate": {
         "model": str,
@@ -114,7 +117,13 @@ JOB_METHODS: Mapping[str, Parameters] = {
     },
     "compare": {"models": list, "text": str, "system": str | None, **_SETTINGS},
     "inspect": {"model": str, "tensors": bool | None},
-    "plan": {"source": str, "options": dict | None, "bandwidth": float | int | None},
+    "plan": {
+        "source": str,
+        "options": dict | None,
+        "bandwidth": float | int | None,
+        "measure": bool | None,
+        **_ALLOCATION,
+    },
     "memory_plan": {"model": str, "context": int | None, "kv_bits": int | None},
     "fetch": {"id": str, "revision": str | None},
 }

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qchat.core.allocation.allocate import Budget, allocate
 from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
 from qchat.core.engine.engine import Engine
 from qchat.core.machine.backend import mx
+from qchat.core.quant.allocated import Allocation
 from qchat.core.quant.recipes import VARIANTS, Options
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny, relative_rms
@@ -33,8 +35,8 @@ CHOICES = {**VARIANTS, **OTHERS}
 each_choice = pytest.mark.parametrize("name", CHOICES)
 
 
-def compare(source: Path, folder: Path, options: Options) -> None:
-    convert(Conversion(source, folder, options), lambda _: None)
+def compare(source: Path, folder: Path, options: Options, allocation: Allocation | None = None) -> None:
+    convert(Conversion(source, folder, options, allocation=allocation), lambda _: None)
     ids = np.random.default_rng(0).integers(0, 256, TOKENS).tolist()
     model, _ = load_model(folder)
     model.set_dtype(mx.float32)
@@ -52,3 +54,13 @@ def test_a_mixture_of_experts_has_the_logits_of_mlx_lm(name: str, tmp_path: Path
 @each_choice
 def test_the_trained_model_has_the_logits_of_mlx_lm(name: str, tmp_path: Path):
     compare(QTINY, tmp_path / "new", CHOICES[name])
+
+
+@pytest.mark.parametrize("shape", [{}, {"moe": True, "num_experts": 8}])
+def test_bits_chosen_under_a_budget_have_the_logits_of_mlx_lm(shape: dict, tmp_path: Path):
+    write_checkpoint(tmp_path / "raw", hidden_size=128, head_dim=64, **shape)
+    text = tmp_path / "text.txt"
+    text.write_text("How deep is the well? Nobody has ever measured it, and nobody will.\n" * 2)
+    options = Options(recipe="best")
+    chosen = allocate(tmp_path / "raw", options, Budget(bits_per_weight=5), text=text)
+    compare(tmp_path / "raw", tmp_path / "new", options, chosen)

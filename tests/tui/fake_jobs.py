@@ -83,6 +83,7 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
             "kl_divergence": 0.3,
             "same_top": 0.1,
         },
+        "allocation": None,
         "folder": "/models/new-4bit",
     },
     "calibrate": {

@@ -102,8 +102,9 @@ def complete_themes(**_: Any) -> list[str]:
 
 def complete_recipes(**_: Any) -> Words:
     from ...core import BUILTIN
+    from ..tasks.budget import BEST
 
-    return BUILTIN
+    return (*BUILTIN, BEST)
 
 
 def complete_conversations(prefix: str, **_: Any) -> dict[str, str]:

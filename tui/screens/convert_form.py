@@ -1,8 +1,11 @@
-"""The form that begins a conversion: recipe, bits and folder, with the size they give. Only enter converts.
+"""The form that begins a conversion: recipe, bits or budget, and folder, with the size and quality they give.
+
+Only enter converts.
 
 Every choice becomes a line of `/convert`, which the task itself reads, plans and in the end runs.
 """
 
+import asyncio
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -22,7 +25,9 @@ from textual.widgets import Input, Static
 from ...core.errors import QchatError, UsageError
 from ..commands.task_command import door_of
 from ..tasks.base import JobRequest, decode
+from ..tasks.budget import BEST, allocation_parts, budget_flags, kl_text
 from ..tasks.convert import TASK
+from ..text.report import Report, report_lines
 from ..text.sanitise import printable
 from ..user.paths import user_path
 from .listing import CSS, key_line
@@ -36,7 +41,9 @@ if TYPE_CHECKING:
 GB = 10**9
 FLOAT_BITS = 10  # a weight; with fewer a model is quantized already
 OWN_BITS = "the recipe's"
-RECIPES = ("none", "unsloth", "qwen3_5", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+RECIPES = ("none", "unsloth", "qwen3_5", "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6", BEST)
+USUAL_BUDGET = "4.5bpw"
+CURVE_FROM_ROWS = 30  # of the screen
 BITS = (OWN_BITS, "2", "3", "4", "5", "6", "8")
 
 
@@ -90,6 +97,7 @@ class ConvertForm(ModalScreen[str | None]):
         super().__init__()
         self._model, self._chat = model, chat
         self._client: EngineClient | None = None
+        self._started: asyncio.Future[Any] | None = None
         self._suggested = ""
         self.plan: PlanSummary | None = None
         self.problem = ""
@@ -101,9 +109,10 @@ class ConvertForm(ModalScreen[str | None]):
             for label, field in (
                 ("recipe", Cycle(RECIPES, "none", "convert-recipe")),
                 ("bits", Cycle(BITS, "4", "convert-bits")),
+                ("budget", Input(id="convert-budget", compact=True, select_on_focus=False)),
                 ("folder", Input(id="convert-folder", compact=True, select_on_focus=False)),
             ):
-                with Horizontal(classes="form-row"):
+                with Horizontal(classes="form-row", id=f"form-{label}"):
                     yield Static(label, classes="form-label")
                     yield field
             yield Static(id="convert-plan")
@@ -112,14 +121,26 @@ class ConvertForm(ModalScreen[str | None]):
             yield Static(key_line(keys))
 
     def on_mount(self) -> None:
+        with self.prevent(Input.Changed):  # it is planned below
+            self.query_one("#convert-budget", Input).value = USUAL_BUDGET
+        self._show_fields()
         self.refresh_plan()
+
+    def _show_fields(self) -> None:
+        """Show the budget for the recipe best, and the bits for all others."""
+        best = self.query_one("#convert-recipe", Cycle).value == BEST
+        self.query_one("#form-budget").display = best
+        self.query_one("#form-bits").display = not best
 
     @property
     def words(self) -> list[str]:
-        """The words of `/convert` that the fields stand for."""
+        """The words of `/convert` that the fields stand for. Raises UsageError for a budget that is none."""
         recipe, bits = self.query_one("#convert-recipe", Cycle), self.query_one("#convert-bits", Cycle)
         words = [str(self._model.path), "-q", "--q-recipe", recipe.value]
-        words += ["--q-bits", bits.value] if bits.value != OWN_BITS else []
+        if recipe.value == BEST:
+            words += budget_flags(self.query_one("#convert-budget", Input).value)
+        elif bits.value != OWN_BITS:
+            words += ["--q-bits", bits.value]
         folder = self.query_one("#convert-folder", Input).value.strip()
         return [*words, "-o", folder] if folder not in ("", self._suggested) else words
 
@@ -129,7 +150,7 @@ class ConvertForm(ModalScreen[str | None]):
         return TASK.request(args, [Path(self._model.path)], door)
 
     @on(Input.Changed)
-    def _folder_changed(self, event: Input.Changed) -> None:
+    def _text_changed(self, event: Input.Changed) -> None:
         event.stop()
         self.refresh_plan()
 
@@ -142,6 +163,7 @@ class ConvertForm(ModalScreen[str | None]):
             bits.choose(OWN_BITS)
         elif event.cycle is recipe and bits.value == OWN_BITS:
             bits.choose("4")
+        self._show_fields()
         self.refresh_plan()
 
     @work(exclusive=True)
@@ -156,14 +178,29 @@ class ConvertForm(ModalScreen[str | None]):
                 raise UsageError(f"{target} exists already: choose another folder")
             request = self._request("--plan")
             client = await self._planner()
-            plan = decode(await client.request(request.method, **request.params), request.result)
-            self._show(f"/convert {shlex.join(self.words)}", plan_line(plan, target))
+            params = {**request.params, "measure": False}  # that would take minutes
+            plan = decode(await client.request(request.method, **params), request.result)
+            quality = self._quality(plan)
+            self._show(f"/convert {shlex.join(self.words)}", f"{plan_line(plan, target)}{quality}")
             self.plan = plan
         except NoMatches:  # the form was closed meanwhile
             return
         except QchatError as error:
             self.problem = str(error)
             self._show("", self.problem, "$error")
+
+    def _quality(self, plan: "PlanSummary") -> str:
+        """Draw the curve of KL against size where there is room, or say what is measured first."""
+        if plan.allocation is not None:
+            curve, *said = allocation_parts(plan.allocation)
+            tall = self.app.size.height >= CURVE_FROM_ROWS
+            width = max(self.query_one("#convert-plan").size.width, 1)
+            report = Report("", (curve, *said) if tall else said)
+            drawn = report_lines(report, width)
+            return "".join(f"\n{''.join(text for _, text in line)}" for line in drawn)
+        if self.query_one("#convert-recipe", Cycle).value == BEST:
+            return "\nwhat each matrix matters is measured first, once for all sizes"
+        return "" if plan.predicted_kl is None else f"\n{kl_text(plan.predicted_kl)}"
 
     def _suggest(self, target: Path) -> None:
         """Follow the other fields with the folder, until the user writes another one."""
@@ -180,9 +217,11 @@ class ConvertForm(ModalScreen[str | None]):
 
     async def _planner(self) -> Any:
         """Return the engine process that plans, as long as the form is open."""
-        if self._client is None or not self._client.alive:
+        if self._client is None or (self._started and self._started.done() and not self._client.alive):
             self._client = self._chat.job_queue.client_factory()
-            await self._client.start()
+            self._started = asyncio.ensure_future(self._client.start())
+        if self._started is not None:
+            await asyncio.shield(self._started)  # a newer plan ends this one, not the start
         return self._client
 
     async def on_unmount(self) -> None:

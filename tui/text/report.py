@@ -17,6 +17,7 @@ GAP = 2
 MIN_COLUMN = 4
 BAR_CELLS = 30
 PLOT_ROWS = 10
+CURVE_ROWS = 8
 UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
 ASCII = str.maketrans("·…", "-~")
@@ -76,6 +77,16 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A line through positive points over a logarithmic y axis, with the point `chosen` marked by an X."""
+
+    points: Sequence[tuple[float, float]]
+    chosen: tuple[float, float]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True)
 class Gauge:
     """A progress bar: `done` of `total`, with a text beside it."""
 
@@ -99,7 +110,7 @@ class Markdown:
     source: str
 
 
-Part = Table | Bars | Spark | Plot | Gauge | Lines | Markdown
+Part = Table | Bars | Spark | Plot | Curve | Gauge | Lines | Markdown
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,8 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
             return [[("bar", sparkline(part.values, glyphs.levels)), ("dim", f"  {_one_line(part.label)}")]]
         case Plot():
             return _plot(part, width, glyphs)
+        case Curve():
+            return _curve(part, width, glyphs)
         case Gauge():
             return [_gauge(part, width, glyphs)]
         case Lines(lines, style):
@@ -288,6 +301,53 @@ def _gauge(gauge: Gauge, width: int, glyphs: _Glyphs) -> Line:
     return [("accent", filled), ("dim", empty), ("", text)]
 
 
+def _curve(curve: Curve, width: int, glyphs: _Glyphs) -> list[Line]:
+    """Draw one mark for each column, interpolated between the points, and the chosen point over them."""
+    points = sorted((x, math.log10(y)) for x, y in {*curve.points, curve.chosen} if _is_plottable(x, y))
+    if not points or not _is_plottable(*curve.chosen):
+        return []
+    (low_x, high_x), (low_y, high_y) = (_span(values) for values in zip(*points, strict=True))
+    ticks = {0: _figure(10**high_y), CURVE_ROWS - 1: _figure(10**low_y)}
+    margin = max(map(len, ticks.values()))
+    columns = max(min(width - margin - 2, 2 * BAR_CELLS), 4)
+    grid = [[" "] * columns for _ in range(CURVE_ROWS)]
+
+    def put(x: float, y: float, mark: str) -> None:
+        column = round((x - low_x) / (high_x - low_x) * (columns - 1))
+        grid[round((high_y - y) / (high_y - low_y) * (CURVE_ROWS - 1))][column] = mark
+
+    for column in range(columns):
+        x = low_x + (high_x - low_x) * column / (columns - 1)
+        put(x, _interpolate(points, x), "·")
+    put(curve.chosen[0], math.log10(curve.chosen[1]), "X")
+    lines: list[Line] = [[("dim", _one_line(curve.y_label))]]
+    for y, row in enumerate(grid):
+        axis = f"{ticks.get(y, ''):>{margin}} {glyphs.vertical}"
+        lines.append([("dim", axis), ("accent", "".join(row).rstrip())])
+    left, right = _figure(low_x), _one_line(f"{_figure(high_x)} {curve.x_label}")
+    lines.append([("dim", f"{'':>{margin}} {glyphs.corner}{glyphs.horizontal * columns}")])
+    lines.append([("dim", f"{'':>{margin}}  {left}{right:>{max(columns - len(left), len(right) + 1)}}")])
+    return [*lines, [("accent", "X"), ("", f" {_chosen_text(curve)}")]]
+
+
+def _is_plottable(x: float, y: float) -> bool:
+    return abs(x) <= MAX_COORDINATE and 1e-100 <= y <= 1e100
+
+
+def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Return the y of the line through points in order of x."""
+    after = next((i for i, (known, _) in enumerate(points) if known >= x), len(points) - 1)
+    if after == 0 or points[after][0] <= x:
+        return points[after][1]
+    (x0, y0), (x1, y1) = points[after - 1 : after + 1]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+def _chosen_text(curve: Curve) -> str:
+    x, y = map(_figure, curve.chosen)
+    return _one_line(f"{x} {curve.x_label}, {y} {curve.y_label}")
+
+
 def _plot(plot: Plot, width: int, glyphs: _Glyphs) -> list[Line]:
     points = [p for p in plot.points if all(abs(value) <= MAX_COORDINATE for value in (p.x, p.y))][
         : len(MARKS)
@@ -347,6 +407,9 @@ def _spoken(part: Part) -> list[str]:
             return [f"{label}: {_figure(min(known))} to {_figure(max(known))}" if known else label]
         case Plot(points, x_label, y_label):
             return [f"{p.label}: {_figure(p.x)} {x_label}, {_figure(p.y)} {y_label}" for p in points]
+        case Curve(points, _, x_label, y_label):
+            figures = [f"{_figure(x)} {x_label}: {_figure(y)}" for x, y in points]
+            return [f"{y_label} by size: {', '.join(figures)}", f"chosen: {_chosen_text(part)}"]
         case Gauge(done, total, text):
             return [f"{done / total if total else 0:.0%} {text}".rstrip()]
         case Lines(lines):

@@ -28,6 +28,7 @@ from qchat.tui.user.paths import config_file, measurements_file
 from qchat.tui.user.settings import Settings
 from tests.checkpoints import write_checkpoint
 from tests.tui.conversing import talk
+from tests.tui.fake_jobs import RESULTS_OF_JOBS
 from tests.tui.running_app import Running, chatting
 
 Check = Callable[[Running, Any], Awaitable[None]]
@@ -230,9 +231,9 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def in_models(tmp_path: Path, models: Path, **options: Any) -> Callable[[Check], None]:
+def in_models(tmp_path: Path, models: Path, *steps: Any, **options: Any) -> Callable[[Check], None]:
     def run(check: Check) -> None:
-        @chatting(tmp_path, models_dir=[str(models)], **options)
+        @chatting(tmp_path, *steps, models_dir=[str(models)], **options)
         async def checked(it: Running) -> None:
             screen = await open_screen(it, "/model", ModelsScreen)
             await it.until(lambda: screen.rows and len(list_text(screen)) == len(screen.rows))
@@ -355,6 +356,50 @@ def test_the_form_plans_what_its_fields_say_and_converts_that(tmp_path: Path, mo
         (asked,) = it.engine.asked("convert")
         assert asked["target"] == str(models / "beta-unsloth-3bit-mine")
         assert asked["options"]["recipe"] == "unsloth" and asked["options"]["bits"] == 3
+
+
+def test_a_choice_made_while_the_planner_starts_is_planned(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await go_to(it, screen, "beta")
+        await it.pilot.press("c")
+        await it.until(lambda: isinstance(it.app.screen, ConvertForm))
+        form = cast(ConvertForm, it.app.screen)
+        form.refresh_plan()  # ends the first plan, whose process has not started
+        await it.until(lambda: form.plan is not None)
+
+
+ALLOCATED = {
+    "budget": "4.5 bits per weight",
+    "nbytes": 300_000,
+    "predicted_kl": 0.05,
+    "sensitivity": "beta-sensitivity.json",
+    "digest": "d",
+    "text": "t",
+    "tokens": 1536,
+    "curve": [{"nbytes": 200_000, "kl": 1.0}, {"nbytes": 400_000, "kl": 0.01}],
+}
+
+
+@pytest.mark.parametrize("size", [(100, 40), (44, 40), (80, 24)])
+def test_the_form_shows_the_curve_of_the_recipe_best(size: tuple[int, int], tmp_path: Path, models: Path):
+    known = RESULTS_OF_JOBS["plan"] | {"allocation": ALLOCATED, "predicted_kl": 0.05}
+    steps = ({"method": "plan"}, {"method": "plan"}, {"method": "plan", "result": known})
+
+    @in_models(tmp_path, models, *steps, size=size)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        form = await convert_form(it, screen)
+        await it.pilot.press("left")  # the last recipe
+        await it.until(lambda: "measured first" in words_of(form))
+        assert form.query_one("#form-budget").display and not form.query_one("#form-bits").display
+        asked = it.engine.asked("plan")[-1]
+        assert asked["budget"] == {"bits_per_weight": 4.5} and asked["measure"] is False
+        await it.pilot.press("down", *["backspace"] * 6, *"0.3MB")
+        await it.until(lambda: it.engine.asked("plan")[-1]["budget"] == {"nbytes": 300_000})
+        await it.until(lambda: "predicted KL divergence 0.05 nats" in " ".join(words_of(form).split()))
+        assert ("X 0.3 MB" in words_of(form)) is (size[1] > 24)
+        await it.pilot.press("backspace")
+        await it.until(lambda: form.problem.startswith("the budget is '0.3M', wanted one like 15GB"))
 
 
 def test_the_form_refuses_a_folder_that_exists(tmp_path: Path, models: Path):

@@ -165,3 +165,68 @@ def test_progress_fits_a_line():
     said = " 25%  2.00 of 8.00 GB · writing layers.3.mlp.down_proj · 1:23 left"
     assert progress_line(event) == said
     assert len(progress_line(event | {"detail": "writing " + "layers.3.mlp" * 20})) < 80
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("-q --target-size 15GB", "--target-size would change nothing without --q-recipe best"),
+        ("-q --calibration x.txt", "--calibration would change nothing without --q-recipe best"),
+        ("--q-recipe best", "needs one of --target-size, --target-bpw, --target-speed: none is given"),
+        ("--q-recipe best --target-size 1GB --target-bpw 4", "--target-size and --target-bpw are given"),
+        ("--q-recipe best --target-size 15", "--target-size is '15', wanted a size like 15GB or 900MiB"),
+        ("--q-recipe best --target-bpw 0", "--target-bpw is 0, wanted a finite number above 0"),
+        ("--q-recipe best --target-bpw 4 --q-bits 4", "--q-bits contradicts the recipe best"),
+        ("--q-recipe best --target-speed 9 --bandwidth fast", "'fast' is not a bandwidth"),
+        ("--q-recipe best --target-bpw 4 --calibration no.txt", "cannot read"),
+        ("--q-recipe best --target-bpw 4 --sensitivity no/where.json --dequantize", "contradict each other"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_refused_in_a_sentence(
+    words: str, sentence: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code = convert("-i", raw, "-o", tmp_path / "new", *words.split())
+    out, err = capsys.readouterr()
+    assert sentence in err
+    assert err.startswith("qchat: ") and err.count("\n") == 1
+    assert code in (2, 3)
+    assert out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_the_recipe_best_measures_once_and_plans_and_converts_from_that(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    text, file = tmp_path / "text.txt", tmp_path / "mine.json"
+    text.write_text("How deep is the well? Nobody has ever measured it, and nobody will.\n" * 2)
+    words = ("-i", raw, "--q-recipe", "best", "--sensitivity", file)
+    assert convert(*words, "--target-size", "0.3MB", "--calibration", text, "--plan") == 0
+    out, _ = capsys.readouterr()
+    assert "predicted KL" in out and "bits chosen for 300,000 bytes of weight files" in out
+    measured = file.read_bytes()
+    assert convert(*words, "--target-speed", "1000000", "--bandwidth", "300GB/s", "--plan", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["bytes_per_token"] <= 300_000
+    assert plan["allocation"]["budget"] == "1e+06 tokens/s at 300 GB/s"
+    assert convert(*words, "--target-bpw", "5", "-o", tmp_path / "new") == 0
+    out, _ = capsys.readouterr()
+    assert "chosen for 5 bits per weight: predicted KL divergence" in out
+    assert file.read_bytes() == measured
+    assert (
+        "-q --q-recipe best --target-bpw 5.0 --sensitivity mine.json"
+        in (tmp_path / "new/README.md").read_text()
+    )
+
+
+def test_the_differences_from_the_published_cards_are_said_where_people_choose(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert convert("-i", raw, "-q", "--q-recipe", "unsloth", "--q-bits", "3", "--plan") == 0
+    assert "the published cards leave them in bfloat16, as --keep-bf16 does" in capsys.readouterr().out
+    assert convert("-i", raw, "-q", "--q-recipe", "unsloth", "--q-bits", "3", "--keep-bf16", "--plan") == 0
+    assert "published cards" not in capsys.readouterr().out
+    assert convert("-i", raw, "-q", "--q-mode", "mxfp8", "--plan") == 0
+    assert "mxfp8 costs about four times the KL divergence of 6 affine bits" in capsys.readouterr().out
+    assert convert("--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "as the published cards have them" in said and "four times the KL divergence" in said

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qchat.tui.text.report import (
     Bar,
     Bars,
+    Curve,
     Gauge,
     Lines,
     Markdown,
@@ -45,6 +46,7 @@ PARTS = st.one_of(
     st.builds(Spark, st.lists(NUMBER, max_size=20), TEXT),
     st.builds(Plot, st.lists(st.builds(Point, NUMBER, NUMBER, TEXT), max_size=30), TEXT, TEXT),
     st.builds(Gauge, NUMBER, NUMBER, TEXT),
+    st.builds(Curve, st.lists(st.tuples(NUMBER, NUMBER), max_size=9), st.tuples(NUMBER, NUMBER), TEXT, TEXT),
     st.builds(Lines, st.lists(TEXT, max_size=3), st.sampled_from(sorted(STYLES))),
     st.builds(Markdown, TEXT),
 )
@@ -126,6 +128,21 @@ def test_a_plot_puts_points_where_they_belong():
     assert lines[-1] == "C same  2 GB, 2 KL"
 
 
+@pytest.mark.parametrize("width", [20, 60])
+def test_a_curve_falls_over_a_logarithmic_axis_with_the_chosen_point_marked(width: int):
+    points = [(float(x), 10.0**-x) for x in range(8)]
+    first, *grid, axis, scale, chosen = drawn(Report("", (Curve(points, (7.0, 1e-7), "GB", "KL"),)), width)
+    assert (first, chosen) == ("KL", "X 7 GB, 1e-07 KL")
+    assert scale.split() == ["0", "7", "GB"] and "└" in axis
+    starts = [row.index("·") for row in grid[:-1]]
+    assert starts == sorted(starts) and len(grid) == 8 and grid[-1].endswith("X")
+    assert grid[0].startswith("    1 │·") and grid[-1].startswith("1e-07 │")
+
+
+def test_a_curve_whose_chosen_point_is_no_number_is_not_drawn():
+    assert drawn(Report("", (Curve([(1.0, 1.0)], (1.0, math.nan), "GB", "KL"),))) == []
+
+
 def test_points_that_are_no_numbers_are_left_out():
     plot = Plot([Point(math.nan, 1, "no"), Point(1, 1, "yes")], "x", "y")
     assert "no" not in "\n".join(drawn(Report("", (plot,))))
@@ -140,11 +157,12 @@ def test_a_report_in_words_draws_nothing():
             Spark([1, 3], "speed"),
             Plot([Point(1, 2, "p")], "GB", "KL"),
             Gauge(1, 2, "left"),
+            Curve([(1, 2), (2, 1)], (2, 1), "GB", "KL"),
             Lines(["said"]),
             Markdown("*x*"),
         ),
     )
     assert report_text(report).split("\n") == [
         "T", "size 1 GB, code affine", "code x", "a: two", "b: 3", "speed: 1 to 3", "p: 1 GB, 2 KL",
-        "50% left", "said", "*x*",
+        "50% left", "KL by size: 1 GB: 2, 2 GB: 1", "chosen: 2 GB, 1 KL", "said", "*x*",
     ]  # fmt: skip
