@@ -6,7 +6,7 @@ from typing import Any
 
 from ..quant.folds import Folds
 from ..quant.plan import Plan
-from .results import Check, ConversionSummary
+from .results import Check, ConversionSummary, RoundingSummary
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Report:
     repairs: tuple[str, ...]
     folds: Folds
     check: Check
+    rounding: RoundingSummary | None = None
+    importances: tuple[str, ...] = ()
     license: str | None = None
 
     def summary(self) -> ConversionSummary:
@@ -52,6 +54,8 @@ class Report:
             notes=self.plan.notes,
             awq=self.folds.report,
             check=self.check,
+            rounding=self.rounding,
+            importances=self.importances,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -47,11 +47,12 @@ class Factor:
 def factorise(reversed_hessian: mx.array) -> Factor:
     """The factor of H [E, K, K] float32, given with both axes reversed; damped, and evaluated."""
     diagonal = mx.diagonal(reversed_hessian, axis1=-2, axis2=-1)
-    mean = mx.maximum(diagonal.mean(axis=-1), mx.finfo(mx.float32).smallest_normal)
+    mean = diagonal.mean(axis=-1)
+    damping = mx.where(mean > 0, mean * DAMPING, 1.0)[:, None, None]  # where nothing was ever read, too
     identity = mx.eye(reversed_hessian.shape[-1])
     lower = reversed_hessian
     for more in MORE_DAMPING:
-        damped = reversed_hessian + identity * (mean * DAMPING * more)[:, None, None]
+        damped = reversed_hessian + identity * damping * more
         lower = mx.linalg.cholesky(damped, stream=mx.cpu)
         pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
         if (mx.isfinite(lower).all() & (pivots > 0).all()).item():
@@ -61,13 +62,8 @@ def factorise(reversed_hessian: mx.array) -> Factor:
     return factor
 
 
-def compensate(
-    weight: mx.array, geometry: Geometry, factor: Factor, dtype: mx.Dtype = mx.bfloat16
-) -> tuple[Packed, float]:
-    """Pack `weight` [N, K], or [E, N, K] with a factor for each expert; evaluated.
-
-    Also returns the error of the outputs, |(W - Q) R|^2, damping included.
-    """
+def compensate(weight: mx.array, geometry: Geometry, factor: Factor, dtype: mx.Dtype = mx.bfloat16) -> Packed:
+    """Pack `weight` [N, K], or [E, N, K] with a factor for each expert; evaluated."""
     stack = weight.astype(mx.float32)
     stack = stack[None] if weight.ndim == 2 else stack
     streams = rounding_streams()
@@ -82,7 +78,7 @@ def compensate(
             with mx.stream(stream):
                 part.round(begin, end, above, inverse, importance)
         mx.eval([part.latest for part in parts])
-    return _join(parts, weight.shape[:-1], geometry), sum(float(part.error) for part in parts)
+    return _join(parts, weight.shape[:-1], geometry)
 
 
 def _join(parts: Sequence["_Part"], rows: tuple[int, ...], geometry: Geometry) -> Packed:
@@ -103,7 +99,7 @@ def _join(parts: Sequence["_Part"], rows: tuple[int, ...], geometry: Geometry) -
 
 
 class _Part:
-    """Some rows [E, N, K] on their way; columns lie along the second axis, [E, G, N], while they are rounded."""
+    """Some rows [E, N, K] on their way, which are rounded with columns along the second axis: [E, G, N]."""
 
     def __init__(self, weight: mx.array, geometry: Geometry, dtype: mx.Dtype):
         self.weight, self.geometry, self.dtype = weight, geometry, dtype
@@ -111,15 +107,12 @@ class _Part:
         self.levels: list[mx.array] = []
         self.scales: list[mx.array] = []
         self.biases: list[mx.array] = []
-        self.error = mx.array(0.0)
 
     @property
     def latest(self) -> list[mx.array]:
-        return [self.changes[-1], self.levels[-1], self.scales[-1], self.biases[-1], self.error]
+        return [self.changes[-1], self.levels[-1], self.scales[-1], self.biases[-1]]
 
-    def round(
-        self, begin: int, end: int, above: mx.array, inverse: mx.array, importance: mx.array
-    ) -> None:
+    def round(self, begin: int, end: int, above: mx.array, inverse: mx.array, importance: mx.array) -> None:
         """Round the columns from `begin` to `end`, one group, given the changes of those before it."""
         own = self.weight[..., begin:end].swapaxes(-1, -2)  # [E, G, N]
         target = own
@@ -129,9 +122,8 @@ class _Part:
         groups = Groups(target.swapaxes(-1, -2), importance, self.geometry)
         scales, biases = groups.search(self.dtype)  # [E, N, 1]
         code = _Code(scales.swapaxes(-1, -2), biases.swapaxes(-1, -2), self.geometry)
-        levels, rest = code.descend(target, inverse)
+        levels, _ = code.descend(target, inverse)
         self.changes.append(own - code.values(levels))
-        self.error = self.error + mx.square(rest).sum()
         self.levels.append(levels.swapaxes(-1, -2))
         self.scales.append(store_scales(scales, self.geometry, self.dtype))
         self.biases.append(biases.astype(self.dtype))

@@ -12,6 +12,7 @@ from ..checkpoint.packed import Geometry, Packed
 from ..errors import UsageError
 from ..machine.backend import mx, on_gpu
 from .codes import nearest_levels, neighbouring_scales, pack_levels, read_scales, store_scales
+from .recipe_file import RoundingMethod
 
 CHUNK_WEIGHTS = 1 << 20  # a chunk's float32 intermediates together take about 50 MB
 # by bits: the shares of MLX's range to start from, and the rounds from each; fine codes need few
@@ -24,17 +25,17 @@ def quantize(
     geometry: Geometry,
     importance: mx.array | None = None,
     dtype: mx.Dtype = mx.bfloat16,
-    *,
-    search: bool = False,
+    method: RoundingMethod | None = None,
 ) -> Packed:
     """Pack `weight` [N, K] or [E, N, K] of any float dtype, in chunks of rows.
 
-    `importance` is E[x^2] by input channel, [K] or [E, K]. Without it, and to float codes, MLX rounds, unless
-    `search` asks for the best scales there as well; without importances all weights of a group count alike.
-    Affine scales and biases are in `dtype`. Raises UsageError if the shapes do not match.
+    `importance` is E[x^2] by input channel, [K] or [E, K]. Affine scales and biases are in `dtype`. Without a
+    `method` importances steer affine codes, and MLX rounds the rest. "nearest" is MLX everywhere, any other
+    method searches the best scales of every code; without importances all weights of a group count alike.
+    Raises UsageError if the shapes do not match.
     """
     _check(weight, geometry, importance)
-    if not search and (importance is None or geometry.mode != "affine"):
+    if _leaves_to_mlx(method, geometry) or (method is None and importance is None):
         return _quantize_with_mlx(weight, geometry, dtype)
     if importance is None:
         importance = mx.ones(weight.shape[-1])
@@ -54,18 +55,23 @@ def quantize(
 
 
 def rounding_error(
-    weight: mx.array, importance: mx.array, geometry: Geometry, *, search: bool = False
+    weight: mx.array, importance: mx.array, geometry: Geometry, method: RoundingMethod | None = None
 ) -> mx.array:
     """The sum over `weight` [R, K] of importance (w - Q(w))^2, [] float32, with Q as in `quantize`.
 
     `importance` is [R, K] or [1, K]. Works on all rows at once; the caller bounds R.
     """
     weight = weight.astype(mx.float32)
-    if search or geometry.mode == "affine":
+    if not _leaves_to_mlx(method, geometry):
         groups = Groups(_in_groups(weight, geometry), _in_groups(importance, geometry), geometry)
         return groups.error(*groups.search(mx.bfloat16)).sum()
     back = _quantize_with_mlx(weight, geometry, mx.bfloat16).dequantize(mx.float32)
     return (importance * mx.square(weight - back)).sum()
+
+
+def _leaves_to_mlx(method: RoundingMethod | None, geometry: Geometry) -> bool:
+    """Whether MLX rounds even where importances are known."""
+    return method == "nearest" or (method is None and geometry.mode != "affine")
 
 
 def _check(weight: mx.array, geometry: Geometry, importance: mx.array | None) -> None:
