@@ -212,9 +212,8 @@ class _Trial:
             return self._skip("its matrices stay dense"), None
         if not self.packed.keys() <= measured.keys():
             return self._skip("the imatrix does not know all of its matrices"), None
-        self.pieces = [
-            p for name, code in self.packed.items() for p in self._pieces(name, code, measured[name])
-        ]
+        for name, code in self.packed.items():
+            self.pieces += self._pieces(name, code, measured[name])
         # the first reader sees all tokens, as no single expert does
         first = next(iter(measured.values()))
         self._look_at_feeder(first)
@@ -246,7 +245,7 @@ class _Trial:
         energies = mx.zeros_like(importance)  # of the columns that read them
         for piece in self.pieces:
             energy = mx.square(piece.rows).sum(axis=0) * piece.weight
-            energies = energies.at[... if piece.expert is None else piece.expert].add(energy)
+            energies = energies.at[... if importance.ndim == 1 else piece.expert].add(energy)
         self.costs = importance * energies
 
     def _pieces(self, name: str, code: Geometry, importance: mx.array) -> Iterator[_Piece]:

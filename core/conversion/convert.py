@@ -62,9 +62,10 @@ class Conversion:
     """What to convert, where to, and how.
 
     `options.recipe` UNQUANTIZED packs nothing, and needs `dequantize` if the source is quantized. `awq`
-    matters only with an `imatrix`. Without a `rounding` the recipe file's counts, or else matrices are rounded
-    as those of the published variants; "gptq" reads the text file `calibration`. `force` allows replacing an earlier conversion. `flags` are the command
-    line's words after source and destination, for the card.
+    matters only with an `imatrix`. Without a `rounding` the recipe file's counts, or else matrices are
+    rounded as those of the published variants; "gptq" reads the text file `calibration`. `force` allows
+    replacing an earlier conversion. `flags` are the command line's words after source and destination, for
+    the card.
     """
 
     source: Path

@@ -1,7 +1,8 @@
 """The folder that a conversion writes to: `.NAME.partial`, beside its destination until it is renamed.
 
-Owns resuming: keeps finished shards of the same conversion, and its rounded layers. Replaces and removes only files that qchat wrote.
-Refuses any other folder in its way, a second conversion to the same place, and a disk that is too small.
+Owns resuming: keeps finished shards and rounded layers of the same conversion. Replaces and removes only
+files that qchat wrote. Refuses any other folder in its way, a second conversion to the same place, and a disk
+that is too small.
 """
 
 import errno

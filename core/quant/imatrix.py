@@ -90,7 +90,8 @@ class Imatrix:
 
     `unmatched` are names in the file without a module in the model. A matrix that the file lacks has the
     values of another one with the same input, if there is one: `borrowed` says of which. `missing` are the
-    other matrices of the model, without the MTP head, that the file lacks. `chunk_size` is 0 in a `.dat`, which does not record it.
+    other matrices of the model, without the MTP head, that the file lacks. `chunk_size` is 0 in a `.dat`,
+    which does not record it.
     """
 
     path: Path
@@ -131,7 +132,7 @@ class Imatrix:
         return Statistics(_untile_heads(sums, self._config) if name.endswith(VALUE_HEADS) else sums, counts)
 
     def _borrow(self, name: str, lender: str) -> Statistics | None:
-        """The statistics of another reader of the same input; those of all experts together for one matrix."""
+        """The statistics of another reader of the same input; for one matrix those of all experts together."""
         lent = self.statistics(lender)
         if lent is None or lent.sums.ndim == 1 or EXPERTS in name:
             return lent

@@ -30,6 +30,8 @@ NEEDS_Q = {
     "--q-mxfp": "mxfp",
     "--float-map": "float_map",
     "--keep-bf16": "keep_bf16",
+    "--rounding": "rounding",
+    "--calibration": "calibration",
     "--imatrix-path": "imatrix",
 }
 # in a chat, without any flag that says how the weights are stored
@@ -53,6 +55,7 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         _add_places(parser)
         _add_quantization(parser.add_argument_group("quantization"))
+        _add_rounding(parser.add_argument_group("rounding"))
         _add_scaling(parser.add_argument_group("importance"))
         _add_parts(parser.add_argument_group("parts of the model"))
         plan = parser.add_argument_group("planning")
@@ -98,6 +101,8 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
             "target": str(target),
             "imatrix": optional_path(args.imatrix),
             "awq": args.awq,
+            "rounding": args.rounding,
+            "calibration": optional_path(args.calibration),
             "dequantize": args.dequantize,
             "force": args.force,
             "flags": flags(args),
@@ -140,6 +145,18 @@ def _add_quantization(group: Any) -> None:
         "--keep-bf16", action="store_true", help="leave o_proj, out_proj, in_proj_a and in_proj_b dense"
     )
     group.add_argument("--dequantize", action="store_true", help="store a quantized source in bfloat16")
+
+
+def _add_rounding(group: Any) -> None:
+    group.add_argument(
+        "--rounding",
+        choices=("nearest", "weighted", "gptq"),
+        help="as MLX does it; by the best scales of every code; or so that later columns make up for the "
+        "errors of earlier ones, which reads a text (gptq). Without it as the published variants are rounded",
+    )
+    group.add_argument(
+        "--calibration", metavar="FILE", help="the text for --rounding gptq; qchat's own by default"
+    )
 
 
 def _add_scaling(group: Any) -> None:
@@ -227,13 +244,14 @@ def _converted(result: "ConversionResult") -> Report:
         ("time", f"{format_seconds(result.seconds)} to write ({result.speed}), {seconds}"),
         ("logits", _distance(check)),
         *([("kept", f"{result.kept_shards} shards of an earlier run")] if result.kept_shards else []),
+        *([("rounding", str(result.rounding))] if result.rounding else []),
         *([("AWQ", _scaled(result))] if result.awq else []),
     ]
     errors = [Bar(code, error, f"{error:.2e}") for code, error in check.weights.items()]
     pictured = (Lines(("relative error of the weights, by code:",), "dim"), Bars(errors)) if errors else ()
     folder = f'"{result.folder}"' if " " in result.folder else result.folder
     use = f"chat with it: qchat {folder}, or /load {folder} in a chat"
-    said = Lines((*result.warnings, *result.notes, use), "dim")
+    said = Lines((*result.warnings, *result.importances, *result.notes, use), "dim")
     size = f"{result.nbytes / GB:,.3f} GB, {result.bits_per_weight:.2f} bits per weight"
     return Report("", (Lines((f"{result.name}: {size}",)), Table(("", ""), rows), *pictured, said))
 
