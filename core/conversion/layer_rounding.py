@@ -8,8 +8,10 @@ Owns these files. Embedding and MTP head are not rounded here.
 
 import hashlib
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 from ..checkpoint.assemble import Tensor
@@ -17,28 +19,26 @@ from ..checkpoint.finite import is_finite, not_finite
 from ..checkpoint.header import read_header
 from ..checkpoint.packed import Packed
 from ..errors import UsageError
-from ..machine.backend import Policy, choose_policy, mx
+from ..machine.backend import Policy, mx
 from ..machine.files import read_text, whole_file
 from ..model.cache import Cache
 from ..model.layers import AttentionLayer, DeltaLayer, rms_norm
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
-from ..ops.candidates import Dimensions
-from ..ops.tuning import settle
+from ..ops.gated_delta import USUAL
 from ..quant.folds import Folds
 from ..quant.gptq import compensate
 from ..quant.rounding import quantize
 from ..text.tokenizer import Tokenizer
 from .layer_inputs import Inputs, SharedInputs, observe_inputs
-from .pipeline import can_copy, read_unrounded
+from .pipeline import can_copy, read_unrounded, streams
 from .source import Source, to_dense
-from .verify import TOO_MANY_PARAMETERS
 from .writer import MLX_DTYPES, Unit
 
 CALIBRATION_TEXT = Path(__file__).parents[1] / "measuring" / "calibration.txt"
 MAX_TEXT_NBYTES = 256 << 20
 WINDOW = 512  # tokens that are read with an empty cache
-MAX_WINDOWS = 48
+MAX_WINDOWS = 32
 DENSE_NBYTES = 1 << 30  # of a layer in float32; a larger one stays as it is stored
 HEAD = "lm_head"
 UNREACHED = "unreached"
@@ -123,7 +123,6 @@ def round_layers(
     files = [folder / f"{name}.safetensors" for name in names]
     if not all(file.exists() for file in files):
         folder.mkdir(exist_ok=True)
-        settle(Dimensions.of(source.config, {}, choose_policy(TOO_MANY_PARAMETERS)))
         states = _States(folder, text)
         begin = states.latest(len(names))
         left = sum(tensors.nbytes(name) for name in names[begin or 0 :])
@@ -267,9 +266,8 @@ class _LayerPass:
         """Run the layer before it is rounded, to see what its matrices read."""
         layer = self._make_layer(index, name, {})
         inputs = observe_inputs(layer, name, self.config.num_experts)
-        for x in self.states.read(index):
-            y = self._forward(index, name, layer, x)
-            mx.eval(y, [own.arrays for own in inputs.values()])
+        for _ in self._forward(index, name, layer, self.states.read(index), inputs):
+            pass
         for own in inputs.values():
             own.release()
         vars(layer).clear()  # its compiled functions refer to it
@@ -301,20 +299,43 @@ class _LayerPass:
         layer = self._make_layer(index, name, RoundedLayers([file], self.tensors.units))
         begin = self.states.count(index + 1)
         read = self.states.read(index, begin)
-        self.states.save(index + 1, (self._forward(index, name, layer, x) for x in read), begin)
+        self.states.save(index + 1, self._forward(index, name, layer, read, {}), begin)
 
     def _make_layer(
         self, index: int, name: str, rounded: Mapping[str, Packed]
     ) -> AttentionLayer | DeltaLayer:
         policy = Policy(mx.float32, dense=2 * self.tensors.nbytes(name) <= DENSE_NBYTES)
         tensors = _LayerTensors(self.tensors, self.tensors.of(name), rounded)
-        return make_layer(
-            self.config, WeightScope(tensors).within(name), self.config.layer_types[index], policy
-        )
+        kind = self.config.layer_types[index]
+        layer = make_layer(self.config, WeightScope(tensors).within(name), kind, policy)
+        if isinstance(layer, DeltaLayer):
+            layer.mixer.forms = USUAL  # whatever won its race, so that another run computes the same
+        return layer
 
-    def _forward(self, index: int, name: str, layer: AttentionLayer | DeltaLayer, x: mx.array) -> mx.array:
-        self.tick(name, self.tensors.nbytes(name) // len(self.states.text.windows))
-        return layer(x, Cache.empty(self.config, mx.float32).layers[index])
+    def _forward(
+        self,
+        index: int,
+        name: str,
+        layer: AttentionLayer | DeltaLayer,
+        states: Iterable[mx.array],
+        inputs: Mapping[str, Inputs],
+    ) -> Iterator[mx.array]:
+        """Yield the outputs for each window of states, and evaluate `inputs`; a few windows at once."""
+        pending: deque[mx.array] = deque()
+        share = self.tensors.nbytes(name) // len(self.states.text.windows)
+        for x, stream in zip(states, cycle(streams()), strict=False):
+            with mx.stream(stream):
+                pending.append(layer(x, Cache.empty(self.config, mx.float32).layers[index]))
+            mx.async_eval(pending[-1], [own.arrays for own in inputs.values()])
+            if len(pending) == len(streams()):
+                yield self._evaluate(pending.popleft(), name, share)
+        while pending:
+            yield self._evaluate(pending.popleft(), name, share)
+
+    def _evaluate(self, x: mx.array, name: str, share: int) -> mx.array:
+        mx.eval(x)
+        self.tick(name, share)
+        return x
 
 
 def _save(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:

@@ -132,7 +132,7 @@ class Imatrix:
         return Statistics(_untile_heads(sums, self._config) if name.endswith(VALUE_HEADS) else sums, counts)
 
     def _borrow(self, name: str, lender: str) -> Statistics | None:
-        """The statistics of another reader of the same input; for one matrix those of all experts together."""
+        """The statistics of another reader of the same input; for one matrix, of all experts together."""
         lent = self.statistics(lender)
         if lent is None or lent.sums.ndim == 1 or EXPERTS in name:
             return lent
