@@ -73,8 +73,8 @@ class ConversionSummary:
     notes: tuple[str, ...]
     awq: tuple[GroupReport, ...]
     check: Check
-    rounding: RoundingSummary | None
-    importances: tuple[str, ...]
+    rounding: RoundingSummary | None = None
+    importances: tuple[str, ...] = ()
 
     @property
     def speed(self) -> str:
@@ -84,7 +84,7 @@ class ConversionSummary:
         return f"{self.weights_nbytes / MB / self.seconds:.0f} MB of bfloat16 a second"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionResult(ConversionSummary):
     """The same, and the `folder` that was made."""
 

@@ -2,7 +2,7 @@
 
 Owns the forward pass. Never reads a file, never samples, and knows neither folders nor ranks.
 
-Public names: AttentionLayer, Cache, DeltaLayer, DeltaState, DenseMLP, FeedForward, kernel_form, KVBuffer,
-KVCache, make_layer, MemoryPlan, MixtureOfExperts, Model, plain_form, plan_folder, plan_memory, rms_norm,
+Public names: AttentionLayer, Cache, DeltaLayer, DeltaState, kernel_form, KVBuffer, KVCache, make_layer,
+MemoryPlan, MixtureOfExperts, Model, observe, observe_layer, plain_form, plan_folder, plan_memory, rms_norm,
 WeightScope.
 """

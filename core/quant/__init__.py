@@ -2,7 +2,7 @@
 
 Owns recipes, plans, importance matrices and rounding. Never writes a model folder.
 
-Public names: as_json, BUILTIN_FOLDER, Folds, GroupReport, Imatrix, load_config, make_plan, Options, Plan,
-PlannedClass, PlanSummary, quantize, read_imatrix, Recipe, rounding_error, Statistics, tensor_class, VARIANTS,
-write_imatrix.
+Public names: as_json, BUILTIN_FOLDER, compensate, describe_gaps, describe_use, Factor, factorise, Folds,
+GroupReport, Imatrix, load_config, make_plan, Options, Plan, PlannedClass, PlanSummary, quantize,
+read_imatrix, Recipe, rounding_error, RoundingMethod, Statistics, tensor_class, VARIANTS, write_imatrix.
 """
