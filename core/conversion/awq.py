@@ -1,7 +1,8 @@
 """Activation-aware scaling: chooses which channels of a group of matrices to enlarge before rounding.
 
 Lin et al., "AWQ" (arXiv 2306.00978): s = E[x^2]^(alpha / 2), with alpha searched per group. Owns the groups
-of this architecture, whose scaling leaves the model unchanged. Refuses an imatrix that changes nothing.
+of this architecture, whose scaling leaves the model unchanged. Groups of float codes change only where their
+measured error falls. Refuses an imatrix that changes nothing.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ..errors import UsageError
 from ..machine.backend import mx
 from ..quant.folds import Folds
 from ..quant.imatrix import Imatrix
+from ..quant.recipe_file import RoundingMethod
 from ..quant.recipes import Recipe
 from ..quant.results import GroupReport
 from ..quant.rounding import rounding_error
@@ -119,6 +121,7 @@ def search_scales(
     imatrix: Imatrix | None,
     mode: ScalingMode = "search",
     letters: str = DEFAULT_GROUPS,
+    method: RoundingMethod | None = None,
 ) -> Folds:
     """Find the scales for the tensors of `source`, reading a few rows of each, one group after the other.
 
@@ -136,7 +139,7 @@ def search_scales(
     for group in groups(config, mtp=has_mtp):
         if group.letter not in letters:
             continue
-        outcome, scales = _Trial(group, source, recipe, imatrix).run(mode)
+        outcome, scales = _Trial(group, source, recipe, imatrix, method).run(mode)
         report.append(outcome)
         if scales is not None:
             rows[group.feeder] = scales
@@ -149,29 +152,57 @@ def search_scales(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Sampled rows [R, K] of one matrix; the piece represents `weight` pieces of its size."""
+    """Sampled rows [R, K] of one matrix, with their numbers; it represents `weight` pieces of its size."""
 
     rows: mx.array
+    numbers: mx.array
     importance: mx.array  # [1, K]
     expert: int | None
     geometry: Geometry
     weight: float
 
-    def error(self, columns: mx.array) -> mx.array:
-        """The rounding error with these scales, [K] or [E, K]."""
-        scales = columns if columns.ndim == 1 or self.expert is None else columns[self.expert]
-        error = rounding_error(self.rows * scales, self.importance / mx.square(scales), self.geometry)
-        return error * self.weight
+    def own(self, scales: mx.array) -> mx.array:
+        """The scales of this piece, of scales for all experts."""
+        return scales if scales.ndim == 1 or self.expert is None else scales[self.expert]
+
+    def error(self, columns: mx.array, method: RoundingMethod | None) -> mx.array:
+        """The rounding error with these scales of the columns, [K] or [E, K]."""
+        scales = self.own(columns)
+        importance = self.importance / mx.square(scales)
+        return rounding_error(self.rows * scales, importance, self.geometry, method) * self.weight
+
+    def feeding_error(self, scales: mx.array, costs: mx.array, method: RoundingMethod | None) -> mx.array:
+        """The error with rows divided by these scales, [N] or [E, N].
+
+        `costs` says what the same relative error of each row costs where it is read.
+        """
+        divisors = self.own(scales)[self.numbers][:, None]
+        energy = (self.importance * mx.square(self.rows)).sum(axis=-1, keepdims=True)
+        cost = mx.where(energy > 0, self.own(costs)[self.numbers][:, None] / energy, 0.0)
+        importance = self.importance * cost * mx.square(divisors)
+        return rounding_error(self.rows / divisors, importance, self.geometry, method) * self.weight
 
 
 class _Trial:
     """Tries one group with several scales."""
 
-    def __init__(self, group: Group, source: Source, recipe: Recipe, imatrix: Imatrix):
-        self.group, self.source, self.imatrix = group, source, imatrix
+    def __init__(
+        self,
+        group: Group,
+        source: Source,
+        recipe: Recipe,
+        imatrix: Imatrix,
+        method: RoundingMethod | None = None,
+    ):
+        self.group, self.source, self.imatrix, self.method = group, source, imatrix, method
         decided = {name: recipe.decide(name, source.specs[name].shape) for name in group.readers}
         self.packed = {name: geometry for name, geometry in decided.items() if geometry is not None}
         self.pieces: list[_Piece] = []
+        feeder = recipe.decide(group.feeder, source.specs[group.feeder].shape)
+        # the scales of affine codes follow the rows; those of float codes are too coarse for that
+        self.feeder = feeder if group.letter == "B" and feeder and feeder.mode != "affine" else None
+        self.feeding: list[_Piece] = []
+        self.costs = mx.array(0.0)
 
     def run(self, mode: ScalingMode) -> tuple[GroupReport, mx.array | None]:
         """The report of the group, and its scales [S] or [E, S], or None if it stays unchanged."""
@@ -181,9 +212,12 @@ class _Trial:
             return self._skip("its matrices stay dense"), None
         if not self.packed.keys() <= measured.keys():
             return self._skip("the imatrix does not know all of its matrices"), None
-        self.pieces = [p for name in self.packed for p in self._pieces(name, measured[name])]
+        for name, code in self.packed.items():
+            self.pieces += self._pieces(name, code, measured[name])
         # the first reader sees all tokens, as no single expert does
-        importance = self.group.reduce(next(iter(measured.values())))
+        first = next(iter(measured.values()))
+        self._look_at_feeder(first)
+        importance = self.group.reduce(first)
         before = self._error(mx.ones_like(importance))
         if mode == "fixed":
             tried = {1.0: self._adjust_to_norm(_published_scales(importance))}
@@ -191,11 +225,30 @@ class _Trial:
             tried = {alpha: self._adjust_to_norm(_limit_scales(importance, alpha)) for alpha in ALPHAS}
         errors = {alpha: self._error(scales) for alpha, scales in tried.items()}
         best = min(errors, key=errors.__getitem__)
-        if mode == "search" and errors[best] >= before:
+        if errors[best] >= before and (mode == "search" or self._is_float):
             return self._skip("no scaling reduced its error", before), None
         return self._report(best, before, errors[best]), tried[best]
 
-    def _pieces(self, name: str, importance: mx.array) -> Iterator[_Piece]:
+    @property
+    def _is_float(self) -> bool:
+        return bool(self.feeder) or any(code.mode != "affine" for code in self.packed.values())
+
+    def _look_at_feeder(self, importance: mx.array) -> None:
+        """Sample the feeder, if its rows are rounded worse with some scales than with others.
+
+        `importance` [K] or [E, K] is that of the feeder's outputs once they are gated, where they are read.
+        """
+        known = None if self.feeder is None else self.imatrix.importance(self.group.feeder)
+        if known is None or self.feeder is None:
+            return
+        self.feeding = list(self._pieces(self.group.feeder, self.feeder, known))
+        energies = mx.zeros_like(importance)  # of the columns that read them
+        for piece in self.pieces:
+            energy = mx.square(piece.rows).sum(axis=0) * piece.weight
+            energies = energies.at[... if importance.ndim == 1 else piece.expert].add(energy)
+        self.costs = importance * energies
+
+    def _pieces(self, name: str, code: Geometry, importance: mx.array) -> Iterator[_Piece]:
         """Sample rows from all over the matrix, or from some of the experts."""
         count, *rest = self.source.specs[name].shape
         stacked = len(rest) == 2
@@ -205,17 +258,21 @@ class _Trial:
         for place in places:
             begin, end = place * unit, min(count, (place + 1) * unit)
             rows = to_dense(self.source.read(name, begin, end), mx.float32).reshape(-1, rest[-1])
-            kept = rows[:: -(-rows.size * len(places) // SAMPLE_WEIGHTS)]
+            step = -(-rows.size * len(places) // SAMPLE_WEIGHTS)
+            numbers = mx.arange(0 if stacked else begin, len(rows) + (0 if stacked else begin), step)
+            kept = rows[::step]
             mx.eval(kept)
             own = importance[begin] if importance.ndim == 2 else importance
             weight = blocks / len(places) * len(rows) / len(kept)
-            yield _Piece(kept, own[None], begin if stacked else None, self.packed[name], weight)
+            yield _Piece(kept, numbers, own[None], begin if stacked else None, code, weight)
 
     def _error(self, scales: mx.array) -> float:
         columns = self.group.expand(scales)
+        errors = [piece.error(columns, self.method) for piece in self.pieces]
+        errors += [piece.feeding_error(scales, self.costs, self.method) for piece in self.feeding]
         total = 0.0
-        for piece in self.pieces:
-            total += float(piece.error(columns))
+        for error in errors:
+            total += float(error)
         return total
 
     def _adjust_to_norm(self, scales: mx.array) -> mx.array:

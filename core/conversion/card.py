@@ -57,12 +57,21 @@ def render_report_card(report: Report) -> str:
         *(["## Bits", _allocation_table(report.allocation)] if report.allocation else []),
         *_section("Notes", (*report.warnings, *plan.notes)),
         *_section("What the source needed", report.repairs),
+        *_section("Rounding", _rounding_sentences(report)),
+        *_section("Importances", report.importances),
         *_section("Activation-aware scaling", [str(group) for group in report.folds.report]),
         "## Checks",
         f"Every file was read back. {_logits_sentence(report.check)}",
         _error_table(report.check.weights),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _rounding_sentences(report: Report) -> list[str]:
+    rounding = report.rounding
+    if rounding is None:
+        return []
+    return [str(rounding), *([f"SHA-256 of the text: {rounding.digest}"] if rounding.digest else [])]
 
 
 def _logits_sentence(check: Check) -> str:

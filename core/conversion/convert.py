@@ -24,17 +24,19 @@ from ..machine.eta import TimeEstimate
 from ..quant.allocated import Allocation
 from ..quant.folds import Folds
 from ..quant.imatrix import Imatrix, read_imatrix
+from ..quant.imatrix_use import describe_gaps, describe_use
 from ..quant.plan import Plan, as_json, load_config, make_plan
-from ..quant.recipe_file import BUILTIN_FOLDER, RecipeFile
+from ..quant.recipe_file import BUILTIN_FOLDER, RecipeFile, RoundingMethod
 from ..quant.recipes import Options, Recipe
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from .awq import ScalingMode, search_scales
 from .card import CARD_NAME, read_license, render_report_card
 from .companions import write_companions
-from .pipeline import can_copy, convert_slices, read_unrounded
+from .layer_rounding import CALIBRATION_TEXT, CalibrationText, round_layers
+from .pipeline import Rounding, can_copy, convert_slices, read_unrounded
 from .report import Report
-from .results import Check
+from .results import Check, RoundingSummary
 from .source import Source, to_dense
 from .staging import REPORT_NAME, check_target, open_staging
 from .verify import check_headers, compare_logits, compare_weights
@@ -53,7 +55,7 @@ from .writer import (
 )
 
 UNQUANTIZED = str(BUILTIN_FOLDER / "dense.toml")  # the recipe that packs nothing
-Stage: TypeAlias = Literal["scaling", "writing", "checking"]
+Stage: TypeAlias = Literal["scaling", "rounding", "writing", "checking"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Conversion:
     """What to convert, where to, and how.
 
     `options.recipe` UNQUANTIZED packs nothing, and needs `dequantize` if the source is quantized. `awq`
-    matters only with an `imatrix`. `force` allows replacing an earlier conversion. `flags` are the command
-    line's words after source and destination, for the card. `allocation` is needed by the recipe best.
+    matters only with an `imatrix`. Without a `rounding` the recipe file's counts, or else matrices are
+    rounded as those of the published variants; "gptq" reads the text file `calibration`. `force` allows
+    replacing an earlier conversion. `flags` are the command line's words after source and destination, for
+    the card. `allocation` is needed by the recipe best.
     """
 
     source: Path
@@ -70,6 +74,8 @@ class Conversion:
     options: Options
     imatrix: Path | None = None
     awq: ScalingMode = "search"
+    rounding: RoundingMethod | None = None
+    calibration: Path | None = None
     dequantize: bool = False
     force: bool = False
     flags: tuple[str, ...] = ()
@@ -121,10 +127,11 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
         listener(Notice(warning))
     with open_staging(job.target, job.identity, job.shards) as staging:
         kept = [shard for shard in job.shards if staging.is_finished(shard)]
-        staging.check_disk(job.plan.disk_nbytes - sum(shard.nbytes for shard in kept))
+        staging.check_disk(job.plan.disk_nbytes + job.rounding_nbytes - sum(shard.nbytes for shard in kept))
         folds = job.search_folds(listener)
+        rounding, rounded = job.round_layers(folds, staging.rounded, listener)
         writing = time.monotonic()
-        weights_nbytes = _write_shards(job, folds, staging.folder, kept, listener)
+        weights_nbytes = _write_shards(job, folds, rounding, staging.folder, kept, listener)
         seconds = time.monotonic() - writing
         names = _write_small_files(job, staging.folder)
         check = _check_result(job, folds, staging.folder, listener)
@@ -140,9 +147,11 @@ def convert(conversion: Conversion, listener: Listener) -> Report:
             total_seconds=time.monotonic() - begin,
             kept_shards=len(kept),
             warnings=job.warnings,
+            importances=job.importances,
             repairs=job.source.repairs,
             folds=folds,
             check=check,
+            rounding=rounded,
             license=read_license(job.source.folder),
             allocation=conversion.allocation.summary if conversion.allocation else None,
         )
@@ -164,8 +173,11 @@ class _Job:
     units: tuple[Unit, ...]
     shards: tuple[Shard, ...]
     imatrix: Imatrix | None
+    method: RoundingMethod | None
+    text: CalibrationText | None
     identity: str
     warnings: tuple[str, ...]
+    importances: tuple[str, ...]
 
     @classmethod
     def prepare(cls, conversion: Conversion) -> "_Job":
@@ -182,7 +194,9 @@ class _Job:
         imatrix = (
             None if conversion.imatrix is None else read_imatrix(_absolute(conversion.imatrix), source.config)
         )
-        _check_importance(conversion, imatrix, units)
+        method = conversion.rounding or recipe.table.rounding
+        _check_importance(conversion, method, imatrix, units)
+        text = _read_text(conversion, method, source)
         return cls(
             conversion=conversion,
             source=source,
@@ -192,8 +206,11 @@ class _Job:
             units=units,
             shards=shards,
             imatrix=imatrix,
-            identity=_identity(source, shards, imatrix, conversion.awq),
-            warnings=(*_warnings(source, units), *_imatrix_gaps(imatrix, units)),
+            method=method,
+            text=text,
+            identity=_identity(source, shards, imatrix, conversion.awq, method, text),
+            warnings=(*_warnings(source, units), *_gaps(imatrix, units)),
+            importances=_importances(imatrix, units, method),
         )
 
     def search_folds(self, listener: Listener) -> Folds:
@@ -208,7 +225,35 @@ class _Job:
             seen.add(name)
 
         watched = replace(self.source, watch=watch)
-        return search_scales(watched, watched.config, self.recipe, self.imatrix, self.conversion.awq)
+        return search_scales(
+            watched, watched.config, self.recipe, self.imatrix, self.conversion.awq, method=self.method
+        )
+
+    @property
+    def rounding_nbytes(self) -> int:
+        """The disk that rounded layers and hidden states take until the shards are written."""
+        if self.text is None:
+            return 0
+        packed = sum(unit.nbytes for unit in self.units if unit.geometry is not None)
+        return packed + self.text.states_nbytes(self.source.config.hidden_size)
+
+    def round_layers(
+        self, folds: Folds, folder: Path, listener: Listener
+    ) -> tuple[Rounding, RoundingSummary | None]:
+        """Round with compensation, if that is wanted, and say how all matrices are rounded."""
+        if self.text is None:
+            return Rounding(self.method), RoundingSummary(self.method) if self.method else None
+        done = round_layers(
+            self.source,
+            folds,
+            self.units,
+            self.text,
+            folder,
+            lambda total: _ProgressMeter("rounding", total, listener).tick,
+        )
+        text = self.text
+        summary = RoundingSummary("gptq", text.name, text.digest, text.tokens, len(done), done.unreached)
+        return Rounding(self.method, done), summary
 
 
 def weight_files_nbytes(source: Source, recipe: Recipe) -> int:
@@ -260,14 +305,29 @@ def _check_quantized(conversion: Conversion, source: Source) -> None:
         raise UsageError("--imatrix-path would change nothing without -q")
 
 
-def _check_importance(conversion: Conversion, imatrix: Imatrix | None, units: Sequence[Unit]) -> None:
-    """Raise UsageError for an imatrix without effect. Without scaling it steers only affine rounding."""
+def _check_importance(
+    conversion: Conversion, method: RoundingMethod | None, imatrix: Imatrix | None, units: Sequence[Unit]
+) -> None:
+    """Raise UsageError for an imatrix without effect. Without scaling it steers only rounding."""
     if imatrix is None or conversion.awq != "off":
         return
-    if not any(u.geometry and u.geometry.mode == "affine" and u.name in imatrix for u in units):
-        raise UsageError(
-            "--imatrix-path with --awq off would change nothing: no affine module is in the file"
-        )
+    if method == "nearest":
+        raise UsageError("--imatrix-path with --awq off and --rounding nearest would change nothing")
+    steered = [unit for unit in units if unit.geometry and (method or unit.geometry.mode == "affine")]
+    if not any(unit.name in imatrix for unit in steered):
+        what = "module" if method else "affine module"
+        raise UsageError(f"--imatrix-path with --awq off would change nothing: no {what} is in the file")
+
+
+def _read_text(
+    conversion: Conversion, method: RoundingMethod | None, source: Source
+) -> CalibrationText | None:
+    """Read the text that compensated rounding needs. Raises UsageError if nothing needs one."""
+    if method == "gptq":
+        return CalibrationText.read(conversion.calibration or CALIBRATION_TEXT, source)
+    if conversion.calibration is not None:
+        raise UsageError("--calibration would change nothing without --rounding gptq")
+    return None
 
 
 def _check_text(source: Source) -> None:
@@ -295,7 +355,14 @@ def _shards(units: Sequence[Unit], options: Options) -> list[Shard]:
     return [*split_shards(body, SHARD_NBYTES), Shard(MTP_FILE, head)]
 
 
-def _identity(source: Source, shards: Sequence[Shard], imatrix: Imatrix | None, mode: ScalingMode) -> str:
+def _identity(
+    source: Source,
+    shards: Sequence[Shard],
+    imatrix: Imatrix | None,
+    mode: ScalingMode,
+    method: RoundingMethod | None,
+    text: CalibrationText | None,
+) -> str:
     """A hash of everything that the bytes of the shards depend on."""
     units = [(shard.file, unit) for shard in shards for unit in shard.units]
     layout = [
@@ -305,8 +372,9 @@ def _identity(source: Source, shards: Sequence[Shard], imatrix: Imatrix | None, 
     if imatrix is not None:
         with imatrix.path.open("rb") as file:
             importance = [hashlib.file_digest(file, "sha256").hexdigest(), mode]
-    text = json.dumps([str(source.folder.resolve()), source.stamps, layout, importance])
-    return hashlib.sha256(text.encode()).hexdigest()
+    rounding = [method, text.windows if text else None]
+    what = json.dumps([str(source.folder.resolve()), source.stamps, layout, importance, rounding])
+    return hashlib.sha256(what.encode()).hexdigest()
 
 
 def _warnings(source: Source, units: Sequence[Unit]) -> Iterator[str]:
@@ -319,41 +387,29 @@ def _warnings(source: Source, units: Sequence[Unit]) -> Iterator[str]:
         )
 
 
-def _imatrix_gaps(imatrix: Imatrix | None, units: Sequence[Unit]) -> Iterator[str]:
-    """Sentences about matrices, and experts, that are rounded without importances of their own."""
+def _gaps(imatrix: Imatrix | None, units: Sequence[Unit]) -> Iterator[str]:
+    if imatrix is not None:
+        yield from describe_gaps(imatrix, [unit.name for unit in units if unit.geometry is not None])
+
+
+def _importances(
+    imatrix: Imatrix | None, units: Sequence[Unit], method: RoundingMethod | None
+) -> tuple[str, ...]:
     if imatrix is None:
-        return
-    rounded = [unit.name for unit in units if unit.geometry is not None]
-    if missing := [name for name in rounded if name in imatrix.missing]:
-        yield (
-            f"the imatrix {imatrix.path.name} has no importances for {len(missing)} of {len(rounded)} "
-            f"matrices, which are rounded without: {_first_of(missing)}"
-        )
-    unmeasured = {name: _unmeasured(imatrix, name) for name in rounded if name in imatrix}
-    if partial := [name for name, count in unmeasured.items() if count]:
-        yield (
-            f"the text behind the imatrix {imatrix.path.name} never reached {sum(unmeasured.values()):,} "
-            f"inputs or experts, which are rounded with the mean of the others: {_first_of(partial)}"
-        )
+        return ()
+    return tuple(describe_use(imatrix, {u.name: u.geometry for u in units if u.geometry}, method))
 
 
-def _unmeasured(imatrix: Imatrix, name: str) -> int:
-    measured = imatrix.statistics(name)
-    return 0 if measured is None else int((measured.counts == 0).sum())
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _write_shards(job: _Job, folds: Folds, folder: Path, kept: Sequence[Shard], listener: Listener) -> int:
+def _write_shards(
+    job: _Job, folds: Folds, rounding: Rounding, folder: Path, kept: Sequence[Shard], listener: Listener
+) -> int:
     """Write the shards that are not `kept`, and return their bfloat16 size. Raises OSError, ModelError."""
     shards = [shard for shard in job.shards if shard not in kept]
     total = sum(job.source.weights_nbytes(unit.name) for shard in shards for unit in shard.units)
     clock = _ProgressMeter("writing", total, listener)
     for shard in shards:
         with ShardWriter(folder, shard) as file:
-            for piece in convert_slices(job.source, folds, shard.units):
+            for piece in convert_slices(job.source, folds, shard.units, rounding):
                 for part, array in piece.arrays.items():
                     file.write(piece.unit.arrays[part], array, piece.begin)
                 share = (piece.end - piece.begin) / piece.unit.arrays["weight"].shape[0]

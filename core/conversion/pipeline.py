@@ -6,8 +6,8 @@ Copies codes unchanged that the source already has in the wanted form.
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import cycle
 
@@ -16,11 +16,23 @@ from ..checkpoint.finite import is_finite, not_finite
 from ..checkpoint.packed import Packed
 from ..machine.backend import mx, on_gpu
 from ..quant.folds import Folds
+from ..quant.recipe_file import RoundingMethod
 from ..quant.rounding import quantize
 from .source import Source, to_dense
 from .writer import MLX_DTYPES, Unit
 
 MAX_STREAMS = 4
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How matrices are rounded; those in `done`, by canonical name, are rounded already.
+
+    The `method` is that of `quantize`.
+    """
+
+    method: RoundingMethod | None = None
+    done: Mapping[str, Packed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,17 +49,19 @@ class Slice:
     finite: mx.array
 
 
-def convert_slices(source: Source, folds: Folds, units: Iterable[Unit]) -> Iterator[Slice]:
+def convert_slices(
+    source: Source, folds: Folds, units: Iterable[Unit], rounding: Rounding = Rounding()
+) -> Iterator[Slice]:
     """Yield every slice of `units` in order, evaluated; keeps none once the next is asked for.
 
     Raises WeightsError for a value that is not finite.
     """
     pending: deque[Slice] = deque()
     turns = streams()
-    spans = ((unit, *span) for unit in units for span in _spans(source, unit))
+    spans = ((unit, *span) for unit in units for span in _spans(source, unit, rounding))
     for (unit, begin, end), stream in zip(spans, cycle(turns), strict=False):
         with mx.stream(stream):
-            arrays, finite = _slice_arrays(source, folds, unit, begin, end)
+            arrays, finite = _slice_arrays(source, folds, unit, begin, end, rounding)
         mx.async_eval([*arrays.values(), finite])
         pending.append(Slice(unit, begin, end, arrays, finite))
         del arrays
@@ -72,16 +86,20 @@ def streams() -> list[mx.Stream]:
     return [mx.new_stream(mx.cpu) for _ in range(min(os.cpu_count() or 1, MAX_STREAMS))]
 
 
-def _spans(source: Source, unit: Unit) -> Iterator[tuple[int, int]]:
-    if unit.name in source.specs and source.specs[unit.name].kind == "matrix":
+def _spans(source: Source, unit: Unit, rounding: Rounding) -> Iterator[tuple[int, int]]:
+    if unit.name in rounding.done:
+        yield 0, unit.arrays["weight"].shape[0]
+    elif unit.name in source.specs and source.specs[unit.name].kind == "matrix":
         yield from source.slices(unit.name)
     else:
         yield 0, unit.arrays["weight"].shape[0]
 
 
 def _slice_arrays(
-    source: Source, folds: Folds, unit: Unit, begin: int, end: int
+    source: Source, folds: Folds, unit: Unit, begin: int, end: int, rounding: Rounding
 ) -> tuple[dict[str, mx.array], mx.array]:
+    if unit.name in rounding.done:
+        return _arrays_by_part(rounding.done[unit.name]), mx.array(True)
     if unit.geometry is None:
         weight = unit.arrays["weight"]
         values = read_unrounded(source, folds, unit, begin, end)
@@ -93,7 +111,8 @@ def _slice_arrays(
         importance = folds.importance(unit.name)
         if importance is not None and importance.ndim > 1:
             importance = importance[begin:end]
-        tensor = quantize(_fold_slice(folds, unit.name, tensor, begin, end), unit.geometry, importance)
+        values = _fold_slice(folds, unit.name, tensor, begin, end)
+        tensor = quantize(values, unit.geometry, importance, method=rounding.method)
     return _arrays_by_part(tensor), finite
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..quant.folds import Folds
 from ..quant.plan import Plan
 from ..quant.results import AllocationSummary
-from .results import Check, ConversionSummary
+from .results import Check, ConversionSummary, RoundingSummary
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Report:
     repairs: tuple[str, ...]
     folds: Folds
     check: Check
+    rounding: RoundingSummary | None = None
+    importances: tuple[str, ...] = ()
     license: str | None = None
     allocation: AllocationSummary | None = None
 
@@ -55,6 +57,8 @@ class Report:
             awq=self.folds.report,
             check=self.check,
             allocation=self.allocation,
+            rounding=self.rounding,
+            importances=self.importances,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What conversions and inspections have to tell, as frozen values that JSON can carry. Imports no MLX."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
@@ -26,12 +26,36 @@ class Check:
 
 
 @dataclass(frozen=True)
+class RoundingSummary:
+    """How the matrices were rounded, where the conversion said so.
+
+    With the method "gptq" `compensated` of them were, on `tokens` tokens of the calibration `text`, whose
+    SHA-256 is `digest`; `unreached` matrices of single experts were not read there, and were rounded without.
+    """
+
+    method: str
+    text: str = ""
+    digest: str = ""
+    tokens: int = 0
+    compensated: int = 0
+    unreached: int = 0
+
+    def __str__(self) -> str:
+        if self.method != "gptq":
+            return self.method
+        made = f"{self.method}, {self.compensated} matrices on {self.tokens:,} tokens of {self.text}"
+        missed = f"; it never reached {self.unreached:,} matrices of experts, which are rounded as weighted"
+        return made + (missed if self.unreached else "")
+
+
+@dataclass(frozen=True)
 class ConversionSummary:
     """What one conversion did.
 
     `nbytes` is the size of the weight files; `weights_nbytes` is the bfloat16 size of the weights that this
     run wrote. `seconds` is the time of writing; `total_seconds` includes the scaling search and all checks.
-    `kept_shards` counts shards that an earlier run had finished.
+    `kept_shards` counts shards that an earlier run had finished. `importances` are sentences about what of
+    an imatrix was used.
     """
 
     name: str
@@ -49,7 +73,9 @@ class ConversionSummary:
     notes: tuple[str, ...]
     awq: tuple[GroupReport, ...]
     check: Check
-    allocation: AllocationSummary | None = field(default=None, kw_only=True)
+    rounding: RoundingSummary | None = None
+    importances: tuple[str, ...] = ()
+    allocation: AllocationSummary | None = None
 
     @property
     def speed(self) -> str:
@@ -59,7 +85,7 @@ class ConversionSummary:
         return f"{self.weights_nbytes / MB / self.seconds:.0f} MB of bfloat16 a second"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionResult(ConversionSummary):
     """The same, and the `folder` that was made."""
 

@@ -1,7 +1,8 @@
 """The folder that a conversion writes to: `.NAME.partial`, beside its destination until it is renamed.
 
-Owns resuming: keeps finished shards of the same conversion. Replaces and removes only files that qchat wrote.
-Refuses any other folder in its way, a second conversion to the same place, and a disk that is too small.
+Owns resuming: keeps finished shards and rounded layers of the same conversion. Replaces and removes only
+files that qchat wrote. Refuses any other folder in its way, a second conversion to the same place, and a disk
+that is too small.
 """
 
 import errno
@@ -19,6 +20,7 @@ from ..machine.files import read_json
 from .writer import UNFINISHED, Shard, write_file
 
 REPORT_NAME = "conversion.json"
+ROUNDED_NAME = "rounded"
 TOOL = "qchat convert"
 GB = 10**9
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -31,6 +33,11 @@ class Staging:
         self.target, self.folder = target, _sibling(target, "partial")
         self.identity = identity
         self.is_ours = False
+
+    @property
+    def rounded(self) -> Path:
+        """The folder of rounded layers, which may not exist; gone once the conversion is published."""
+        return self.folder / ROUNDED_NAME
 
     def prepare(self) -> None:
         """Keep the shards that an earlier run of the same conversion finished and remove all else."""
@@ -67,6 +74,8 @@ class Staging:
     def publish(self, force: bool) -> None:
         """Give the finished folder its name. Raises UsageError if the name has been taken meanwhile."""
         check_target(self.target, force)
+        if self.rounded.exists():
+            _remove(self.rounded)
         _sync_folder(self.folder)
         old = _sibling(self.target, "replaced")
         if self.target.exists() and any(self.target.iterdir()):
@@ -77,12 +86,12 @@ class Staging:
         _remove_conversion(old)
 
     def clean(self, shards: Sequence[Shard]) -> None:
-        """Clean up after an interruption: keep finished shards for the next run, or else leave nothing."""
+        """Clean up after an interruption: keep what the next run can use, or else leave nothing."""
         if not self.is_ours or not self.folder.exists():
             return
         for path in self.folder.glob(f"*{UNFINISHED}"):
             path.unlink()
-        if not any(self.is_finished(shard) for shard in shards):
+        if not self.rounded.exists() and not any(self.is_finished(shard) for shard in shards):
             self.discard()
 
     def discard(self) -> None:

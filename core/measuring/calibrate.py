@@ -6,7 +6,7 @@ inputs of the output head and of the MTP head. Refuses a text shorter than one c
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +16,8 @@ from ..machine.backend import mx
 from ..machine.files import read_text, whole_file
 from ..model.cache import KVCache
 from ..model.fused_layers import plain_form
-from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward
-from ..model.moe import MixtureOfExperts
 from ..model.network import Model
+from ..model.observers import observe, observe_layer
 from ..quant.imatrix import Statistics, write_imatrix
 from .results import Calibration
 
@@ -179,43 +178,10 @@ def attach_statistics(model: Model) -> list[InputStatistics]:
     all_inputs: list[InputStatistics] = []
     experts = model.config.num_experts
     for index, layer in enumerate(model.use_plain_layers()):
-        all_inputs += _attach_to_layer(layer, f"layers.{index}", experts)
+        all_inputs += observe_layer(layer, f"layers.{index}", experts, InputStatistics)
     table = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
-    all_inputs.append(_attach(model, "head", table))
+    all_inputs.append(observe(model, "head", InputStatistics, table))
     if model.mtp is not None:
-        all_inputs.append(_attach(model.mtp, "fc", "mtp.fc"))
-        all_inputs += _attach_to_layer(plain_form(model.mtp.layer), "mtp.layers.0", experts)
+        all_inputs.append(observe(model.mtp, "fc", InputStatistics, "mtp.fc"))
+        all_inputs += observe_layer(plain_form(model.mtp.layer), "mtp.layers.0", experts, InputStatistics)
     return all_inputs
-
-
-def _attach_to_layer(
-    layer: AttentionLayer | DeltaLayer, name: str, experts: int
-) -> Iterator[InputStatistics]:
-    mixer = layer.mixer
-    if isinstance(layer, AttentionLayer):
-        yield _attach(mixer, "qkv", *(f"{name}.self_attn.{part}_proj" for part in "qkv"))
-        yield _attach(mixer, "out", f"{name}.self_attn.o_proj")
-    else:
-        yield _attach(
-            mixer, "inputs", *(f"{name}.linear_attn.in_proj_{part}" for part in ("qkv", "z", "a", "b"))
-        )
-        yield _attach(mixer, "out", f"{name}.linear_attn.out_proj")
-    yield from _attach_to_feed_forward(layer.feed_forward, f"{name}.mlp", experts)
-
-
-def _attach_to_feed_forward(block: FeedForward, name: str, experts: int) -> Iterator[InputStatistics]:
-    if isinstance(block, DenseMLP):
-        yield _attach(block, "gate_up", f"{name}.gate_proj", f"{name}.up_proj")
-        yield _attach(block, "down", f"{name}.down_proj")
-    elif isinstance(block, MixtureOfExperts):
-        yield _attach(block, "router", f"{name}.gate")
-        yield _attach(block, "shared_gate", f"{name}.shared_expert_gate")
-        yield from _attach_to_feed_forward(block.shared, f"{name}.shared_expert", 0)
-        for part in ("gate", "up", "down"):
-            yield _attach(block, part, f"{name}.switch_mlp.{part}_proj", experts=experts)
-
-
-def _attach(owner: object, attribute: str, *names: str, experts: int = 0) -> InputStatistics:
-    inputs = InputStatistics(getattr(owner, attribute), names, experts)
-    setattr(owner, attribute, inputs)
-    return inputs

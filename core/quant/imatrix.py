@@ -42,12 +42,24 @@ BLOCK_NAMES: Mapping[str, tuple[str, ...]] = {
     "ffn_gate_inp_shexp": ("mlp.shared_expert_gate",),
     "ffn_gate_up_exps": ("mlp.switch_mlp.gate_proj", "mlp.switch_mlp.up_proj"),
 }
+# modules within a layer that read the same input; of experts, a share of its rows each
+SAME_INPUT = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.in_proj_a", "linear_attn.in_proj_b"),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.switch_mlp.gate_proj", "mlp.switch_mlp.up_proj"),
+    (
+        "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.gate", "mlp.shared_expert_gate",
+        "mlp.switch_mlp.gate_proj", "mlp.switch_mlp.up_proj",
+    ),
+)  # fmt: skip
 BLOCK_STEMS = {modules[0]: stem for stem, modules in BLOCK_NAMES.items() if len(modules) == 1}
 MTP_INPUT = "nextn.eh_proj"
 BLOCK = re.compile(r"blk\.(\d{1,4})\.(.+)")
 KEYS = ("datasets", "chunk_count", "chunk_size")
 SUM, COUNT = ".in_sum2", ".counts"
 VALUE_HEADS = ".linear_attn.out_proj"
+EXPERTS = ".switch_mlp."
 MAX_CALLS = 1 << 40
 
 
@@ -76,8 +88,10 @@ class _Values:
 class Imatrix:
     """An imatrix file checked against a model; values are read when they are asked for.
 
-    `unmatched` are names in the file without a module in the model, `missing` the matrices of the model,
-    without the MTP head, that the file lacks. `chunk_size` is 0 in a `.dat`, which does not record it.
+    `unmatched` are names in the file without a module in the model. A matrix that the file lacks has the
+    values of another one with the same input, if there is one: `borrowed` says of which. `missing` are the
+    other matrices of the model, without the MTP head, that the file lacks. `chunk_size` is 0 in a `.dat`,
+    which does not record it.
     """
 
     path: Path
@@ -86,14 +100,15 @@ class Imatrix:
     chunk_size: int
     unmatched: tuple[str, ...]
     missing: tuple[str, ...]
+    borrowed: Mapping[str, str]
     _config: ModelConfig = field(repr=False)
     _values: Mapping[str, _Values] = field(repr=False)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._values
+        return name in self._values or name in self.borrowed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        yield from (*self._values, *self.borrowed)
 
     def importance(self, name: str) -> mx.array | None:
         """E[x^2] per input channel of the canonical module `name`, float32 [K] or [E, K]; None if unknown.
@@ -107,12 +122,21 @@ class Imatrix:
 
     def statistics(self, name: str) -> Statistics | None:
         """The sums and counts behind `importance`, for adding to or writing again. Raises ModelError."""
+        if name in self.borrowed:
+            return self._borrow(name, self.borrowed[name])
         source = self._values.get(name)
         if source is None:
             return None
         sums = self._read(source, source.sums)
         counts = mx.array([source.calls]) if source.counts is None else self._read(source, source.counts)
         return Statistics(_untile_heads(sums, self._config) if name.endswith(VALUE_HEADS) else sums, counts)
+
+    def _borrow(self, name: str, lender: str) -> Statistics | None:
+        """The statistics of another reader of the same input; for one matrix, of all experts together."""
+        lent = self.statistics(lender)
+        if lent is None or lent.sums.ndim == 1 or EXPERTS in name:
+            return lent
+        return Statistics(lent.sums.sum(axis=0), lent.counts.sum(keepdims=True))
 
     def _read(self, source: _Values, span: TensorSpan) -> mx.array:
         values = read_tensor(self.path, span)
@@ -189,9 +213,21 @@ class _Collector:
                 return ("mtp.fc",)
         return tuple(f"{layer}.{module}" for module in modules)
 
+    def _lender(self, name: str) -> str | None:
+        """A module in the file that reads the same input as `name`."""
+        for group in SAME_INPUT:
+            own = next((module for module in group if name.endswith(f".{module}")), None)
+            if own is not None:
+                lenders = (name.removesuffix(own) + module for module in group)
+                if found := next((lender for lender in lenders if lender in self.sources), None):
+                    return found
+        return None
+
     def imatrix(self, datasets: Sequence[str], chunk_count: int, chunk_size: int) -> Imatrix:
         never_multiplied = () if self.config.tie_word_embeddings else ("embed_tokens",)
         missing = self.wanted.keys() - self.sources.keys() - set(never_multiplied)
+        lenders = ((name, self._lender(name)) for name in self.wanted if name in missing)
+        borrowed = {name: lender for name, lender in lenders if lender is not None}
         return Imatrix(
             path=self.path,
             datasets=tuple(datasets),
@@ -199,8 +235,11 @@ class _Collector:
             chunk_size=chunk_size,
             unmatched=tuple(self.unmatched),
             missing=tuple(
-                name for name in self.wanted if name in missing and not name.startswith(MTP_PREFIX)
+                name
+                for name in self.wanted
+                if name in missing - borrowed.keys() and not name.startswith(MTP_PREFIX)
             ),
+            borrowed=borrowed,
             _config=self.config,
             _values=self.sources,
         )

@@ -1,6 +1,6 @@
 """The recipe format: a TOML file of ordered rules from patterns of module names to bits, group size and mode.
 
-`default_bits`, `group_size` and `routers` come first, then `[[rule]]` tables, of which the last matches `*`:
+`default_bits`, `group_size`, `routers` and `rounding` come first, then `[[rule]]` tables, the last for `*`:
   match = "*.down_proj" or a list; patterns that begin with `mtp.`, and only they, match the MTP head
   bits = 4, "N", "N+1"; or mode = "mxfp4", "mxfp8", "nvfp4", "float" (mxfp, or the flags'); or dense = true
   group_size = 32; layers = "first 4", "last 1/8", "every 3 after 1/8" or a list
@@ -25,13 +25,14 @@ FLOAT_MAP = "float_map"
 BEST = "best"  # made for one model and one budget by `allocation`; no file has it
 MAX_FILE_NBYTES = 1 << 20
 MAX_RULES = 1000
-FILE_KEYS = ("default_bits", "group_size", "routers", "rule")
+FILE_KEYS = ("default_bits", "group_size", "routers", "rounding", "rule")
 RULE_KEYS = ("match", "layers", "bits", "group_size", "mode", "dense")
 FLOAT_BITS = {mode: bits for (bits, _), mode in FLOAT_MODES.items()}
 RELATIVE_BITS = re.compile(r"N(?: *([+-]) *(\d))?")
 SHARE = r"(\d{1,4})(?:/([1-9]\d{0,3}))?"
 LAYER_WORDS = re.compile(rf"(first|last) {SHARE}|every ([1-9]\d{{0,3}}) after {SHARE}")
 RuleMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4", "float"]
+RoundingMethod = Literal["nearest", "weighted", "gptq"]
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A whole recipe. Routers get 8 bits regardless of the rules, or stay dense if `routers_dense`."""
+    """A whole recipe. Routers get 8 bits regardless of the rules, or stay dense if `routers_dense`.
+
+    `rounding` is None where the recipe leaves it to the command line.
+    """
 
     name: str
     default_bits: int
     group_size: int
     routers_dense: bool
     rules: tuple[Rule, ...]
+    rounding: RoundingMethod | None = None
 
     @property
     def is_builtin(self) -> bool:
@@ -146,6 +151,7 @@ def _parse(text: str, name: str) -> RecipeFile:
         group_size=table.choice("group_size", AFFINE_GROUPS, 64),
         routers_dense=table.choice("routers", ("pinned", "dense"), "pinned") == "dense",
         rules=parsed,
+        rounding=table.choice("rounding", get_args(RoundingMethod), None),
     )
 
 

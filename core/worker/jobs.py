@@ -7,7 +7,7 @@ job must send often; it cleans up its output as after any other error.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..allocation.allocate import Budget, allocate, predict_folder
 from ..allocation.places import default_place
@@ -28,6 +28,7 @@ from ..measuring.results import BenchResult
 from ..model.memory_plan import plan_folder
 from ..quant.allocated import Allocation
 from ..quant.plan import GB, load_config
+from ..quant.recipe_file import RoundingMethod
 from ..quant.recipes import Options
 from ..quoting import quote_value
 from .protocol import JOB_METHODS
@@ -75,6 +76,7 @@ def _convert(params: Params, send_event: EventSink) -> dict[str, Any]:
         target=Path(params["target"]),
         options=_options(params["options"]),
         imatrix=_optional_path(params["imatrix"]),
+        calibration=_optional_path(params["calibration"]),
         dequantize=bool(params["dequantize"]),
         force=bool(params["force"]),
         flags=tuple(map(str, params["flags"] or ())),
@@ -82,6 +84,9 @@ def _convert(params: Params, send_event: EventSink) -> dict[str, Any]:
     )
     if params["awq"] is not None:
         conversion = replace(conversion, awq=_check_choice("awq", params["awq"], ("off", "fixed", "search")))
+    if params["rounding"] is not None:
+        method = _check_choice("rounding", params["rounding"], get_args(RoundingMethod))
+        conversion = replace(conversion, rounding=method)
     return convert(conversion, listener).as_json() | {"folder": str(conversion.target)}
 
 

@@ -87,6 +87,8 @@ JOB_METHODS: Mapping[str, Parameters] = {
         "options": dict | None,
         "imatrix": str | None,
         "awq": str | None,
+        "rounding": str | None,
+        "calibration": str | None,
         "dequantize": bool | None,
         "force": bool | None,
         "flags": list | None,

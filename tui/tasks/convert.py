@@ -42,6 +42,8 @@ NEEDS_Q = {
     "--q-mxfp": "mxfp",
     "--float-map": "float_map",
     "--keep-bf16": "keep_bf16",
+    "--rounding": "rounding",
+    "--calibration": "calibration",
     "--imatrix-path": "imatrix",
 }
 # in a chat, without any flag that says how the weights are stored
@@ -66,6 +68,7 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
         _add_places(parser)
         _add_quantization(parser.add_argument_group("quantization"))
         add_budget(parser.add_argument_group("budget of the recipe best"))
+        _add_rounding(parser.add_argument_group("rounding"))
         _add_scaling(parser.add_argument_group("importance"))
         _add_parts(parser.add_argument_group("parts of the model"))
         plan = parser.add_argument_group("planning")
@@ -121,6 +124,8 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
             "target": str(target),
             "imatrix": optional_path(args.imatrix),
             "awq": args.awq,
+            "rounding": args.rounding,
+            "calibration": optional_path(args.calibration),
             "dequantize": args.dequantize,
             "force": args.force,
             "flags": flags(args),
@@ -172,6 +177,18 @@ def _add_quantization(group: Any) -> None:
         "default they get 8 bits, which measured no loss",
     )
     group.add_argument("--dequantize", action="store_true", help="store a quantized source in bfloat16")
+
+
+def _add_rounding(group: Any) -> None:
+    group.add_argument(
+        "--rounding",
+        choices=("nearest", "weighted", "gptq"),
+        help="as MLX does it; by the best scales of every code; or so that later columns make up for the "
+        "errors of earlier ones, which reads a text (gptq). Without it as the published variants are rounded",
+    )
+    group.add_argument(
+        "--calibration", metavar="FILE", help="the text for --rounding gptq; qchat's own by default"
+    )
 
 
 def _add_scaling(group: Any) -> None:
@@ -260,6 +277,7 @@ def _converted(result: "ConversionResult") -> Report:
         ("time", f"{format_seconds(result.seconds)} to write ({result.speed}), {seconds}"),
         ("logits", _distance(check)),
         *([("kept", f"{result.kept_shards} shards of an earlier run")] if result.kept_shards else []),
+        *([("rounding", str(result.rounding))] if result.rounding else []),
         *([("AWQ", _scaled(result))] if result.awq else []),
         *([("bits", _allocated(result.allocation))] if result.allocation else []),
     ]
@@ -267,7 +285,7 @@ def _converted(result: "ConversionResult") -> Report:
     pictured = (Lines(("relative error of the weights, by code:",), "dim"), Bars(errors)) if errors else ()
     folder = f'"{result.folder}"' if " " in result.folder else result.folder
     use = f"chat with it: qchat {folder}, or /load {folder} in a chat"
-    said = Lines((*result.warnings, *result.notes, use), "dim")
+    said = Lines((*result.warnings, *result.importances, *result.notes, use), "dim")
     size = f"{result.nbytes / GB:,.3f} GB, {result.bits_per_weight:.2f} bits per weight"
     return Report("", (Lines((f"{result.name}: {size}",)), Table(("", ""), rows), *pictured, said))
 

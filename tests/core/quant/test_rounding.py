@@ -9,7 +9,8 @@ from qchat.core.checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.quant import rounding
-from qchat.core.quant.rounding import pack, quantize, rounding_error
+from qchat.core.quant.codes import pack
+from qchat.core.quant.rounding import quantize, rounding_error
 
 ALL_AFFINE = [Geometry(bits, group, "affine") for bits in AFFINE_BITS for group in AFFINE_GROUPS]
 FLOATS = [Geometry(bits, group, mode) for (bits, group), mode in FLOAT_MODES.items()]
