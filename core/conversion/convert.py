@@ -325,7 +325,7 @@ def _read_text(
     """Read the text that compensated rounding needs. Raises UsageError if nothing needs one."""
     if method == "gptq":
         return CalibrationText.read(conversion.calibration or CALIBRATION_TEXT, source)
-    if conversion.calibration is not None:
+    if conversion.calibration is not None and conversion.allocation is None:
         raise UsageError("--calibration would change nothing without --rounding gptq")
     return None
 

@@ -78,7 +78,8 @@ CHAT_METHODS: Mapping[str, Parameters] = {
 }
 # served at once, even while another method runs
 URGENT_METHODS: Mapping[str, Parameters] = {"cancel": {"id": int}, "close_thought": {}}
-# bits under a budget: the fields of `allocation.Budget`, the file of sensitivities, the text to measure them
+# bits under a budget: the fields of `allocation.Budget`, the file of sensitivities, the text to measure them,
+# which rounding with compensation reads too
 _ALLOCATION = {"budget": dict | None, "sensitivity": str | None, "calibration": str | None}
 JOB_METHODS: Mapping[str, Parameters] = {
     "convert": {
@@ -88,7 +89,6 @@ JOB_METHODS: Mapping[str, Parameters] = {
         "imatrix": str | None,
         "awq": str | None,
         "rounding": str | None,
-        "calibration": str | None,
         "dequantize": bool | None,
         "force": bool | None,
         "flags": list | None,

@@ -83,6 +83,8 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
             "kl_divergence": 0.3,
             "same_top": 0.1,
         },
+        "rounding": None,
+        "importances": [],
         "allocation": None,
         "folder": "/models/new-4bit",
     },

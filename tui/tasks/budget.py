@@ -19,7 +19,6 @@ RATE = re.compile(r"(\d+(?:\.\d+)?) *(?:GB/s)?", re.IGNORECASE)
 BUDGET = re.compile(r"(\d+(?:\.\d+)?) *(bpw|tok/s|tokens/s)", re.IGNORECASE)
 # the flag, and its name in the namespace
 TARGETS = {"--target-size": "target_size", "--target-bpw": "target_bpw", "--target-speed": "target_speed"}
-FILES = {"--sensitivity": "sensitivity", "--calibration": "calibration"}
 
 
 def add_budget(group: Any) -> None:
@@ -32,9 +31,6 @@ def add_budget(group: Any) -> None:
         "--sensitivity",
         metavar="FILE",
         help="how much each matrix matters: measured once if it is missing (beside the model)",
-    )
-    group.add_argument(
-        "--calibration", metavar="FILE", help="a text of your own to measure that on, instead of qchat's"
     )
 
 
@@ -69,8 +65,7 @@ def check_budget(args: argparse.Namespace) -> None:
     """Raise UsageError unless a budget goes with the recipe best, and only with it."""
     given = [flag for flag, name in TARGETS.items() if getattr(args, name) is not None]
     if args.recipe != BEST:
-        files = [flag for flag, name in FILES.items() if getattr(args, name) is not None]
-        for flag in (*given, *files):
+        for flag in (*given, *(["--sensitivity"] if args.sensitivity else [])):
             raise UsageError(f"{flag} would change nothing without --q-recipe best")
         return
     if len(given) != 1:
@@ -123,5 +118,6 @@ def is_given(value: object) -> bool:
 
 def budget_words(args: argparse.Namespace) -> Mapping[str, Any]:
     """Return the given options by flag, for the line that repeats a conversion."""
-    flags = {**TARGETS, **FILES, **({} if args.target_speed is None else {"--bandwidth": "bandwidth"})}
+    files = {"--sensitivity": "sensitivity"}
+    flags = {**TARGETS, **files, **({} if args.target_speed is None else {"--bandwidth": "bandwidth"})}
     return {flag: getattr(args, name) for flag, name in flags.items() if is_given(getattr(args, name))}

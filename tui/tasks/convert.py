@@ -70,6 +70,11 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
         add_budget(parser.add_argument_group("budget of the recipe best"))
         _add_rounding(parser.add_argument_group("rounding"))
         _add_scaling(parser.add_argument_group("importance"))
+        parser.add_argument_group("text").add_argument(
+            "--calibration",
+            metavar="FILE",
+            help="a text of your own for --q-recipe best and --rounding gptq, instead of qchat's",
+        )
         _add_parts(parser.add_argument_group("parts of the model"))
         plan = parser.add_argument_group("planning")
         plan.add_argument(
@@ -125,7 +130,6 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
             "imatrix": optional_path(args.imatrix),
             "awq": args.awq,
             "rounding": args.rounding,
-            "calibration": optional_path(args.calibration),
             "dequantize": args.dequantize,
             "force": args.force,
             "flags": flags(args),
@@ -186,9 +190,6 @@ def _add_rounding(group: Any) -> None:
         help="as MLX does it; by the best scales of every code; or so that later columns make up for the "
         "errors of earlier ones, which reads a text (gptq). Without it as the published variants are rounded",
     )
-    group.add_argument(
-        "--calibration", metavar="FILE", help="the text for --rounding gptq; qchat's own by default"
-    )
 
 
 def _add_scaling(group: Any) -> None:
@@ -222,6 +223,8 @@ def _check_choices(args: argparse.Namespace) -> None:
     if args.quantize and args.dequantize:
         raise UsageError("-q and --dequantize contradict each other: give one")
     check_budget(args)
+    if args.calibration and not (args.recipe == BEST or args.recipe_file or args.rounding == "gptq"):
+        raise UsageError("--calibration would change nothing without --q-recipe best or --rounding gptq")
     if args.recipe and args.recipe_file:
         raise UsageError("--q-recipe and --recipe-file both name a recipe: give one")
     if args.recipe_file and not args.recipe_file.endswith(".toml"):
