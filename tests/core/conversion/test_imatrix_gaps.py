@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from qchat.core.checkpoint.config import ModelConfig
-from qchat.core.conversion.awq import search_scales
+from qchat.core.conversion.awq import ScalingMode, search_scales
 from qchat.core.conversion.convert import Conversion, convert
 from qchat.core.conversion.source import Source
 from qchat.core.errors import UsageError
@@ -99,10 +100,11 @@ def test_what_of_an_imatrix_is_used_is_on_the_card(tmp_path: Path):
     write_checkpoint(tmp_path / "raw", mtp=False)
     write(tmp_path / "raw", tmp_path / "i.gguf", lambda name: not name.endswith(("up_proj", "embed_tokens")))
     options = Options("none", bits=4, mode="mxfp4")
-    for rounding, says in (
+    cases: tuple[tuple[RoundingMethod | None, str], ...] = (
         (None, "because MLX rounds float codes"),
         ("weighted", "as layers.0.mlp.gate_proj"),
-    ):
+    )
+    for rounding, says in cases:
         target = tmp_path / str(rounding)
         conversion = Conversion(
             tmp_path / "raw", target, options, imatrix=tmp_path / "i.gguf", rounding=rounding
@@ -122,7 +124,7 @@ def test_scaling_float_codes_never_raises_their_measured_error(tmp_path: Path):
     imatrix = read_imatrix(tmp_path / "i.gguf", source.config)
     for options in (Options("none", bits=4, mode="mxfp4"), Options("none", bits=4, mode="nvfp4")):
         recipe = Recipe.build(options, source.config)
-        for mode in ("search", "fixed"):
+        for mode in get_args(ScalingMode)[1:]:
             try:
                 report = search_scales(source, source.config, recipe, imatrix, mode).report
             except UsageError as error:
