@@ -68,7 +68,7 @@ class Bench:
         """Convert with qchat's own command."""
         folder = self.work / name.replace(" ", "-")
         if not folder.exists():
-            run("convert", "-i", str(self.model), "-o", str(folder), "-q", *options)
+            run("convert", "-i", str(self.model), "-o", str(folder), "-q", "--mtp", "drop", *options)
         return Variant(f"qchat {name}", folder)
 
     def card(self, bits: str) -> Variant:
