@@ -24,7 +24,34 @@ from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
 from ..quant.rounding import quantize
 
 DENSE_NBYTES = 1 << 30  # up to which a layer's weights are kept in float32
-Product = Linear | ExpertsLinear
+TILE_NBYTES = 128 << 20  # of experts' weights that are cast to float32 at once
+
+
+class TiledExperts:
+    """`ExpertsLinear` a few experts at a time, whose weights alone are cast to the activations' dtype."""
+
+    def __init__(self, weight: Weight):
+        self.weight = weight
+
+    def __call__(self, x: mx.array, index: mx.array, ordered: bool) -> mx.array:
+        """Map x [R, 1, K] and index [R] to [R, 1, N]; `ordered` promises that index is sorted."""
+        weight = self.weight
+        if not isinstance(weight, mx.array) or weight.dtype == x.dtype or not ordered:
+            return ExpertsLinear(weight)(x, index, ordered)
+        experts, rows, columns = weight.shape
+        step = max(1, TILE_NBYTES // (4 * rows * columns))
+        firsts = range(0, experts, step)
+        ends = [int((index < first + step).sum()) for first in firsts]
+        parts = []
+        for first, begin, end in zip(firsts, [0, *ends], ends, strict=False):
+            if begin < end:
+                tile = ExpertsLinear(weight[first : first + step])
+                parts.append(tile(x[begin:end], index[begin:end] - first, ordered))
+                mx.eval(parts[-1])  # so that the cast weights can go
+        return mx.concatenate(parts)
+
+
+Product = Linear | TiledExperts
 
 
 @dataclass(frozen=True)
@@ -34,10 +61,10 @@ class _Attribute:
     owner: object
     name: str
 
-    def get(self) -> Product:
+    def get(self) -> Product | ExpertsLinear:
         return getattr(self.owner, self.name)
 
-    def put(self, product: Product) -> None:
+    def put(self, product: Product | ExpertsLinear) -> None:
         setattr(self.owner, self.name, product)
 
 
@@ -48,10 +75,10 @@ class _Item:
     products: list[Any]
     index: int
 
-    def get(self) -> Product:
+    def get(self) -> Product | ExpertsLinear:
         return self.products[self.index]
 
-    def put(self, product: Product) -> None:
+    def put(self, product: Product | ExpertsLinear) -> None:
         self.products[self.index] = product
 
 
@@ -83,6 +110,10 @@ class ExactLayer:
         scope = WeightScope(_Reader(source)).within(f"layers.{index}")
         self._layer = make_layer(source.config, scope, source.config.layer_types[index], self._policy)
         self._slots = dict(_slots(self._layer, f"layers.{index}"))
+        for slot in self._slots.values():
+            product = slot.get()
+            if isinstance(product, ExpertsLinear):
+                slot.put(TiledExperts(product.weight))
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map x [B, T, hidden] float32, each row with an empty cache, to the same shape, evaluated."""
@@ -115,9 +146,9 @@ def layer_policy(source: Source, index: int) -> Policy:
     return Policy(mx.float32, dense=4 * weights <= DENSE_NBYTES)
 
 
-def _rounded(product: Product, code: Geometry, policy: Policy) -> Product:
+def _rounded(product: Product | ExpertsLinear, code: Geometry, policy: Policy) -> Product:
     weight = round_weight(product.weight, code, mx.float32 if policy.dense else mx.bfloat16)
-    return ExpertsLinear(weight) if isinstance(product, ExpertsLinear) else make_linear(weight)
+    return TiledExperts(weight) if isinstance(product, TiledExperts) else make_linear(weight)
 
 
 def round_weight(weight: Weight, code: Geometry, dtype: mx.Dtype) -> mx.array:

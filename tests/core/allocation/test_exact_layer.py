@@ -1,0 +1,45 @@
+"""A layer in which single matrices are rounded: large ones computed in tiles, all put back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qchat.core.allocation import exact_layer
+from qchat.core.allocation.exact_layer import ExactLayer, TiledExperts
+from qchat.core.checkpoint.packed import Geometry
+from qchat.core.conversion.source import Source
+from qchat.core.machine.backend import mx
+from qchat.core.ops.linear import ExpertsLinear
+from tests.checkpoints import write_checkpoint
+
+
+def test_experts_in_tiles_are_the_experts_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exact_layer, "TILE_NBYTES", 4 * 16 * 32 * 3)
+    weight = mx.random.normal((8, 16, 32)).astype(mx.bfloat16)
+    index = mx.array([0, 0, 1, 4, 4, 4, 7])  # a tile without rows among them
+    x = mx.random.normal((7, 1, 32))
+    expected = ExpertsLinear(weight)(x, index, True)
+    assert np.allclose(TiledExperts(weight)(x, index, True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_rounding_ends_with_the_block_and_a_large_layer_is_cast_by_its_products(
+    moe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_checkpoint(tmp_path / "model", moe=moe)
+    source, x = Source.open(tmp_path / "model"), mx.random.normal((2, 64, 64))
+    name = "layers.1.mlp.switch_mlp.up_proj" if moe else "layers.1.mlp.up_proj"
+    results = []
+    for limit in (1 << 30, 0):
+        monkeypatch.setattr(exact_layer, "DENSE_NBYTES", limit)
+        layer = ExactLayer(source, 1)
+        before = np.array(layer(x))
+        with layer.rounded(
+            {name: Geometry(2, 64, "affine"), "layers.2.mlp.up_proj": Geometry(2, 64, "affine")}
+        ):
+            assert np.abs(np.array(layer(x)) - before).max() > 1e-2
+        assert np.array_equal(np.array(layer(x)), before)
+        results.append(before)
+        layer.close()
+    assert np.allclose(*results, atol=1e-4)
