@@ -89,6 +89,7 @@ COMMANDS: tuple[Command, ...] = (
     *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
     view.Theme(),
     view.Keys(),
+    view.Panes(),
     view.Mouse(),
     view.Plain(),
     view.Log(),
