@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ..events import Done, FinishReason, Performance
 from ..generation.draft_gate import MAX_DRAFTS
 from ..storage.records import make_title
-from .transcript import History, Node, Output, tool_calls_of
+from .transcript import History, Node, Output, branch, tool_calls_of
 
 if TYPE_CHECKING:
     from ..prompt_cache.snapshots import Snapshot
@@ -23,6 +23,10 @@ BY_PLACE = "drafts_by_place"
 OPTIONAL = [item.name for item in fields(Performance) if item.default is None]
 # an imported number beyond this is no figure of a reply
 MAX_NUMBER = 1 << 63
+# so few tokens are read at once
+SOON = 64
+# the branches, the newest ones, whose snapshots are looked up
+MAX_INSTANT = 32
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Branch:
-    """The end of a branch: its last reply's node `number`, and the first words of the question before it."""
+    """The end of a branch: its last reply's node `number`, and the first words of the question before it.
+
+    The branch has `turns`, of which it shares the first `shared` with the current branch.
+    """
 
     number: int
     first_words: str
     current: bool
+    turns: int = 1
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class CacheSummary:
     """The prompt cache: what each turn reused and read, and the snapshots of this conversation.
 
     `other_snapshots` serve other conversations. Bytes and budgets are those of all, in memory and on disk.
+    `instant` has the node numbers of the branch ends to which a snapshot makes a switch instant.
     """
 
     history: History
@@ -138,6 +148,7 @@ class CacheSummary:
     snapshot_budget_nbytes: int
     disk_nbytes: int
     disk_budget_nbytes: int
+    instant: tuple[int, ...] = ()
 
 
 def describe_session(session: "Session") -> ConversationState:
@@ -154,7 +165,7 @@ def describe_session(session: "Session") -> ConversationState:
         context_limit=session.context_limit,
         leaf=tree.leaf.number if tree.leaf else None,
         turns=tuple(_turn(number, node, siblings) for number, node in enumerate(outputs, 1)),
-        branches=tuple(_branch(end, end is tree.leaf) for end in tree.branch_ends()),
+        branches=tuple(_branch(end, outputs) for end in tree.branch_ends()),
     )
 
 
@@ -212,8 +223,12 @@ def _number(value: Any) -> float:
     return value if known else 0
 
 
-def _branch(end: Output, current: bool) -> Branch:
-    return Branch(end.number, make_title(end.parent.text), current)
+def _branch(end: Output, current: Sequence[Output]) -> Branch:
+    """Describe the branch that ends in `end`, beside the replies of the current one."""
+    replies = [node for node in branch(end) if isinstance(node, Output)]
+    shared = sum(mine is theirs for mine, theirs in zip(replies, current, strict=False))
+    here = bool(current) and end is current[-1]
+    return Branch(end.number, make_title(end.parent.text), here, len(replies), shared)
 
 
 def describe_cache(session: "Session") -> CacheSummary:
@@ -229,6 +244,9 @@ def describe_cache(session: "Session") -> CacheSummary:
         snapshot_budget_nbytes=snapshots.budget_nbytes,
         disk_nbytes=disk.nbytes if disk else 0,
         disk_budget_nbytes=disk.budget_nbytes if disk else 0,
+        instant=tuple(
+            end.number for end in session.tree.branch_ends()[-MAX_INSTANT:] if _is_instant(session, end)
+        ),
     )
 
 
@@ -238,6 +256,13 @@ def _own_snapshots(session: "Session") -> "list[Snapshot]":
     shared = snapshots.find(session.prompt_ids())
     path = shared.path() if shared else []
     return [one for one in snapshots if one.conversation is session.key or one in path]
+
+
+def _is_instant(session: "Session", end: Output) -> bool:
+    """Whether a snapshot holds all but a few tokens of the branch that ends in `end`."""
+    ids = session.encoder.branch_ids(branch(end), session.history)
+    found = session.live.snapshots.find(ids)
+    return found is not None and len(ids) - found.length <= SOON
 
 
 def _reuse(turn: "TurnCost") -> TurnReuse:

@@ -170,14 +170,17 @@ class Conversation:
             "context_limit": MODEL["context_limit"],
             "leaf": self.leaf,
             "turns": [self._turn(number, node) for number, node in enumerate(turns, 1)],
-            "branches": [
-                {
-                    "number": node["node"],
-                    "first_words": node["question"][:40],
-                    "current": node["node"] in here,
-                }
-                for node in ends
-            ],
+            "branches": [self._branch(node, here) for node in ends],
+        }
+
+    def _branch(self, end: dict[str, Any], here: set[int]) -> dict[str, Any]:
+        nodes = [node["node"] for node in self.branch(end["node"])]
+        return {
+            "number": end["node"],
+            "first_words": end["question"][:40],
+            "current": end["node"] in here,
+            "turns": len(nodes),
+            "shared": len(here.intersection(nodes)),
         }
 
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
@@ -398,6 +401,7 @@ class Engine:
             "snapshot_budget_nbytes": 1 << 30,
             "disk_nbytes": 1 << 20,
             "disk_budget_nbytes": 1 << 30,
+            "instant": [node["node"] for node in self.here.branch()[-1:]],
         }
 
     def _do_prompt(self, text: str | None, **_: Any) -> dict[str, Any]:

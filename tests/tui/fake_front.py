@@ -97,6 +97,10 @@ class FakeFront:
     def show_thinking(self, shown: bool) -> None:
         self.calls.append(("show_thinking", shown))
 
+    def show_panes(self, names: Sequence[str]) -> bool:
+        self.calls.append(("show_panes", list(names)))
+        return True
+
     def mouse(self, on: bool) -> None:
         self.calls.append(("mouse", on))
 

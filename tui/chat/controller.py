@@ -370,6 +370,7 @@ class Chat:
 
     def _rebuild(self, before: int | None) -> None:
         """Draw the conversation anew, with its kept results if it was opened after conversation `before`."""
+        self.meter.forget_reply()
         self.view.rebuilt(self.state)
         if self.state.conversation not in (None, before):
             self.view.results(self.kept_results.read(self.state.conversation))

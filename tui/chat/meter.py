@@ -23,6 +23,21 @@ ESTIMATE_AFTER_SECONDS = 0.3
 
 
 @dataclass
+class ReplyFigures:
+    """The course of the reply that is being written, or was written last; empty before the first one.
+
+    `speeds` has the tokens/s of every quarter second, `seconds_to_first_token` the time that reading took,
+    None while it lasts. Of the `prompt_tokens`, `cached_tokens` were reused.
+    """
+
+    speeds: list[float] = field(default_factory=list)
+    seconds_to_first_token: float | None = None
+    seconds_thinking: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass
 class Status:
     """The figures of a status row; `done` of `total` are bytes while loading and tokens while reading.
 
@@ -56,6 +71,7 @@ class Status:
     reason: str = ""
     background: str = ""
     serving: str = ""
+    reply: ReplyFigures = field(default_factory=ReplyFigures)
 
 
 class Meter:
@@ -77,8 +93,13 @@ class Meter:
         status.seconds = status.tokens_per_s = 0.0
         status.seconds_left = status.bandwidth_share = None
         status.history_of_speed = []
+        self.forget_reply()
         self._begin = self._window = self._clock()
         self._drawn = self._first_done = 0
+
+    def forget_reply(self) -> None:
+        """Forget the course of the last reply, which is not part of the conversation now shown."""
+        self.status.reply = ReplyFigures()
 
     def end(self, phase: Phase, reason: str = "") -> None:
         """End the task; its figures stay."""
@@ -96,7 +117,8 @@ class Meter:
         match event:
             case LoadProgress(done, total):
                 self._progress("loading", done, total)
-            case Prefill(done, total):
+            case Prefill(done, total, cached):
+                status.reply.prompt_tokens, status.reply.cached_tokens = total, cached
                 self._read(done, total)
             case Thought(_, tokens):
                 status.thought_tokens += tokens
@@ -132,8 +154,11 @@ class Meter:
         if status.phase not in ("thinking", "answering"):
             status.tokens_per_s, status.seconds_left = 0.0, None
             self._window, self._drawn = now, 0
+            status.reply.seconds_to_first_token = status.seconds
         else:
             self._drawn += tokens
+        if phase == "thinking":
+            status.reply.seconds_thinking = status.seconds - (status.reply.seconds_to_first_token or 0.0)
         status.phase = phase
         status.context_tokens += tokens
 
@@ -142,7 +167,8 @@ class Meter:
         status, length = self.status, now - self._window
         if length < WINDOW_SECONDS:
             return
-        status.history_of_speed = [*status.history_of_speed, self._drawn / length][-WINDOWS:]
+        status.reply.speeds.append(self._drawn / length)
+        status.history_of_speed = status.reply.speeds[-WINDOWS:]
         recent = status.history_of_speed[-RECENT:]
         status.tokens_per_s = sum(recent) / len(recent)
         if self._bandwidth and self.bytes_per_token:

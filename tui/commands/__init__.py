@@ -90,6 +90,7 @@ COMMANDS: tuple[Command, ...] = (
     serve.Serve(),
     view.Theme(),
     view.Keys(),
+    view.Panes(),
     view.Mouse(),
     view.Plain(),
     view.Log(),

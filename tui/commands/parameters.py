@@ -3,7 +3,7 @@
 Every command that changes a setting does it by `change` or `Settings.change`, so that `/show config` knows.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
@@ -103,6 +103,14 @@ async def _apply_show_thinking(_chat: "Chat", front: Front, shown: bool) -> None
     front.show_thinking(shown)
 
 
+async def _apply_panes(chat: "Chat", front: Front, shown: bool) -> None:
+    front.show_panes(chat.settings["shown_panes"] if shown else ())
+
+
+async def _apply_shown_panes(chat: "Chat", front: Front, names: Sequence[str]) -> None:
+    front.show_panes(names if chat.settings["panes"] else ())
+
+
 # settings whose change reaches something that is already there; all others are read when they are needed
 _EFFECTS: Mapping[str, Callable[["Chat", Front, Any], Awaitable[None]]] = {
     "system": _apply_system,
@@ -110,4 +118,6 @@ _EFFECTS: Mapping[str, Callable[["Chat", Front, Any], Awaitable[None]]] = {
     "theme": _apply_theme,
     "mouse": _apply_mouse,
     "show_thinking": _apply_show_thinking,
+    "panes": _apply_panes,
+    "shown_panes": _apply_shown_panes,
 }

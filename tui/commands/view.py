@@ -16,6 +16,7 @@ from ..user.attachments import complete as complete_path
 from ..user.attachments import read
 from ..user.keymap import Keymap
 from ..user.paths import user_path
+from ..user.settings import PANE_NAMES, save
 from .base import Command, Front, choice, starting, switch, turns, whole
 from .parameters import change
 from .sessions import need_store
@@ -156,6 +157,48 @@ class Keys(Command):
         if not front.screen("keys"):
             keys = Keymap()
             front.report(Report("Keys", (Table(("key", ""), keys.rows()), Table(("action", ""), keys.ids()))))
+
+
+class Panes(Command):
+    """Show or hide the live panes, or one of them: speed, memory, context, thinking, branches.
+
+    Wide windows show them beside the conversation, others as a strip below it. What is shown is remembered
+    in your settings.
+    """
+
+    names = ("panes",)
+    usage = "[NAME|on|off]"
+    while_busy = True
+    key = "panes"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument, (*PANE_NAMES, "on", "off"))
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        word = choice(argument, "the pane", (*PANE_NAMES, "on", "off")) if argument else ""
+        front.note(toggle_panes(chat, front, word, "/panes"))
+
+
+def toggle_panes(chat: "Chat", front: Front, word: str, origin: str) -> str:
+    """Show or hide a pane, or all of them with "on", "off" or nothing; save that and return it in words.
+
+    A pane that is asked for while all are hidden is shown alone. Raises UsageError.
+    """
+    settings = chat.settings
+    shown, names = settings["panes"], list(settings["shown_panes"])
+    if word in PANE_NAMES:
+        kept = names if shown else []
+        names = [one for one in PANE_NAMES if (one in kept) != (one == word)]
+        shown = bool(names)
+    else:
+        shown = word == "on" or (not word and not shown)
+    if not front.show_panes(names if shown else ()):
+        raise UsageError(f"{origin}: only the full-screen app has panes")
+    for name, value in (("panes", shown), ("shown_panes", names or list(PANE_NAMES))):
+        if settings[name] != value:
+            settings.change(name, value, origin)
+            save(name, value)
+    return f"panes: {', '.join(names)}" if shown else "the panes are hidden"
 
 
 class Mouse(Command):

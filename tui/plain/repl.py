@@ -435,6 +435,10 @@ class Repl:
     def show_thinking(self, shown: bool) -> None:
         """Do nothing: every thought asks the chat whether it is shown."""
 
+    def show_panes(self, names: Sequence[str]) -> bool:
+        del names
+        return False
+
     def mouse(self, on: bool) -> None:
         self.note("the mouse is the terminal's here" if on else "the mouse stays the terminal's")
 

@@ -22,6 +22,7 @@ from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
+from ..commands.view import toggle_panes
 from ..user.attachments import attach, complete
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
@@ -30,6 +31,7 @@ from ..widgets.completion import Candidate, Completion
 from ..widgets.findbar import OPEN_SECONDS, FindBar
 from ..widgets.header import Header
 from ..widgets.keybar import Keybar
+from ..widgets.panes.panes import Panel
 from ..widgets.prompt import Prompt, Sources
 from ..widgets.queued import Queued
 from ..widgets.status import Status
@@ -44,9 +46,9 @@ from ..widgets.transcript.messages import (
 )
 from ..widgets.transcript.transcript import Transcript
 from .front import ARMED_SECONDS, AppFront, lent_memory
+from .panes import ScreenPanes, opened
+from .useful_keys import BUSY, useful_keys
 
-REPLYING = ("reading", "thinking", "answering")
-BUSY = (*REPLYING, "starting", "loading", "working")
 TWICE_SECONDS = 1.0
 BUDGET = "1024"
 LEAST_CONTEXT = 1_024
@@ -88,6 +90,7 @@ class ChatScreen(Screen[None]):
         self.find_bar, self.completion = FindBar(), Completion()
         sources = Sources(self._candidates, hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
+        self.panes = ScreenPanes(lambda: self.chat, self.go)
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
@@ -105,6 +108,7 @@ class ChatScreen(Screen[None]):
             "help": lambda: self.front.screen("help"),
             "models": lambda: self.front.screen("models"),
             "sessions": lambda: self.front.screen("sessions"),
+            "panes": self._toggle_panes,
             "new": lambda: self.run_line("/new"),
             "find": self._open_find,
             "scroll_up": lambda: self.transcript.scroll_page_up(animate=False),
@@ -121,10 +125,13 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield self.header
-        yield self.transcript
+        with Horizontal(id="middle"):
+            yield self.transcript
+            yield self.panes.panel
         yield self.find_bar
         yield self.completion
         yield self.queued
+        yield self.panes.strip
         yield self.status_row
         with Horizontal(id="prompt-row"):
             yield Static("❯", id="mark")
@@ -135,6 +142,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         self.front.show_thinking(self.chat.settings["show_thinking"])
         self.show_status(self.chat.status)
+        self.panes.show(opened(self.chat))
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
 
@@ -151,12 +159,16 @@ class ChatScreen(Screen[None]):
         self.set_class(width < NARROW, "-narrow")
         self.set_class(width < LEAST_WIDTH or height < LEAST_HEIGHT, "-tiny")
         self.set_class(height < 20, "-low")
+        self.panes.place(event.size)
+        if self.focused is self.panes.panel and not self.panes.panel.display:
+            self.prompt.focus()
 
     # --- display ---
 
     def show_status(self, status: Facts) -> None:
         self.status_row.has_model, self.status_row.lent = self.chat.model is not None, lent_memory(self.chat)
         self.status_row.show(status)
+        self.panes.moved()
         self.queued.show(self.chat.queue)
         if status.phase != self._phase:
             self._phase = status.phase
@@ -174,44 +186,11 @@ class ChatScreen(Screen[None]):
 
     def show_keys(self) -> None:
         """Show the few keys that make sense now."""
-        self.keybar.show([(self.keymap.shown(name), label) for name, label in self._useful_keys()])
-
-    def _useful_keys(self) -> list[tuple[str, str]]:
-        everywhere = [("palette", "commands"), ("keys", "keys")]
-        if self.prompt.searching:
-            return [("send", "take it"), ("history.search", "older"), ("stop", "back")]
-        if self.completion.open:
-            return [("complete", "complete"), ("history.next", "next"), ("stop", "close")]
-        if self.focused is self.transcript:
-            names = ("copy", "edit", "retry", "fork")
-            return [*((f"transcript.{name}", name) for name in names), ("stop", "back"), ("help", "keys")]
-        if self._phase == "dead":
-            half = self._half_context()
-            smaller = [("wrap_up", f"restart with a context of {half:,}")] if half else []
-            return [("send", "restart"), *smaller, ("quit", "quit"), *everywhere]
-        if self._phase in REPLYING:
-            wrap_up = (
-                [("wrap_up", "answer now")] if self._phase == "thinking" else [("thinking", self._think())]
-            )
-            return [("stop", "stop"), ("complete", "queue"), *wrap_up, ("thoughts", "thoughts"), *everywhere]
-        if self.chat.running_jobs:
-            return [("send", "send"), ("stop", "stop the job"), *everywhere]
-        return [
-            ("send", "send"),
-            ("thinking", self._think()),
-            ("thoughts", "thoughts"),
-            ("transcript", "conversation"),
-            *everywhere,
-        ]
-
-    def _think(self) -> str:
-        settings = self.chat.settings
-        if settings["think"] is False:
-            return "think:off"
-        budget = settings["thinking_budget"]
-        by_default = self.chat.model.thinks_by_default if self.chat.model else True
-        on = settings["think"] or by_default
-        return f"think:{budget}" if budget is not None else f"think:{'on' if on else 'off'}"
+        place = "panel" if self.focused is self.panes.panel else "prompt"
+        place = "transcript" if self.focused is self.transcript else place
+        place = "completion" if self.completion.open else place
+        names = useful_keys(self.chat, "search" if self.prompt.searching else place, self._half_context())
+        self.keybar.show([(self.keymap.shown(name), label) for name, label in names])
 
     # --- lines ---
 
@@ -310,7 +289,7 @@ class ChatScreen(Screen[None]):
         """Pass letters to the prompt that the focused conversation has no key for."""
         if event.key in self.active_bindings:
             return
-        if self.focused is self.transcript and event.is_printable and event.character:
+        if self.focused in (self.transcript, self.panes.panel) and event.is_printable and event.character:
             event.stop()
             self.prompt.focus()
             self.prompt.insert(event.character)
@@ -386,7 +365,21 @@ class ChatScreen(Screen[None]):
         self.go(self.front.leave("shell"))
 
     def _to_transcript(self) -> None:
-        (self.prompt if self.focused is self.transcript else self.transcript).focus()
+        """Go from the prompt to the conversation, on to the branches if they are shown, and back."""
+        if self.focused is self.transcript and self.panes.panel.has_choice:
+            self.panes.panel.focus()
+        else:
+            (self.prompt if self.focused in (self.transcript, self.panes.panel) else self.transcript).focus()
+
+    def _toggle_panes(self) -> None:
+        try:
+            self.keybar.say(toggle_panes(self.chat, self.front, "", self.keymap.shown("panes")))
+        except QchatError as error:
+            self.front.note(str(error), "error")
+
+    @on(Panel.BranchChosen)
+    def _switch(self, event: Panel.BranchChosen) -> None:
+        self.go(self.chat.switch(event.number))
 
     def _toggle_thoughts(self) -> None:
         self.transcript.toggle_thoughts()

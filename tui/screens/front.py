@@ -27,6 +27,7 @@ from ..widgets.prompt import Prompt
 from ..widgets.status import Lent
 from ..widgets.transcript.transcript import Transcript
 from .dialogs import Choose, Confirm
+from .panes import ScreenPanes
 
 # the module of each screen; without one a report is printed
 SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme", "serve")} | {
@@ -43,6 +44,7 @@ class ChatView(Protocol):
     transcript: Transcript
     prompt: Prompt
     keybar: Keybar
+    panes: ScreenPanes
     typed: dict[str, str]
 
     @property
@@ -74,9 +76,11 @@ class AppFront:
     def question(self, turn: Turn) -> None:
         self._view.transcript.add_question(turn)
         self._view.transcript.begin_answer(turn)
+        self._view.panes.begin()
 
     def events(self, batch: Batch) -> None:
         self._view.transcript.feed(batch)
+        self._view.panes.follow(batch)
 
     def finished(self, done: Done, turn: Turn) -> None:
         self._view.transcript.end_answer(done, turn)
@@ -99,6 +103,7 @@ class AppFront:
 
     def rebuilt(self, state: ConversationState) -> None:
         self._view.transcript.show(state)
+        self._view.panes.begin()
         self._view.show_facts()
 
     def status(self, status: Status) -> None:
@@ -194,6 +199,10 @@ class AppFront:
 
     def show_thinking(self, shown: bool) -> None:
         self._view.transcript.thoughts = "open" if shown else "live"
+
+    def show_panes(self, names: Sequence[str]) -> bool:
+        self._view.panes.show(names)
+        return True
 
     def mouse(self, on: bool) -> None:
         self._view.running_app.call_later(self._view.running_app.run_action, f"mouse({on!r})")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import work
 from textual.binding import Binding, BindingType
 
-from ...core.conversation.summary import CacheSummary, SnapshotSummary, Turn
+from ...core.conversation.summary import SOON, CacheSummary, SnapshotSummary, Turn
 from ...core.errors import QchatError
 from ..commands.base import turns
 from .listing import Column, Keys, Listing, Row
@@ -14,8 +14,6 @@ from .listing import Column, Keys, Listing, Row
 if TYPE_CHECKING:
     from ..chat.controller import Chat
     from ..commands import Front
-
-SOON = 64  # so few tokens are read at once
 
 
 class RewindScreen(Listing):

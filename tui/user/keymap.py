@@ -45,6 +45,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("help", ("f1",), "help", "keys and commands"),
     Action("models", ("f2",), "models", "choose a model"),
     Action("sessions", ("ctrl+s", "f3"), "sessions", "earlier conversations"),
+    Action("panes", ("f5",), "panes", "show or hide the panes"),
     Action("new", ("ctrl+n",), "new", "begin a new conversation"),
     Action("find", ("ctrl+f",), "find", "find in the conversation"),
     Action("scroll_up", ("pageup",), "up", "scroll up"),

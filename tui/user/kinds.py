@@ -52,6 +52,8 @@ def list_words(kind: Kind) -> tuple[str, ...]:
     match kind:
         case Choice(options):
             return tuple(map(str, options))
+        case Several(options):
+            return options
         case Flag(auto):
             return ("on", "off", "auto") if auto else ("on", "off")
     return ()
@@ -160,6 +162,26 @@ class Texts:
 
     def read(self, text: str) -> list[str]:
         return self.check(text.split(self.separator) if self.separator else [text])
+
+
+@dataclass(frozen=True)
+class Several:
+    """Some of a few words, each at most once, in the order of `options`; a word holds them with commas."""
+
+    options: tuple[str, ...]
+
+    @property
+    def wanted(self) -> str:
+        return f"some of {', '.join(self.options)}"
+
+    def check(self, value: Any) -> list[str]:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list) or any(one not in self.options for one in given):
+            raise ValueError
+        return [one for one in self.options if one in given]
+
+    def read(self, text: str) -> list[str]:
+        return self.check([word.strip() for word in text.lower().split(",")])
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from ...core.errors import UsageError
 from ...core.quoting import quote_value
-from .kinds import Choice, Flag, Kind, Number, Size, Table, Text, Texts
+from .kinds import Choice, Flag, Kind, Number, Several, Size, Table, Text, Texts
 from .paths import config_file, make_config_dir
 from .toml_file import edit_toml, read_toml
 
 PROJECT_FILE = ".qchat.toml"
+# in the order in which they are shown
+PANE_NAMES = ("speed", "memory", "context", "thinking", "branches")
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
 # environment variables that are not settings: the runtime's, and the location of the settings file
 OTHERS = (
@@ -165,6 +167,8 @@ KEYS: dict[str, Key] = {
             project=True,
             applies="next start",
         ),
+        Key("panes", Flag(), "show the live panes", True),
+        Key("shown_panes", Several(PANE_NAMES), "which panes there are", list(PANE_NAMES)),
         Key("copy_on_select", Flag(), "copy what the mouse selects", True),
         Key("mouse", Flag(), "use the mouse", True),
         Key("plain", Flag(), "chat line by line instead of full-screen", False, applies="next start"),

@@ -137,6 +137,23 @@ def test_the_state_is_plain_json_with_what_the_turns_were(engine, store):
     assert state.tokens >= first.prompt_tokens
 
 
+def test_branches_tell_where_they_leave_the_current_one_and_whether_a_switch_is_instant(engine, store):
+    session = Session(engine, store=store, **SETTINGS)
+    for question in ("one", "two", "three"):
+        session.send(question)
+    session.fork(1)
+    (end,) = describe_session(session).branches
+    assert (end.turns, end.shared, end.current) == (3, 1, False)
+    session.send("other")
+    end, here = describe_session(session).branches
+    assert (end.turns, end.shared, end.current) == (3, 1, False)
+    assert (here.turns, here.shared, here.current) == (2, 2, True)
+    assert set(describe_cache(session).instant) == {end.number, here.number}
+    for snapshot in list(session.live.snapshots):
+        session.live.snapshots._drop(snapshot)
+    assert describe_cache(session).instant == ()
+
+
 def test_a_turn_is_whole_in_the_store_when_done_is_said(engine, store):
     session = Session(engine, store=store, **SETTINGS)
     for event in session.stream("hello"):

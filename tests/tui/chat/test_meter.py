@@ -3,7 +3,7 @@
 import pytest
 
 from qchat.core.events import Done, LoadProgress, Memory, Performance, Prefill, Text, Thought
-from qchat.tui.chat.meter import WINDOWS, Meter
+from qchat.tui.chat.meter import WINDOWS, Meter, ReplyFigures
 from tests.fake_clock import FakeClock
 
 
@@ -104,3 +104,22 @@ def test_a_new_task_begins_without_the_figures_of_the_one_before(meter: Meter, c
     assert (status.tokens_per_s, status.answer_tokens, status.history_of_speed) == (0, 0, [])
     assert status.last is not None
     assert status.last.generated_tokens == 80
+
+
+def test_the_course_of_a_reply_is_kept_until_the_next_one(meter: Meter, clock: FakeClock):
+    meter.begin("reading")
+    clock.now += 0.5
+    meter.follow(Prefill(80, 100, 80))
+    assert meter.status.reply.seconds_to_first_token is None
+    clock.now += 1.5
+    decode(meter, clock, 4, 40, Thought)
+    decode(meter, clock, 4, 20)
+    meter.end("idle")
+    reply = meter.status.reply
+    assert (reply.prompt_tokens, reply.cached_tokens) == (100, 80)
+    assert reply.seconds_to_first_token == pytest.approx(2.0, abs=0.1)
+    assert reply.seconds_thinking == pytest.approx(4.0, abs=0.1)
+    assert 8 / 0.3 < len(reply.speeds) <= 8 / 0.25
+    assert reply.speeds[5] > 1.5 * reply.speeds[-5]
+    meter.begin("reading")
+    assert meter.status.reply == ReplyFigures()

@@ -1,6 +1,7 @@
 """Every way to change a setting during a run: `/show config` shows the new value and where it came from."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from qchat.tui.chat.controller import Chat
 from qchat.tui.commands.settings import AT_START, config_report
 from qchat.tui.text.report import Table
 from qchat.tui.user.paths import config_file
-from qchat.tui.user.settings import KEYS, Settings
+from qchat.tui.user.settings import KEYS, PANE_NAMES, Settings
 from tests.tui.chat_stage import ChatStage
 from tests.tui.fake_engine import MODEL
 from tests.tui.fake_front import FakeFront
@@ -66,6 +67,15 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     "snapshot_budget": [("/set snapshot_budget 2 KB", "2000", "/set")],
     "kv_bits": [("/set kv_bits 8", "8", "/set")],
     "theme": [("/theme day", "day", "/theme"), ("/set theme day", "day", "/set")],
+    "panes": [
+        ("/panes", "off", "/panes"),
+        ("/panes off", "off", "/panes"),
+        ("/set panes off", "off", "/set"),
+    ],
+    "shown_panes": [
+        ("/panes speed", "'memory' 'context' 'thinking' 'branches'", "/panes"),
+        ("/set shown_panes context,speed", "'speed' 'context'", "/set"),
+    ],
     "copy_on_select": [("/set copy_on_select off", "off", "/set")],
     "mouse": [("/mouse off", "off", "/mouse"), ("/set mouse off", "off", "/set")],
 }
@@ -246,3 +256,28 @@ def test_a_change_is_saved_only_on_request_and_only_if_it_succeeds(tmp_path: Pat
     front = ChatStage(tmp_path).play("/set seed 3", "/set seed x --save", "/set model nosuch --save")
     assert len(front.all("error")) == 2
     assert not config_file().exists()
+
+
+def test_panes_are_remembered_and_one_is_shown_alone_after_all_were_hidden(tmp_path: Path):
+    stage = ChatStage(tmp_path)
+    front = stage.play("/panes", "/panes speed", "/panes context", "/panes speed", "/panes context")
+    assert front.all("show_panes") == [[], ["speed"], ["speed", "context"], ["context"], []]
+    kept = Settings.load(cwd=tmp_path)
+    assert (kept["panes"], kept["shown_panes"]) == (False, list(PANE_NAMES))
+    front = ChatStage(tmp_path).play("/panes on", "/panes branches", "/panes nosuch")
+    assert front.all("show_panes")[-1] == list(PANE_NAMES[:-1])
+    assert "wanted one of speed, memory" in front.all("error")[-1]
+    kept = Settings.load(cwd=tmp_path)
+    assert (kept["panes"], kept["shown_panes"]) == (True, list(PANE_NAMES[:-1]))
+
+
+def test_panes_are_refused_where_there_are_none(tmp_path: Path):
+    class LineByLine(FakeFront):
+        def show_panes(self, names: Sequence[str]) -> bool:
+            del names
+            return False
+
+    stage = ChatStage(tmp_path, front=LineByLine())
+    front = stage.play("/panes off")
+    assert front.all("error") == ["/panes: only the full-screen app has panes"]
+    assert stage.chat.settings["panes"] is True
