@@ -312,7 +312,7 @@ def test_a_job_runs_beside_the_chat_and_ends_in_a_report(tmp_path: Path):
     stage = ChatStage(tmp_path, {"method": "eval", "events": events, "result": {"overall": 1}})
 
     async def scene(stage: ChatStage) -> None:
-        job = stage.chat.start_job("eval", "eval", {"model": "m"}, render)
+        job = stage.chat.start_job("eval", "eval", {"models": ["m"]}, render)
         assert not stage.chat.busy
         await stage.chat.send("meanwhile")
         await job.ended()
@@ -358,7 +358,7 @@ def test_a_job_that_wants_the_machine_alone_has_the_model_unloaded_meanwhile(tmp
     stage = ChatStage(tmp_path, {"method": "eval", "events": PROGRESS[:20], "seconds": 0.01})
 
     async def scene(stage: ChatStage) -> None:
-        job = stage.chat.start_job("eval", "eval", {"model": "m"}, render, alone=True)
+        job = stage.chat.start_job("eval", "eval", {"models": ["m"]}, render, alone=True)
         await asyncio.sleep(0.05)
         await stage.chat.send("later")
         assert stage.chat.queue == ["later"]
@@ -375,7 +375,7 @@ def test_jobs_that_want_the_machine_alone_take_turns_and_the_last_brings_the_mod
 
     async def scene(stage: ChatStage) -> None:
         start = stage.chat.start_job
-        jobs = [start("eval", "eval", {"model": name}, render, alone=True) for name in "ab"]
+        jobs = [start("eval", "eval", {"models": [name]}, render, alone=True) for name in "ab"]
         await stage.until(lambda: jobs[0].events)
         beside = start("inspect", "inspect", {"model": "m"}, render)
         await beside.ended()

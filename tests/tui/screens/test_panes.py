@@ -52,8 +52,15 @@ def test_a_wide_window_shows_every_pane_of_a_reply_on_its_way(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("size", "place"),
-    [(WIDE, (True, 0)), (SHORT, (True, 0)), (NARROW, (False, 2)), ((80, 24), (False, 1)), (LEAST, (False, 1))]
-    + [(TINY, (False, 0)), ((160, 15), (False, 0))],
+    [
+        (WIDE, (True, 0)),
+        (SHORT, (True, 0)),
+        (NARROW, (False, 2)),
+        ((80, 24), (False, 1)),
+        (LEAST, (False, 1)),
+        (TINY, (False, 0)),
+        ((160, 15), (False, 0)),
+    ],
 )
 def test_the_place_of_the_panes_is_the_window_s(
     tmp_path: Path, size: tuple[int, int], place: tuple[bool, int]
