@@ -194,7 +194,8 @@ class _Trial:
         imatrix: Imatrix,
         method: RoundingMethod | None = None,
     ):
-        self.group, self.source, self.imatrix, self.method = group, source, imatrix, method
+        self.group, self.source, self.imatrix = group, source, imatrix
+        self.method: RoundingMethod | None = method
         decided = {name: recipe.decide(name, source.specs[name].shape) for name in group.readers}
         self.packed = {name: geometry for name, geometry in decided.items() if geometry is not None}
         self.pieces: list[_Piece] = []

@@ -61,7 +61,7 @@ class SharedInputs:
     def factor(self, begin: int, end: int) -> Factor:  # noqa: ARG002  all rows share it
         if self._factor is None:
             width = self.arrays[-1].shape[1]
-            lower = mx.concatenate([mx.pad(b, ((0, 0), (0, width - b.shape[1]))) for b in self.arrays])
+            lower = mx.concatenate([mx.pad(b, [(0, 0), (0, width - b.shape[1])]) for b in self.arrays])
             mx.eval(lower)
             self.arrays = []
             self._factor = factorise(lower[None])

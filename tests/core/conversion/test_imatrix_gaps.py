@@ -14,6 +14,7 @@ from qchat.core.errors import UsageError
 from qchat.core.events import Notice
 from qchat.core.machine.backend import mx
 from qchat.core.quant.imatrix import Statistics, read_imatrix, write_imatrix
+from qchat.core.quant.recipe_file import RoundingMethod
 from qchat.core.quant.recipes import Options, Recipe
 from tests.checkpoints import write_checkpoint
 
