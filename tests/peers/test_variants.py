@@ -9,6 +9,7 @@ import pytest
 from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
 from qchat.core.engine.engine import Engine
 from qchat.core.machine.backend import mx
+from qchat.core.quant.recipe_file import RoundingMethod
 from qchat.core.quant.recipes import VARIANTS, Options
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny, relative_rms
@@ -33,8 +34,8 @@ CHOICES = {**VARIANTS, **OTHERS}
 each_choice = pytest.mark.parametrize("name", CHOICES)
 
 
-def compare(source: Path, folder: Path, options: Options) -> None:
-    convert(Conversion(source, folder, options), lambda _: None)
+def compare(source: Path, folder: Path, options: Options, rounding: RoundingMethod | None = None) -> None:
+    convert(Conversion(source, folder, options, rounding=rounding), lambda _: None)
     ids = np.random.default_rng(0).integers(0, 256, TOKENS).tolist()
     model, _ = load_model(folder)
     model.set_dtype(mx.float32)
@@ -52,3 +53,25 @@ def test_a_mixture_of_experts_has_the_logits_of_mlx_lm(name: str, tmp_path: Path
 @each_choice
 def test_the_trained_model_has_the_logits_of_mlx_lm(name: str, tmp_path: Path):
     compare(QTINY, tmp_path / "new", CHOICES[name])
+
+
+ROUNDED = {
+    "gptq": Options(recipe="unsloth", bits=3),
+    "weighted mxfp4": Options(recipe="none", bits=4, mode="mxfp4"),
+    "gptq mxfp4": Options(recipe="none", bits=4, mode="mxfp4"),
+    "gptq nvfp4": Options(recipe="none", bits=4, mode="nvfp4"),
+    "gptq mxfp8": Options(recipe="none", bits=8, mode="mxfp8"),
+}
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_every_rounding_has_the_logits_of_mlx_lm(name: str, moe: bool, tmp_path: Path):
+    write_checkpoint(tmp_path / "raw", moe=moe, hidden_size=128, head_dim=64)
+    rounding: RoundingMethod = "gptq" if name.startswith("gptq") else "weighted"
+    compare(tmp_path / "raw", tmp_path / "new", ROUNDED[name], rounding)
+
+
+@needs_qtiny
+def test_the_trained_model_rounded_with_compensation_has_the_logits_of_mlx_lm(tmp_path: Path):
+    compare(QTINY, tmp_path / "new", ROUNDED["gptq"], "gptq")
