@@ -231,7 +231,7 @@ class _LayerPass:
         places = {index: place for place, index in enumerate(ids)}
         return (table[mx.array([places[i] for i in window])][None] for window in windows)
 
-    def _embeddings(self, wanted: Sequence[int], begin: int, end: int) -> mx.array:
+    def _embeddings(self, wanted: list[int], begin: int, end: int) -> mx.array:
         """Some rows, counted from `begin`, of the slice of the embedding from `begin` to `end`."""
         name = "embed_tokens"
         if not wanted:

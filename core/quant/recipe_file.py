@@ -4,6 +4,7 @@
   match = "*.down_proj" or a list; patterns that begin with `mtp.`, and only they, match the MTP head
   bits = 4, "N", "N+1"; or mode = "mxfp4", "mxfp8", "nvfp4", "float" (mxfp, or the flags'); or dense = true
   group_size = 32; layers = "first 4", "last 1/8", "every 3 after 1/8" or a list
+`rounding` is "nearest", "weighted" or "gptq", unless the command line says another one.
 """
 
 import re

@@ -11,6 +11,7 @@ from qchat.core.conversion.convert import UNQUANTIZED, Conversion, convert
 from qchat.core.engine.engine import Engine
 from qchat.core.machine.backend import mx
 from qchat.core.quant.allocated import Allocation
+from qchat.core.quant.recipe_file import RoundingMethod
 from qchat.core.quant.recipes import VARIANTS, Options
 from tests.checkpoints import write_checkpoint
 from tests.compare import QTINY, needs_qtiny, relative_rms
@@ -35,8 +36,14 @@ CHOICES = {**VARIANTS, **OTHERS}
 each_choice = pytest.mark.parametrize("name", CHOICES)
 
 
-def compare(source: Path, folder: Path, options: Options, allocation: Allocation | None = None) -> None:
-    convert(Conversion(source, folder, options, allocation=allocation), lambda _: None)
+def compare(
+    source: Path,
+    folder: Path,
+    options: Options,
+    rounding: RoundingMethod | None = None,
+    allocation: Allocation | None = None,
+) -> None:
+    convert(Conversion(source, folder, options, rounding=rounding, allocation=allocation), lambda _: None)
     ids = np.random.default_rng(0).integers(0, 256, TOKENS).tolist()
     model, _ = load_model(folder)
     model.set_dtype(mx.float32)
@@ -63,4 +70,26 @@ def test_bits_chosen_under_a_budget_have_the_logits_of_mlx_lm(shape: dict, tmp_p
     text.write_text("How deep is the well? Nobody has ever measured it, and nobody will.\n" * 2)
     options = Options(recipe="best")
     chosen = allocate(tmp_path / "raw", options, Budget(bits_per_weight=5), text=text)
-    compare(tmp_path / "raw", tmp_path / "new", options, chosen)
+    compare(tmp_path / "raw", tmp_path / "new", options, allocation=chosen)
+
+
+ROUNDED = {
+    "gptq": Options(recipe="unsloth", bits=3),
+    "weighted mxfp4": Options(recipe="none", bits=4, mode="mxfp4"),
+    "gptq mxfp4": Options(recipe="none", bits=4, mode="mxfp4"),
+    "gptq nvfp4": Options(recipe="none", bits=4, mode="nvfp4"),
+    "gptq mxfp8": Options(recipe="none", bits=8, mode="mxfp8"),
+}
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_every_rounding_has_the_logits_of_mlx_lm(name: str, moe: bool, tmp_path: Path):
+    write_checkpoint(tmp_path / "raw", moe=moe, hidden_size=128, head_dim=64)
+    rounding: RoundingMethod = "gptq" if name.startswith("gptq") else "weighted"
+    compare(tmp_path / "raw", tmp_path / "new", ROUNDED[name], rounding)
+
+
+@needs_qtiny
+def test_the_trained_model_rounded_with_compensation_has_the_logits_of_mlx_lm(tmp_path: Path):
+    compare(QTINY, tmp_path / "new", ROUNDED["gptq"], "gptq")
