@@ -24,7 +24,7 @@ from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
 from ..quant.rounding import quantize
 
 DENSE_NBYTES = 1 << 30  # up to which a layer's weights are kept in float32
-TILE_NBYTES = 128 << 20  # of experts' weights that are cast to float32 at once
+TILE_NBYTES = 128 << 20  # of weights in float32 that are cast or rounded at once
 
 
 class TiledExperts:
@@ -153,7 +153,13 @@ def _rounded(product: Product | ExpertsLinear, code: Geometry, policy: Policy) -
 
 def round_weight(weight: Weight, code: Geometry, dtype: mx.Dtype) -> mx.array:
     """Return the weight rounded to `code`, dense in `dtype` and evaluated."""
-    rounded = quantize(to_dense(weight, dtype), code).dequantize(dtype)
+    dense = to_dense(weight, dtype)
+    step = max(1, TILE_NBYTES // (4 * math.prod(dense.shape[1:])))
+    parts = []
+    for begin in range(0, len(dense), step):  # rounding takes several times the memory of what it rounds
+        parts.append(quantize(dense[begin : begin + step], code).dequantize(dtype))
+        mx.eval(parts[-1])
+    rounded = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     mx.eval(rounded)
     return rounded
 
