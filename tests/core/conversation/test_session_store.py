@@ -13,7 +13,7 @@ from msgspec import convert
 
 from qchat.core import Session, Store, export_conversation, import_conversation
 from qchat.core.conversation import recorder
-from qchat.core.conversation.summary import ConversationState, describe_session
+from qchat.core.conversation.summary import ConversationState, describe_cache, describe_session
 from qchat.core.conversation.transcript import Input, Output
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import StoreError, UsageError
