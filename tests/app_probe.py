@@ -26,9 +26,12 @@ ONE_SHOT = ("-m", "qchat.tui", "-p", QUESTION, "--json", "--no-think", "--temper
 
 
 def measure(what: str) -> float:
-    """Seconds of processor time until the first paint, share of a core when idle, or tokens/s of a reply."""
+    """Seconds of processor time until the first paint, share of a core when idle, or tokens/s of a reply.
+
+    The window is wide enough for all panes.
+    """
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 45, 160, 0, 0))
     with tempfile.TemporaryDirectory() as home:
         figure = Path(home) / "figure"
         process = subprocess.Popen(

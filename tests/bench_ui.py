@@ -38,7 +38,7 @@ from tests.tui.running_app import running
 PACKAGE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / ".dev")}
 TURNS = 2_000
 TOKENS, TOKENS_PER_S = 480, 60
-SIZE = (100, 30)
+SIZE, PANES_SIZE = (100, 30), (160, 45)
 RUNS = 3  # of each side, of which the best count
 
 
@@ -281,12 +281,13 @@ async def memory() -> AsyncIterator[Cost]:
 
 @budget
 async def keypress() -> AsyncIterator[Cost]:
-    """A letter typed into the prompt until it is on the screen, 2,000 turns above."""
+    """A letter typed into the prompt until it is on the screen, 2,000 turns above and all panes open."""
     with tempfile.TemporaryDirectory() as folder:
-        async with running(Path(folder)) as it:
+        async with running(Path(folder), size=PANES_SIZE) as it:
             await it.idle()
             state = conversation(TURNS)
             it.screen.transcript.show(state)
+            it.chat.state = state
             await painted(it.app)
             gc.collect()
             gc.freeze()
@@ -296,6 +297,8 @@ async def keypress() -> AsyncIterator[Cost]:
             assert it.prompt.text == "a" * 200
             yield Cost("key to repaint, 2,000 turns", 8, times[100], "ms")
             yield Cost("key to repaint, 2,000 turns, p99", 16, times[197], "ms")
+            panel = it.screen.panes.panel
+            yield Cost("all panes drawn, 2,000 turns", 8, await cost(it.app, panel.redraw, 20), "ms")
 
 
 @budget

@@ -6,7 +6,7 @@ import platform
 import re
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
 from .. import __version__
@@ -194,10 +194,12 @@ def toggle_panes(chat: "Chat", front: Front, word: str, origin: str) -> str:
         shown = word == "on" or (not word and not shown)
     if not front.show_panes(names if shown else ()):
         raise UsageError(f"{origin}: only the full-screen app has panes")
-    for name, value in (("panes", shown), ("shown_panes", names or list(PANE_NAMES))):
-        if settings[name] != value:
-            settings.change(name, value, origin)
-            save(name, value)
+    changed: dict[str, Any] = {"panes": shown}
+    if word in PANE_NAMES:
+        changed["shown_panes"] = names or list(PANE_NAMES)
+    for name, value in changed.items():
+        settings.change(name, value, origin)
+        save(name, value)
     return f"panes: {', '.join(names)}" if shown else "the panes are hidden"
 
 

@@ -90,7 +90,7 @@ class ChatScreen(Screen[None]):
         self.find_bar, self.completion = FindBar(), Completion()
         sources = Sources(self._candidates, hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
-        self.panes = ScreenPanes(lambda: self.chat, self.go)
+        self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
@@ -160,8 +160,6 @@ class ChatScreen(Screen[None]):
         self.set_class(width < LEAST_WIDTH or height < LEAST_HEIGHT, "-tiny")
         self.set_class(height < 20, "-low")
         self.panes.place(event.size)
-        if self.focused is self.panes.panel and not self.panes.panel.display:
-            self.prompt.focus()
 
     # --- display ---
 

@@ -22,10 +22,15 @@ THOUGHT_CHARACTERS = 6_000
 
 
 class ScreenPanes:
-    """Owns the panel and the strip; `go` runs work beside the screen."""
+    """Owns the panel and the strip; `go` runs work beside the screen, `leave` gives the focus back."""
 
-    def __init__(self, chat_of: Callable[[], Chat], go: Callable[[Coroutine[Any, Any, Any]], Any]):
-        self._chat_of, self._go = chat_of, go
+    def __init__(
+        self,
+        chat_of: Callable[[], Chat],
+        go: Callable[[Coroutine[Any, Any, Any]], Any],
+        leave: Callable[[], Any],
+    ):
+        self._chat_of, self._go, self._leave = chat_of, go, leave
         self.panel, self.strip = Panel(self.facts), PaneStrip(self.facts, id="strip")
         self._names: Sequence[str] = ()
         self._size = Size(0, 0)
@@ -66,6 +71,8 @@ class ScreenPanes:
         narrow = bool(self._names) and not wide and width >= STRIP_COLUMNS and height >= STRIP_ROWS
         self.panel.styles.width = min(max(width * 3 // 10, LEAST_PANEL), MOST_PANEL)
         self.strip.styles.height = 2 if height >= TWO_ROWS and len(self._names) > 2 else 1
+        if self.panel.has_focus and not wide:
+            self._leave()
         self.panel.display, self.strip.display = wide, narrow
         self._ask()
 

@@ -67,11 +67,7 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     "snapshot_budget": [("/set snapshot_budget 2 KB", "2000", "/set")],
     "kv_bits": [("/set kv_bits 8", "8", "/set")],
     "theme": [("/theme day", "day", "/theme"), ("/set theme day", "day", "/set")],
-    "panes": [
-        ("/panes", "off", "/panes"),
-        ("/panes off", "off", "/panes"),
-        ("/set panes off", "off", "/set"),
-    ],
+    "panes": [("/panes", "off", "/panes"), ("/set panes off", "off", "/set")],
     "shown_panes": [
         ("/panes speed", "'memory' 'context' 'thinking' 'branches'", "/panes"),
         ("/set shown_panes context,speed", "'speed' 'context'", "/set"),

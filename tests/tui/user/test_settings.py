@@ -98,6 +98,7 @@ def test_thinking_left_to_the_model_is_not_sent(tmp_path: Path):
         ("stop=a,b", ["a,b"]),
         (f"models_dir=/a{os.pathsep}/b", ["/a", "/b"]),
         ("theme=solar-dark", "solar-dark"),
+        ("shown_panes=memory, Speed", ["speed", "memory"]),
         ("temperature=1e-1", 0.1),
     ],
 )

@@ -10,6 +10,8 @@ from .facts import Pane, PaneFacts
 
 REPLY, HERE, INSTANT = "●", "◉", "★"
 MOST_ROWS = 8
+# the legend looks for stars among so many replies of a branch
+MOST_STARS = 32
 # of a row, what the graph may take; the words of the branch have the rest
 GRAPH_SHARE = 0.6
 
@@ -98,7 +100,9 @@ def brief_branches(facts: PaneFacts, width: int) -> Line:
 
 
 def note_branches(facts: PaneFacts) -> Line:
-    marks = (mark for branch in _ordered(facts) for mark, _ in _marks(facts, branch, branch.turns))
+    marks = (
+        mark for branch in _ordered(facts) for mark, _ in _marks(facts, branch, min(branch.turns, MOST_STARS))
+    )
     return [("star", INSTANT), ("dim", " instant")] if "star" in marks else []
 
 

@@ -103,14 +103,17 @@ def _begins(facts: PaneFacts, width: int, total: int) -> dict[int, int]:
 
     Of many turns only the last ones are marked, as many as have room.
     """
-    sizes = [turn.stats.prompt_tokens + turn.stats.generated_tokens for turn in facts.state.turns]
-    ends = list(accumulate(sizes, max))
+    turns = facts.state.turns[-width:]
+    ends = list(accumulate((turn.stats.prompt_tokens + turn.stats.generated_tokens for turn in turns), max))
     if not facts.replying and ends:
         ends[-1] = total
     elif facts.replying:
         ends = [*(end for end in ends if end < total), total]
+    first = turns[0].number if turns else 1
+    if first == 1:
+        ends = [0, *ends]
     cells: dict[int, int] = {0: 1}
-    for number, (begin, end) in enumerate(pairwise([0, *ends]), 1):
+    for number, (begin, end) in enumerate(pairwise(ends), 1 if first == 1 else first + 1):
         cell = int(begin / total * width) if total else 0
         if number > 1 and cell < width and (end - begin) / total * width >= LEAST_TURN_CELLS:
             cells[cell] = number

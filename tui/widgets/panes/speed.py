@@ -45,8 +45,11 @@ def _rate(facts: PaneFacts) -> float:
 
 
 def _figure(facts: PaneFacts) -> Line:
-    unit = " tok/s read" if facts.status.phase == "reading" else " tok/s"
-    return [("big", format_speed(_rate(facts))), ("dim", unit)]
+    return [("big", format_speed(_rate(facts))), ("dim", f" {_unit(facts)}")]
+
+
+def _unit(facts: PaneFacts) -> str:
+    return "tok/s read" if facts.status.phase == "reading" else "tok/s"
 
 
 def _share(facts: PaneFacts) -> Line:
@@ -57,7 +60,7 @@ def _share(facts: PaneFacts) -> Line:
 def _big(facts: PaneFacts, width: int) -> list[Line]:
     """Return the speed in digits three rows high, with what they mean beside them."""
     beside = [
-        _figure(facts)[1:],
+        [("dim", _unit(facts))],
         _share(facts),
         [("dim", facts.status.phase if facts.replying else "last reply")],
     ]
