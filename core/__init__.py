@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .allocation.allocate import Budget as Budget
     from .allocation.allocate import allocate as allocate
+    from .calls.answer_schema import read_schema as read_schema
     from .conversation.session import Reply as Reply
     from .conversation.session import Session as Session
     from .conversation.session import load_session as load_session
@@ -71,6 +72,7 @@ _HOMES = {
     "measure": "measuring.bench",
     "measure_random": "measuring.bench",
     "plan_folder": "model.memory_plan",
+    "read_schema": "calls.answer_schema",
     "run_job": "worker.jobs",
     **dict.fromkeys(("UNQUANTIZED", "Conversion", "convert", "plan_json"), "conversion.convert"),
 }

@@ -26,7 +26,11 @@ MODULES_OF = {
     "scipy-openblas32": "scipy_openblas32",
 }
 # where the packages of each extra may be imported
-EXTRAS = {"tui/serve": "serve", "core/generation/constraint.py": "structured"}
+EXTRAS = {
+    "tui/serve": "serve",
+    "core/calls/answer_schema.py": "structured",
+    "core/generation/constraint.py": "structured",
+}
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {
     "conversation.summary",

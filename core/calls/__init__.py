@@ -2,5 +2,6 @@
 
 Owns the formats of calls and their tolerance. Never imports MLX.
 
-Public names: call_style, CallGrammar, CallStyle, json_rule, NO_CALLS, Piece, Schema, ToolCallParser.
+Public names: call_style, CallGrammar, CallStyle, check_grammar, json_rule, matcher_error, NO_CALLS, Piece,
+require_llguidance, Schema, ToolCallParser.
 """

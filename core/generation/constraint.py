@@ -5,13 +5,13 @@ device computes the logits that it applies to. Thoughts are not constrained; the
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..calls.answer_schema import check_grammar, matcher_error, require_llguidance
 from ..calls.call_grammar import NO_CALLS, CallGrammar, CallStyle
 from ..calls.json_grammar import Schema, json_rule
 from ..errors import UsageError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # a small model that must call without sampling repeats its call as long as it may
 MAX_FORCED_CALLS = 8
-MISSING = "constrained replies need llguidance: install qchat with the extra `structured`"
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,13 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, size: int):
         """`size` is that of the logits. Raises UsageError without llguidance or a byte-level vocabulary."""
-        try:
-            import llguidance  # noqa: F401 (half of the users never constrain a reply)
-        except ImportError as problem:
-            raise UsageError(MISSING) from problem
+        require_llguidance()
         if not tokenizer.is_byte_level:
             raise UsageError("this model's replies cannot be constrained: its vocabulary is not byte-level")
         self.size, self.tokenizer = size, tokenizer
         executor = ThreadPoolExecutor(1, "vocabulary")
         self._built: Future[LLTokenizer] = executor.submit(_build, tokenizer, size)
         executor.shutdown(wait=False)
-
-    def check(self, grammar: str) -> None:
-        """Raise UsageError for a grammar that cannot be used, without waiting for the vocabulary."""
-        from llguidance import LLMatcher
-
-        if problem := LLMatcher.validate_grammar(grammar):
-            raise UsageError(f"the reply cannot be constrained: {_sentence(problem)}")
 
     def matcher(self, grammar: str) -> "LLMatcher":
         """Return a matcher of a new answer."""
@@ -111,7 +100,7 @@ class Constraint:
         """`in_thought` means that the reply begins inside a thought. Raises UsageError for a bad schema."""
         self._vocabulary, self._in_thought, self._ended = vocabulary, in_thought, False
         self._grammar = form.grammar(vocabulary.tokenizer, after_thought=in_thought)
-        vocabulary.check(self._grammar)
+        check_grammar(self._grammar)
 
     def accept(self, token: int) -> None:
         """Continue after `token`, an id of the reply."""
@@ -121,7 +110,7 @@ class Constraint:
         elif self._in_thought:
             self._in_thought = token != tokenizer.think_close_id
         elif not self._matcher.consume_token(token):
-            raise RuntimeError(f"the answer left its form: {_sentence(self._matcher.get_error())}")
+            raise RuntimeError(f"the answer left its form: {matcher_error(self._matcher.get_error())}")
 
     def restrict(self, logits: mx.array) -> mx.array:
         """Return logits [V] that are -inf for ids that may not come next, and otherwise the same.
@@ -135,7 +124,7 @@ class Constraint:
         bias = self._matcher.compute_logit_bias()
         if self._matcher.is_error() or bias.count(0) == len(bias):
             problem = self._matcher.get_error() or "nothing can follow"
-            raise RuntimeError(f"the answer cannot be continued in its form: {_sentence(problem)}")
+            raise RuntimeError(f"the answer cannot be continued in its form: {matcher_error(problem)}")
         allowed = mx.array(memoryview(bias))[: self._vocabulary.size] > 0  # pyright: ignore[reportArgumentType]
         return mx.where(allowed, logits, -math.inf)
 
@@ -169,9 +158,3 @@ class _Tokens:
     def __call__(self, text: str | bytes) -> list[int]:
         words = text if isinstance(text, str) else text.decode(errors="replace")
         return self._tokenizer.encode(words, special=False)
-
-
-def _sentence(problem: str) -> str:
-    """Return llguidance's words without places in the grammar, which the user never sees."""
-    words = re.split(r"\n\s+1 \| ", problem)[0]
-    return " ".join(re.sub(r"^(at )?\d+\(\d+\): ", "", words).split())

@@ -146,6 +146,12 @@ def _add_reply(group: Any) -> None:
         metavar="TEXT",
         help="end the reply before TEXT; may be repeated",
     )
+    group.add_argument(
+        "--schema",
+        type=_text,
+        metavar="FILE",
+        help="have the answer, after any thought, be JSON that satisfies the schema in FILE",
+    )
 
 
 def _add_sampling(group: Any) -> None:

@@ -129,6 +129,8 @@ def _chat(args: argparse.Namespace, settings: "Settings") -> int:
 def _answer(args: argparse.Namespace, settings: "Settings") -> int:
     if args.ranks is not None or args.hostfile is not None:
         raise UsageError("--ranks and --hostfile are a chat's: mlx.launch -n N -- qchat MODEL -p TEXT")
+    if args.extract is not None and settings["schema"] is not None:
+        raise UsageError("-x wants a code block and --schema nothing but JSON: leave one of them out")
     text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
     from .oneshot import Request, run
 

@@ -66,7 +66,7 @@ def run(request: Request) -> int:
     if request.store is not None:
         session.save_state()
     _compile_for_later(request)
-    return EXIT_CODES[done.finish_reason]
+    return 1 if _is_half_a_document(request, done) else EXIT_CODES[done.finish_reason]
 
 
 def _compile_for_later(request: Request) -> None:
@@ -222,8 +222,15 @@ def _close(request: Request, done: Done) -> None:
             request.tell("the reply was cut at its token limit: --max-tokens raises it")
         case "stop", True:
             request.tell("the model ended its reply inside its thought")
+    if _is_half_a_document(request, done):
+        note("the answer ends before its JSON does, so it does not satisfy the schema")
     if request.stats:
         note(stats_line(done))
+
+
+def _is_half_a_document(request: Request, done: Done) -> bool:
+    """Return whether an answer that was to satisfy a schema was cut before its end."""
+    return "schema" in request.settings and (done.finish_reason == "length" or bool(done.stop_string))
 
 
 def stats_line(done: Done) -> str:

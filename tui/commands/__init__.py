@@ -71,6 +71,7 @@ COMMANDS: tuple[Command, ...] = (
     conversation.Switch(),
     conversation.Rewind(),
     settings.System(),
+    settings.Schema(),
     settings.Set(),
     settings.Show(),
     settings.Stats(),

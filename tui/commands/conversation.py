@@ -211,6 +211,8 @@ def turns_with_room(turns: Sequence[Turn], most: int, tokens: int, limit: int) -
 async def written_summary(chat: "Chat", before: Sequence[Turn], end: int) -> str:
     """Return the model's summary of the first `end` turns; the conversation is then as it was."""
     settings: dict[str, Any] = {"enable_thinking": False, "max_new_tokens": SUMMARY_TOKENS}
+    if chat.settings["schema"] is not None:
+        settings["schema"] = None  # a summary is text
     if end == len(before):
         await chat.send(SUMMARY_REQUEST, **settings)
     else:

@@ -4,12 +4,14 @@ Every command that changes a setting does it by `change` or `Settings.change`, s
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
 from ..tasks.words import words
+from ..text.output import printable
 from ..user.settings import KEYS, Key, Settings, key_of
-from .base import Front
+from .base import Front, first_words
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -43,7 +45,7 @@ def parse_pairs(argument: str, where: str) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"{where}: {word!r:.40} has no =, wanted SETTING=VALUE")
         key = reply_key(name, where)
-        given[str(key.reply)] = key.parse(text, where)
+        given[str(key.reply)] = key.parameter(key.parse(text, where))
     return given
 
 
@@ -61,6 +63,12 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def schema_name(settings: Settings) -> str:
+    """Return the name of the file whose schema answers satisfy, as a row shows it; empty without one."""
+    schema = settings["schema"]
+    return "" if schema is None else printable(first_words(Path(schema.path).name, 40))
+
+
 def in_force(chat: "Chat") -> Settings:
     """Return the chat's settings, with what the loaded model's authors recommend in place of defaults."""
     return chat.settings.with_model(chat.model.parameters if chat.model else {}, MODEL)
@@ -76,6 +84,8 @@ async def change(chat: "Chat", front: Front, name: str, value: Any, origin: str)
     if effect is not None:
         await effect(chat, front, key.default if value is None else key.check(value, origin))
     chat.settings.change(name, value, origin)
+    if name == "schema":
+        front.status(chat.status)  # the row that names it
     if name == "system":
         return "the system prompt holds from the next question; the conversation is read again under it"
     when = {"now": "now", "next load": "from the next /load"}.get(key.applies, f"from the {key.applies}")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
+import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from ...core.worker.wire import ModelInfo, PromptResult
 from ..text.report import Lines, Report, Spark, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
-from ..user.kinds import list_words
+from ..user.kinds import OFF, list_words
 from ..user.paths import config_file
 from ..user.settings import KEYS, Key, Settings, save, unsave
 from .base import Command, Front, choice, first_words, need_model, starting, turns
@@ -57,6 +58,30 @@ def read_system(argument: str) -> str | None:
     text = read(argument[1:], Path.cwd()).text if argument.startswith("@") else argument
     text = text.strip().removeprefix('"""').removesuffix('"""').strip()
     return None if text in ("", '""') else text
+
+
+class Schema(Command):
+    """Have answers satisfy the JSON schema in FILE; off lets them be anything again; without FILE show it.
+
+    A thought stays free: only the answer after it is JSON of the schema. Needs the extra `structured`.
+    """
+
+    names = ("schema",)
+    usage = "[FILE|off]"
+    while_busy = True
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return [*starting(argument, (OFF,)), *complete_path(argument, Path.cwd())]
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if not argument:
+            front.report(schema_report(chat))
+            return
+        # in a thread: a large schema takes a while to check
+        schema = await asyncio.to_thread(KEYS["schema"].parse, argument, "/schema")
+        await change(chat, front, "schema", schema, "/schema")
+        said = f"satisfy the schema in {schema}" if schema else "may be anything"
+        front.note(f"answers {said} from the next reply")
 
 
 class Set(Command):
@@ -311,6 +336,14 @@ def _giver(settings: Settings, name: str) -> str:
 def system_report(chat: "Chat") -> Report:
     text = chat.state.system
     return Report("System prompt", (Lines(text.split("\n") if text else ("there is none",)),))
+
+
+def schema_report(chat: "Chat") -> Report:
+    schema = chat.settings["schema"]
+    if schema is None:
+        return Report("Schema", (Lines(("there is none",)),))
+    text = json.dumps(schema.schema, indent=2, ensure_ascii=False)
+    return Report(f"Schema · {schema}", (Lines(text.split("\n")),))
 
 
 def config_report(chat: "Chat") -> Report:

@@ -26,6 +26,7 @@ from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
 from ..commands import parse, perform
 from ..commands.base import Screen, first_words
+from ..commands.parameters import schema_name
 from ..tasks.progress import job_parts
 from ..text.output import printable
 from ..text.report import Report, Table
@@ -82,6 +83,7 @@ class Repl:
         self.out = Printer(spoken=self.spoken, measure=settings["measure"])
         self.chat = make_chat(self)
         self.attended = sys.stdin.isatty() and sys.stdout.isatty()
+        self._has_toolbar = False
         self.reader = self._reader(history)
         self._terminal = TypedAhead() if self.reader.edits else None
         self._draft = self._typed = ""
@@ -98,23 +100,28 @@ class Repl:
     def _reader(self, history: History) -> Reader:
         if not can_prompt():
             return PlainReader(shown=self.attended)
-        toolbar = None if self.spoken else self._toolbar
+        self._has_toolbar = not self.spoken
+        toolbar = self._toolbar if self._has_toolbar else None
         return PromptReader(self.chat, history, toolbar, colour=self.out.form.colour)
 
     @property
     def _prompt(self) -> str:
+        schema = "" if self._has_toolbar else schema_name(self.settings)
         if self.spoken:
-            return "You: "
-        return "❯ " if self.out.form.unicode else "> "
+            return f"You (schema {schema}): " if schema else "You: "
+        mark = "❯ " if self.out.form.unicode else "> "
+        return f"schema {schema} {mark}" if schema else mark
 
     def _toolbar(self) -> str:
-        """Return speed, context and memory."""
+        """Return speed, context, memory, and the schema of answers."""
         status = self.chat.status
         parts = [f"{status.tokens_per_s:,.1f} tok/s"] if status.last else []
         if status.context_limit:
             parts.append(f"ctx {status.context_tokens / status.context_limit:.0%}")
         if status.active_nbytes:
             parts.append(f"{status.active_nbytes / GB:,.1f} GB")
+        if schema := schema_name(self.settings):
+            parts.append(f"schema {schema}")
         return " · ".join([*parts, "/help"])
 
     # the loop

@@ -45,7 +45,7 @@ from ..widgets.transcript.messages import (
     SiblingRequested,
 )
 from ..widgets.transcript.transcript import Transcript
-from .front import ARMED_SECONDS, AppFront, lent_memory
+from .front import ARMED_SECONDS, AppFront, describe_chat
 from .panes import ScreenPanes, opened
 from .useful_keys import BUSY, useful_keys
 
@@ -164,7 +164,7 @@ class ChatScreen(Screen[None]):
     # --- display ---
 
     def show_status(self, status: Facts) -> None:
-        self.status_row.has_model, self.status_row.lent = self.chat.model is not None, lent_memory(self.chat)
+        describe_chat(self.status_row, self.chat)
         self.status_row.show(status)
         self.panes.moved()
         self.queued.show(self.chat.queue)

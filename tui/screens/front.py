@@ -17,6 +17,7 @@ from ..chat.kept_results import Result
 from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
+from ..commands.parameters import schema_name
 from ..tasks.progress import format_age, job_parts
 from ..text.report import Lines, Report
 from ..user.clipboard import copy
@@ -25,6 +26,7 @@ from ..user.themes import Shelf
 from ..widgets.keybar import Keybar
 from ..widgets.prompt import Prompt
 from ..widgets.status import Lent
+from ..widgets.status import Status as StatusRow
 from ..widgets.transcript.transcript import Transcript
 from .dialogs import Choose, Confirm
 from .panes import ScreenPanes
@@ -209,6 +211,12 @@ class AppFront:
 
     async def leave(self, to: Literal["shell", "plain"]) -> None:
         await self._view.running_app.run_action(f"leave({to!r})")
+
+
+def describe_chat(row: StatusRow, chat: Chat) -> None:
+    """Tell the status row what it shows besides the engine's figures."""
+    row.has_model, row.lent = chat.model is not None, lent_memory(chat)
+    row.schema = schema_name(chat.settings)
 
 
 def lent_memory(chat: Chat) -> Lent | None:

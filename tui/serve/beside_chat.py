@@ -68,7 +68,9 @@ class ChatServer:
     def __init__(self, chat: "Chat", options: ServeOptions):
         """Bind the socket and begin. Raises UsageError as `Server` does."""
         self._chat = chat
-        self._backend = Backend(ChatEngine(chat), settings=chat.settings.reply())
+        # a schema is for the chat's own answers: programs say themselves what they want
+        settings = {**chat.settings.reply(), "schema": None}
+        self._backend = Backend(ChatEngine(chat), settings=settings)
         self._server = Server(self._backend, options)
         self.ended: deque[Activity] = deque(maxlen=ENDED_KEPT)
         self._count = self._backend.on_end

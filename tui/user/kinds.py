@@ -4,11 +4,20 @@ Refuses other values with ValueError; whoever reads a source names it in the mes
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from ...core.errors import UsageError
+
+OFF = "off"
 YES, NO = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+class Refusal(ValueError):
+    """A value that is refused for a reason of its own, which the message gives."""
 
 
 class Kind(Protocol):
@@ -182,6 +191,43 @@ class Several:
 
     def read(self, text: str) -> list[str]:
         return self.check([word.strip() for word in text.lower().split(",")])
+
+
+@dataclass(frozen=True)
+class SchemaFile:
+    """A JSON schema and the absolute path of the file that it was read from."""
+
+    path: str
+    schema: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class SchemaPath:
+    """The path of a JSON schema's file, which is read at once; the word "off" is held as None."""
+
+    wanted = "a file with a JSON schema, or off"
+
+    def check(self, value: Any) -> SchemaFile | None:
+        if isinstance(value, SchemaFile):
+            return value
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return None if value == OFF else self._file(value)
+
+    def read(self, text: str) -> SchemaFile | None:
+        return self.check(text)
+
+    def _file(self, path: str) -> SchemaFile:
+        from ...core import read_schema
+
+        try:
+            place = Path(path).expanduser().absolute()
+            return SchemaFile(str(place), read_schema(place))
+        except (UsageError, RuntimeError) as error:  # the latter for the home of a user who has none
+            raise Refusal(str(error)) from error
 
 
 @dataclass(frozen=True)

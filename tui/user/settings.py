@@ -14,7 +14,21 @@ from typing import Any, Literal
 
 from ...core.errors import UsageError
 from ...core.quoting import quote_value
-from .kinds import Choice, Flag, Kind, Number, Several, Size, Table, Text, Texts
+from .kinds import (
+    OFF,
+    Choice,
+    Flag,
+    Kind,
+    Number,
+    Refusal,
+    SchemaFile,
+    SchemaPath,
+    Several,
+    Size,
+    Table,
+    Text,
+    Texts,
+)
 from .paths import config_file, make_config_dir
 from .toml_file import edit_toml, read_toml
 
@@ -57,18 +71,29 @@ class Key:
         """Check a TOML value. Raises UsageError that begins with `where`."""
         try:
             return self.kind.check(value)
-        except ValueError:
-            raise self._error(value, where) from None
+        except ValueError as problem:
+            raise self._error(value, where, problem) from None
 
     def parse(self, text: str, where: str) -> Any:
         """Parse one word. Raises UsageError that begins with `where`."""
         try:
             return self.kind.read(text)
-        except ValueError:
-            raise self._error(text, where) from None
+        except ValueError as problem:
+            raise self._error(text, where, problem) from None
 
-    def _error(self, value: Any, where: str) -> UsageError:
-        return UsageError(f"{where}: {self.name} is {quote_value(value)}, wanted {self.kind.wanted}")
+    def parameter(self, value: Any) -> Any:
+        """Return a value as a reply takes it."""
+        return value.schema if isinstance(value, SchemaFile) else value
+
+    def written(self, value: Any) -> Any:
+        """Return a value as a settings file has it."""
+        if value is None:
+            return OFF if isinstance(self.kind, SchemaPath) else "auto"
+        return str(value) if isinstance(value, SchemaFile) else value
+
+    def _error(self, value: Any, where: str, problem: ValueError) -> UsageError:
+        why = f": {problem}" if isinstance(problem, Refusal) else f", wanted {self.kind.wanted}"
+        return UsageError(f"{where}: {self.name} is {quote_value(value)}{why}")
 
 
 def _reply(name: str, kind: Kind, meaning: str, **options: Any) -> Key:
@@ -114,6 +139,7 @@ KEYS: dict[str, Key] = {
             aliases=("num_predict",),
         ),
         _reply("stop", Texts(), "texts that end a reply"),
+        _reply("schema", SchemaPath(), "the file of the JSON schema that answers satisfy", project=False),
         _reply("stop_loops", Flag(), "end a thought or an answer that repeats itself endlessly"),
         _sampling("temperature", Number(0, 100), "0 takes the most likely token", "temp"),
         _sampling("top_p", Number(0, 1), "sample from the tokens that add up to this probability"),
@@ -273,7 +299,7 @@ class Settings(Mapping[str, Any]):
     def reply(self) -> dict[str, Any]:
         """Return what the user gave for replies, by the names of their parameters."""
         return {
-            key.reply: self[key.name]
+            key.reply: key.parameter(self[key.name])
             for key in KEYS.values()
             if key.reply and self.given(key.name) and self[key.name] is not None
         }
@@ -357,9 +383,9 @@ def _from_file(path: Path, *, project: bool) -> dict[str, Setting]:
 
 
 def save(name: str, value: Any) -> Path:
-    """Set a key in the user's file, None as "auto", and return its path. Raises UsageError."""
+    """Set a key in the user's file, None as "auto" or "off", and return its path. Raises UsageError."""
     path = config_file()
-    value = "auto" if value is None else value
+    value = KEYS[name].written(value)
     KEYS[name].check(value, str(path))
     make_config_dir()
     edit_toml(path, lambda table: table.update({name: value}))

@@ -44,6 +44,7 @@ class Status(Line):
         self._phase = ""
         self.has_model = False
         self.lent: Lent | None = None
+        self.schema = ""  # of answers, as the row names it
         self.painted = 0
 
     def on_mount(self) -> None:
@@ -118,6 +119,7 @@ class Status(Line):
             pieces.append(Piece((("dim", "think "), ("", _n(facts.thought_tokens))), 4))
         if facts.answer_tokens:
             pieces.append(Piece((("dim", "answer "), ("", _n(facts.answer_tokens))), 3))
+        pieces += self._form(5)
         if facts.drafts_accepted is not None:
             pieces.append(Piece((("dim", "drafts "), ("", f"{facts.drafts_accepted:.0%}")), 7))
         if facts.draft_gain and facts.draft_cost:
@@ -136,12 +138,16 @@ class Status(Line):
             return [piece(f"▲ ctx {share:.0%}", "hot"), piece(said, "", 1)]
         if not self.has_model:
             return [piece("○ no model", "mark"), piece("f2 or /load chooses one", "dim", 1)]
-        pieces = [piece("○ ready", "mark")]
+        pieces = [piece("○ ready", "mark"), *self._form(2)]
         last = facts.last.performance if facts.last else None
         if last and last.decode_tokens_per_s:
             speed, first = _speed(last.decode_tokens_per_s), last.seconds_to_first_token
             pieces.append(piece(f"last {speed} tok/s · first token {first:.1f} s", "dim", 4))
         return [*pieces, *_background(facts)]
+
+    def _form(self, rank: int) -> list[Piece]:
+        """Name the schema that answers satisfy."""
+        return [Piece((("dim", "schema "), ("", self.schema)), rank)] if self.schema else []
 
 
 def _background(facts: "Facts") -> list[Piece]:

@@ -1,5 +1,6 @@
 """Tools in a session: calls become events and messages, and the history with them is read once."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, repeat
@@ -15,7 +16,7 @@ from qchat.core.events import Done, Event, Notice, Text, ToolUse
 from qchat.core.text.template import BUILT_IN, Template
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms
-from tests.paths import QWEN
+from tests.paths import QWEN, ROOT
 
 TEMPLATES = QWEN / "templates"
 TOOLS: list[dict[str, Any]] = [
@@ -113,6 +114,23 @@ def test_a_loop_of_tools_is_read_once_and_says_what_the_template_would(engine, h
     assert not [e for e in [*events, *results, *last] if isinstance(e, Notice)]
     assert relative_rms(session.live.logits(), engine.logits(session.ids)[-1]) <= 2e-5
     assert [turn.role for turn in describe_session(session).turns] == ["user", "tool", "user"]
+
+
+def test_the_loop_of_the_readme_answers_every_call(engine, monkeypatch, capsys):
+    script(monkeypatch, engine, LOOK, SUNNY)
+    sessions: list[Session] = []
+
+    def load_session(_: str, **settings: Any) -> Session:
+        sessions.append(Session(engine, enable_thinking=True, **settings))
+        return sessions[0]
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "core/README.md").read_text(), re.DOTALL)
+    (loop,) = (block for block in blocks if "answer_tools" in block)
+    monkeypatch.setattr("qchat.core.load_session", load_session, raising=False)
+    exec(loop, {})
+    assert capsys.readouterr().out.strip() == "Sunny in both."
+    results = [one["content"] for one in sessions[0].messages if one["role"] == "tool"]
+    assert results == ["Paris: sun for 3 days", "Rome: sun for 3 days"]
 
 
 @pytest.mark.slow

@@ -134,6 +134,29 @@ def test_a_thought_that_no_limit_cut_blames_no_limit(
     assert "--max-tokens" not in err
 
 
+def test_a_schema_reaches_the_session_and_leaves_no_room_for_a_code_block(
+    loader: Loader, capsys: pytest.CaptureFixture, tmp_path: Path
+):
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "string"}')
+    assert main(["model", "-p", "What?", "--schema", str(path)]) == 0
+    assert loader.calls == [("model", {"schema": {"type": "string"}})]
+    capsys.readouterr()
+    assert main(["model", "-p", "What?", "--schema", str(path), "-x"]) == 2
+    assert "-x wants a code block" in one_sentence(capsys.readouterr().err)
+    assert len(loader.calls) == 1
+
+
+def test_without_the_extra_a_schema_is_refused_before_the_model_is_loaded(
+    loader: Loader, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    (tmp_path / "schema.json").write_text('{"type": "string"}')
+    assert main(["model", "-p", "What?", "--schema", str(tmp_path / "schema.json")]) == 2
+    assert "extra `structured`" in one_sentence(capsys.readouterr().err)
+    assert not loader.calls
+
+
 def test_an_answer_cut_at_its_limit_is_said_to_be(loader: Loader, capsys: pytest.CaptureFixture):
     loader.session.script = [Text("Par"), Done("length", text="Par")]
     assert main(["model", "-p", "What?"]) == 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from qchat.core import Store, load_session
@@ -15,6 +16,12 @@ from qchat.tui.user.paths import conversations_file
 from tests.checkpoints import write_checkpoint
 from tests.paths import QTINY, ROOT
 
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Berlin"]}, "big": {"type": "boolean"}},
+    "required": ["city", "big"],
+    "additionalProperties": False,
+}
 needs_qtiny = pytest.mark.skipif(not QTINY.exists(), reason="needs the trained checkpoint qtiny-24m")
 
 
@@ -132,6 +139,83 @@ def test_a_missing_model_is_code_3(tmp_path: Path):
     code, out, err = qchat(tmp_path / "nowhere", "-p", "hello")
     assert (code, out) == (ModelError.exit_code, "")
     assert f"the model folder {tmp_path / 'nowhere'} does not exist" in err
+
+
+# --- answers in the form of a schema ---
+
+
+@pytest.fixture
+def city(tmp_path: Path) -> str:
+    (tmp_path / "city.json").write_text(json.dumps(CITY))
+    return str(tmp_path / "city.json")
+
+
+def test_an_answer_is_the_json_of_its_schema_and_nothing_else(random_model: Path, city: str):
+    code, out, err = qchat(
+        random_model, "-p", "Where?", "--schema", city, "--no-think", "--temperature", "2", "--seed", "1"
+    )
+    assert code == 0, err
+    jsonschema.validate(json.loads(out), CITY)
+    assert out.startswith("{") and out.endswith("}\n")
+
+
+@pytest.mark.slow
+def test_it_follows_a_free_thought_and_streams_as_it_comes(random_model: Path, city: str):
+    thinking = ("--think", "--thinking-budget", "9", "--temperature", "2", "--seed", "2")
+    code, out, _ = qchat(random_model, "-p", "Where?", "--schema", city, *thinking, "--show-thinking")
+    assert code == 0
+    jsonschema.validate(json.loads(out), CITY)
+    code, lines, _ = qchat(random_model, "-p", "Where?", "--schema", city, *thinking, "--jsonl")
+    events = [json.loads(line) for line in lines.splitlines()]
+    pieces = [event["text"] for event in events if event["event"] == "text"]
+    assert code == 0 and len(pieces) > 5
+    assert "".join(pieces) == events[-1]["text"]
+    assert json.loads("".join(pieces)) == json.loads(out)
+    assert events[-1]["reasoning_tokens"] >= 9 and events[-1]["thinking"]
+
+
+@pytest.mark.slow
+@needs_qtiny
+@pytest.mark.parametrize("think", ["--think", "--no-think"])
+def test_a_trained_model_answers_in_the_form_of_a_schema(think: str, city: str):
+    question = ("-p", "What is the capital of France?", "--temperature", "0", "--thinking-budget", "40")
+    code, out, err = qchat(QTINY, *question, think, "--schema", city)
+    assert code == 0, err
+    jsonschema.validate(json.loads(out), CITY)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"type": "name"}', '{"not": {}}', " " * (5 << 20)])
+def test_a_bad_schema_is_code_2_before_a_model_is_looked_for(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "bad.json").write_text(content)
+    code, out, err = qchat(tmp_path / "nowhere", "-p", "hello", "--schema", str(tmp_path / "bad.json"))
+    assert (code, out) == (2, "")
+    assert err.startswith("qchat: --schema: schema is '") and "nowhere" not in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("limit", [("--max-tokens", "4"), ("--stop", "c")])
+def test_half_a_document_is_code_1(random_model: Path, city: str, limit: tuple[str, ...]):
+    code, out, err = qchat(random_model, "-p", "Where?", "--schema", city, "--no-think", *limit)
+    assert code == 1
+    assert out.startswith("{")
+    assert err.endswith("the answer ends before its JSON does, so it does not satisfy the schema\n")
+
+
+@pytest.mark.slow
+def test_a_conversation_goes_on_with_and_without_a_schema(random_model: Path, city: str):
+    with Store(conversations_file()) as store:
+        session = load_session(random_model, store=store, max_new_tokens=4, temperature=0)
+        session.send("hello")
+        session.close()
+    brief = ("--max-tokens", "120", "--temperature", "0", "--no-think", "--json")
+    for schema in (("--schema", city), (), ("--schema", city)):
+        code, out, err = run_qchat("-c", "-p", "and?", *brief, *schema)
+        assert code == 0, err
+        reply = json.loads(out)
+        assert reply["usage"]["cached_tokens"] > 0
+        if schema:
+            jsonschema.validate(json.loads(reply["text"]), CITY)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Every way to change a setting during a run: `/show config` shows the new value and where it came from."""
 
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,10 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "drafts": [("/set drafts 2", "2", "/set")],
     "max_tokens": [("/set parameter num_predict 5", "5", "/set")],
+    "schema": [
+        ("/schema city.json", "{here}/city.json", "/schema"),
+        ("/set schema city.json", "{here}/city.json", "/set"),
+    ],
     "stop_loops": [("/set stop_loops off", "off", "/set")],
     "stop": [("/set stop END", "'END'", "/set")],
     "temperature": [("/set temp 0.25", "0.25", "/set")],
@@ -77,6 +82,15 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with the files that the lines above name."""
+    monkeypatch.chdir(tmp_path)
+    Path("role.txt").write_text("Be kind.\n")
+    Path("city.json").write_text(json.dumps({"type": "string"}))
+    return tmp_path
+
+
 def row(chat: Chat, name: str) -> tuple[str, ...]:
     """Return the value and the origin that `/show config` has for a setting."""
     (table,) = config_report(chat).parts
@@ -93,14 +107,12 @@ def test_every_setting_that_a_run_can_change_is_tried_here():
     ("name", "line", "value", "origin"),
     [(name, *change) for name, changes in CHANGES.items() for change in changes],
 )
-def test_show_config_has_what_a_command_changed(tmp_path, monkeypatch, name, line, value, origin):
-    monkeypatch.chdir(tmp_path)
-    Path("role.txt").write_text("Be kind.\n")
+def test_show_config_has_what_a_command_changed(tmp_path, here, name, line, value, origin):
     stage = ChatStage(tmp_path)
     front = stage.play(line, "/show config")
     assert not front.all("error")
     shown, where = row(stage.chat, name)
-    assert (shown, where) == (value, origin)
+    assert (shown, where) == (value.replace("{here}", str(here)), origin)
     assert f"name {name}, value {shown}, from {origin}" in front.said
 
 
@@ -246,6 +258,17 @@ def test_a_setting_is_saved_on_request_and_unsaved_by_its_default(tmp_path: Path
     assert not front.all("error")
     assert f"{path} no longer sets temperature" in front.said
     assert tomllib.loads(path.read_text()) == {"think": False, "measure": 120}
+
+
+def test_a_schema_is_saved_by_its_whole_path_and_off_overrides_it(tmp_path: Path, here: Path):
+    front = ChatStage(tmp_path).play("/set schema city.json --save")
+    assert not front.all("error")
+    assert tomllib.loads(config_file().read_text()) == {"schema": f"{here}/city.json"}
+    assert Settings.load(cwd=tmp_path / "elsewhere").reply() == {"schema": {"type": "string"}}
+    assert Settings.load({"schema": "off"}).reply() == {}
+    assert not ChatStage(tmp_path).play("/set schema off --save").all("error")
+    assert tomllib.loads(config_file().read_text()) == {"schema": "off"}
+    assert Settings.load().reply() == {}
 
 
 def test_a_change_is_saved_only_on_request_and_only_if_it_succeeds(tmp_path: Path):

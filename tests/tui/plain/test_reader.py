@@ -364,6 +364,19 @@ def test_the_toolbar_has_speed_context_and_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("spoken", "prompt"), [(True, "You (schema city.json): "), (False, "schema city.json > ")]
+)
+def test_the_prompt_or_the_toolbar_names_the_schema(tmp_path: Path, spoken: bool, prompt: str):
+    (tmp_path / "city.json").write_text("{}")
+    scene = ReplScene(tmp_path, screen_reader=spoken)
+    scene.play("hello", f"/schema {tmp_path}/city.json")
+    assert scene.repl._prompt.replace("❯", ">") == prompt
+    assert scene.repl._toolbar().endswith(" · schema city.json · /help")
+    scene.repl._has_toolbar = not spoken
+    assert scene.repl._prompt.replace("❯", ">") == (prompt if spoken else "> ")
+
+
+@pytest.mark.parametrize(
     ("lines", "text"),
     [
         (("hello",), "hello"),

@@ -171,8 +171,9 @@ def test_a_project_may_not_set_what_names_files_keys_or_memory(tmp_path: Path, n
 
 def test_a_project_may_only_shape_replies_and_their_look():
     looks = {"system", "show_thinking", "history", "theme", "measure"}
+    names_a_file = {"schema"}
     assert {key.name for key in KEYS.values() if key.project} == looks | {
-        key.name for key in KEYS.values() if key.reply
+        key.name for key in KEYS.values() if key.reply and key.name not in names_a_file
     }
 
 
@@ -204,7 +205,10 @@ def test_no_word_makes_any_key_fail_but_in_a_sentence(word: str):
 
 def test_every_flag_that_is_a_setting_agrees_with_its_key(tmp_path: Path):
     """What the parser takes for granted, the table of keys must take too."""
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "string"}')
     words = [
+        *("--schema", str(schema)),
         *("--think", "--effort", "low", "--thinking-budget", "5", "--max-tokens", "6", "--stop", "x"),
         *("--temperature", "0.5", "--top-p", "0.5", "--top-k", "5", "--min-p", "0.1", "--seed", "1"),
         *("--repetition-penalty", "1.1", "--presence-penalty", "1", "--frequency-penalty", "1"),
@@ -217,6 +221,7 @@ def test_every_flag_that_is_a_setting_agrees_with_its_key(tmp_path: Path):
     missing |= {"panes", "shown_panes"}
     assert {name for name in KEYS if not settings.given(name)} == missing
     assert settings.origin("top_p") == "--top-p"
+    assert settings.reply()["schema"] == {"type": "string"}
 
 
 def test_a_setting_replaced_is_checked_and_the_others_stay(tmp_path: Path):

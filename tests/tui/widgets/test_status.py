@@ -152,6 +152,16 @@ def test_the_row_is_exactly_as_wide_as_the_window_and_keeps_the_speed(width: int
     run(check, width)
 
 
+@pytest.mark.parametrize("facts", [WRITING, replace(WRITING, phase="idle", last=LAST)])
+def test_the_row_names_the_schema_of_answers(facts: Facts):
+    def check(app: Rows) -> None:
+        assert "schema" not in app.said(facts)
+        app.status.schema = "city.json"
+        assert " schema city.json " in app.said(facts)
+
+    run(check, 100)
+
+
 def test_a_narrow_row_keeps_the_context():
     run(lambda app: _assert_in("ctx 9%", app.said(WRITING)), 40)
 

@@ -51,7 +51,7 @@ def _show(args: argparse.Namespace) -> None:
     settings = _with_model(Settings.load(), args.model)
     if args.json:
         values = {name: {"value": settings[name], "origin": settings.origin(name)} for name in names}
-        write(sys.stdout, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+        write(sys.stdout, json.dumps(values, ensure_ascii=False, indent=2, default=str) + "\n")
     else:
         rows = [(name, _summary(settings[name]), settings.origin(name), KEYS[name].meaning) for name in names]
         write(sys.stdout, columns([("setting", "value", "from", "meaning"), *rows]))
@@ -62,7 +62,7 @@ def _get(args: argparse.Namespace) -> None:
     name = key_of(args.keys[0], "qchat config get").name
     value = _with_model(Settings.load(), args.model)[name]
     if args.json:
-        write(sys.stdout, json.dumps(value, ensure_ascii=False) + "\n")
+        write(sys.stdout, json.dumps(value, ensure_ascii=False, default=str) + "\n")
         return
     match value:
         case None:
