@@ -100,10 +100,10 @@ def brief_branches(facts: PaneFacts, width: int) -> Line:
 
 
 def note_branches(facts: PaneFacts) -> Line:
-    marks = (
-        mark for branch in _ordered(facts) for mark, _ in _marks(facts, branch, min(branch.turns, MOST_STARS))
-    )
-    return [("star", INSTANT), ("dim", " instant")] if "star" in marks else []
+    for branch in _ordered(facts):
+        if any(style == "star" for style, _ in _marks(facts, branch, min(branch.turns, MOST_STARS))):
+            return [("star", INSTANT), ("dim", " instant")]
+    return []
 
 
 PANE = Pane(

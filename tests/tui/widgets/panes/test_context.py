@@ -29,6 +29,8 @@ def test_many_turns_are_marked_only_where_there_is_room():
     facts = facts_of(state=conversation(*[(1, 1)] * 400, (300, 100)))
     numbers = drawn(PANE, facts, 40, 4)[2]
     assert numbers.split() == ["#1", "#401"]
+    facts = facts_of(state=conversation(*[(20, 20)] * 4))
+    assert drawn(PANE, facts, 40, 4)[2].split() == ["#1", "#2", "#3", "#4"]
 
 
 def test_a_context_that_is_nearly_full_is_marked_by_a_sign_and_a_colour():
