@@ -489,9 +489,8 @@ class Chat:
     async def _or_note(self, work: Any) -> None:
         """Do work that nobody awaits, and tell the view of errors."""
         try:
-            await work
-        except EngineDied:
-            pass  # the view was told
+            with suppress(EngineDied):  # the view was told
+                await work
         except QchatError as error:
             self.view.note(str(error), "error")
 
