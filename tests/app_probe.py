@@ -117,7 +117,7 @@ async def _idle(chat) -> float:
 async def _reply(chat) -> float:
     await _loaded(chat)
     await chat.send(QUESTION, max_new_tokens=TOKENS, temperature=0, enable_thinking=False)
-    return chat.status.last["decode_tokens_per_s"]
+    return chat.status.last.performance.decode_tokens_per_s
 
 
 if __name__ == "__main__":
