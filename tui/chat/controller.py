@@ -130,6 +130,8 @@ class Chat:
             raise UsageError("no model was loaded: /load NAME")
         if context_limit is not None:
             self.settings.change("context_limit", context_limit, "the restart")
+        while self._busy and self.status.phase == "dead":  # what the engine's death is about to end
+            await asyncio.sleep(0.01)
         with self._at_work("starting"):
             await self._load(self._path, None)
             turn, self._interrupted = self._interrupted, None

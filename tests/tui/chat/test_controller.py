@@ -260,6 +260,24 @@ def test_a_death_keeps_everything_and_restart_goes_on(tmp_path: Path, said: bool
     assert answers == [("one", "Yes."), second, ("three", "Again.")]
 
 
+def test_a_restart_right_after_a_death_waits_for_what_the_death_ends(tmp_path: Path):
+    stage = ChatStage(tmp_path, {"method": "send", "die": "SIGKILL"})
+
+    async def scene(stage: ChatStage) -> None:
+        chat = stage.chat
+        with pytest.raises(EngineDied):
+            await chat.send("one")
+        chat._busy = True  # as until the reply has heard of it
+        restart = asyncio.create_task(chat.restart())
+        await asyncio.sleep(0)
+        assert not restart.done()
+        chat._busy = False
+        await restart
+        assert chat.status.phase == "idle"
+
+    stage.play(scene)
+
+
 def test_what_was_shown_of_an_answer_stays_though_the_store_has_less(tmp_path: Path):
     events = [
         {"event": "thought", "text": "hm", "tokens": 1},

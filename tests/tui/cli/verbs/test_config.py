@@ -211,7 +211,7 @@ def test_a_set_value_is_the_one_in_force_and_can_be_unset(capsys: pytest.Capture
 
 @pytest.mark.parametrize("name", sorted(KEYS.keys() - {"keys"}))
 def test_every_setting_can_be_set_by_its_own_name(capsys: pytest.CaptureFixture[str], name: str):
-    texts = ("1", "true", "strip", "high", "16", "100", "1000", "night", "off")
+    texts = ("1", "true", "strip", "high", "16", "100", "1000", "night", "off", "speed")
     assert any(shown(capsys, "set", name, text)[0] == 0 for text in texts)
     assert name in tomllib.loads(config_file().read_text())
 
