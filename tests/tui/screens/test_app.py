@@ -97,9 +97,10 @@ def test_a_queued_message_comes_back_with_up(tmp_path: Path):
         await it.say("one")
         await it.until(lambda: it.phase == "thinking")
         await it.pilot.press(*"two", "tab")
-        assert it.chat.queue == ["two"]
+        await it.until(lambda: it.chat.queue == ["two"] and it.screen.queued.display)
         await it.pilot.press("up")
-        assert (it.prompt.text, it.chat.queue, it.screen.queued.display) == ("two", [], False)
+        await it.until(lambda: not it.chat.queue and not it.screen.queued.display)
+        assert it.prompt.text == "two"
 
 
 def test_escape_stops_the_reply_and_keeps_what_was_said(tmp_path: Path):
