@@ -4,7 +4,6 @@ It lies beside the file that is being made: `.NAME.partial`. Stage n holds what 
 written whole or not at all. Refuses a folder that no measurement made, and a second run in the same place.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from ..checkpoint.header import read_header
 from ..errors import DoesNotFit, QchatError, UsageError
 from ..machine.backend import mx
-from ..machine.files import read_json, whole_file, write_whole
+from ..machine.files import lock_folder, read_json, whole_file, write_whole
 
 MARKER = "measurement.json"
 KIND = "qchat sensitivity, unfinished"
@@ -116,16 +115,8 @@ def open_workspace(output: Path, identity: str) -> Iterator[Workspace]:
     Raises UsageError for a place that cannot be written, or that another run uses.
     """
     folder = output.with_name(f".{output.name}.partial")
+    lock = lock_folder(folder, f"another measurement is using {folder}: wait for it", UsageError)
     try:
-        folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another measurement is using {folder}: wait for it") from error
         workspace = Workspace(folder, identity)
         workspace.prepare()
         yield workspace

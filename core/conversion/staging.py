@@ -6,7 +6,6 @@ that is too small.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DoesNotFit, UsageError
-from ..machine.files import read_json
+from ..machine.files import lock_folder, read_json
 from .writer import UNFINISHED, Shard, write_file
 
 REPORT_NAME = "conversion.json"
@@ -107,7 +106,8 @@ def open_staging(target: Path, identity: str, shards: Sequence[Shard]) -> Iterat
     removing all of the conversion.
     """
     staging = Staging(target, identity)
-    lock = _lock_folder(staging.folder)
+    taken = f"another conversion is writing to {staging.folder}: wait for it, or choose another place"
+    lock = lock_folder(staging.folder, taken, UsageError)
     try:
         staging.prepare()
         yield staging
@@ -150,24 +150,6 @@ def check_target(target: Path, force: bool) -> None:
 
 def _sibling(target: Path, ending: str) -> Path:
     return target.with_name(f".{target.name}.{ending}")
-
-
-def _lock_folder(folder: Path) -> int:
-    """Make `folder` if it does not exist, and lock it for this process. Raises UsageError."""
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as problem:
-        raise UsageError(f"cannot make the folder {folder}: {problem.strerror}") from problem
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        taken = not folder.exists() or not os.path.samestat(os.fstat(lock), folder.stat())
-    except OSError:
-        taken = True
-    if taken:
-        os.close(lock)
-        raise UsageError(f"another conversion is writing to {folder}: wait for it, or choose another place")
-    return lock
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:

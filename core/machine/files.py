@@ -6,6 +6,7 @@ float holds, or nesting deeper than Python can follow, and TOML with keys that p
 """
 
 import codecs
+import fcntl
 import math
 import os
 import re
@@ -191,6 +192,28 @@ def whole_file(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_folder(folder: Path, in_use: str, error: type[Exception]) -> int:
+    """Make `folder` if it does not exist, and lock it for this process; closing the descriptor unlocks it.
+
+    Raises `error`: for a place where none can be made, and with the sentence `in_use` if another process has
+    the lock, or has replaced the folder meanwhile.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as problem:
+        raise error(f"cannot make the folder {folder}: {problem.strerror}") from problem
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = not folder.exists() or not os.path.samestat(os.fstat(lock), folder.stat())
+    except OSError:
+        taken = True
+    if taken:
+        os.close(lock)
+        raise error(in_use)
+    return lock
 
 
 def unused_name(path: Path, suffix: str | None = None) -> Path:
