@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint.packed import Geometry
+from ..conversion.layer_rounding import CALIBRATION_TEXT, MAX_TEXT_NBYTES
 from ..conversion.source import Source
 from ..errors import UsageError
 from ..machine.backend import mx
@@ -22,8 +23,6 @@ from .exact_layer import ExactLayer, round_weight
 from .sensitivity import Measured, Sensitivity, model_identity
 from .workspace import StateLost, Workspace, open_workspace
 
-BUILTIN_TEXT = Path(__file__).parents[1] / "measuring" / "calibration.txt"
-MAX_TEXT_NBYTES = 256 << 20
 MIN_TOKENS = 64
 BATCH_TOKENS = 2048  # that pass a layer at once
 REFERENCE = "reference"
@@ -61,8 +60,8 @@ def measure_sensitivity(
     Raises ModelError for the model, UsageError for the text or the place, DoesNotFit for a full disk.
     """
     detail = choose_detail(source.config)
-    data = read_text(text or BUILTIN_TEXT, UsageError, MAX_TEXT_NBYTES)
-    windows = _windows(Tokenizer.load(source.folder).encode(data), detail, text or BUILTIN_TEXT)
+    data = read_text(text or CALIBRATION_TEXT, UsageError, MAX_TEXT_NBYTES)
+    windows = _windows(Tokenizer.load(source.folder).encode(data), detail, text or CALIBRATION_TEXT)
     model, digest = model_identity(source), text_digest(data)
     groups = measured_groups(source.config, detail)
     with open_workspace(output, _identity(model, digest, windows, groups)) as workspace:

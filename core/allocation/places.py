@@ -6,12 +6,13 @@ Finds the file, or has it made. Refuses one that belongs to another model or tex
 import os
 from pathlib import Path
 
+from ..conversion.layer_rounding import MAX_TEXT_NBYTES
 from ..conversion.source import Source
 from ..errors import UsageError
 from ..hub.cache import FOLDER
 from ..hub.names import model_name
 from ..machine.files import read_text, user_folder
-from .measure import MAX_TEXT_NBYTES, Report, measure_sensitivity, text_digest
+from .measure import Report, measure_sensitivity, text_digest
 from .sensitivity import Sensitivity, model_identity, read_sensitivity
 
 FILE_NAME = "sensitivity.json"

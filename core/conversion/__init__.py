@@ -3,6 +3,7 @@
 Owns source, staging, writing and verification. Never changes a source folder, and publishes a whole folder or
 none.
 
-Public names: card, Check, ClassSummary, Conversion, ConversionResult, convert, inspect_model,
-InspectionSummary, plan_json, Progress, Source, TensorSummary, to_dense, weight_files_nbytes.
+Public names: CALIBRATION_TEXT, card, Check, ClassSummary, Conversion, ConversionResult, convert,
+inspect_model, InspectionSummary, MAX_TEXT_NBYTES, plan_json, Progress, Source, TensorSummary, to_dense,
+weight_files_nbytes.
 """

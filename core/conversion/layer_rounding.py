@@ -236,7 +236,7 @@ class _LayerPass:
         name = "embed_tokens"
         if not wanted:
             return mx.zeros((0, self.config.hidden_size))
-        rows = to_dense(self.tensors.rows(name, begin, end), mx.float32)[mx.array(list(wanted))]
+        rows = to_dense(self.tensors.rows(name, begin, end), mx.float32)[mx.array(wanted)]
         geometry = self.tensors.units[name].geometry
         if geometry is not None and self.tensors.is_rounded(name):
             importance = self.tensors.folds.importance(name)

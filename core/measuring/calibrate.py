@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ..conversion.layer_rounding import CALIBRATION_TEXT, MAX_TEXT_NBYTES
 from ..engine.engine import Engine
 from ..errors import UsageError
 from ..machine.backend import mx
@@ -21,10 +22,8 @@ from ..model.observers import observe, observe_layer
 from ..quant.imatrix import Statistics, write_imatrix
 from .results import Calibration
 
-BUILTIN_TEXT = Path(__file__).parent / "calibration.txt"
 CHUNK_SIZE = 512
 MAX_CHUNK_SIZE = 1 << 15
-MAX_TEXT_NBYTES = 256 << 20
 SAVE_EVERY = 16  # chunks
 PARTIAL_SUFFIX = ".partial"
 
@@ -72,9 +71,9 @@ def calibrate_model(
     _check_sizes(chunk_size, chunks)
     if output.is_dir() or not output.parent.is_dir():
         raise UsageError(f"the imatrix cannot be written to {output}: wanted a file in an existing folder")
-    text = read_text(data or BUILTIN_TEXT, UsageError, MAX_TEXT_NBYTES)
+    text = read_text(data or CALIBRATION_TEXT, UsageError, MAX_TEXT_NBYTES)
     engine = Engine.load(folder)
-    pieces = _split_chunks(engine.tokenizer.encode(text), chunk_size, chunks, data or BUILTIN_TEXT)
+    pieces = _split_chunks(engine.tokenizer.encode(text), chunk_size, chunks, data or CALIBRATION_TEXT)
     all_inputs = attach_statistics(engine.model)
     saved = _SavedSums(output, _identity(engine, pieces), all_inputs)
     resumed = saved.resume()
@@ -86,7 +85,7 @@ def calibrate_model(
             saved.save(done)
         progress(done, len(pieces))
     statistics = {module: Statistics(r.sums, r.counts) for r in all_inputs for module in r.names}
-    datasets, count = [(data or BUILTIN_TEXT).name], len(pieces)
+    datasets, count = [(data or CALIBRATION_TEXT).name], len(pieces)
     write_imatrix(
         output, statistics, engine.config, datasets=datasets, chunk_count=count, chunk_size=chunk_size
     )

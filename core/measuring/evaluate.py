@@ -18,6 +18,7 @@ from ..errors import GenerationError, QchatError, TokenizerError, UsageError
 from ..machine.backend import mx
 from ..machine.files import read_text
 from ..model.network import Model
+from ..ops.linear import Linear
 from ..text.tokenizer import Tokenizer
 from .bootstrap import difference_interval
 from .hidden_cache import HiddenCache
@@ -104,9 +105,10 @@ def evaluate_models(
     readings = [_read_texts(student, teacher, texts, context) for student in students]
     if teacher is not None:
         _fill_cache(teacher, [window for windows in readings for window in windows], report)
+    head = load_head(teacher.folder, teacher.config) if teacher is not None else None
     rows, divergences = [], []
     for student, windows in zip(students, readings, strict=True):
-        collectors = _measure(student, teacher, windows, report)
+        collectors = _measure(student, teacher, head, windows, report)
         whole = sum(collectors.values(), ScoreCollector())
         divergences.append(whole.divergences)
         rows.append(
@@ -198,12 +200,15 @@ def _check_vocabularies(
 
 
 def _measure(
-    student: ModelFolder, teacher: ModelFolder | None, windows: Sequence[Window], report: Report
+    student: ModelFolder,
+    teacher: ModelFolder | None,
+    head: Linear | None,
+    windows: Sequence[Window],
+    report: Report,
 ) -> dict[str, ScoreCollector]:
-    """Collect the scores of each kind of text."""
+    """Collect the scores of each kind of text; `head` is the reference's."""
     mx.clear_cache()  # what the weights before took
     cache = HiddenCache.open(teacher.folder, teacher.config) if teacher is not None else None
-    head = load_head(teacher.folder, teacher.config) if teacher is not None else None
     model = load_model(student.folder, student.config)
     rows = max(1, LOGITS_NBYTES // (4 * student.config.vocab_size))
     collectors = {window.kind: ScoreCollector() for window in windows}

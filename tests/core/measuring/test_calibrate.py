@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.conversion.layer_rounding import CALIBRATION_TEXT
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.measuring import calibrate
-from qchat.core.measuring.calibrate import BUILTIN_TEXT, calibrate_model
+from qchat.core.measuring.calibrate import calibrate_model
 from qchat.core.model.fused_layers import plain_form
 from qchat.core.model.layers import rms_norm
 from qchat.core.quant.imatrix import Imatrix, read_imatrix
@@ -153,7 +154,7 @@ def test_sums_of_another_text_or_damaged_ones_are_not_resumed(
 
 
 def test_the_packaged_text_is_read_when_none_is_given(model: Path):
-    assert 30_000 < BUILTIN_TEXT.stat().st_size < 60_000
+    assert 30_000 < CALIBRATION_TEXT.stat().st_size < 60_000
     made = calibrate_model(model, model.parent / "imatrix.gguf", chunk_size=64, chunks=2)
     assert (made.chunks, made.experts) == (2, 0)
 
