@@ -104,7 +104,7 @@ def _one_model(row: "Evaluation") -> Sequence[Part]:
     figures = [_figure(score, compared=compared) for score in row.scores]
     return (
         Table(columns, cells, "<" + ">" * (len(columns) - 1)),
-        Lines((f"{'mean KL in nats' if compared else 'perplexity'} by kind of text:",), "dim"),
+        _kinds_title(compared=compared),
         Bars([Bar(s.kind, n, f"{n:.4g}") for s, n in zip(row.scores, figures, strict=True)]),
     )
 
@@ -136,8 +136,11 @@ def _kinds(result: "Evaluations") -> Sequence[Part]:
         for row in rows
     ]
     columns = ("model", *(score.kind for score in rows[0].scores))
-    title = f"{'mean KL in nats' if compared else 'perplexity'} by kind of text:"
-    return (Lines((title,), "dim"), Table(columns, cells, "<" + ">" * (len(columns) - 1)))
+    return (_kinds_title(compared=compared), Table(columns, cells, "<" + ">" * (len(columns) - 1)))
+
+
+def _kinds_title(*, compared: bool) -> Lines:
+    return Lines((f"{'mean KL in nats' if compared else 'perplexity'} by kind of text:",), "dim")
 
 
 def _flips(rows: Sequence["Evaluation"]) -> Sequence[Part]:

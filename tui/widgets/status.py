@@ -6,6 +6,7 @@ It paints four times a second while something runs, and not at all otherwise.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ..text.figures import format_speed, format_tokens
 from ..text.output import printable
 from .line import Line, Piece, piece
 
@@ -106,13 +107,13 @@ class Status(Line):
         if facts.total:
             pieces += [_bar(facts.done / facts.total, "ok", 3), piece(amount, "", 2)]
         if facts.phase == "reading" and facts.tokens_per_s:
-            pieces.append(piece(f"{_speed(facts.tokens_per_s)} tok/s", "speed", 4))
+            pieces.append(piece(f"{format_speed(facts.tokens_per_s)} tok/s", "speed", 4))
         if facts.seconds_left is not None:
             pieces.append(piece(f"{_left(facts.seconds_left)} left", "", 1))
         return pieces
 
     def _writing(self, facts: "Facts") -> list[Piece]:
-        speed = f"{_speed(facts.tokens_per_s)} tok/s" if facts.tokens_per_s else facts.phase
+        speed = f"{format_speed(facts.tokens_per_s)} tok/s" if facts.tokens_per_s else facts.phase
         pieces = [Piece((("mark", "● "), ("speed", speed)))]
         pieces.append(piece(_spark(facts.history_of_speed), "spark", 6))
         if facts.thought_tokens:
@@ -141,7 +142,7 @@ class Status(Line):
         pieces = [piece("○ ready", "mark"), *self._form(2)]
         last = facts.last.performance if facts.last else None
         if last and last.decode_tokens_per_s:
-            speed, first = _speed(last.decode_tokens_per_s), last.seconds_to_first_token
+            speed, first = format_speed(last.decode_tokens_per_s), last.seconds_to_first_token
             pieces.append(piece(f"last {speed} tok/s · first token {first:.1f} s", "dim", 4))
         return [*pieces, *_background(facts)]
 
@@ -191,7 +192,7 @@ def _context(facts: "Facts", width: int) -> Piece:
         return piece("")
     share = facts.context_tokens / limit
     level = _level(share)
-    amount = f"{_k(facts.context_tokens)}/{_k(limit)}"
+    amount = f"{format_tokens(facts.context_tokens)}/{format_tokens(limit)}"
     if width < NARROW:
         return Piece((("dim", "ctx "), (level if level != "ok" else "", f"{share:.0%}")), 1)
     bar = _bar(share, level, 0).spans
@@ -223,19 +224,8 @@ def _gigabytes(done: float, total: float) -> str:
     return f"{done / 1e9:.1f}/{total / 1e9:.1f} GB"
 
 
-def _speed(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-
-
 def _n(count: float) -> str:
     return f"{count:,.0f}"
-
-
-def _k(count: float) -> str:
-    """Format a count briefly: 3.1k, 32k, 812."""
-    if count < 1000:
-        return f"{count:.0f}"
-    return f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:.0f}k"
 
 
 def _left(seconds: float) -> str:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from ...text.figures import format_tokens
 from ...text.report import Line
-from .drawing import flow, format_tokens, stacked
+from .drawing import flow, stacked
 from .facts import Pane, PaneFacts
 
 WARN, HOT = 0.80, 0.92

@@ -101,16 +101,5 @@ def marked(line: Line, place: int, style: str, character: str) -> Line:
 # --- figures ---
 
 
-def format_speed(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-
-
-def format_tokens(count: float) -> str:
-    """Format a count of tokens briefly, as the status row does: 812, 3.1k, 104k."""
-    if count < 1000:
-        return f"{count:.0f}"
-    return f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:,.0f}k"
-
-
 def format_nbytes(nbytes: float) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"

@@ -2,8 +2,9 @@
 
 from textual.renderables.digits import DIGITS, DIGITS3X3
 
+from ...text.figures import format_speed
 from ...text.report import Line
-from .drawing import columns, format_speed, resample, spread
+from .drawing import columns, resample, spread
 from .facts import Pane, PaneFacts
 
 BIG_ROWS, CHART_ROWS = 3, 3

@@ -1,8 +1,9 @@
 """The pane of the thought: its last lines as they come, its tokens and seconds, and the budget."""
 
+from ...text.figures import format_tokens
 from ...text.report import Line
 from ...text.sanitise import cells, cut, printable, wrap
-from .drawing import format_tokens, spread, stacked
+from .drawing import spread, stacked
 from .facts import Pane, PaneFacts
 
 BUDGET_CELLS = 12
