@@ -88,13 +88,10 @@ class Bench:
 def run(*words: str) -> None:
     """Run a command of qchat. Raises RuntimeError with its last words."""
     command = [sys.executable, "-m", "qchat.tui", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr[-500:]}")
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT / ".dev")}
 
 
 def tensor_nbytes(folder: Path) -> int:

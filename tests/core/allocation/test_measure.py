@@ -1,11 +1,7 @@
 """Measured sensitivities: right, resumed after a kill, shared between sizes, refused where misplaced."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +21,7 @@ from qchat.core.machine.backend import mx
 from qchat.core.quant.recipes import Options
 from qchat.core.quant.rounding import quantize
 from tests.checkpoints import load_tensors, save_shards, write_checkpoint
-from tests.paths import ROOT
+from tests.killed_process import kill_at, start
 
 TEXT = "<|im_start|>user\nHow deep is the well?<|im_end|>\n" * 3
 BEST = Options(recipe="best")
@@ -141,30 +137,14 @@ measure_sensitivity(Source.open(source), output, text=text, report=lambda *step:
 """
 
 
-def start(*words: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".dev")}
-    command = [sys.executable, "-c", SCRIPT, *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def kill_at(process: "subprocess.Popen[str]", line: int) -> None:
-    assert process.stdout is not None
-    for number, _ in enumerate(process.stdout):
-        if number >= line:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.stdout.close()
-    process.wait()
-
-
 def test_a_measurement_killed_at_random_moments_gives_the_same_file(tmp_path: Path, text: Path):
     folder, output, straight = make(tmp_path / "model"), tmp_path / "killed.json", tmp_path / "straight.json"
-    lines = len(start(folder, text, straight).communicate()[0].splitlines())
+    lines = len(start(SCRIPT, folder, text, straight).communicate()[0].splitlines())
     choose = random.Random(0)
     for _ in range(4):
-        kill_at(start(folder, text, output), choose.randrange(lines // 2))
+        kill_at(start(SCRIPT, folder, text, output), choose.randrange(lines // 2))
         assert not output.exists()
-    resumed = start(folder, text, output).communicate()[0].splitlines()
+    resumed = start(SCRIPT, folder, text, output).communicate()[0].splitlines()
     assert len(resumed) < lines
     assert output.read_bytes() == straight.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [

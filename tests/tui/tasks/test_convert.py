@@ -90,6 +90,16 @@ def test_a_recipe_file_decides(raw: Path, tmp_path: Path, capsys: pytest.Capture
         ("-q --imatrix-path no.gguf", "there is no imatrix file"),
         ("-q --mtp keep --q-bit 4", "unrecognized arguments"),
         ("--dequantize", "--dequantize would change nothing"),
+        ("-q --target-size 15GB", "--target-size would change nothing without --q-recipe best"),
+        ("-q --calibration x.txt", "--calibration would change nothing without --q-recipe best"),
+        ("--q-recipe best", "needs one of --target-size, --target-bpw, --target-speed: none is given"),
+        ("--q-recipe best --target-size 1GB --target-bpw 4", "--target-size and --target-bpw are given"),
+        ("--q-recipe best --target-size 15", "--target-size is '15', wanted a size like 15GB or 900MiB"),
+        ("--q-recipe best --target-bpw 0", "--target-bpw is 0, wanted a finite number above 0"),
+        ("--q-recipe best --target-bpw 4 --q-bits 4", "--q-bits contradicts the recipe best"),
+        ("--q-recipe best --target-speed 9 --bandwidth fast", "'fast' is not a bandwidth"),
+        ("--q-recipe best --target-bpw 4 --calibration no.txt", "cannot read"),
+        ("--q-recipe best --target-bpw 4 --sensitivity no/where.json --dequantize", "contradict each other"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(
@@ -165,33 +175,6 @@ def test_progress_fits_a_line():
     said = " 25%  2.00 of 8.00 GB · writing layers.3.mlp.down_proj · 1:23 left"
     assert progress_line(event) == said
     assert len(progress_line(event | {"detail": "writing " + "layers.3.mlp" * 20})) < 80
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ("-q --target-size 15GB", "--target-size would change nothing without --q-recipe best"),
-        ("-q --calibration x.txt", "--calibration would change nothing without --q-recipe best"),
-        ("--q-recipe best", "needs one of --target-size, --target-bpw, --target-speed: none is given"),
-        ("--q-recipe best --target-size 1GB --target-bpw 4", "--target-size and --target-bpw are given"),
-        ("--q-recipe best --target-size 15", "--target-size is '15', wanted a size like 15GB or 900MiB"),
-        ("--q-recipe best --target-bpw 0", "--target-bpw is 0, wanted a finite number above 0"),
-        ("--q-recipe best --target-bpw 4 --q-bits 4", "--q-bits contradicts the recipe best"),
-        ("--q-recipe best --target-speed 9 --bandwidth fast", "'fast' is not a bandwidth"),
-        ("--q-recipe best --target-bpw 4 --calibration no.txt", "cannot read"),
-        ("--q-recipe best --target-bpw 4 --sensitivity no/where.json --dequantize", "contradict each other"),
-    ],
-)
-def test_a_budget_that_cannot_be_meant_is_refused_in_a_sentence(
-    words: str, sentence: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    code = convert("-i", raw, "-o", tmp_path / "new", *words.split())
-    out, err = capsys.readouterr()
-    assert sentence in err
-    assert err.startswith("qchat: ") and err.count("\n") == 1
-    assert code in (2, 3)
-    assert out == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_the_recipe_best_measures_once_and_plans_and_converts_from_that(
