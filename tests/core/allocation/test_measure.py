@@ -69,12 +69,16 @@ def rounded_copy(folder: Path, stored: str, code: Geometry) -> Path:
     ("stored", "shape"),
     [
         ("layers.1.linear_attn.out_proj.weight", {}),
-        ("layers.3.self_attn.v_proj.weight", {}),
-        ("layers.0.mlp.up_proj.weight", {}),
-        ("embed_tokens.weight", {}),
-        ("lm_head.weight", {"tied": False}),
+        pytest.param("layers.3.self_attn.v_proj.weight", {}, marks=pytest.mark.slow),
+        pytest.param("layers.0.mlp.up_proj.weight", {}, marks=pytest.mark.slow),
+        pytest.param("embed_tokens.weight", {}, marks=pytest.mark.slow),
+        pytest.param("lm_head.weight", {"tied": False}, marks=pytest.mark.slow),
         ("layers.2.mlp.experts.down_proj", {"moe": True}),
-        ("layers.3.mlp.shared_expert.gate_proj.weight", {"moe": True, "tied": False}),
+        pytest.param(
+            "layers.3.mlp.shared_expert.gate_proj.weight",
+            {"moe": True, "tied": False},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_figure_is_the_divergence_of_the_model_with_that_matrix_rounded(
@@ -112,6 +116,7 @@ def test_matrices_of_a_class_are_rounded_together_in_blocks_of_layers(
     assert group.kl[code] == pytest.approx(divergence(logits, Engine.load(folder).logits(ids)), rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{}, {"moe": True, "tied": False}])
 def test_every_matrix_is_in_one_group_but_those_that_every_recipe_pins(
     shape: dict, tmp_path: Path, text: Path
@@ -137,6 +142,7 @@ measure_sensitivity(Source.open(source), output, text=text, report=lambda *step:
 """
 
 
+@pytest.mark.slow
 def test_a_measurement_killed_at_random_moments_gives_the_same_file(tmp_path: Path, text: Path):
     folder, output, straight = make(tmp_path / "model"), tmp_path / "killed.json", tmp_path / "straight.json"
     lines = len(start(SCRIPT, folder, text, straight).communicate()[0].splitlines())
@@ -155,6 +161,7 @@ def test_a_measurement_killed_at_random_moments_gives_the_same_file(tmp_path: Pa
     ]
 
 
+@pytest.mark.slow
 def test_damaged_states_of_an_earlier_run_are_computed_again(tmp_path: Path, text: Path):
     folder = make(tmp_path / "model")
     expected = measured(folder, text)
@@ -172,6 +179,7 @@ def test_damaged_states_of_an_earlier_run_are_computed_again(tmp_path: Path, tex
     assert measured(folder, text, tmp_path / "again.json") == expected
 
 
+@pytest.mark.slow
 def test_a_file_serves_every_budget_without_measuring(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -188,6 +196,7 @@ def damage_figure(fields: dict) -> None:
     fields["groups"][0]["kl"]["3/64"] *= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -213,6 +222,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(
         allocate(folder, BEST, Budget(nbytes=300_000), sensitivity=path)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model_or_text_is_refused_in_a_sentence(tmp_path: Path, text: Path):
     folder, other = make(tmp_path / "model"), make(tmp_path / "other", seed=1)
     measured(folder, text)
@@ -226,6 +236,7 @@ def test_a_file_of_another_model_or_text_is_refused_in_a_sentence(tmp_path: Path
     allocate(folder, BEST, Budget(nbytes=300_000), sensitivity=path, text=text)
 
 
+@pytest.mark.slow
 def test_the_same_weights_in_other_files_are_the_same_model(tmp_path: Path, text: Path):
     folder, copy = make(tmp_path / "model"), make(tmp_path / "copy", shards=3)
     measured(folder, text)

@@ -93,6 +93,7 @@ ENDLESS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ENDLESS, ids=lambda text: text[:60])
 def test_readings_take_time_linear_in_the_text(text: str, monkeypatch: pytest.MonkeyPatch):
     """Counts the characters that readings begin with: one at each tag would take thousands of times more."""

@@ -154,6 +154,7 @@ def test_calls_and_their_results_come_back_exactly(tiny: Engine, monkeypatch: py
     assert_equals_cold(replier)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weather", ""], ids=["one tool", "any tool"])
 def test_a_forced_call_begins_the_answer_after_the_thought(
     tiny: Engine, monkeypatch: pytest.MonkeyPatch, name: str
@@ -197,6 +198,7 @@ def test_the_words_at_the_end_are_continued_without_a_thought(trained: Engine):
     assert_equals_cold(replier)
 
 
+@pytest.mark.slow
 def test_a_raw_prompt_is_continued_as_it_is(trained: Engine):
     prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n<think>\n"
     replier = completer(trained)
@@ -237,6 +239,7 @@ def test_logprobs_are_those_of_the_models_logits(trained: Engine, drafts: int):
     assert sum(event.in_thought for event in found) == done.reasoning_tokens
 
 
+@pytest.mark.slow
 def test_a_cancel_ends_within_one_token_and_keeps_what_was_read(trained: Engine):
     replier = completer(trained)
     events: list[Event] = []

@@ -243,6 +243,7 @@ def test_the_vision_tower_is_dropped_on_demand(seeing: Path, tmp_path: Path):
 # --- sources ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
 def test_fp8_becomes_what_its_bfloat16_expansion_would(moe: bool, tmp_path: Path):
     write_checkpoint(tmp_path / "raw", moe=moe, hidden_size=256, intermediate_size=192)

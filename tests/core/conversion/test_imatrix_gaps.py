@@ -97,6 +97,7 @@ def test_one_matrix_takes_the_importances_of_all_experts_together(tmp_path: Path
     assert float(whole.counts.sum()) == float(parts.counts.sum())
 
 
+@pytest.mark.slow
 def test_what_of_an_imatrix_is_used_is_on_the_card(tmp_path: Path):
     write_checkpoint(tmp_path / "raw", mtp=False)
     write(tmp_path / "raw", tmp_path / "i.gguf", lambda name: not name.endswith(("up_proj", "embed_tokens")))
@@ -117,6 +118,7 @@ def test_what_of_an_imatrix_is_used_is_on_the_card(tmp_path: Path):
         assert "qchat calibrate" in card
 
 
+@pytest.mark.slow
 def test_scaling_float_codes_never_raises_their_measured_error(tmp_path: Path):
     """Rows that a group's scales divide count, too: their float codes have coarse scales."""
     write_checkpoint(tmp_path / "raw", moe=True, mtp=False, hidden_size=128)

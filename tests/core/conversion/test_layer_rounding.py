@@ -141,6 +141,7 @@ def test_another_text_does_not_continue_what_was_begun(tmp_path: Path):
     assert made[0].rounding.text == "a.txt"
 
 
+@pytest.mark.slow
 def test_experts_that_the_text_does_not_reach_are_rounded_as_weighted_and_counted(tmp_path: Path):
     write_checkpoint(tmp_path / "raw", moe=True, num_experts=32, mtp=False)
     (tmp_path / "short.txt").write_text("a" * 64)

@@ -74,6 +74,7 @@ def test_prefill_stops_between_chunks_when_cancelled(engine, monkeypatch):
     assert cache.length == 64
 
 
+@pytest.mark.slow
 def test_decoding_ahead_draws_the_ids_of_a_plain_loop(engine):
     cache = engine.model.new_cache()
     list(prefill(engine.model, cache, IDS))

@@ -86,6 +86,7 @@ def chi_square(counts: np.ndarray, probs: np.ndarray) -> float:
     return (((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [False, True], ids=["head", "copy"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", SETTINGS)

@@ -118,6 +118,7 @@ def test_a_cut_connection_costs_no_byte_twice(server: Hub, files: Files):
     assert server.sent == sum(map(len, files.values()))
 
 
+@pytest.mark.slow
 def test_a_cancelled_fetch_is_gone_on_with(server: Hub, files: Files):
     wanted = plan_download(ID)
     server.always = Fault("slow", seconds=0.8)
@@ -267,6 +268,7 @@ def test_a_hub_that_wants_a_long_rest_gets_it(server: Hub):
     assert refusal(pull).endswith("try again in 88 seconds")
 
 
+@pytest.mark.slow
 def test_a_short_rest_is_taken(server: Hub, files: Files):
     server.faults.append(Fault("status", status=429, retry_after=1))
     begin = time.monotonic()

@@ -214,6 +214,7 @@ def test_any_script_of_faults_ends_whole_or_in_a_sentence(server: Hub, files: Fi
     assert content(pull()) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_a_killed_fetch_leaves_nothing_to_load(server: Hub, files: Files, tmp_path: Path, seed: int):
     server.always = Fault("slow", seconds=0.4)

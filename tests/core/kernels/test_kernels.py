@@ -304,6 +304,7 @@ def near(found: mx.array, wanted: np.ndarray, limit: float = LIMIT) -> None:
     assert relative_rms(found.astype(mx.float32), wanted) <= limit
 
 
+@pytest.mark.slow
 @needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(

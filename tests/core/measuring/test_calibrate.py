@@ -105,6 +105,7 @@ def test_text_written_like_a_special_token_is_one(model: Path, tmp_path: Path):
     assert tensors(tmp_path / "imatrix.gguf")["blk.0.attn_qkv.weight.counts"].item() == SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True])
 def test_a_stopped_run_resumes_and_equals_an_unbroken_one(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, moe: bool

@@ -117,11 +117,13 @@ def test_packed_weights_are_read_as_stored(
     assert_same(model, model.new_cache(), model.new_cache(), ids(20), ids(1, 1), ids(4, 2))
 
 
+@pytest.mark.slow
 def test_a_cache_may_begin_with_a_step(tmp_path: Path):
     model = tiny(tmp_path)
     assert_same(model, model.new_cache(), model.new_cache(), ids(1), ids(2, 1))
 
 
+@pytest.mark.slow
 def test_prompts_and_steps_take_turns(tmp_path: Path):
     model = tiny(tmp_path)
     parts = [ids(12), ids(1, 1), ids(30, 2), ids(2, 3), ids(9, 4), ids(1, 5)]

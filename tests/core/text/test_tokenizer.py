@@ -108,6 +108,7 @@ def test_special_tokens_have_no_text_and_other_added_tokens_keep_theirs(folder: 
     )
 
 
+@pytest.mark.slow
 @quick
 @given(text=texts)
 def test_a_prompt_spelled_out_is_the_text_that_was_encoded(folder: Path, text: str):

@@ -125,6 +125,7 @@ def test_rules_larger_than_any_tokenizer_needs_are_refused_when_loaded(tmp_path:
     assert processor_seconds() - started < SECONDS
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_after_a_text_that_exceeded_the_budget(tmp_path: Path):
     tokenizer = Tokenizer.load(write(tmp_path, pre_tokenizer=split("(b+)+$")))
     with pytest.raises(TokenizerError):

@@ -375,6 +375,7 @@ def test_loading_is_cancelled_between_two_tensors():
         assert "model" in driver.do("load", model=MODEL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_for_the_front_end(engine: Driver):
     number = engine.ask("send", text=QUESTION, settings=GREEDY)
     engine.process.send_signal(signal.SIGINT)
@@ -461,6 +462,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_shutdown_ends_it_after_what_was_asked_before():
     with Driver() as driver:
         first = driver.ask("inspect", model=MODEL)

@@ -194,6 +194,7 @@ def test_a_bad_schema_is_code_2_before_a_model_is_looked_for(tmp_path: Path, con
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [("--max-tokens", "4"), ("--stop", "c")])
 def test_half_a_document_is_code_1(random_model: Path, city: str, limit: tuple[str, ...]):
     code, out, err = qchat(random_model, "-p", "Where?", "--schema", city, "--no-think", *limit)

@@ -143,6 +143,7 @@ def test_a_full_disk_is_one_sentence():
     assert "could not be written: No space left" in one_sentence(err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("closed", "out"), [("<&-", "True\n"), (">&-", ""), ("2>&-", "True\n")])
 def test_a_stream_that_the_caller_closed_is_opened_on_nothing(closed: str, out: str):
     """MLX took a shard for missing that was opened under the free number 0, and a missing stderr crashed."""

@@ -114,6 +114,7 @@ def test_a_line_that_is_not_utf_8_ends_a_pipe_in_a_sentence(model: Path, errors:
     assert done.stdout.strip(), "the line before it was answered"
 
 
+@pytest.mark.slow
 def test_the_cache_and_the_figures_are_told_in_words(model: Path):
     printed, _ = piped(model, "hello", "/cache", "/stats", "/help")
     told = "\n".join(printed)

@@ -215,6 +215,7 @@ def test_leaving_ends_the_engine_and_keeps_the_draft(tmp_path: Path):
 # --- the engine's death ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["reading", "answering"])
 def test_after_the_engines_death_all_stays_and_enter_begins_another(tmp_path: Path, phase: str):
     steps: dict[str, Any] = {"method": "send", "die": "SIGKILL"}
@@ -293,6 +294,7 @@ def test_every_command_runs_in_the_app_without_an_internal_error(tmp_path: Path,
         assert it.app._exception is None
 
 
+@pytest.mark.slow
 def test_an_unknown_command_is_a_sentence_and_never_sent(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:

@@ -218,6 +218,7 @@ def test_the_key_bar_and_the_header_follow_commands_at_once(tmp_path: Path):
             await it.until(lambda title=title: title in it.screen.header.render_line(0).text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["/about", "/think", "/hlep", "/stats", "/show system"])
 def test_what_a_command_says_is_scrolled_into_sight(tmp_path: Path, line: str):
     @chatting(tmp_path, {"method": "send", "answer": "word\n\n" * 60})

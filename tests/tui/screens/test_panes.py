@@ -75,6 +75,7 @@ def test_the_window_decides_where_the_panes_stand(
             await it.until(lambda: "25.0 tok/s" in strip_of(it) and "Memory" in strip_of(it))
 
 
+@pytest.mark.slow
 def test_a_window_resized_through_all_sizes_while_a_reply_streams(tmp_path: Path):
     @chatting(tmp_path, ENDLESS, size=WIDE)
     async def check(it: Running) -> None:
@@ -94,6 +95,7 @@ def test_a_window_resized_through_all_sizes_while_a_reply_streams(tmp_path: Path
         assert it.phase in ("thinking", "answering")
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_while_nothing_moves_and_little_while_much_does(tmp_path: Path):
     @chatting(tmp_path, {**THINKING, "seconds": 0.005}, size=WIDE)
     async def check(it: Running) -> None:
@@ -146,6 +148,7 @@ def test_each_pane_is_shown_and_hidden_by_its_name_while_a_reply_streams(tmp_pat
         assert Settings.load()["shown_panes"] == ["memory"]
 
 
+@pytest.mark.slow
 def test_panes_that_the_settings_hide_stay_hidden(tmp_path: Path):
     async def main() -> None:
         async with running(tmp_path, size=WIDE, panes=False) as it:
@@ -202,6 +205,7 @@ def test_a_click_goes_to_a_branch_and_one_elsewhere_does_nothing(tmp_path: Path)
         assert len(it.engine.asked("switch")) == 1
 
 
+@pytest.mark.slow
 def test_a_branch_is_not_changed_while_a_reply_streams(tmp_path: Path):
     @chatting(tmp_path, {"method": "send"}, {"method": "send"}, ENDLESS, size=WIDE)
     async def check(it: Running) -> None:

@@ -381,6 +381,7 @@ ALLOCATED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(100, 40), (44, 40), (80, 24)])
 def test_the_form_shows_the_curve_of_the_recipe_best(size: tuple[int, int], tmp_path: Path, models: Path):
     known = RESULTS_OF_JOBS["plan"] | {"allocation": ALLOCATED, "predicted_kl": 0.05}
@@ -402,6 +403,7 @@ def test_the_form_shows_the_curve_of_the_recipe_best(size: tuple[int, int], tmp_
         await it.until(lambda: form.problem.startswith("the budget is '0.3M', wanted one like 15GB"))
 
 
+@pytest.mark.slow
 def test_the_form_refuses_a_folder_that_exists(tmp_path: Path, models: Path):
     (models / "beta-4bit").mkdir()
 
@@ -454,6 +456,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, models: Path):
         assert it.app.screen is screen
 
 
+@pytest.mark.slow
 def test_a_model_is_deleted_only_after_a_yes(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("qchat.tui.screens.models.UNDO_SECONDS", 0.01)
 
@@ -478,6 +481,7 @@ async def delete(it: Running, screen: ModelsScreen, name: str) -> None:
     await it.until(lambda: name not in {row.cells[1] for row in screen.rows})
 
 
+@pytest.mark.slow
 def test_a_model_on_its_way_out_is_kept_with_one_key(tmp_path: Path, models: Path):
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
@@ -508,6 +512,7 @@ def test_no_time_to_keep_a_model_is_left_when_one_goes_on(tmp_path: Path, models
 # --- rewind ---
 
 
+@pytest.mark.slow
 def test_rewinding_lists_the_questions_and_edits_or_forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
@@ -612,6 +617,7 @@ def test_a_theme_edited_beside_the_picker_is_seen(tmp_path: Path):
         await it.until(lambda: "mine.toml" in static_text(screen, "#theme-problems"))
 
 
+@pytest.mark.slow
 def test_a_theme_added_or_edited_while_the_app_runs_can_be_kept(tmp_path: Path):
     text = 'description = "mine"\n[colors]\nprimary = "{}"\nforeground = "white"\nbackground = "black"\n'
     file = config_file().parent / "themes" / "mine.toml"

@@ -33,6 +33,7 @@ def test_an_answer_comes_whole_without_a_thought_unless_it_is_asked_for(claude: 
     assert kinds(thoughtful) == ["thinking", "text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"thinking": THINKING}], ids=["answer", "thought and answer"])
 def test_a_stream_adds_up_to_the_whole_message(claude: anthropic.Anthropic, options: Any):
     whole = claude.messages.create(messages=ASKED, **SETTINGS, **options)
@@ -48,6 +49,7 @@ def test_a_stream_adds_up_to_the_whole_message(claude: anthropic.Anthropic, opti
     assert types[-1] == "message_stop"
 
 
+@pytest.mark.slow
 def test_a_thought_ends_at_its_budget(claude: anthropic.Anthropic):
     message = claude.messages.create(
         messages=ASKED, thinking={"type": "enabled", "budget_tokens": 4}, **SETTINGS
@@ -91,7 +93,10 @@ def test_a_limit_is_told(claude: anthropic.Anthropic):
     [{}, pytest.param({"thinking": THINKING}, marks=pytest.mark.slow)],
     ids=["at once", "after a thought"],
 )
-@pytest.mark.parametrize("choice", ["auto", pytest.param("any", marks=pytest.mark.slow), "tool"])
+@pytest.mark.parametrize(
+    "choice",
+    ["auto", pytest.param("any", marks=pytest.mark.slow), pytest.param("tool", marks=pytest.mark.slow)],
+)
 def test_calls_go_out_and_their_results_come_back(
     calling_claude: anthropic.Anthropic, streams: bool, options: Any, choice: str
 ):
@@ -153,6 +158,7 @@ def test_closing_the_stream_cancels_the_reply(server: RunningServer, claude: ant
     assert claude.messages.create(messages=ASKED, **SETTINGS).stop_reason == "end_turn"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -70,6 +70,7 @@ def test_a_request_is_answered_shown_and_listed_beside_the_chat(tmp_path: Path):
                 await client.get("/v1/models")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_keys")
 def test_leaving_the_app_ends_the_server_and_its_requests(tmp_path: Path):
     @chatting(tmp_path, SLOWLY)

@@ -132,7 +132,12 @@ def test_logprobs_equal_the_models_own(client: openai.OpenAI):
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("effort", ["none", pytest.param("medium", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}]
+    "choice",
+    [
+        "auto",
+        pytest.param("required", marks=pytest.mark.slow),
+        pytest.param({"type": "function", "function": {"name": "weather"}}, marks=pytest.mark.slow),
+    ],
 )
 def test_calls_go_out_and_their_results_come_back(
     calling: openai.OpenAI, streams: bool, effort: str, choice: Any

@@ -39,6 +39,7 @@ def test_a_chat_answers_in_the_form_of_a_schema(client: openai.OpenAI, strict: b
     assert_valid(reply.choices[0].message.content or "")
 
 
+@pytest.mark.slow
 def test_a_streamed_chat_answers_in_the_form_of_a_schema(client: openai.OpenAI):
     form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
     stream = client.chat.completions.create(

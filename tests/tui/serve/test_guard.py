@@ -158,6 +158,7 @@ def test_models_name_the_loaded_one(http: httpx2.Client):
     assert model["context_length"] == 2048
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", " ", "x\r\ny: z", "é", "a" * 500, "type "])
 def test_the_header_of_what_was_ignored_is_always_a_header(http: httpx2.Client, name: str):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, name: 1}

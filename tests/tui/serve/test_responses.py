@@ -92,6 +92,7 @@ def test_calls_go_out_and_their_results_come_back(calling: openai.OpenAI, stream
     assert after.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 def test_a_limit_leaves_the_response_incomplete(client: openai.OpenAI, streams: bool):
     if streams:

@@ -177,6 +177,7 @@ def test_progress_fits_a_line():
     assert len(progress_line(event | {"detail": "writing " + "layers.3.mlp" * 20})) < 80
 
 
+@pytest.mark.slow
 def test_the_recipe_best_measures_once_and_plans_and_converts_from_that(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -182,6 +182,7 @@ def test_a_gauge_turns_amber_and_then_red(share: float, style: str):
     run(check)
 
 
+@pytest.mark.slow
 def test_nothing_is_painted_while_idle_and_four_times_a_second_while_busy():
     async def check(app: Rows) -> None:
         app.status.show(replace(WRITING, phase="idle"))

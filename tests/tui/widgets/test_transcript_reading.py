@@ -187,6 +187,7 @@ async def test_a_block_taller_than_the_screen_is_read_through_before_the_next():
         assert {f"line {n}" for n in range(20)} <= {row.lstrip("┃ ") for row in seen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "kind", "told"),
     [
