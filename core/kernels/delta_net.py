@@ -1,7 +1,8 @@
 """Kernels of the gated delta net between its projections: one for a few positions, three for a prompt.
 
 `delta_steps` keeps the state in registers through convolution, SiLU, normalised queries and keys, decay and
-beta, the delta rule, and the gated norm. For a prompt `delta_mix` does what comes before the rule for all
+beta, the delta rule, and the gated norm. It may begin with the two small products that decay and beta need, of
+which each head reads two rows. For a prompt `delta_mix` does what comes before the rule for all
 positions at once, `delta_walk` runs the rule along them, several lanes to a column of the state, and
 `delta_norm` ends. Equations are those of `ops.gated_delta_reference`; sums are float32.
 """
@@ -60,11 +61,40 @@ _HELPERS = """
   ? conv[(position) * CHANNELS + (channel)] : main[((position) - (TAPS - 1)) * MAIN + (channel)])
 """
 _DECAY = """
-  const float shifted = float(ab[$t * AB + A_AT + $head]) + dt_bias[$head];
+  const float shifted = $a + dt_bias[$head];
   const float softplus = max(shifted, 0.0f) + log(1.0f + exp(-fabs(shifted)));
   $decay = exp(-exp(log_a[$head]) * softplus);
-  $beta = 1.0f / (1.0f + exp(-float(ab[$t * AB + A_AT + VALUE_HEADS + $head])));
+  $beta = 1.0f / (1.0f + exp(-$b));
 """
+# a and b of `head` are norm(x) times two rows of `gates`: warps leave their shares of both, and of the norm,
+# in `sums`, which no one uses yet
+_GATES = Template("""
+  constexpr uint PAIRS = $hidden / 2;
+  for (uint t = 0; t < steps; ++t) {
+    float of_a = 0, of_b = 0, square = 0;
+    for (uint i = tid; i < PAIRS; i += THREADS) {
+      const uint two = ((const DEVICE uint*)x)[t * PAIRS + i];
+      const uint a = ((const DEVICE uint*)gates)[head * PAIRS + i];
+      const uint b = ((const DEVICE uint*)gates)[(VALUE_HEADS + head) * PAIRS + i];
+      const float low = low_float(two), high = high_float(two);
+      square += low * low + high * high;
+      const float first = low * entry[2 * i], second = high * entry[2 * i + 1];
+      of_a += first * low_float(a) + second * high_float(a);
+      of_b += first * low_float(b) + second * high_float(b);
+    }
+    of_a = lanes_sum(of_a); of_b = lanes_sum(of_b); square = lanes_sum(square);
+    if (lane == 0) { sums[0][warp][3 * t] = of_a; sums[0][warp][3 * t + 1] = of_b; sums[0][warp][3 * t + 2] = square; }
+  }
+  BARRIER();
+  if (tid < steps) {
+    float of_a = 0, of_b = 0, square = 0;
+    UNROLL for (uint w = 0; w < WARPS; ++w) {
+      of_a += sums[0][w][3 * tid]; of_b += sums[0][w][3 * tid + 1]; square += sums[0][w][3 * tid + 2];
+    }
+    const float by = rsqrt(square / $hidden + $eps);
+    $decay
+  }
+""")
 _STEPS = Template("""
   constexpr uint WARPS = $warps, THREADS = WARPS * 32, OWN = DK / WARPS, COLUMNS = DV / 32;
   constexpr uint WIDTH = 2 * DK + DV;
@@ -96,9 +126,7 @@ _STEPS = Template("""
       }
     }
   }
-  if (tid < steps) {
-    $decay
-  }
+  $decays
   BARRIER();
   for (uint t = warp; t < steps; t += WARPS) {
     float of_query = 0, of_key = 0, of_both = 0;
@@ -260,6 +288,15 @@ _GATED_NORM = Template("""
 """)
 
 
+@dataclass(frozen=True)
+class Gates:
+    """The rows [2 * Hv, hidden] bfloat16 that make a and b, and the norm [hidden] float32 of their input."""
+
+    rows: mx.array
+    norm: mx.array
+    eps: float
+
+
 def fits(net: Net) -> bool:
     """Whether the kernels' blocks divide the heads of this net."""
     return (
@@ -304,10 +341,35 @@ class DeltaKernels:
 
         With `every`, states after each position are returned, along their first axis.
         """
+        return self._run(steps_kernel(self.net, every), [ab], main, conv, state, every)
+
+    def steps_of(
+        self,
+        main: mx.array,
+        x: mx.array,
+        gates: Gates,
+        conv: mx.array,
+        state: mx.array,
+        *,
+        every: bool = False,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Do the same as `steps` with a and b of x [T, hidden] bfloat16, the layer's input."""
+        kernel = steps_kernel(self.net, every, (x.shape[-1], gates.eps))
+        return self._run(kernel, [x, gates.rows, gates.norm], main, conv, state, every)
+
+    def _run(
+        self,
+        kernel: Kernel,
+        of_ab: list[mx.array],
+        main: mx.array,
+        conv: mx.array,
+        state: mx.array,
+        every: bool,
+    ) -> tuple[mx.array, mx.array, mx.array]:
         net, steps = self.net, main.shape[0]
         kept = steps if every else 1
-        y, conv, state = steps_kernel(net, every)(
-            [main, ab, conv, state, self.taps, self.log_a, self.dt_bias, self.norm],
+        y, conv, state = kernel(
+            [main, *of_ab, conv, state, self.taps, self.log_a, self.dt_bias, self.norm],
             blocks=(net.value_heads, 1, 1),
             results=[
                 ((steps, net.value_heads * net.value_dim), mx.bfloat16),
@@ -351,24 +413,37 @@ def _constants(net: Net) -> str:
 
 
 @cache
-def steps_kernel(net: Net, every: bool) -> Kernel:
-    decay = Template(_DECAY).substitute(t="tid", head="head", decay="decays[tid]", beta="betas[tid]")
+def steps_kernel(net: Net, every: bool, gated: tuple[int, float] | None = None) -> Kernel:
+    """Return the kernel for a few positions; `gated` are width and epsilon of `Gates`, None where ab is given."""
     parts = {"warps": STEP_WARPS, "max_steps": MAX_STEPS, "eps": f"{EPS}f", "norm_eps": f"{net.norm_eps!r}f"}
     body = _constants(net) + f"  constexpr bool EVERY = {str(every).lower()};\n"
+    if gated is None:
+        inputs, decays = ("ab",), f"if (tid < steps) {{ {_decay_text('tid', 'decays[tid]', 'betas[tid]')} }}"
+    else:
+        inputs = ("x", "gates", "entry")
+        decay = _decay_text("tid", "decays[tid]", "betas[tid]", a="(of_a * by)", b="(of_b * by)")
+        decays = _GATES.substitute(hidden=gated[0], eps=f"{gated[1]!r}f", decay=decay)
     return Kernel(
         "delta_steps",
-        ("main", "ab", "conv", "state", "taps", "log_a", "dt_bias", "norm"),
+        ("main", *inputs, "conv", "state", "taps", "log_a", "dt_bias", "norm"),
         ("y", "new_conv", "new_state"),
-        body + _STEPS.substitute(parts, decay=decay),
+        body + _STEPS.substitute(parts, decays=decays),
         STEP_WARPS * LANES,
         _HELPERS,
     )
 
 
+def _decay_text(t: str, decay: str, beta: str, *, a: str = "", b: str = "") -> str:
+    """Return text that assigns decay and beta of `head` at `t`; a and b are read from `ab` unless given."""
+    a = a or f"float(ab[{t} * AB + A_AT + head])"
+    b = b or f"float(ab[{t} * AB + A_AT + VALUE_HEADS + head])"
+    return Template(_DECAY).substitute(head="head", decay=decay, beta=beta, a=a, b=b)
+
+
 @cache
 def mix_kernel(net: Net, threads: int) -> Kernel:
     place = "t * VALUE_HEADS + head"
-    decay = Template(_DECAY).substitute(t="t", head="head", decay=f"decay[{place}]", beta=f"beta[{place}]")
+    decay = _decay_text("t", f"decay[{place}]", f"beta[{place}]")
     return Kernel(
         "delta_mix",
         ("main", "ab", "conv", "taps", "log_a", "dt_bias"),

@@ -1,11 +1,11 @@
 """One kernel for products of up to MAX_FUSED_ROWS rows with a packed or bfloat16 weight, at memory speed.
 
 A thread keeps its slot of the inputs in registers and walks down the rows of the weight. The kernel also does
-the RMS norm of its inputs, silu(gate) * up of two weights, the residual, and the choice of and sum over
+the RMS norm of its inputs, silu(gate) * up of two weights, the residual, and the routing to and sum over
 experts. Scales and sums are float32; products within a slot are halves, of inputs scaled into range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from string import Template
@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..checkpoint.packed import Geometry
 from ..machine.backend import mx
+from .expert_routing import Router, choose_text
 from .launch import Kernel
 from .unpack import DENSE_WEIGHTS, WEIGHTS, load_text, scale_count, unpacking
 
@@ -23,7 +24,7 @@ MAX_FUSED_ROWS = 8
 # more input rows would not fit in a thread's registers
 INPUTS_AT_ONCE = 4
 
-Experts = Literal["none", "each", "summed", "shared"]
+Experts = Literal["none", "each", "routed", "summed", "shared"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Shape:
 
     geometry: None for bfloat16. columns: K. rows: those of the input, rounded up to a power of two. sides: 2
     for silu(first) * second. adds: whether a residual is added. experts: `each` of `top` ids per row has a
-    weight of its own; products of `top` rows are `summed` with shares; a `shared` expert has a share only.
+    weight of its own, or they are `routed` by `router`'s logits and followed by the shared expert, which is
+    the last of the stack; products of `top` rows are `summed` with shares; a `shared` expert has a share only.
     """
 
     geometry: Geometry | None
@@ -43,6 +45,7 @@ class Shape:
     adds: bool = False
     experts: Experts = "none"
     top: int = 1
+    router: Router | None = None
 
     @property
     def slot(self) -> int:
@@ -111,6 +114,7 @@ _BODY = Template("""
   constexpr uint WORDS = $words, SCALES = $scales, CHAINS = $chains;
   SHARED float partial[WARPS][PASSES * SUMS];
   $declare_squares
+  $route
   const uint rows = weight_shape[$rank - 2], first = block_x / GROUPS * OUTPUTS, warp = tid / 32;
   const uint base = block_x % GROUPS * INPUTS;  // neighbouring blocks read the same weights
   for (uint step = 0; step < STEPS; ++step) {
@@ -181,6 +185,21 @@ _BODY = Template("""
     if (output < rows && row < $output_rows) y[row * rows + output] = $cast(total[0]);
   }
 """)
+_ROUTE = Template("""uint routed = 0;
+  {
+    const uint token = block_y / TOP, wanted = block_y % TOP;
+    $choose
+    routed = EXPERTS;  // the shared one is the last
+    UNROLL for (uint n = 0; n < CHOSEN; ++n) if (n == wanted) routed = winner[n];
+    if (block_x == 0 && wanted == 0 && tid == 0) {
+      UNROLL for (uint n = 0; n < CHOSEN; ++n) {
+        ids[token * TOP + n] = winner[n];
+        shares[token * TOP + n] = odds[n] / divisor;
+      }
+      ids[token * TOP + CHOSEN] = EXPERTS;
+      shares[token * TOP + CHOSEN] = gate;
+    }
+  }""")
 _DENSE_MULTIPLY = """UNROLL for (uint t = 0; t < INPUTS; ++t) {
           float total = 0;
           UNROLL for (uint i = 0; i < WORDS; ++i) {
@@ -249,6 +268,7 @@ def matvec_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -
         "chains": _chains(geometry),
         "scales": scale_count(geometry) if geometry else 1,
         "cast": "float" if wide else "bf16",
+        "route": _ROUTE.substitute(choose=choose_text(shape.router)) if shape.router else "",
         **_indices(shape),
         **_changes(shape),
         **_loads(shape, tiling),
@@ -256,9 +276,9 @@ def matvec_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -
     }
     parts |= _accumulation(parts["steps"] > 1)
     name = f"matvec_{geometry.mode}{geometry.bits}" if geometry else "matvec_bf16"
-    return Kernel(
-        name, tuple(_names(shape)), ("y",), _BODY.substitute(parts), tiling.threads, resident=tiling.resident
-    )
+    outputs = ("y", "ids", "shares") if shape.router else ("y",)
+    body = _BODY.substitute(parts)
+    return Kernel(name, tuple(_names(shape)), outputs, body, tiling.threads, resident=tiling.resident)
 
 
 def _chains(geometry: Geometry | None) -> int:
@@ -273,8 +293,16 @@ def _names(shape: Shape) -> list[str]:
         names += [f"{name}{side or ''}" for name in _arrays(shape.geometry)]
     names += ["norm"] if shape.norm_eps is not None else []
     names += ["add"] if shape.adds else []
-    names += {"none": [], "each": ["ids"], "summed": ["ids", "shares"], "shared": ["shares"]}[shape.experts]
-    return names
+    return names + _ROUTING[shape.experts]
+
+
+_ROUTING: Mapping[Experts, list[str]] = {
+    "none": [],
+    "each": ["ids"],
+    "routed": ["logits"],
+    "summed": ["ids", "shares"],
+    "shared": ["shares"],
+}
 
 
 def _arrays(geometry: Geometry | None) -> tuple[str, ...]:
@@ -288,14 +316,14 @@ def _indices(shape: Shape) -> dict[str, str]:
     if shape.experts == "none":
         rows = "uint(x_shape[0])"
         return {"expert": "0", "input_row": "base + t", "output_row": "base + t", "output_rows": rows}
-    here = "block_y" if shape.experts == "each" else "block_y * TOP + place"
-    row = "block_y / TOP" if shape.experts == "each" else here
-    return {
-        "expert": "0" if shape.experts == "shared" else f"uint(ids[{here}])",
-        "input_row": row,
-        "output_row": "block_y",
-        "output_rows": "block_y + 1",
-    }
+    place = "block_y * TOP + place"
+    expert, row = {
+        "each": ("uint(ids[block_y])", "block_y / TOP"),
+        "routed": ("routed", "block_y / TOP"),
+        "summed": (f"uint(ids[{place}])", place),
+        "shared": ("0", place),
+    }[shape.experts]
+    return {"expert": expert, "input_row": row, "output_row": "block_y", "output_rows": "block_y + 1"}
 
 
 def _changes(shape: Shape) -> dict[str, str]:
@@ -404,24 +432,25 @@ def run_matvec(
     *,
     wide: bool = False,
     tiling: Tiling | None = None,
-) -> mx.array:
+) -> list[mx.array]:
     """Multiply x [R, K] bfloat16 with one or two weights, each the arrays of `Packed` or one [..., N, K].
 
-    extras: those that `shape` needs of norm [K] float32, residual [R, N], ids and shares [R * top]. Returns
-    [R, N], float32 if `wide`, else bfloat16; with experts `each`, one row per id.
+    extras: those that `shape` needs of norm [K] float32, residual [R, N], router's logits [R, E + 1] float32,
+    ids and shares [R * top]. Returns [R, N], float32 if `wide`, else bfloat16; with experts `each` or `routed`,
+    one row per expert; with `routed` also the ids and shares [R * top] that it found.
     """
     weight = weights[0][0]
     outputs = weight.shape[-2]
     rows, groups = x.shape[0], 1
-    if shape.experts == "each":
+    if shape.experts in ("each", "routed"):
         rows = groups = x.shape[0] * shape.top
     elif shape.experts != "none":
         rows = groups = x.shape[0] // shape.top
     tiling = tiling or choose_tiling(shape, outputs, groups)
     blocks = -(-outputs // tiling.outputs) * max(shape.rows // INPUTS_AT_ONCE, 1)
-    (y,) = matvec_kernel(shape, tiling, weight.ndim, wide)(
+    found = [((rows,), mx.uint32), ((rows,), mx.float32)] if shape.router else []
+    return matvec_kernel(shape, tiling, weight.ndim, wide)(
         [x, *(array for side in weights for array in side), *extras],
         blocks=(blocks, groups, 1),
-        results=[((rows, outputs), mx.float32 if wide else mx.bfloat16)],
+        results=[((rows, outputs), mx.float32 if wide else mx.bfloat16), *found],
     )
-    return y

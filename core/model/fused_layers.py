@@ -10,13 +10,13 @@ from typing import Protocol
 
 from ..checkpoint.packed import Packed
 from ..kernels import decode_attention, delta_net
-from ..kernels.expert_routing import route
+from ..kernels.expert_routing import Router, route
 from ..kernels.launch import backend, forced_on
 from ..machine.backend import Policy, fuse, mx
 from ..ops import choices, fused_matvec
 from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
 from ..ops.gated_delta import delta_form
-from ..ops.linear import Projections, Weight, evaluate, join_weights
+from ..ops.linear import Projections, Weight, as_stack, cut_weight, evaluate, fits_stack, join_weights
 from .cache import LayerCache, SpeculativeStates, as_delta_state, as_kv_cache
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention, GatedDeltaNet, Layer
 from .moe import MixtureOfExperts
@@ -131,21 +131,50 @@ def supports_experts(block: MixtureOfExperts) -> bool:
 
 
 class FusedExperts:
-    """`MixtureOfExperts`: one product for all gates, the routing kernel, two products per kind of expert."""
+    """`MixtureOfExperts`: a product for all gates, routing, and two products per kind of expert.
+
+    Where the shared expert is stored as the others are, it is stacked behind them: three launches in all.
+    """
 
     def __init__(self, block: MixtureOfExperts):
         self._block, self._shared = block, FusedMLP(block.shared)
         self._gates: Weight = join_weights([block.router.weight, block.shared_gate.weight])  # [E+1, hidden]
         evaluate(self._gates)
+        self._stacked = stack_shared(block)
 
     def __call__(self, x: mx.array, norm: Norm) -> mx.array:
         block, top = self._block, self._block.top
         logits = fused_matvec.logits(x, self._gates, norm=norm)  # [T, E+1]
+        if self._stacked is not None:
+            gate, up, down = self._stacked
+            router = Router(logits.shape[-1] - 1, top, block.renormalise)
+            hidden, ids, shares = fused_matvec.routed_gate_up(x, gate, up, logits, router, norm=norm)
+            return fused_matvec.experts_sum(hidden, down, ids, shares, top + 1, add=x)  # [T, hidden]
         ids, shares, shared = route(logits, top, renormalise=block.renormalise)  # [T*top] twice, [T]
         hidden = fused_matvec.experts_gate_up(x, block.gate.weight, block.up.weight, ids, top, norm=norm)
         shared_hidden = self._shared.inner(x, norm)
         x = fused_matvec.experts_sum(hidden, block.down.weight, ids, shares, top, add=x)  # [T, hidden]
         return fused_matvec.shared_sum(shared_hidden, self._shared.down, shared, add=x)
+
+
+def stack_shared(block: MixtureOfExperts) -> tuple[Weight, ...] | None:
+    """Stack the shared expert behind the others: gate, up, down [E + 1, N, K]; None where it differs.
+
+    The block's own weights become views of the stacks, so that nothing is kept twice.
+    """
+    shared = [*block.shared.gate_up.weights, block.shared.down.weight]
+    pairs = list(zip((block.gate, block.up, block.down), shared, strict=True))
+    if not all(fits_stack(one, experts.weight) for experts, one in pairs):
+        return None
+    stacks = []
+    for experts, one in pairs:
+        stack = join_weights([experts.weight, as_stack(one)])
+        evaluate(stack)
+        count = stack.scales.shape[0] if isinstance(stack, Packed) else stack.shape[0]
+        (experts.weight,) = cut_weight(stack, [0, count - 1])
+        evaluate(experts.weight)
+        stacks.append(stack)
+    return tuple(stacks)
 
 
 def attention_heads(mixer: GatedAttention) -> decode_attention.Heads:
@@ -277,6 +306,7 @@ class FusedDeltaLayer(KernelDeltaLayer):
         super().__init__(plain, kernels, lengths)
         self._feed_forward = feed_forward
         self._input_norm, self._post_norm = layer_norms(plain)
+        self._gates = small_products(plain.mixer, self._input_norm)
         self._compiled_fused = fuse(self.forward_fused)
         self._compiled_speculative = fuse(partial(self.forward_fused, every=True))
 
@@ -304,10 +334,27 @@ class FusedDeltaLayer(KernelDeltaLayer):
 
         With `every` these are the states after each token, along their first axis.
         """
-        projected = project(x, self._mixer.inputs, self._input_norm)
-        mixed, conv, state = self.run_kernels(projected, conv, state, every=every)  # [T, Hv*Dv]
+        if self._gates is None:
+            projected = project(x, self._mixer.inputs, self._input_norm)
+            mixed, conv, state = self.run_kernels(projected, conv, state, every=every)  # [T, Hv*Dv]
+        else:
+            main = fused_matvec.product(x, self._mixer.inputs.groups[0].weight, norm=self._input_norm)
+            mixed, conv, state = self._kernels.steps_of(main, x, self._gates, conv, state, every=every)
         x = fused_matvec.product(mixed, self._mixer.out.weight, add=x)  # [T, hidden]
         return self._feed_forward(x, self._post_norm), conv, state
+
+
+def small_products(mixer: GatedDeltaNet, norm: Norm) -> delta_net.Gates | None:
+    """Return what the delta net's kernel needs to make a and b itself; None if that is another launch's.
+
+    It is where the two are in one group of bfloat16 rows and our own products are the form in use.
+    """
+    if len(mixer.inputs.groups) != 2 or len(mixer.inputs.groups[1].widths) != 2:
+        return None
+    rows = mixer.inputs.groups[1].weight
+    if isinstance(rows, Packed) or not fused_matvec.supports(rows):
+        return None
+    return delta_net.Gates(rows, norm.weight, norm.eps) if fused_matvec.uses_own_matvec(rows) else None
 
 
 def project(x: mx.array, projections: Projections, norm: Norm) -> list[mx.array]:

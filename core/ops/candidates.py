@@ -14,7 +14,7 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.packed import Geometry, Packed
 from ..kernels import decode_attention, delta_net
 from ..kernels.dequantize import dequantize
-from ..kernels.expert_routing import MAX_EXPERTS, route
+from ..kernels.expert_routing import MAX_EXPERTS, Router
 from ..kernels.launch import may_try
 from ..machine.backend import DTYPES, Policy, mx, on_gpu
 from . import choices, fused_matvec
@@ -301,22 +301,26 @@ def attention_contest(d: Dimensions) -> Contest:
 def experts_contest(
     d: Dimensions, count: int, top: int, inner: int, width: int, stored: tuple[int, int, str] | None
 ) -> Contest:
-    """The routed experts of one token, router's logits given; FEW_EXPERTS of them stand for all."""
+    """The experts of one token, router's logits given; FEW_EXPERTS stand for all, the last for the shared."""
     some = min(count, FEW_EXPERTS)
-    taken = min(top, some)
+    taken = min(top, some - 1)
     gate, up = (_weight(d, stored, some, inner, width) for _ in range(2))
     down, x, logits = (
         _weight(d, stored, some, width, inner),
         _normal(d, 1, width),
-        mx.random.normal((1, some + 1)),
+        mx.random.normal((1, some)),
     )
 
     def mixed(shares: mx.array, output: mx.array) -> mx.array:
         return (shares[:, None] * output).sum(axis=0, keepdims=True)
 
     def best() -> tuple[mx.array, mx.array]:
-        order = mx.argsort(-logits[0, :some])[:taken]
-        return order, mx.softmax(logits[0, :some][order], axis=-1)
+        order = mx.argsort(-logits[0, :-1])[:taken]
+        shares = mx.softmax(logits[0][order], axis=-1)
+        return (
+            mx.concatenate([order, mx.array([some - 1], order.dtype)]),
+            mx.concatenate([shares, mx.sigmoid(logits[0, -1:])]),
+        )
 
     def wanted() -> Sequence[mx.array]:
         order, shares = best()
@@ -327,15 +331,15 @@ def experts_contest(
 
     def by_mlx() -> Sequence[mx.array]:
         order, shares = best()
-        rows = mx.repeat(x, taken, axis=0)[:, None]
+        rows = mx.repeat(x, taken + 1, axis=0)[:, None]
         hidden = swiglu(ExpertsLinear(gate)(rows, order, False), ExpertsLinear(up)(rows, order, False))
         output = ExpertsLinear(down)(hidden, order, False)[:, 0]
         return [x + mixed(shares.astype(x.dtype), output)]
 
     def ours() -> Sequence[mx.array]:
-        ids, shares, _ = route(logits, taken, renormalise=True)
-        hidden = fused_matvec.experts_gate_up(x, gate, up, ids, taken)
-        return [fused_matvec.experts_sum(hidden, down, ids, shares, taken, add=x)]
+        router = Router(some - 1, taken, renormalise=True)
+        hidden, ids, shares = fused_matvec.routed_gate_up(x, gate, up, logits, router)
+        return [fused_matvec.experts_sum(hidden, down, ids, shares, taken + 1, add=x)]
 
     forms: dict[str, Form] = {"mlx": by_mlx}
     if fused_matvec.supports(gate, up) and fused_matvec.supports(down) and count <= MAX_EXPERTS:

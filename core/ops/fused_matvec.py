@@ -7,10 +7,11 @@ experts exist as our kernel only.
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..checkpoint.packed import Packed
 from ..errors import UsageError
+from ..kernels.expert_routing import Router
 from ..kernels.launch import backend, forced_on
 from ..kernels.matvec import MAX_FUSED_ROWS, Experts, Shape, run_matvec
 from ..kernels.unpack import DENSE_WEIGHTS, WEIGHTS
@@ -30,6 +31,7 @@ __all__ = [
     "logits",
     "mlx_product",
     "product",
+    "routed_gate_up",
     "shared_sum",
     "supports",
     "uses_own_matvec",
@@ -110,6 +112,20 @@ def experts_gate_up(
     return _run(x, [gate, up], norm=norm, experts="each", top=top, routing=[ids])
 
 
+def routed_gate_up(
+    x: mx.array, gate: Weight, up: Weight, logits: mx.array, router: Router, *, norm: Norm | None = None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return `experts_gate_up` of the experts that `router` chooses and of the shared one, ids, and shares.
+
+    gate and up are [E + 1, N, K], logits [R, E + 1] float32; each row has chosen + 1 ids and shares, the last
+    of them the shared expert's.
+    """
+    hidden, ids, shares = _launch(
+        x, [gate, up], norm=norm, experts="routed", top=router.chosen + 1, router=router, routing=[logits]
+    )
+    return hidden, ids, shares
+
+
 def experts_sum(
     x: mx.array, weight: Weight, ids: mx.array, shares: mx.array, top: int, *, add: mx.array
 ) -> mx.array:
@@ -133,7 +149,13 @@ def mlx_product(x: mx.array, weight: Weight) -> mx.array:
     return mx.quantized_matmul(x, w.weight, w.scales, w.biases, True, w.group_size, w.bits, mode=w.mode)
 
 
-def _run(
+def _run(x: mx.array, weights: Sequence[Weight], **how: Any) -> mx.array:
+    """Launch our kernel as `_launch` does; return its one result."""
+    (y,) = _launch(x, weights, **how)
+    return y
+
+
+def _launch(
     x: mx.array,
     weights: Sequence[Weight],
     *,
@@ -141,10 +163,11 @@ def _run(
     add: mx.array | None = None,
     experts: Experts = "none",
     top: int = 1,
+    router: Router | None = None,
     routing: Sequence[mx.array] = (),
     wide: bool = False,
-) -> mx.array:
-    """Launch our kernel; `routing` are ids and shares of experts, `wide` results are float32."""
+) -> list[mx.array]:
+    """Launch our kernel; `routing` are logits, or ids and shares of experts; `wide` results are float32."""
     first = weights[0]
     rows = 1 if experts != "none" else 1 << (x.shape[0] - 1).bit_length()
     shape = Shape(
@@ -156,6 +179,7 @@ def _run(
         adds=add is not None,
         experts=experts,
         top=top,
+        router=router,
     )
     arrays = [w.arrays if isinstance(w, Packed) else (w,) for w in weights]
     extras = [*([norm.weight] if norm else []), *([add] if add is not None else []), *routing]

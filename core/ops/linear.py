@@ -159,7 +159,7 @@ class Group:
         self.weight = weights[0] if len(weights) == 1 else join_weights(weights)
         evaluate(self.weight)
         bounds = list(accumulate(self.widths, initial=0))
-        parts = _cut(self.weight, bounds)
+        parts = cut_weight(self.weight, bounds)
         for part in parts:
             evaluate(part)  # a lazy slice would be cut out again in every step
         self.cuts = bounds[1:-1]
@@ -254,8 +254,8 @@ def _width(weight: Weight) -> int:
     return weight.scales.shape[-2] if isinstance(weight, Packed) else weight.shape[-2]
 
 
-def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
-    """Return the rows between neighbouring `bounds` as slices of the joined weight."""
+def cut_weight(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
+    """Return what lies between neighbouring `bounds` of the first axis as slices of the joined weight."""
     rows = [slice(a, b) for a, b in pairwise(bounds)]
     if isinstance(joined, mx.array):
         return [joined[r] for r in rows]
@@ -266,8 +266,28 @@ def _cut(joined: Weight, bounds: Sequence[int]) -> list[Weight]:
     ]
 
 
+def as_stack(weight: Weight) -> Weight:
+    """Return a weight [N, K] as a stack [1, N, K]."""
+    if isinstance(weight, mx.array):
+        return weight[None]
+    p = weight
+    biases = None if p.biases is None else p.biases[None]
+    return replace(p, weight=p.weight[None], scales=p.scales[None], biases=biases)
+
+
+def fits_stack(weight: Weight, stack: Weight) -> bool:
+    """Whether `weight` [N, K] could be one more of the stack [E, N, K]: of the same code, shape and dtypes."""
+    if isinstance(weight, Packed) and isinstance(stack, Packed):
+        same = weight.geometry == stack.geometry
+        pairs = list(zip(weight.arrays, stack.arrays, strict=True)) if same else []
+    else:
+        same = isinstance(weight, mx.array) and isinstance(stack, mx.array)
+        pairs = [(weight, stack)] if same else []
+    return same and all(one.shape == many.shape[1:] and one.dtype == many.dtype for one, many in pairs)
+
+
 def join_weights(weights: Sequence[Weight]) -> Weight:
-    """Return weights of one storage format [N1, K], [N2, K], ... stacked to [N1+N2+..., K]."""
+    """Return weights of one storage format [N1, ...], [N2, ...], ... joined to [N1+N2+..., ...]."""
     packed = [w for w in weights if isinstance(w, Packed)]
     if not packed:
         return mx.concatenate([w for w in weights if isinstance(w, mx.array)])

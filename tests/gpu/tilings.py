@@ -60,7 +60,7 @@ def seconds(shape: Shape, tiling: Tiling, x: mx.array, sets: list, extras: list[
     """Of one product, the best of a few rounds over all `sets` of weights."""
 
     def run() -> float:
-        results = [run_matvec(shape, x, weights, extras, tiling=tiling) for weights in sets * 3]
+        results = [run_matvec(shape, x, weights, extras, tiling=tiling)[0] for weights in sets * 3]
         mx.synchronize()
         began = time.perf_counter()
         mx.eval(results)

@@ -74,17 +74,20 @@ def every_kernel() -> list[launch.Kernel]:
     shapes += [
         matvec.Shape(AFFINE[2], 1024, adds=True, experts=e, top=2) for e in ("each", "summed", "shared")
     ]
+    router = expert_routing.Router(7, 2, True)
+    shapes += [matvec.Shape(AFFINE[2], 1024, norm_eps=EPS, experts="routed", top=3, router=router)]
     return [
         *(matvec.matvec_kernel(shape, tiling, 2) for shape in shapes),
         *(dequantize.dequantize_kernel(geometry, 2) for geometry in [*AFFINE, *FLOATS]),
         delta_net.steps_kernel(NET, every=True),
+        delta_net.steps_kernel(NET, every=True, gated=(64, EPS)),
         delta_net.mix_kernel(NET, 32),
         delta_net.walk_kernel(NET),
         delta_net.norm_kernel(NET),
         decode_attention.split_kernel(HEADS),
         decode_attention.attend_kernel(HEADS, 4),
         decode_attention.join_kernel(HEADS, 4),
-        expert_routing.route_kernel(256, 8, True),
+        expert_routing.route_kernel(expert_routing.Router(256, 8, True)),
     ]
 
 
@@ -381,6 +384,26 @@ def test_experts_are_those_that_ids_name(geometry):
 
 @needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("geometry", [AFFINE[2], None], ids=str)
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_a_product_that_routes_equals_routing_first_and_takes_the_shared_expert_along(geometry, renormalise):
+    """40 routed experts are more than a warp has lanes, and 64 outputs more than a block's."""
+    count, top, norm = 40, 3, fused_matvec.Norm(1 + 0.3 * normal(128, seed=9).astype(mx.float32), EPS)
+    (gate, of_gate), (up, of_up) = (pack(geometry, count + 1, 64, 128, seed=s) for s in (1, 2))
+    x, logits = normal(3, 128, seed=4), normal(3, count + 1, seed=5).astype(mx.float32)
+    router = expert_routing.Router(count, top, renormalise)
+    hidden, ids, shares = fused_matvec.routed_gate_up(x, gate, up, logits, router, norm=norm)
+    first, of_first, shared = expert_routing.route(logits, top, renormalise=renormalise)
+    assert ids.reshape(3, top + 1)[:, :top].tolist() == first.reshape(3, top).tolist()
+    assert ids.reshape(3, top + 1)[:, top].tolist() == [count] * 3
+    assert mx.array_equal(shares.reshape(3, top + 1)[:, :top].flatten(), of_first)
+    assert mx.array_equal(shares.reshape(3, top + 1)[:, top], shared)
+    rows = zip(ids.tolist(), np.repeat(normed(x, norm), top + 1, axis=0), strict=True)
+    near(hidden, np.stack([silu(of_gate[e] @ row) * (of_up[e] @ row) for e, row in rows]))
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_routing_takes_the_best_experts_and_among_equals_the_first(renormalise):
     logits = normal(3, 71, seed=1).astype(mx.float32)
@@ -445,6 +468,28 @@ def test_the_fused_delta_net_equals_its_parts(length):
     near(found[0], wide(wanted[0]))
     assert mx.array_equal(found[1].astype(mx.float32), wanted[1])
     near(found[2], wide(wanted[2]), 2e-6)
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_the_delta_net_makes_decay_and_beta_from_the_layers_input(length):
+    """1,100 columns are no multiple of a block's threads."""
+    arguments, x = delta_arguments(length), normal(length, 1100, seed=8)
+    norm = fused_matvec.Norm(1 + 0.3 * normal(1100, seed=9).astype(mx.float32), EPS)
+    rows, of_rows = pack(None, NET.ab_width, 1100, seed=10)
+    assert isinstance(rows, mx.array)
+    gates = delta_net.Gates(rows, norm.weight, norm.eps)
+    given = {name: arguments[name] for name in ("main", "conv", "state")}
+    ab = mx.array(normed(x, norm) @ of_rows.T, mx.float32)
+    wanted = delta_net_in_parts(**given, ab=ab)
+    y, conv, state = DELTA.steps_of(**given, x=x, gates=gates)
+    near(y, wide(wanted[0]))
+    assert mx.array_equal(conv.astype(mx.float32), wanted[1])
+    near(state, wide(wanted[2]), 2e-6)
+    _, convs, states = DELTA.steps_of(**given, x=x, gates=gates, every=True)
+    assert mx.array_equal(convs[-1], conv[0])
+    assert mx.array_equal(states[-1], state[0])
 
 
 @needs_a_compiler

@@ -67,6 +67,8 @@ def kernels_of(config: ModelConfig) -> Iterator[Typed]:
     assert delta_net.fits(net)
     for every in (False, True):
         yield delta_net.steps_kernel(net, every), [BF, BF, BF, F32, BF, F32, F32, F32], [BF, BF, F32]
+        gated = delta_net.steps_kernel(net, every, (config.hidden_size, EPS))
+        yield gated, [BF, BF, BF, F32, BF, F32, BF, F32, F32, F32], [BF, BF, F32]
     widest = max(net.key_dim, net.value_dim)
     yield delta_net.mix_kernel(net, widest), [BF, BF, BF, BF, F32, F32], [F32] * 5
     yield delta_net.walk_kernel(net), [BF, F32, F32, F32, F32, F32, F32], [F32, F32]
@@ -84,8 +86,20 @@ def kernels_of(config: ModelConfig) -> Iterator[Typed]:
         yield decode_attention.join_kernel(heads, decode_attention.MAX_SPLITS), [BF, F32, F32], [BF]
     if config.is_moe:
         top = config.num_experts_per_tok
-        yield expert_routing.route_kernel(config.num_experts, top, True), [F32], [U32, F32, F32]
+        yield (
+            expert_routing.route_kernel(expert_routing.Router(config.num_experts, top, True)),
+            [F32],
+            [U32, F32, F32],
+        )
         yield from experts(top)
+        router = expert_routing.Router(config.num_experts, top, True)
+        inner, columns = config.moe_intermediate_size, config.hidden_size
+        for geometry in [*AFFINE, *FLOATS]:
+            shape = matvec.Shape(
+                geometry, columns, sides=2, norm_eps=EPS, experts="routed", top=top + 1, router=router
+            )
+            kernel = matvec.matvec_kernel(shape, matvec.choose_tiling(shape, inner, top + 1), 3)
+            yield kernel, [BF, *packed_types(geometry) * 2, F32, F32], [BF, U32, F32]
 
 
 def published() -> list[Typed]:
