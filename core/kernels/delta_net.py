@@ -1,10 +1,10 @@
 """Kernels of the gated delta net between its projections: one for a few positions, three for a prompt.
 
 `delta_steps` keeps the state in registers through convolution, SiLU, normalised queries and keys, decay and
-beta, the delta rule, and the gated norm. It may begin with the two small products that decay and beta need, of
-which each head reads two rows. For a prompt `delta_mix` does what comes before the rule for all
-positions at once, `delta_walk` runs the rule along them, several lanes to a column of the state, and
-`delta_norm` ends. Equations are those of `ops.gated_delta_reference`; sums are float32.
+beta, the delta rule, and the gated norm. It may begin with the two small products behind decay and beta, of
+which each head reads two rows. For a prompt `delta_mix` does what comes before the rule for all positions at
+once, `delta_walk` runs the rule along them, several lanes to a column of the state, and `delta_norm` ends.
+Equations are those of `ops.gated_delta_reference`; sums are float32.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,9 @@ _GATES = Template("""
       of_b += first * low_float(b) + second * high_float(b);
     }
     of_a = lanes_sum(of_a); of_b = lanes_sum(of_b); square = lanes_sum(square);
-    if (lane == 0) { sums[0][warp][3 * t] = of_a; sums[0][warp][3 * t + 1] = of_b; sums[0][warp][3 * t + 2] = square; }
+    if (lane == 0) {
+      sums[0][warp][3 * t] = of_a; sums[0][warp][3 * t + 1] = of_b; sums[0][warp][3 * t + 2] = square;
+    }
   }
   BARRIER();
   if (tid < steps) {
@@ -414,7 +416,7 @@ def _constants(net: Net) -> str:
 
 @cache
 def steps_kernel(net: Net, every: bool, gated: tuple[int, float] | None = None) -> Kernel:
-    """Return the kernel for a few positions; `gated` are width and epsilon of `Gates`, None where ab is given."""
+    """Return the kernel for a few positions; `gated` are width and eps of `Gates`, None if ab is given."""
     parts = {"warps": STEP_WARPS, "max_steps": MAX_STEPS, "eps": f"{EPS}f", "norm_eps": f"{net.norm_eps!r}f"}
     body = _constants(net) + f"  constexpr bool EVERY = {str(every).lower()};\n"
     if gated is None:

@@ -1,7 +1,7 @@
 """How tokens are routed to experts: softmax over the router's logits and its top, by one warp a token.
 
-`route` is a kernel of its own. Where the shared expert is stacked behind the others, the experts' first product
-routes instead (`kernels.matvec`), each of its warps for itself: a launch less.
+`route` is a kernel of its own. Where the shared expert is stacked behind the others, the experts' first
+product routes instead (`kernels.matvec`), each of its warps for itself: a launch less.
 """
 
 from dataclasses import dataclass

@@ -33,8 +33,8 @@ class Shape:
 
     geometry: None for bfloat16. columns: K. rows: those of the input, rounded up to a power of two. sides: 2
     for silu(first) * second. adds: whether a residual is added. experts: `each` of `top` ids per row has a
-    weight of its own, or they are `routed` by `router`'s logits and followed by the shared expert, which is
-    the last of the stack; products of `top` rows are `summed` with shares; a `shared` expert has a share only.
+    weight of its own, or they are `routed` by logits as `router` says, and the shared expert follows as the
+    last of the stack; products of `top` rows are `summed` with shares; a `shared` expert has a share only.
     """
 
     geometry: Geometry | None
@@ -436,8 +436,8 @@ def run_matvec(
     """Multiply x [R, K] bfloat16 with one or two weights, each the arrays of `Packed` or one [..., N, K].
 
     extras: those that `shape` needs of norm [K] float32, residual [R, N], router's logits [R, E + 1] float32,
-    ids and shares [R * top]. Returns [R, N], float32 if `wide`, else bfloat16; with experts `each` or `routed`,
-    one row per expert; with `routed` also the ids and shares [R * top] that it found.
+    ids and shares [R * top]. Returns [R, N], float32 if `wide`, else bfloat16; with experts `each` or
+    `routed`, one row per expert; with `routed` also the ids and shares [R * top] that it found.
     """
     weight = weights[0][0]
     outputs = weight.shape[-2]

@@ -276,14 +276,16 @@ def as_stack(weight: Weight) -> Weight:
 
 
 def fits_stack(weight: Weight, stack: Weight) -> bool:
-    """Whether `weight` [N, K] could be one more of the stack [E, N, K]: of the same code, shape and dtypes."""
+    """Whether `weight` [N, K] could be one more of the stack [E, N, K]: the same code, shape and dtypes."""
     if isinstance(weight, Packed) and isinstance(stack, Packed):
-        same = weight.geometry == stack.geometry
-        pairs = list(zip(weight.arrays, stack.arrays, strict=True)) if same else []
+        if weight.geometry != stack.geometry:
+            return False
+        pairs = list(zip(weight.arrays, stack.arrays, strict=True))
+    elif isinstance(weight, mx.array) and isinstance(stack, mx.array):
+        pairs = [(weight, stack)]
     else:
-        same = isinstance(weight, mx.array) and isinstance(stack, mx.array)
-        pairs = [(weight, stack)] if same else []
-    return same and all(one.shape == many.shape[1:] and one.dtype == many.dtype for one, many in pairs)
+        return False
+    return all(one.shape == many.shape[1:] and one.dtype == many.dtype for one, many in pairs)
 
 
 def join_weights(weights: Sequence[Weight]) -> Weight:

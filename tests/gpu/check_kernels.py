@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from qchat.core.checkpoint.packed import Geometry, Packed
 from qchat.core.kernels import expert_routing
 from qchat.core.kernels.decode_attention import Heads, attend, position, rope_frequencies, split_heads
-from qchat.core.kernels.delta_net import DeltaKernels, Net
+from qchat.core.kernels.delta_net import MAX_STEPS, DeltaKernels, Gates, Net
 from qchat.core.kernels.dequantize import dequantize
 from qchat.core.machine.backend import mx
 from qchat.core.model.layers import convolve
@@ -105,12 +105,19 @@ def experts() -> Checks:
     yield "shares", shares.reshape(rows, top), chosen
     yield "share of the shared expert", shared, mx.sigmoid(logits[:, count])
     for geometry in (Geometry(4, 64, "affine"), Geometry(8, 32, "mxfp8"), Geometry(4, 16, "nvfp4")):
-        (gate, gate32), (up, up32) = pack(geometry, count, inner, width), pack(geometry, count, inner, width)
+        (gate, gate32), (up, up32) = (pack(geometry, count + 1, inner, width) for _ in range(2))
         down, down32 = pack(geometry, count, width, inner)
         hidden = fused_matvec.experts_gate_up(x, gate, up, ids, top, norm=norm)
         of = mx.repeat(seen, top, axis=0)[:, :, None]
         wanted = (silu(gate32[ids] @ of) * (up32[ids] @ of))[:, :, 0]
         yield f"{geometry}: experts' gate and up", hidden, wanted
+        router = expert_routing.Router(count, top, renormalise=True)
+        routed, all_ids, all_shares = fused_matvec.routed_gate_up(x, gate, up, logits, router, norm=norm)
+        yield f"{geometry}: routed in the same launch", routed.reshape(rows, top + 1, inner)[:, :top], wanted
+        last = silu(seen @ gate32[count].T) * (seen @ up32[count].T)
+        yield f"{geometry}: shared in the same launch", routed.reshape(rows, top + 1, inner)[:, top], last
+        yield f"{geometry}: their ids", all_ids.reshape(rows, top + 1)[:, :top], ids.reshape(rows, top)
+        yield f"{geometry}: their shares", all_shares.reshape(rows, top + 1)[:, top], shared
         parts = shares[:, None] * (down32[ids] @ wide(hidden)[:, :, None])[:, :, 0]
         wanted = wide(x) + parts.reshape(rows, top, width).sum(axis=1)
         yield (
@@ -135,9 +142,23 @@ def delta_net(lengths: list[int]) -> Checks:
         output, after = delta_chunks(qk[:, :, 0] * DIM**-0.5, qk[:, :, 1], v, g, beta, state, 64)
         z = main[None, :, CHANNELS:].reshape(v.shape)
         found, new_conv, new_state = kernels(main, ab, conv, state)
+        if length <= MAX_STEPS:
+            yield from small_products(kernels, main, conv, state)
         yield f"delta net, {length} positions", found, gated_norm(output, norm, z, EPS).reshape(length, -1)
         yield f"its state after {length}", new_state, after
         yield f"its convolution after {length}", new_conv, window[:, length:]
+
+
+def small_products(kernels: DeltaKernels, main: mx.array, conv: mx.array, state: mx.array) -> Checks:
+    """Decay and beta made from the layer's input in the same launch, against a product before it."""
+    x, rows = normal(len(main), WIDTH), normal(2 * VALUE_HEADS, WIDTH, scale=WIDTH**-0.5)
+    norm = fused_matvec.Norm(1 + 0.2 * mx.random.normal((WIDTH,)), EPS)
+    ab = rms_norm(x, norm) @ wide(rows).T
+    wanted, _, wanted_state = kernels.steps(main, ab.astype(mx.bfloat16), conv, state)
+    gates = Gates(rows, norm.weight, norm.eps)
+    found, _, new_state = kernels.steps_of(main, x, gates, conv, state)
+    yield f"delta net with its small products, {len(main)} positions", found, wanted
+    yield f"its state after {len(main)} of them", new_state, wanted_state
 
 
 def attends(lengths: list[int]) -> Checks:

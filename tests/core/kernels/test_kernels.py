@@ -398,7 +398,7 @@ def test_a_product_that_routes_equals_routing_first_and_takes_the_shared_expert_
     assert ids.reshape(3, top + 1)[:, top].tolist() == [count] * 3
     assert mx.array_equal(shares.reshape(3, top + 1)[:, :top].flatten(), of_first)
     assert mx.array_equal(shares.reshape(3, top + 1)[:, top], shared)
-    rows = zip(ids.tolist(), np.repeat(normed(x, norm), top + 1, axis=0), strict=True)
+    rows = zip(np.array(ids), np.repeat(normed(x, norm), top + 1, axis=0), strict=True)
     near(hidden, np.stack([silu(of_gate[e] @ row) * (of_up[e] @ row) for e, row in rows]))
 
 
@@ -480,16 +480,16 @@ def test_the_delta_net_makes_decay_and_beta_from_the_layers_input(length):
     rows, of_rows = pack(None, NET.ab_width, 1100, seed=10)
     assert isinstance(rows, mx.array)
     gates = delta_net.Gates(rows, norm.weight, norm.eps)
-    given = {name: arguments[name] for name in ("main", "conv", "state")}
+    main, conv, state = (arguments[name] for name in ("main", "conv", "state"))
     ab = mx.array(normed(x, norm) @ of_rows.T, mx.float32)
-    wanted = delta_net_in_parts(**given, ab=ab)
-    y, conv, state = DELTA.steps_of(**given, x=x, gates=gates)
+    wanted = delta_net_in_parts(main, ab, conv, state)
+    y, new_conv, new_state = DELTA.steps_of(main, x, gates, conv, state)
     near(y, wide(wanted[0]))
-    assert mx.array_equal(conv.astype(mx.float32), wanted[1])
-    near(state, wide(wanted[2]), 2e-6)
-    _, convs, states = DELTA.steps_of(**given, x=x, gates=gates, every=True)
-    assert mx.array_equal(convs[-1], conv[0])
-    assert mx.array_equal(states[-1], state[0])
+    assert mx.array_equal(new_conv.astype(mx.float32), wanted[1])
+    near(new_state, wide(wanted[2]), 2e-6)
+    _, convs, states = DELTA.steps_of(main, x, gates, conv, state, every=True)
+    assert mx.array_equal(convs[-1], new_conv[0])
+    assert mx.array_equal(states[-1], new_state[0])
 
 
 @needs_a_compiler

@@ -86,13 +86,9 @@ def kernels_of(config: ModelConfig) -> Iterator[Typed]:
         yield decode_attention.join_kernel(heads, decode_attention.MAX_SPLITS), [BF, F32, F32], [BF]
     if config.is_moe:
         top = config.num_experts_per_tok
-        yield (
-            expert_routing.route_kernel(expert_routing.Router(config.num_experts, top, True)),
-            [F32],
-            [U32, F32, F32],
-        )
-        yield from experts(top)
         router = expert_routing.Router(config.num_experts, top, True)
+        yield expert_routing.route_kernel(router), [F32], [U32, F32, F32]
+        yield from experts(top)
         inner, columns = config.moe_intermediate_size, config.hidden_size
         for geometry in [*AFFINE, *FLOATS]:
             shape = matvec.Shape(
