@@ -2,6 +2,8 @@
 
 NVRTC, which MLX's CUDA wheel loads, compiles a text once per architecture; later processes read the result.
 Where NVRTC is missing or refuses the text, there is no machine code, and MLX compiles the text itself.
+
+MLX hashes the machine code of each launch, so it is kept as nvFatbin compresses it, to less than a third.
 """
 
 import ctypes
@@ -17,7 +19,8 @@ from ..machine.files import cache_path, write_whole
 
 # numbered by CUDA's major version
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
-ELF = b"\x7fELF"
+ELF, FATBIN = b"\x7fELF", b"\x50\xed\x55\xba"
+NVFATBIN = "libnvfatbin.so.13"
 
 
 def machine_code(source: str, name: str, architecture: str) -> bytes | None:
@@ -31,12 +34,36 @@ def machine_code(source: str, name: str, architecture: str) -> bytes | None:
             kept = file.read_bytes()
         except OSError:
             kept = b""
-        if kept.startswith(ELF):
+        if kept.startswith((ELF, FATBIN)):
             return kept
     made = _compile(source, name, architecture)
-    if made is not None and file is not None:
+    if made is None:
+        return None
+    made = compress(made, architecture)
+    if file is not None:
         _keep(file, made)
     return made
+
+
+def compress(code: bytes, architecture: str) -> bytes:
+    """Return a fat binary of `code`, compressed; `code` itself where nvFatbin is missing or refuses it."""
+    library = _nvfatbin()
+    if library is None:
+        return code
+    fatbin, size = ctypes.c_void_p(), ctypes.c_size_t()
+    options = (ctypes.c_char_p * 2)(b"-64", b"-compress-mode=size")
+    if library.nvFatbinCreate(ctypes.byref(fatbin), options, ctypes.c_size_t(len(options))):
+        return code
+    try:
+        number = architecture.removeprefix("sm_").encode()
+        if library.nvFatbinAddCubin(fatbin, code, ctypes.c_size_t(len(code)), number, b"qchat"):
+            return code
+        if library.nvFatbinSize(fatbin, ctypes.byref(size)):
+            return code
+        made = ctypes.create_string_buffer(size.value)
+        return code if library.nvFatbinGet(fatbin, made) else made.raw
+    finally:
+        library.nvFatbinDestroy(ctypes.byref(fatbin))
 
 
 def unique_name(stem: str, *texts: str) -> str:
@@ -47,7 +74,8 @@ def unique_name(stem: str, *texts: str) -> str:
 
 def _file(name: str, architecture: str) -> Path | None:
     folder = cache_path("kernels")
-    return folder / f"{name}-{architecture}-nvrtc{compiler_version()}.cubin" if folder else None
+    ending = "cubin" if _nvfatbin() is None else "fatbin"
+    return folder / f"{name}-{architecture}-nvrtc{compiler_version()}.{ending}" if folder else None
 
 
 def _keep(file: Path, content: bytes) -> None:
@@ -75,6 +103,15 @@ def _nvrtc() -> ctypes.CDLL | None:
     for name in NVRTC:
         with suppress(OSError):
             return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
+    return None
+
+
+@cache
+def _nvfatbin() -> ctypes.CDLL | None:
+    """Return nvFatbin from its wheel, which puts it beside MLX's CUDA libraries."""
+    for folder in sorted(Path(mx.__file__).parent.parent.glob("nvidia/*/lib"), reverse=True):
+        with suppress(OSError):
+            return ctypes.CDLL(str(folder / NVFATBIN))
     return None
 
 

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         return CODE
 
     monkeypatch.setattr(compile_cache, "_compile", compile)
+    monkeypatch.setattr(compile_cache, "_nvfatbin", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return names
 
@@ -58,6 +60,54 @@ def test_a_folder_that_takes_no_files_costs_nothing_but_time(compiled, tmp_path)
     for _ in range(2):
         assert compile_cache.machine_code("text", "one", "sm_90") == CODE
     assert len(compiled) == 2
+
+
+class Compressor:
+    """Stands for nvFatbin; `refuses` names the call that fails."""
+
+    def __init__(self, refuses: str = ""):
+        self.refuses, self.destroyed, self.made = refuses, 0, compile_cache.FATBIN + b" small"
+
+    def __getattr__(self, name: str):
+        def call(*arguments: Any) -> int:
+            if name == "nvFatbinSize":
+                arguments[1]._obj.value = len(self.made)
+            elif name == "nvFatbinGet":
+                ctypes.memmove(arguments[1], self.made, len(self.made))
+            elif name == "nvFatbinAddCubin":
+                assert arguments[1] == CODE and arguments[3] == b"90"
+            elif name == "nvFatbinDestroy":
+                self.destroyed += 1
+            return int(name == self.refuses)
+
+        return call
+
+
+def test_machine_code_is_kept_compressed_where_the_compressor_is_installed(compiled, monkeypatch, tmp_path):
+    compressor = Compressor()
+    monkeypatch.setattr(compile_cache, "_nvfatbin", lambda: compressor)
+    for _ in range(2):
+        assert compile_cache.machine_code("text", "one", "sm_90") == compressor.made
+    (kept,) = (tmp_path / "qchat/kernels").iterdir()
+    assert (kept.suffix, kept.read_bytes()) == (".fatbin", compressor.made)
+    assert compiled == ["one"] and compressor.destroyed == 1
+
+
+@pytest.mark.parametrize("call", ["nvFatbinCreate", "nvFatbinAddCubin", "nvFatbinSize", "nvFatbinGet"])
+@pytest.mark.usefixtures("compiled")
+def test_what_the_compressor_refuses_stays_as_it_is(call, monkeypatch):
+    compressor = Compressor(refuses=call)
+    monkeypatch.setattr(compile_cache, "_nvfatbin", lambda: compressor)
+    assert compile_cache.machine_code("text", "one", "sm_90") == CODE
+    assert compressor.destroyed == (call != "nvFatbinCreate")
+
+
+def test_nvfatbin_compresses_machine_code():
+    """Where its wheel is installed; it needs no GPU."""
+    if compile_cache._nvfatbin() is None:
+        pytest.skip("nvFatbin is not installed")
+    assert compile_cache.compress(CODE, "sm_90") == CODE  # which it refuses, as it is none
+    assert compile_cache._nvfatbin() is compile_cache._nvfatbin()
 
 
 def test_a_program_has_the_lengths_that_its_body_asks_for():
@@ -125,5 +175,5 @@ def test_nvrtc_compiles_a_kernel(monkeypatch, tmp_path):
         pytest.skip("CUDA's compiler is not installed")
     program, name = cuda_program(ADD, TYPES, [mx.float32])
     code = compile_cache.machine_code(program, name, "sm_90")
-    assert code is not None and code.startswith(compile_cache.ELF)
+    assert code is not None and code.startswith((compile_cache.ELF, compile_cache.FATBIN))
     assert compile_cache.machine_code("no program", "none", "sm_90") is None
