@@ -5,5 +5,5 @@ a front end.
 
 Public names: Branch, branch, CacheSummary, check_history, ConversationState, describe_cache,
 describe_session, Encoder, Input, Node, Output, PendingReply, ReplyContext, Session, Signals, SnapshotSummary,
-SOON, History, tool_calls_of, ToolCall, Turn, turn_number, TurnStats.
+SOON, History, tool_calls_of, ToolCall, ToolResult, Turn, turn_number, TurnStats.
 """

@@ -82,8 +82,9 @@ def _reply(request: Request, session: "Session") -> Done:
             if done is None:
                 raise GenerationError("the reply ended without its closing event")
             results = tools.answer(done, session) if tools is not None else []
-            for shown in [done, *results] if results else []:
-                show(shown)
+            if results and request.form != "json" and request.extract is None:
+                for shown in (done, *results):
+                    show(shown)
             events = session.answer_tools([result.text for result in results]) if results else None
     if done is None:
         raise GenerationError("no reply was asked for")

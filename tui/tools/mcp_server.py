@@ -49,18 +49,25 @@ class McpServer:
     def __init__(self, spec: ServerSpec):
         self.spec = spec
         self.state: State = "off"
-        self.problem = ""
+        self._problem = ""
         self.tools: list[Tool] = []
         self._task: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._settled, self._stopping = asyncio.Event(), asyncio.Event()
         self._said: deque[str] = deque(maxlen=5)  # the last lines on its stderr
 
+    @property
+    def problem(self) -> str:
+        """The sentence about what went wrong, with the last words of a program that failed."""
+        last = f" ({one_line(self._said[-1], 200)})" if self._said and self.state == "failed" else ""
+        return f"{self._problem}{last}"
+
     def start(self) -> None:
         """Begin to start the server, unless it runs."""
         if self.state in ("starting", "on"):
             return
-        self.state, self.problem = "starting", ""
+        self.state, self._problem = "starting", ""
+        self._said.clear()
         self._settled, self._stopping = asyncio.Event(), asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._serve(self._task))
 
@@ -110,13 +117,12 @@ class McpServer:
     def _end(self, why: str) -> None:
         """Note that the connection has ended, so that it is cleared away."""
         self._fail(why)
+        self._client = None
         self._stopping.set()
 
     def _fail(self, why: str) -> None:
-        if self._stopping.is_set():  # it was to end anyway
-            return
-        last = f" ({one_line(self._said[-1], 200)})" if self._said else ""
-        self.state, self.problem = "failed", f"{why}{last}"
+        if not self._stopping.is_set():  # else it was to end anyway
+            self.state, self._problem = "failed", why
 
     @asynccontextmanager
     async def _connected(self) -> "AsyncIterator[Client]":
@@ -183,10 +189,10 @@ class McpServer:
             if not cursor or len(found) >= MAX_TOOLS:
                 break
         if len(found) > MAX_TOOLS or cursor:
-            self.problem = f"it has more than {MAX_TOOLS} tools; only the first ones are offered"
+            self._problem = f"it has more than {MAX_TOOLS} tools; only the first ones are offered"
         elif refused:
             names = ", ".join(one_line(name, 40) for name in refused[:5])
-            self.problem = f"these tools have names or schemas that cannot be offered: {names}"
+            self._problem = f"these tools have names or schemas that cannot be offered: {names}"
         return found[:MAX_TOOLS]
 
     def _tool(self, given: Any) -> Tool:

@@ -163,7 +163,13 @@ KEYS: dict[str, Key] = {
             "how often in a row a reply may call tools",
             20,
         ),
-        Key("servers", Table(), "servers of tools, by name: a command with args, or a url", {}),
+        Key(
+            "servers",
+            Table(),
+            "servers of tools, by name: a command with args, or a url",
+            {},
+            applies="next start",
+        ),
         Key("show_thinking", Flag(), "show thoughts unfolded", False, project=True),
         Key(
             "history",
