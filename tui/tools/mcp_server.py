@@ -67,9 +67,8 @@ class McpServer:
         if self.state in ("starting", "on"):
             return
         self.state, self._problem = "starting", ""
-        self._said.clear()
-        self._settled, self._stopping = asyncio.Event(), asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._serve(self._task))
+        self._settled = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._serve(self._task, self._settled))
 
     async def settled(self) -> None:
         """Wait until a starting server runs or failed."""
@@ -90,17 +89,19 @@ class McpServer:
                 await asyncio.wait(late)
         self.state, self.tools = "off", []
 
-    async def _serve(self, before: "asyncio.Task[None] | None") -> None:
+    async def _serve(self, before: "asyncio.Task[None] | None", settled: asyncio.Event) -> None:
         """Hold the connection until it is to end; the SDK wants it closed by the task that opened it."""
-        if before is not None:
+        if before is not None:  # an earlier connection that is being cleared away
             await asyncio.wait([before])
+        self._stopping.clear()
+        self._said.clear()
         try:
             require_sdk()
             async with asyncio.timeout(START_SECONDS) as limit, self._connected() as client:
                 found = await self._list_tools(client)
                 limit.reschedule(None)
                 self._client, self.tools, self.state = client, found, "on"
-                self._settled.set()
+                settled.set()
                 await self._stopping.wait()
         except TimeoutError:
             self._fail(f"it did not answer within {START_SECONDS:.0f} s")
@@ -110,9 +111,7 @@ class McpServer:
             self._fail(explain(error))
         finally:
             self._client = None
-            if self.state == "starting":
-                self.state = "off"
-            self._settled.set()
+            settled.set()
 
     def _end(self, why: str) -> None:
         """Note that the connection has ended, so that it is cleared away."""
