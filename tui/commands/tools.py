@@ -1,6 +1,7 @@
 """The command that lists and switches tools, and the question about a project's servers."""
 
 import shlex
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UsageError
@@ -112,8 +113,14 @@ async def _remove(toolbox: Toolbox, front: Front, name: str) -> None:
     server = toolbox.servers.get(name)
     if server is None or server.spec.origin != "settings":
         raise UsageError(f"your settings name no server {name:.60}: /tools lists them")
+
+    def forget(table: MutableMapping[str, Any]) -> None:
+        table.get("servers", {}).pop(name, None)
+        if not table.get("servers"):
+            table.pop("servers", None)
+
+    edit_toml(config_file(), forget)
     await toolbox.remove(name)
-    edit_toml(config_file(), lambda table: table.get("servers", {}).pop(name, None))
     front.note(f"the server {name} is stopped, and no longer in {config_file()}")
 
 

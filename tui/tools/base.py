@@ -4,6 +4,7 @@ A result is data. Escape sequences and other control characters are removed; wha
 of the model stays text, because the engine encodes it so.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from ...core.errors import QchatError
 from ...core.quoting import quote_value, shorten
 from ..text.sanitise import printable
 
+# titles, clipboards and other strings for a terminal
+TERMINAL_STRING = re.compile(r"\x1b[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?")
 MAX_RESULT = 24_000  # characters of a result, about a quarter as many tokens
 LEAST_RESULT = 200
 # what the model may do without a question, what it may do once the user agreed, what is asked each time
@@ -67,7 +70,7 @@ def check_arguments(parameters: Mapping[str, Any], arguments: Mapping[str, Any])
 
 def bound_result(text: str, characters: int = MAX_RESULT) -> str:
     """Return printable text of about so many characters: a long one loses its middle, and says so."""
-    text = printable(text).strip()
+    text = printable(TERMINAL_STRING.sub("", text)).strip()
     if len(text) <= characters:
         return text or "(no output)"
     head = characters * 2 // 3
