@@ -62,6 +62,8 @@ def run(request: Request) -> int:
     if request.store is not None:
         session.save_state()
     _compile_for_later(request)
+    if request.tools is not None and request.tools.cancelled:
+        return EXIT_CODES["cancelled"]
     return 1 if _is_half_a_document(request, done) else EXIT_CODES[done.finish_reason]
 
 
@@ -103,10 +105,11 @@ def _compile_for_later(request: Request) -> None:
 def _session(request: Request) -> "Session":
     from ...core import Engine, Session, load_session
 
+    options = {**request.settings, **({"constrain_calls": True} if request.tools else {})}
     if request.store is None or request.conversation is None:
-        return load_session(request.model, **request.settings)
+        return load_session(request.model, **options)
     engine = Engine.load(request.model)
-    return Session.reopen(engine, request.store, request.conversation, **request.settings)
+    return Session.reopen(engine, request.store, request.conversation, **options)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class OneShotTools:
         self._settings = settings.replaced("--yes-tools", tools=tools)
         self._allowed, self._quiet = set(allowed), quiet
         self._toolbox = Toolbox(self._settings)
-        self._rounds_done, self._cancelled = 0, False
+        self._rounds_done, self.cancelled = 0, False
 
     def __enter__(self) -> "OneShotTools":
         """Start the servers. Raises UsageError for an allowed tool that does not exist."""
@@ -81,13 +81,13 @@ class OneShotTools:
 
     def cancel(self) -> None:
         """Cancel the calls that run, from a signal handler."""
-        self._cancelled = True
+        self.cancelled = True
         self._loop.call_soon_threadsafe(self._rounds.cancel)
 
     def answer(self, done: Done, session: Conversation) -> list[ToolResult]:
         """Return the results of a reply's calls; none if it called nothing, or the run is to end."""
         limit = self._settings["max_tool_rounds"]
-        if self._cancelled or not wants_answer(done):
+        if self.cancelled or not wants_answer(done):
             return []
         self._rounds_done += 1
         if self._rounds_done > limit + 1:
@@ -99,7 +99,7 @@ class OneShotTools:
         results = self._runner.run(self._rounds.answer(done, room=room))
         for result in results:
             self._tell(describe_result(result))
-        return [] if self._cancelled else results
+        return [] if self.cancelled else results
 
     async def _decide(self, question: Question) -> Decision:
         name = question.tool.name
