@@ -379,6 +379,9 @@ class Repl:
 
     async def ask_tool(self, question: Question) -> Decision:
         """Ask about a call; any other words than the listed ones are a refusal and its reason."""
+        if not self.attended:
+            self.note(f"the model wants to call {question.tool.name}, which was refused", "warning")
+            return Decision(False, reason="nobody can be asked here")
         self.out.line(question.title, "title")
         for line in question.lines()[:ARGUMENT_LINES]:
             self.out.line(f"  {line}")
