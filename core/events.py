@@ -118,8 +118,9 @@ class Done:
     `prompt_tokens` = `cached_tokens` (reused) + `prefilled_tokens` (read), unless the reply ended during
     prefill. `generated_tokens` includes the stop token and the `reasoning_tokens`. `text` is the answer
     without its `tool_calls`, `stop_string` the one that ended it. `thinking_cut` is true if the reply ended
-    inside its reasoning, `context_full` if the end of the context ended it. `detail` explains an error, a
-    full context, a repetition that was stopped or reasoning that was cut short.
+    inside its reasoning, `context_full` if the end of the context ended it, `unread_call` if the text holds
+    what began as a tool call and could not be read. `detail` explains an error, a full context, a repetition
+    that was stopped or reasoning that was cut short.
     """
 
     finish_reason: FinishReason
@@ -136,6 +137,7 @@ class Done:
     detail: str = ""
     tool_calls: tuple[ToolUse, ...] = ()
     stop_string: str = ""
+    unread_call: bool = False
     performance: Performance = field(default_factory=Performance)
 
 

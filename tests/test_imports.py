@@ -29,6 +29,7 @@ MODULES_OF = {
 EXTRAS = {
     "tui/serve": "serve",
     "core/calls/answer_schema.py": "structured",
+    "tui/tools/mcp_server.py": "tools",
     "core/generation/constraint.py": "structured",
 }
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public

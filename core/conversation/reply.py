@@ -262,6 +262,7 @@ class PendingReply:
             detail=self._explain(full=full),
             tool_calls=tuple(text.calls),
             stop_string=text.stop_string,
+            unread_call=text.has_unread_call,
         )
         if not self.settings.report_performance:
             return done

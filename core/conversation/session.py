@@ -9,9 +9,8 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from ..calls.toolcalls import ToolCallParser
 from ..engine.engine import Engine
 from ..errors import QchatError, UsageError
 from ..events import Done, Event, Notice, Sync
@@ -20,16 +19,20 @@ from ..prompt_cache.disk_tier import DISK_BUDGET
 from ..prompt_cache.live_state import LiveState
 from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
+from ..text.messages import pair_messages
 from ..text.template import check_messages
 from .encoder import Encoder, Prompt
+from .offered_tools import check_results, check_tools, promised_tools, tools_notices
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options
 from .reply import PendingReply, ReplyContext, Signals, TurnCost
-from .transcript import History, Input, Node, Output, branch, messages_of, next_number, tool_calls_of
+from .switches import branch_tools, ignored_effort
+from .transcript import History, Input, Node, Output, branch, check_history, messages_of, tool_calls_of
 from .tree import Tree, turn_number
 
 OPTIONS = (
-    *("history", "snapshot_budget", "context_limit", "quantized_kv", "tools", "store", "disk_budget", "live"),
+    *("history", "snapshot_budget", "context_limit", "quantized_kv", "tools", "constrain_calls"),
+    *("store", "disk_budget", "live"),
 )
 
 
@@ -60,6 +63,7 @@ class Session:
         context_limit: int | None = None,
         quantized_kv: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        constrain_calls: bool = False,
         store: Store | None = None,
         disk_budget: int = DISK_BUDGET,
         live: LiveState | None = None,
@@ -68,9 +72,10 @@ class Session:
         """Begin a conversation under the message `system`; `defaults` are settings for its replies.
 
         Budgets are in bytes, `context_limit` in tokens. `tools` are offered to the model in the template's
-        form. With a `store` the conversation is recorded from its first question on, and its states beside
-        it within `disk_budget`. `live` is shared with other conversations, and then decides what is kept; by
-        default the session has its own. Raises UsageError for an invalid setting, history mode or tool.
+        form; with `constrain_calls` their arguments satisfy the schemas, where llguidance is installed. With
+        a `store` the conversation is recorded from its first question on, and its states beside it within
+        `disk_budget`. `live` is shared with other conversations, and then decides what is kept; by default
+        the session has its own. Raises UsageError for an invalid setting, history mode or tool.
         """
         self.engine, self.system, self.defaults = engine, system, defaults
         self._default_settings = ReplySettings.parse(defaults)
@@ -80,10 +85,11 @@ class Session:
             self.live.keep_on_disk(store.states_folder, disk_budget)
         self.encoder = Encoder(engine.template, engine.tokenizer)
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
-        self._history: History = _check_history(history or usual)
+        self._history: History = check_history(history or usual)
         self.context_limit, refusals = engine.context_limit(context_limit, quantized=quantized_kv)
         self._notices = [*engine.notices, *refusals]
-        self.tools = self._check_tools(tools)
+        self._constrain_calls = constrain_calls
+        self._offer(check_tools(tools))
         self.recorder = Recorder(engine, store, self._notices)
         self.signals = Signals()
         self.key = object()  # what the snapshots of this conversation are known by
@@ -144,14 +150,12 @@ class Session:
     def answer_tools(self, results: Sequence[str], /, **settings: Any) -> Generator[Event]:
         """Pass the results of the last reply's tool calls to the model, in their order; yields as `stream`.
 
-        Raises UsageError where there are no calls, or not as many.
+        One more result may answer a call that could not be read. Raises UsageError where there are no calls,
+        or not as many.
         """
-        leaf = self.tree.leaf
-        calls = len(tool_calls_of(leaf.message)) if leaf else 0
-        if not calls or isinstance(results, str) or len(results) != calls:
-            raise UsageError(f"the last reply calls {calls} tools, and {len(results)} results were given")
+        check_results(self.tree.leaf, results)
         messages = [{"role": "tool", "content": result} for result in results]
-        return self._run(self._ask(leaf, messages, settings))
+        return self._run(self._ask(self.tree.leaf, messages, settings))
 
     def retry(self, **settings: Any) -> Generator[Event]:
         """Answer the last question again, beside its present reply; yields as `stream`."""
@@ -190,6 +194,7 @@ class Session:
             live=self.live,
             signals=self.signals,
             tools=self.tools,
+            strict_tools=self._promised,
             context_limit=self.context_limit,
             update=self.recorder.update,
             conversation=self.key,
@@ -234,7 +239,8 @@ class Session:
         if reply.after is not self.tree.leaf:
             raise UsageError("the conversation continued after this reply was requested: ask again")
         self._busy = True
-        self._note_ignored_effort(reply)
+        effort, before = self._switches(reply.settings).get("reasoning_effort"), reply.after
+        self._notices += ignored_effort(branch(output), before and before.parent, effort)
         self.tree.add(output.parent, output)
         self.tree.leaf = output
         done = None
@@ -270,17 +276,6 @@ class Session:
             self._save()
         elif self.history == "preserve" and len(self.live.ids) == self.live.cache.length > len(reply.prompt):
             self.live.keep_snapshot("B", turn_number(output), self.key)
-
-    def _note_ignored_effort(self, reply: PendingReply) -> None:
-        """Note an effort that changed although the template states it once, before the first message."""
-        first, before = branch(reply.output)[0], reply.after and reply.after.parent
-        word = self._switches(reply.settings).get("reasoning_effort")
-        stated = first.switches.get("reasoning_effort") if isinstance(first, Input) else None
-        if word not in (None, stated, before and before.switches.get("reasoning_effort")):
-            self._notices.append(
-                "this template states the effort before the first message, so only a new conversation takes "
-                f"the effort {word}"
-            )
 
     def note(self, sentence: str) -> None:
         """Tell the user `sentence` with the next reply; callable from any thread."""
@@ -330,24 +325,15 @@ class Session:
         """
         given = self.defaults | settings
         self._refuse_if_busy()
-        waiting: list[dict[str, Any]] = []
         nodes: list[Node] = []
         leaf = self.tree.leaf
-        for message in check_messages(messages):
-            if message["role"] != "assistant":
-                waiting.append(message)
-                continue
-            if not waiting:
-                raise UsageError("the given history has a reply that follows no question")
+        for waiting, message in pair_messages(check_messages(messages)):
             thinking = bool(message.get("reasoning_content"))
             parsed = ReplySettings.parse(given | {"enable_thinking": thinking})
             node, opener = self._input(leaf, waiting, parsed)
             ids = self.encoder.encode_reply(node, opener, message, node.switches)
             leaf = Output(node, opener, ids, message, stats={"finish_reason": "stop"})
             nodes += [node, leaf]
-            waiting = []
-        if waiting:
-            raise UsageError("the given history must end with an assistant's message")
         self.tree.add(*nodes)
         self._go_to(leaf)
 
@@ -355,25 +341,45 @@ class Session:
         """Continue under another system message, on a new branch; all of it is read again."""
         self._refuse_if_busy()
         before, self.system = self.system, system
-        nodes: list[Node] = []
-        leaf: Output | None = None
         try:
-            for output in (node for node in self.tree.branch() if isinstance(node, Output)):
-                question = [m for m in output.parent.messages if m["role"] != "system"]
-                node, _ = self._input(leaf, question, self._default_settings)
-                leaf = replace(output, parent=node, number=next_number())
-                nodes += [node, leaf]
+            self._begin_anew()
         except QchatError:
             self.system = before
             raise
+
+    def set_tools(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """Offer other tools, on a new branch that is read again; where it has the same ones nothing changes.
+
+        Raises UsageError for a tool without a name, TemplateError for one that the template refuses.
+        """
+        self._refuse_if_busy()
+        before, wanted = self.tools, check_tools(tools)
+        self._offer(wanted)
+        if branch_tools(self.tree.branch()) in (None, wanted):
+            return
+        try:
+            self._begin_anew()
+        except QchatError:
+            self._offer(before)
+            raise
+
+    def _offer(self, tools: list[dict[str, Any]]) -> None:
+        """Offer `tools` to the model from now on."""
+        self.tools = tools
+        self._promised = promised_tools(self.engine, tools) if self._constrain_calls else frozenset[str]()
+        self._notices += tools_notices(self.engine, tools)
+
+    def _begin_anew(self) -> None:
+        """Copy the branch under the present system message and tools, and go there."""
+        nodes: list[Node] = []
+        leaf: Output | None = None
+        for output in (node for node in self.tree.branch() if isinstance(node, Output)):
+            question = [m for m in output.parent.messages if m["role"] != "system"]
+            node, _ = self._input(leaf, question, self._default_settings)
+            leaf = output.copy_under(node)
+            nodes += [node, leaf]
         self.tree.add(*nodes)
         self._go_to(leaf)
-
-    def _check_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-        ToolCallParser(tools or ())
-        if tools and "tools" not in self.engine.template.source:
-            self._notices.append("this model's chat template ignores tools, so the model will not see them")
-        return [dict(tool) for tool in tools or ()]
 
     @property
     def ids(self) -> list[int]:
@@ -394,7 +400,7 @@ class Session:
     @history.setter
     def history(self, mode: History) -> None:
         self._refuse_if_busy()
-        self._history = _check_history(mode)
+        self._history = check_history(mode)
         self._save()
 
     def _go_to(self, leaf: Output | None) -> None:
@@ -490,9 +496,3 @@ class Session:
         settings = {"history": self.history, "tools": self.tools}
         about = ConversationContent(title=self.title, system=self.system or "", settings=settings)
         self.recorder.save(self.tree.leaf, about)
-
-
-def _check_history(mode: Any) -> History:
-    if mode not in get_args(History):
-        raise UsageError(f"history is {mode!r}, wanted {' or '.join(get_args(History))}")
-    return mode

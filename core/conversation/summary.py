@@ -4,13 +4,15 @@ Looks at a session from above, without MLX. Imported conversations may hold anyt
 unknown names and values that are not numbers are left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..events import Done, FinishReason, Performance
 from ..generation.draft_gate import MAX_DRAFTS
 from ..storage.records import make_title
+from .switches import branch_tools
 from .transcript import History, Node, Output, branch, tool_calls_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class ToolResult:
+    """The result of a call: the tool's `name`, and the text that the model reads.
+
+    `seconds` is the time that the call took, None where that is unknown.
+    """
+
+    name: str
+    text: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class TurnStats:
     """The token counts of a reply, as in `Done`, and its `performance`; zero where nothing was stored."""
 
@@ -55,7 +69,7 @@ class Turn:
 
     `node` is the reply's node number. `siblings` are those of the replies to the same question and to its
     edits, itself included. `created` is in seconds since 1970. `model_name` names the model that replied, and
-    is empty where that is unknown.
+    is empty where that is unknown. `results` are those of a tool's turn, in the order of the calls.
     """
 
     number: int
@@ -70,6 +84,7 @@ class Turn:
     stats: TurnStats
     created: float
     model_name: str = ""
+    results: tuple[ToolResult, ...] = ()
 
     @property
     def seconds_thinking(self) -> float:
@@ -97,6 +112,7 @@ class ConversationState:
 
     `conversation` is its number in the store, None before the first question and without a store. `tokens` of
     `context_limit` are the branch's share of the context. `leaf` is the node number of the last reply.
+    `tools` names the tools that the model reads about on this branch.
     """
 
     conversation: int | None
@@ -108,6 +124,7 @@ class ConversationState:
     leaf: int | None
     turns: tuple[Turn, ...]
     branches: tuple[Branch, ...]
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +183,14 @@ def describe_session(session: "Session") -> ConversationState:
         leaf=tree.leaf.number if tree.leaf else None,
         turns=tuple(_turn(number, node, siblings) for number, node in enumerate(outputs, 1)),
         branches=tuple(_branch(end, outputs) for end in tree.branch_ends()),
+        tools=_tool_names(session),
     )
+
+
+def _tool_names(session: "Session") -> tuple[str, ...]:
+    on_branch = branch_tools(session.tree.branch())
+    tools = session.tools if on_branch is None else on_branch
+    return tuple(tool.get("function", tool)["name"] for tool in tools)
 
 
 def _siblings(nodes: Sequence[Node]) -> dict[int | None, list[int]]:
@@ -197,7 +221,18 @@ def _turn(number: int, node: Output, siblings: Mapping[int | None, Sequence[int]
         stats=_stats(node.stats),
         created=node.created,
         model_name=node.model_name,
+        results=tuple(_results(node)),
     )
+
+
+def _results(node: Output) -> Iterator[ToolResult]:
+    """Yield the results that a reply follows, each under the name of its call."""
+    before = node.parent.parent
+    names = [call["name"] for call in tool_calls_of(before.message)] if before else []
+    texts = [str(message["content"]) for message in node.parent.messages if message["role"] == "tool"]
+    for name, text in zip_longest(names, texts, fillvalue=""):
+        if texts:
+            yield ToolResult(name, text)
 
 
 def _stats(stored: Mapping[str, Any]) -> TurnStats:

@@ -6,12 +6,22 @@ generated after it. Ids are never re-encoded from text, because decoding and enc
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from ..errors import UsageError
+from ..quoting import quote_value
 
 History = Literal["preserve", "strip"]
 _numbers = count(1)
+
+
+def check_history(mode: Any) -> History:
+    """Return `mode` if it is one. Raises UsageError."""
+    if mode not in get_args(History):
+        raise UsageError(f"history is {quote_value(mode)}, wanted {' or '.join(get_args(History))}")
+    return mode
 
 
 def next_number() -> int:
@@ -60,6 +70,10 @@ class Output:
     created: float = field(default_factory=time.time)
     number: int = field(default_factory=next_number)
     model_name: str = ""
+
+    def copy_under(self, parent: Input) -> "Output":
+        """Return the same reply to another input."""
+        return replace(self, parent=parent, number=next_number())
 
 
 Node = Input | Output

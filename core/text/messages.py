@@ -4,10 +4,10 @@ Owns the order: one system message first, one assistant message between question
 the order of their calls. Refuses what `check_messages` refuses, and an empty history.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import TemplateError
+from ..errors import TemplateError, UsageError
 from .template import check_messages
 
 Message = dict[str, Any]
@@ -21,6 +21,24 @@ def arrange_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     systems = [message for message in checked if message["role"] == "system"]
     rest = [message for message in checked if message["role"] != "system"]
     return [*_merge_systems(systems), *_order_results(_merge_assistants(rest))]
+
+
+def pair_messages(messages: Sequence[Message]) -> Iterator[tuple[list[Message], Message]]:
+    """Yield each assistant's message after the messages that it answers.
+
+    Raises UsageError where questions and replies do not alternate, or a question ends the history.
+    """
+    waiting: list[Message] = []
+    for message in messages:
+        if message["role"] != "assistant":
+            waiting.append(message)
+            continue
+        if not waiting:
+            raise UsageError("the given history has a reply that follows no question")
+        yield waiting, message
+        waiting = []
+    if waiting:
+        raise UsageError("the given history must end with an assistant's message")
 
 
 def _merge_systems(systems: list[Message]) -> list[Message]:

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 from ..completion.completion import Completer, CompletionRequest
 from ..conversation.session import Session
 from ..conversation.summary import CacheSummary, ConversationState, describe_cache, describe_session
-from ..conversation.transcript import History
+from ..conversation.transcript import check_history
 from ..engine.engine import Engine
 from ..engine.followers import drop_collected
 from ..errors import DoesNotFit, UsageError
@@ -26,7 +26,6 @@ from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..ops.tuning import Tuner, sentences
 from ..prompt_cache.live_state import LiveState
-from ..quoting import quote_value
 from ..storage.store import Store
 from .jobs import EventSink, run_job
 from .memory_guard import MemoryGuard
@@ -248,21 +247,18 @@ class EngineMethods:
 
     def _load(self, params: Params) -> LoadResult:
         ReplySettings.parse(params["defaults"] or {})
-        if params["history"] not in (None, *get_args(History)):
-            raise UsageError(
-                f"history is {quote_value(params['history'])}, wanted {' or '.join(get_args(History))}"
-            )
+        if params["history"] is not None:
+            check_history(params["history"])
         given = {name: params[name] for name in SESSION_OPTIONS if params[name] is not None}
-        given |= params["defaults"] or {}
+        given |= {"constrain_calls": True, **(params["defaults"] or {})}
         with ExitStack() as on_failure:
             store = self._store
             if params["store"] is not None and (store is None or str(store.path) != params["store"]):
                 store = Store(params["store"])
                 on_failure.callback(store.close)
             if params["conversation"] is not None:
-                _require_store(store).conversation(
-                    params["conversation"]
-                )  # check it before unloading the current model
+                # check it before unloading the current model
+                _require_store(store).conversation(params["conversation"])
             self._engine = engine = Engine.load(params["model"], self._report_loading)
             self._options = {name: value for name, value in given.items() if name not in STORED_OPTIONS}
             live = LiveState(engine, params["snapshot_budget"], quantized_kv=params["quantized_kv"] or False)
@@ -377,6 +373,10 @@ class EngineMethods:
         self._require_session().set_system(params["text"])
         return self._state_result()
 
+    def _set_tools(self, params: Params) -> StateResult:
+        self._require_session().set_tools(params["tools"])
+        return self._state_result()
+
     def _history(self, params: Params) -> StateResult:
         self._require_session().history = params["mode"]
         return self._state_result()
@@ -443,6 +443,7 @@ _METHODS: Mapping[str, Callable[[EngineMethods, Params], Result]] = {
     "reset": EngineMethods._reset,
     "prime": EngineMethods._prime,
     "set_system": EngineMethods._set_system,
+    "set_tools": EngineMethods._set_tools,
     "history": EngineMethods._history,
     "open": EngineMethods._open,
     "rename": EngineMethods._rename,

@@ -54,6 +54,7 @@ CHAT_METHODS: Mapping[str, Parameters] = {
     "reset": {},
     "prime": {"messages": list},
     "set_system": {"text": str | None},
+    "set_tools": {"tools": list},
     "history": {"mode": str},
     "open": {"conversation": int},
     "rename": {"title": str},

@@ -113,6 +113,7 @@ RESULTS: Mapping[str, Any] = {
     "reset": StateResult,
     "prime": StateResult,
     "set_system": StateResult,
+    "set_tools": StateResult,
     "history": StateResult,
     "open": StateResult,
     "rename": StateResult,

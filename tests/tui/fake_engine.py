@@ -6,6 +6,7 @@ step has
 
     thought, answer   what to reply (methods that reply), word by word
     calls, notice     tools that the reply calls, as {"name", "arguments"}, and a notice before it
+    unread            whether the answer holds a call that could not be read
     background, log   what to tell beside all calls, before everything else
     events            what to yield instead, or of any other method, in order
     seconds           to wait before each event; a cancel is heeded there
@@ -26,7 +27,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,7 @@ class Conversation:
         self.system: str | None = None
         self.nodes: list[dict[str, Any]] = []
         self.leaf: int | None = None
+        self.tools: list[dict[str, Any]] = []
 
     def node(self, number: int | None) -> dict[str, Any] | None:
         return next((node for node in self.nodes if node["node"] == number), None)
@@ -125,7 +128,14 @@ class Conversation:
             raise UsageError(f"there is no question {number}: this branch has {len(turns)}")
         return turns[number - 1]
 
-    def add(self, parent: int | None, question: str, done: dict[str, Any], model_name: str = "") -> None:
+    def add(
+        self,
+        parent: int | None,
+        question: str,
+        done: dict[str, Any],
+        model_name: str = "",
+        results: Sequence[dict[str, Any]] = (),
+    ) -> None:
         number = 2 * len(self.nodes) + 2
         stats = {
             name: done[name]
@@ -150,6 +160,8 @@ class Conversation:
                 "stats": stats,
                 "created": 1_700_000_000.0 + number,
                 "model_name": model_name,
+                "role": "tool" if results else "user",
+                "results": list(results),
             }
         )
         self.leaf = number
@@ -171,6 +183,7 @@ class Conversation:
             "leaf": self.leaf,
             "turns": [self._turn(number, node) for number, node in enumerate(turns, 1)],
             "branches": [self._branch(node, here) for node in ends],
+            "tools": [tool["function"]["name"] for tool in self.tools],
         }
 
     def _branch(self, end: dict[str, Any], here: set[int]) -> dict[str, Any]:
@@ -186,7 +199,7 @@ class Conversation:
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
         siblings = [other["node"] for other in self.nodes if other["parent"] == node["parent"]]
         own = _without(node, "parent")
-        return {"number": number, "role": "user", **own, "siblings": siblings}
+        return {"number": number, **own, "siblings": siblings}
 
 
 class Engine:
@@ -292,7 +305,8 @@ class Engine:
             said.append(event)
             yield event
         if not any(event["event"] == "done" for event in said) and "die" not in step and "error" not in step:
-            yield _done(said, "cancelled" if request.id in self._cancelled else "stop")
+            reason = "cancelled" if request.id in self._cancelled else "stop"
+            yield _done(said, reason) | {"unread_call": step.get("unread", False)}
 
     def _end(self, step: Step) -> None:
         if "die" not in step:
@@ -306,13 +320,20 @@ class Engine:
     def _replied(self, request: Request, told: list[dict[str, Any]]) -> dict[str, Any]:
         done = next(event for event in told if event["event"] == "done")
         here, parent, question = self.here, self.here.leaf, request.params.get("text") or ""
+        results: list[dict[str, Any]] = []
         if request.method == "retry":
             last = here.turn(len(here.branch()))
-            parent, question = last["parent"], last["question"]
+            parent, question, results = last["parent"], last["question"], last["results"]
         if request.method == "edit":
             parent = here.turn(request.params["turn"])["parent"]
-        if done["text"] or done["thinking"]:
-            here.add(parent, question, done, self._model_name)
+        if request.method == "answer_tools":
+            texts = request.params["results"]
+            names = [call["name"] for call in (here.node(parent) or {}).get("tool_calls", ())]
+            pairs = zip_longest(names, texts, fillvalue="")
+            results = [{"name": name, "text": text, "seconds": None} for name, text in pairs]
+            question = "\n".join(texts)
+        if done["text"] or done["thinking"] or done["tool_calls"]:
+            here.add(parent, question, done, self._model_name, results)
         return {"state": here.state()}
 
     def _usual(self, request: Request) -> dict[str, Any]:
@@ -346,7 +367,9 @@ class Engine:
         self.here.leaf = number
 
     def _do_reset(self) -> None:
+        tools = self.here.tools
         self._conversations.append(Conversation(len(self._conversations) + 1))
+        self.here.tools = tools
 
     def _do_prime(self, messages: list[dict[str, Any]]) -> None:
         question = ""
@@ -362,6 +385,9 @@ class Engine:
 
     def _do_set_system(self, text: str | None) -> None:
         self.here.system = text
+
+    def _do_set_tools(self, tools: list[dict[str, Any]]) -> None:
+        self.here.tools = tools
 
     def _do_history(self, mode: str) -> None:
         self.here.mode = mode
@@ -500,6 +526,7 @@ def _done(said: list[dict[str, Any]], reason: str) -> dict[str, Any]:
         "detail": "",
         "tool_calls": [_without(event, "event") for event in said if event["event"] == "tooluse"],
         "stop_string": "",
+        "unread_call": False,
         "performance": PERFORMANCE | {"seconds_thinking": 1.5 if thinking else 0.0},
     }
 

@@ -10,6 +10,7 @@ from qchat.tui.chat.jobs import Job
 from qchat.tui.chat.kept_results import Result
 from qchat.tui.text.report import Report, report_lines, report_text
 from qchat.tui.text.sanitise import cells
+from qchat.tui.tools.consent import Decision, Question
 
 NOTES = ("info", "warning", "error")
 
@@ -29,13 +30,18 @@ class FakeFront:
 
     def question(self, turn: Turn) -> None:
         self.text = ""
-        self.calls.append(("question", turn.question))
+        self.calls.append(("results", turn.results) if turn.results else ("question", turn.question))
 
     def events(self, batch: Batch) -> None:
         self.text += "".join(event.text for event in batch if isinstance(event, Text))
 
     def finished(self, done: Done, turn: Turn) -> None:
         self.calls.append(("finished", (done.finish_reason, turn.answer)))
+
+    async def ask_tool(self, question: Question) -> Decision:
+        self.calls.append(("ask_tool", (question.tool.name, question.lines())))
+        answer = self.answers.pop(0)
+        return answer if isinstance(answer, Decision) else await answer
 
     def returned(self, text: str) -> None:
         self.calls.append(("returned", text))
@@ -55,7 +61,7 @@ class FakeFront:
 
     def results(self, results: Sequence[Result]) -> None:
         if results:
-            self.calls.append(("results", [(one.turn, one.report.title) for one in results]))
+            self.calls.append(("kept results", [(one.turn, one.report.title) for one in results]))
 
     def job(self, job: Job) -> None:
         self.calls.append(("job", job.title))

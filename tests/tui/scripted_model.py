@@ -12,7 +12,8 @@ from qchat.core.measuring import bench
 from qchat.core.worker import methods
 from qchat.core.worker.process import main
 
-CALL = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+# as the template of the tiny model writes calls
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 REPLY = f"I must look.\n</think>\n\nOne moment.\n\n{CALL}<|im_end|>"
 
 

@@ -12,28 +12,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import ConversationState, Turn
+from ...core.conversation.summary import ConversationState, ToolResult, Turn
 from ...core.errors import QchatError, UsageError
 from ...core.events import Done, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
+from .interruption import take_up
 from .job_queue import JobQueue
 from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
 from .meter import Meter, Phase, Status
-from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, record_settings, reply_text
+from .tool_turns import ToolTurns
+from .turns import NO_STATE, RunningTurn, kept_settings, messages_of, record_settings
 from .view import Companion, View
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
+    from ..tools.toolbox import Toolbox
     from ..user.settings import Settings
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
 # the time that leaving may take: for the reply to stop, and for the live state to be written
 STOP_SECONDS, SAVE_SECONDS = 1.0, 5.0
-REPLYING = ("reading", "thinking", "answering")
+REPLYING = ("reading", "thinking", "answering", "tools")
 
 
 class Chat:
@@ -52,6 +55,7 @@ class Chat:
         job_client_factory: Callable[[], EngineClient] | None = None,
         settings: "Settings",
         store: "Store | None" = None,
+        toolbox: "Toolbox | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.view, self.settings, self.store = view, settings, store
@@ -69,6 +73,7 @@ class Chat:
         self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
         self.kept_results = KeptResults(store, view.note)
+        self.tools = ToolTurns(self, toolbox)
         self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -115,6 +120,7 @@ class Chat:
             self._path = model  # for a restart
             raise
         self.model, self._path = loaded.model, model
+        self.tools.forget(conversation=False)
         self.meter.bytes_per_token = loaded.model.bytes_per_token
         self._hold(loaded.state)
         if self.store is None and kept.turns:
@@ -136,22 +142,7 @@ class Chat:
             await self._load(self._path, None)
             turn, self._interrupted = self._interrupted, None
             if turn is not None:
-                await self._take_up(turn)
-
-    async def _take_up(self, turn: Turn) -> None:
-        """Continue after a turn in which an engine died; the store may have less of it than was shown."""
-        last = self.state.turns[-1] if self.state.turns else None
-        kept = last if last and (last.number, last.question) == (turn.number, turn.question) else None
-        if kept and len(reply_text(kept)) >= max(len(reply_text(turn)), 1):
-            return
-        client = self._client()
-        if kept:
-            self._hold((await client.request("undo")).state)
-        if has_reply(turn):
-            self._hold((await client.request("prime", messages=messages_of([turn]))).state)
-        else:
-            self.queue.insert(0, turn.question)
-        self.view.rebuilt(self.state)
+                await take_up(self, turn)
 
     async def quit(self) -> None:
         """End the engine and every job; save the live state, so that the conversation reopens quickly."""
@@ -159,6 +150,7 @@ class Chat:
         self.queue.clear()
         for job in self.jobs:
             job.cancel()
+        self.tools.leave()
         if self.server is not None:
             await self.server.stop(at_once=True)
         with suppress(QchatError, TimeoutError):
@@ -166,7 +158,8 @@ class Chat:
             if self.client is not None and self.model is not None:
                 await asyncio.wait_for(self.client.request("save_state"), SAVE_SECONDS)
         clients = (self.client, *(job.client for job in self.jobs))
-        await asyncio.gather(*(client.stop() for client in clients if client is not None))
+        stops = [client.stop() for client in clients if client is not None]
+        await asyncio.gather(self.tools.toolbox.close(), *stops)
         if self._tasks:  # their calls have ended with the engines
             await asyncio.wait(self._tasks)
         self.kept_results.leave(*(self.model.name, self.model.path) if self.model else ("", ""))
@@ -229,7 +222,8 @@ class Chat:
         turns = self.state.turns
         if not turns:
             raise UsageError("there is no question yet")
-        await self._reply("retry", turns[:-1], turns[-1].question, {}, settings)
+        last = turns[-1]
+        await self._reply("retry", turns[:-1], last.question, {}, settings, last.results)
 
     async def edit(self, turn: int, text: str, **settings: Any) -> None:
         """Ask `text` in place of question `turn`, on a new branch."""
@@ -253,15 +247,17 @@ class Chat:
 
     @property
     def job_to_stop(self) -> Job | None:
-        """The job that `stop` would end; None if it ends the reply, or nothing."""
-        return self.running_jobs[-1] if self._call is None and self.running_jobs else None
+        """The job that `stop` would end; None if it ends the reply or calls of tools, or nothing."""
+        has_call = self._call is not None or self.tools.busy
+        return self.running_jobs[-1] if self.running_jobs and not has_call else None
 
     def stop(self) -> None:
-        """Stop the reply or the loading, else the newest job."""
+        """Stop the reply or the loading, or the calls of tools, else the newest job."""
         if self._call is not None:
             self._call.cancel()
-            return
-        if self.running_jobs:
+        elif self.tools.busy:
+            self.tools.cancel()
+        elif self.running_jobs:
             self.running_jobs[-1].cancel()
 
     async def _reply(
@@ -271,32 +267,56 @@ class Chat:
         question: str,
         params: Mapping[str, Any],
         settings: Mapping[str, Any],
+        results: Sequence[ToolResult] = (),
     ) -> None:
-        client = self._client()
-        running = RunningTurn(len(before) + 1, question, self.model.name if self.model else "")
+        self._client()
         with self._at_work("reading"):
+            await self.tools.offer()
             if len(before) < len(self.state.turns):
                 self.view.rebuilt(replace(self.state, turns=tuple(before)))
-            self.view.question(running.turn)
-            try:
-                call = client.call(method, **params, settings={**self.settings.reply(), **settings})
-                result: StateResult = await self._follow(call, running)
-            except EngineDied:
-                self._keep_partial(before, running)
-                raise
-            except QchatError:
-                self._give_back(question)
-                raise
-            self._hold(result.state)
-            if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
-                self._give_back(question)
-                return
-            self.view.finished(running.done, self.state.turns[-1])
+            done = await self._reply_once(method, before, question, params, settings, results)
+            await self.tools.go_on(done, settings)
 
-    def _give_back(self, question: str) -> None:
+    async def answer_tools(self, results: Sequence[ToolResult], settings: Mapping[str, Any]) -> Done | None:
+        """Pass the results of the last reply's calls to the model; None if there is no reply to them."""
+        texts = [result.text for result in results]
+        self.meter.begin("reading")
+        return await self._reply_once(
+            "answer_tools", self.state.turns, "\n".join(texts), {"results": texts}, settings, results
+        )
+
+    async def _reply_once(
+        self,
+        method: str,
+        before: Sequence[Turn],
+        question: str,
+        params: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        results: Sequence[ToolResult],
+    ) -> Done | None:
+        """Show one reply; return its end, or None if nothing was said."""
+        running = RunningTurn(len(before) + 1, question, self.model.name if self.model else "", results)
+        self.view.question(running.turn)
+        try:
+            call = self._client().call(method, **params, settings={**self.settings.reply(), **settings})
+            result: StateResult = await self._follow(call, running)
+        except EngineDied:
+            self._keep_partial(before, running)
+            raise
+        except QchatError:
+            self._give_back(running.turn)
+            raise
+        self._hold(result.state)
+        if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
+            self._give_back(running.turn)
+            return None
+        self.view.finished(running.done, self.state.turns[-1])
+        return running.done
+
+    def _give_back(self, turn: Turn) -> None:
         self.view.rebuilt(self.state)
-        if self.gives_back:
-            self.view.returned(question)
+        if self.gives_back and turn.role == "user":
+            self.view.returned(turn.question)
 
     async def _follow(self, call: Call, running: RunningTurn | None = None) -> Any:
         """Show a call's events until it ends; return its result."""
@@ -374,6 +394,8 @@ class Chat:
         """Draw the conversation anew, with its kept results if it was opened after conversation `before`."""
         self.meter.forget_reply()
         self.view.rebuilt(self.state)
+        if self.state.conversation != before:
+            self.tools.forget(conversation=True)
         if self.state.conversation not in (None, before):
             self.view.results(self.kept_results.read(self.state.conversation))
 

@@ -12,7 +12,17 @@ from typing import Literal
 from ...core.conversation.summary import ConversationState
 from ...core.events import CallEvent, Done, LoadProgress, Memory, Prefill, Text, Thought, ToolUse
 
-Phase = Literal["starting", "loading", "reading", "thinking", "answering", "idle", "working", "dead"]
+Phase = Literal[
+    "starting",
+    "loading",
+    "reading",
+    "thinking",
+    "answering",
+    "tools",
+    "idle",
+    "working",
+    "dead",
+]
 GB = 10**9
 WINDOW_SECONDS = 0.25
 WINDOWS = 8
@@ -45,7 +55,7 @@ class Status:
     seconds, oldest first; `bandwidth_share` is the share of the copy bandwidth that decoding uses.
     `draft_cost` and `draft_gain` of the last reply are relative to steps and speed without drafts. `last` is
     the end of the last reply, `reason` why the engine is dead, `background` its work beside all calls,
-    `serving` the requests of a server beside the chat.
+    `serving` the requests of a server beside the chat, `tools` the tools that run or start.
     """
 
     phase: Phase = "starting"
@@ -71,6 +81,7 @@ class Status:
     reason: str = ""
     background: str = ""
     serving: str = ""
+    tools: str = ""
     reply: ReplyFigures = field(default_factory=ReplyFigures)
 
 

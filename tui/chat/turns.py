@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import ConversationState, ToolCall, Turn, TurnStats
+from ...core.conversation.summary import ConversationState, ToolCall, ToolResult, Turn, TurnStats
 from ...core.events import CallEvent, Done, Text, Thought, ToolUse
 from ...core.worker.wire import ModelInfo
 
@@ -25,11 +25,14 @@ NO_STATE = ConversationState(
 )
 
 
-def new_turn(number: int, question: str, model_name: str = "") -> Turn:
-    """Return a turn without a reply, which the named model will write; the engine has no node for it yet."""
+def new_turn(number: int, question: str, model_name: str = "", results: Sequence[ToolResult] = ()) -> Turn:
+    """Return a turn without a reply, which the named model will write; the engine has no node for it yet.
+
+    With the `results` of tools it is a tool's turn.
+    """
     return Turn(
         number=number,
-        role="user",
+        role="tool" if results else "user",
         question=question,
         thinking="",
         answer="",
@@ -40,14 +43,15 @@ def new_turn(number: int, question: str, model_name: str = "") -> Turn:
         stats=TurnStats(),
         created=time.time(),
         model_name=model_name,
+        results=tuple(results),
     )
 
 
 class RunningTurn:
     """A turn while it is being answered: the `turn` so far, and its `done`, cancelled until the end."""
 
-    def __init__(self, number: int, question: str, model_name: str = ""):
-        self.turn = new_turn(number, question, model_name)
+    def __init__(self, number: int, question: str, model_name: str = "", results: Sequence[ToolResult] = ()):
+        self.turn = new_turn(number, question, model_name, results)
         self.done = Done("cancelled")
 
     def collect(self, batch: Sequence[CallEvent]) -> None:
@@ -112,6 +116,15 @@ def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in filter(has_reply, turns):
         thought = {"reasoning_content": turn.thinking} if turn.thinking else {}
-        messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": turn.answer, **thought})
+        calls = [{"type": "function", "function": asdict(call)} for call in turn.tool_calls]
+        messages += [{"role": "tool", "content": result.text} for result in turn.results]
+        if turn.role == "user":
+            messages.append({"role": "user", "content": turn.question})
+        reply = {"role": "assistant", "content": turn.answer, **thought}
+        messages.append(reply | ({"tool_calls": calls} if calls else {}))
     return messages
+
+
+def last_question(turns: Sequence[Turn]) -> Turn | None:
+    """Return the last turn in which the user spoke."""
+    return next((turn for turn in reversed(turns) if turn.role == "user"), None)

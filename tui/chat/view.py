@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from ...core.conversation.summary import ConversationState, Turn
 from ...core.events import Done
+from ..tools.consent import Decision, Question
 from .decoding import Batch
 from .jobs import Job
 from .meter import Status
@@ -41,7 +42,7 @@ class View(Protocol):
     """A front end as a chat sees it; every method is called on the event loop."""
 
     def question(self, turn: Turn) -> None:
-        """Show the question of a new turn."""
+        """Show the question of a new turn, or the results of tools."""
         ...
 
     def events(self, batch: Batch) -> None:
@@ -50,6 +51,10 @@ class View(Protocol):
 
     def finished(self, done: Done, turn: Turn) -> None:
         """Show the end of the turn."""
+        ...
+
+    async def ask_tool(self, question: Question) -> Decision:
+        """Ask the user about a call of a tool; without anybody to ask the answer is no."""
         ...
 
     def returned(self, text: str) -> None:

@@ -49,6 +49,7 @@ def parser() -> Parser:
         "--version", action="version", version=f"qchat {__version__}", help="show the version and exit"
     )
     _add_input(parser.add_argument_group("input"))
+    _add_tools(parser.add_argument_group("tools", "offered are those that the settings name"))
     _add_output(parser.add_argument_group("output"))
     _add_screen(parser.add_argument_group("chat"))
     _add_reply(parser.add_argument_group("reply"))
@@ -79,6 +80,17 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument(
         "--session", type=_text, metavar="ID", help="continue a conversation, given its number or title"
+    )
+
+
+def _add_tools(group: Any) -> None:
+    group.add_argument(
+        "--yes-tools",
+        action="append",
+        type=_text,
+        default=[],
+        metavar="NAME",
+        help="let the answer to a prompt call the tool NAME without asking; may be repeated",
     )
 
 

@@ -21,6 +21,7 @@ from .verbs import run as run_verb
 
 if TYPE_CHECKING:
     from ..user.settings import Settings
+    from .oneshot_tools import OneShotTools
 
 MAX_STDIN_NBYTES = 64 << 20
 
@@ -109,6 +110,8 @@ def _is_chat(args: argparse.Namespace) -> bool:
 def _chat(args: argparse.Namespace, settings: "Settings") -> int:
     if args.form != "text" or args.extract is not None:
         raise UsageError("--json, --jsonl and -x print one reply: give the prompt with -p TEXT or pipe it in")
+    if args.yes_tools:
+        raise UsageError("--yes-tools is for one prompt: in a chat you are asked")
     from .launch import Launch, run
 
     return run(
@@ -143,6 +146,7 @@ def _answer(args: argparse.Namespace, settings: "Settings") -> int:
         stats=args.stats,
         quiet=args.quiet,
         settings=settings.session() | settings.reply(),
+        tools=_tools(args, settings),
     )
     if args.session is None:
         return run(replace(request, model=_model(args, settings)))
@@ -155,6 +159,17 @@ def _answer(args: argparse.Namespace, settings: "Settings") -> int:
         if (other := describe_other_model(found, Path(model))) and not args.quiet:
             note(other)
         return run(replace(request, model=model, store=store, conversation=found.id))
+
+
+def _tools(args: argparse.Namespace, settings: "Settings") -> "OneShotTools | None":
+    """Return the tools of the answer; None if there are none, which costs no import."""
+    from ..tools.server_specs import PROJECT_FILE
+
+    if not (args.yes_tools or settings["tools"] or settings["servers"] or Path(PROJECT_FILE).exists()):
+        return None
+    from .oneshot_tools import OneShotTools
+
+    return OneShotTools(settings, args.yes_tools, quiet=args.quiet)
 
 
 def _model(args: argparse.Namespace, settings: "Settings", last: str | None = None) -> str:

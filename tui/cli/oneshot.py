@@ -8,10 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ...core.conversation.summary import ToolResult
 from ...core.errors import GenerationError
 from ...core.events import Done, Event, Notice, Prefill, Text, Thought, to_json
 from ..text.output import note, write
@@ -19,8 +20,10 @@ from ..text.statusline import StatusLine
 
 if TYPE_CHECKING:
     from ...core import Session, Store
+    from .oneshot_tools import OneShotTools
 
 PROGRESS_AFTER_SECONDS = 1.0
+Shown = Event | ToolResult  # what a view may show
 EXIT_CODES = {"stop": 0, "length": 0, "cancelled": 130, "error": 1}
 
 
@@ -38,6 +41,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     store: "Store | None" = None  # where the `conversation` lies that this goes on with
     conversation: int | None = None
+    tools: "OneShotTools | None" = None
 
     def tell(self, sentence: str) -> None:
         """Note something on stderr, unless --quiet was given."""
@@ -51,22 +55,43 @@ class Cancellable(Protocol):
 
 def run(request: Request) -> int:
     """Load the model, stream its reply, return the exit code. Raises QchatError and BrokenPipeError."""
-    session = _session(request)
-    show = _view(request)
-    progress = _Progress(request)
-    done = None
-    with stopped_by_interrupt(session):
-        for event in session.stream(request.text):
-            progress.follow(event)
-            show(event)
-            done = event if isinstance(event, Done) else done
-    if done is None:
-        raise GenerationError("the reply ended without its closing event")
+    with request.tools or nullcontext():
+        session = _session(request)
+        done = _reply(request, session)
     _close(request, done)
     if request.store is not None:
         session.save_state()
     _compile_for_later(request)
+    if request.tools is not None and request.tools.cancelled:
+        return EXIT_CODES["cancelled"]
     return 1 if _is_half_a_document(request, done) else EXIT_CODES[done.finish_reason]
+
+
+def _reply(request: Request, session: "Session") -> Done:
+    """Show the reply to the prompt, and those to the results of tools; return the last end."""
+    show, progress, tools = _view(request), _Progress(request), request.tools
+    if tools is not None:
+        session.set_tools(tools.schemas())
+    done, events = None, session.stream(request.text)
+    with stopped_by_interrupt(session if tools is None else tools.beside(session)):
+        while events is not None:
+            for event in events:
+                progress.follow(event)
+                if isinstance(event, Done):
+                    done = event
+                else:
+                    show(event)
+            if done is None:
+                raise GenerationError("the reply ended without its closing event")
+            results = tools.answer(done, session) if tools is not None else []
+            if results and request.form != "json" and request.extract is None:
+                for shown in (done, *results):
+                    show(shown)
+            events = session.answer_tools([result.text for result in results]) if results else None
+    if done is None:
+        raise GenerationError("no reply was asked for")
+    show(done)
+    return done
 
 
 def _compile_for_later(request: Request) -> None:
@@ -80,10 +105,11 @@ def _compile_for_later(request: Request) -> None:
 def _session(request: Request) -> "Session":
     from ...core import Engine, Session, load_session
 
+    options = {**request.settings, **({"constrain_calls": True} if request.tools else {})}
     if request.store is None or request.conversation is None:
-        return load_session(request.model, **request.settings)
+        return load_session(request.model, **options)
     engine = Engine.load(request.model)
-    return Session.reopen(engine, request.store, request.conversation, **request.settings)
+    return Session.reopen(engine, request.store, request.conversation, **options)
 
 
 @contextmanager
@@ -123,7 +149,7 @@ class TextView:
         self._request = request
         self._answer_end = self._thought_end = ""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Shown) -> None:
         match event:
             case Text(text) if text:
                 self._end_thought()
@@ -145,8 +171,8 @@ class TextView:
         self._thought_end = ""
 
 
-def _json_view(request: Request) -> Callable[[Event], None]:
-    def show(event: Event) -> None:
+def _json_view(request: Request) -> Callable[[Shown], None]:
+    def show(event: Shown) -> None:
         match event:
             case Notice(text):
                 request.tell(text)
@@ -156,12 +182,16 @@ def _json_view(request: Request) -> Callable[[Event], None]:
     return show
 
 
-def _jsonl_view(_request: Request) -> Callable[[Event], None]:
-    return lambda event: _write_json(to_json(event))
+def _jsonl_view(_request: Request) -> Callable[[Shown], None]:
+    def show(event: Shown) -> None:
+        is_result = isinstance(event, ToolResult)
+        _write_json({"event": "toolresult", **asdict(event)} if is_result else to_json(event))
+
+    return show
 
 
-def _code_view(request: Request) -> Callable[[Event], None]:
-    def show(event: Event) -> None:
+def _code_view(request: Request) -> Callable[[Shown], None]:
+    def show(event: Shown) -> None:
         match event:
             case Notice(text):
                 request.tell(text)
@@ -171,7 +201,7 @@ def _code_view(request: Request) -> Callable[[Event], None]:
     return show
 
 
-def _view(request: Request) -> Callable[[Event], None]:
+def _view(request: Request) -> Callable[[Shown], None]:
     if request.extract is not None:
         return _code_view(request)
     return {"text": TextView, "json": _json_view, "jsonl": _jsonl_view}[request.form](request)

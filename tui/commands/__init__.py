@@ -14,7 +14,7 @@ from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, models, serve, sessions, settings, thinking, view
+from . import conversation, models, serve, sessions, settings, thinking, tools, view
 from .base import Command, Front, starting
 from .task_command import TaskCommand
 
@@ -88,6 +88,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions.Import(),
     view.Find(),
     *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
+    tools.Tools(),
     serve.Serve(),
     view.Theme(),
     view.Keys(),

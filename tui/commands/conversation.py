@@ -3,12 +3,14 @@
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import Branch, CacheSummary, Turn
 from ...core.errors import ContextLengthExceeded, UsageError
 from ..chat.client import EngineError
 from ..chat.kept_results import list_results
+from ..chat.turns import last_question, messages_of
 from ..text.report import Report, Table
 from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
 from .parameters import OF_REPLIES, parse_pairs
@@ -72,8 +74,11 @@ class Edit(Command):
         first, _, rest = argument.partition(" ")
         if argument and not first.removeprefix("#").isdecimal():
             raise self.wrong(f"the question is {first!r:.40}, wanted its number")
-        turn = turn_number(chat, first or str(len(turns(chat)) or 1))
+        last = last_question(turns(chat))
+        turn = turn_number(chat, first or str(last.number if last else 1))
         before = turns(chat)[turn - 1].question
+        if turns(chat)[turn - 1].role == "tool":
+            raise UsageError(f"turn {turn} holds the results of tools, not a question that could be changed")
         text = rest.strip() or await front.edit_text(before)
         if text is None or text.strip() in ("", before.strip()):
             front.note(f"question {turn} stays as it is")
@@ -178,7 +183,7 @@ class Compact(Command):
             raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
         tokens, title = chat.state.tokens, chat.state.title
         end = turns_with_room(before, len(before) - keep, tokens, chat.status.context_limit)
-        chat.gives_back = False  # nobody typed the request
+        chat.gives_back, chat.tools.paused = False, True  # nobody typed the request
         try:
             summary = await written_summary(chat, before, end)
         except EngineError as error:
@@ -186,8 +191,8 @@ class Compact(Command):
                 raise UsageError(f"/compact has no room for a summary: {error}") from error
             raise
         finally:
-            chat.gives_back = True
-        keep = max(keep, len(before) - end)
+            chat.gives_back, chat.tools.paused = True, False
+        keep = whole_rounds(before, max(keep, len(before) - end))
         await chat.new()
         await chat.prime(summarised(summary, before[len(before) - keep :]))
         if title:
@@ -227,16 +232,20 @@ async def written_summary(chat: "Chat", before: Sequence[Turn], end: int) -> str
     return summary
 
 
-def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, str]]:
+def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return the messages of a conversation that continues from a summary and the turns after it."""
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": f"{SUMMARY_INTRODUCTION}\n\n{summary}"},
         {"role": "assistant", "content": SUMMARY_REPLY},
     ]
-    for turn in kept:
-        messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": turn.answer})
-    return messages
+    return [*messages, *messages_of([replace(turn, thinking="") for turn in kept])]
+
+
+def whole_rounds(before: Sequence[Turn], keep: int) -> int:
+    """Return how many turns to keep of at least `keep`, so that they begin with a question of the user."""
+    while 0 < keep < len(before) and before[-keep].role == "tool":
+        keep += 1
+    return keep
 
 
 class Cache(Command):
@@ -274,7 +283,9 @@ async def choose_turn(chat: "Chat", front: Front, title: str) -> str | None:
     """Let the user choose a question, the last one first. Raises UsageError if there is none."""
     turn_number(chat, "1")
     options = [
-        (str(turn.number), f"{turn.number}  {first_words(turn.question)}") for turn in reversed(turns(chat))
+        (str(turn.number), f"{turn.number}  {first_words(turn.question)}")
+        for turn in reversed(turns(chat))
+        if turn.role == "user"
     ]
     return await front.choose(title, options)
 

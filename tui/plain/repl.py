@@ -27,9 +27,12 @@ from ..chat.view import NoteKind, View
 from ..commands import parse, perform
 from ..commands.base import Screen, first_words
 from ..commands.parameters import schema_name
+from ..commands.tools import ask_about_project
 from ..tasks.progress import job_parts
 from ..text.output import printable
 from ..text.report import Report, Table
+from ..tools.consent import Decision, Question, Scope
+from ..tools.rounds import describe_result
 from ..user.attachments import attach
 from ..user.clipboard import copy
 from ..user.editor import edit
@@ -51,6 +54,7 @@ TWICE_SECONDS = 2.0
 IMPATIENT = 3  # so many ctrl+c within that time end the program
 RECAP_CHARACTERS = 2000
 FOUND = 20
+ARGUMENT_LINES, RESULT_CHARACTERS = 40, 160
 GB = 10**9
 KEYS = (
     ("enter", "send"),
@@ -154,6 +158,8 @@ class Repl:
         if self.attended:
             name = self.chat.model.name if self.chat.model else "no model is loaded"
             self.out.line(f"{name}; /help lists the commands, ctrl+d leaves", "dim")
+        if self.attended:
+            await ask_about_project(self.chat, self)
         if beginning.text:
             await self._do(beginning.text)
 
@@ -264,8 +270,11 @@ class Repl:
     # the view of the chat
 
     def question(self, turn: Turn) -> None:
-        """Print the question, unless it stands in the prompt above."""
-        if self.attended and turn.question != self._typed:
+        """Print the question, unless it stands in the prompt above; of results only what they are."""
+        if turn.results:
+            for result in turn.results:
+                self.note(f"{describe_result(result)}: {first_words(result.text, RESULT_CHARACTERS)}")
+        elif self.attended and turn.question != self._typed:
             self.out.line(f"{self._prompt}{first_words(turn.question, 200)}", "dim")
         self._typed = ""
         self._thought = None
@@ -367,6 +376,26 @@ class Repl:
             if last is not None and last["total"] and self.attended:
                 self.out.progress(job.method, last["done"] / last["total"])
         self._changed.set()
+
+    async def ask_tool(self, question: Question) -> Decision:
+        """Ask about a call; any other words than the listed ones are a refusal and its reason."""
+        if not self.attended:
+            self.note(f"the model wants to call {question.tool.name}, which was refused", "warning")
+            return Decision(False, reason="nobody can be asked here")
+        self.out.line(question.title, "title")
+        for line in question.lines()[:ARGUMENT_LINES]:
+            self.out.line(f"  {line}")
+        if (more := len(question.lines()) - ARGUMENT_LINES) > 0:
+            self.out.line(f"  … {more:,} more lines", "dim")
+        lasting = ", [c]onversation, [a]lways" if question.may_last else ""
+        answer = await self._ask(f"[y]es once{lasting}, [n]o, or why not: ")
+        words = (answer or "").strip()
+        scopes: dict[str, Scope] = {"y": "once", "yes": "once"}
+        if question.may_last:
+            scopes |= {"c": "conversation", "a": "always"}
+        if scope := scopes.get(words.lower()):
+            return Decision(True, scope)
+        return Decision(False, reason="" if words.lower() in ("n", "no") else words)
 
     # the front end of the commands
 

@@ -22,6 +22,7 @@ from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
+from ..commands.tools import ask_about_project
 from ..commands.view import toggle_panes
 from ..user.attachments import attach, complete
 from ..user.history import History
@@ -151,6 +152,7 @@ class ChatScreen(Screen[None]):
         if beginning.said:
             self.front.note(beginning.said, "warning")
         self.go(self.chat.load(beginning.model, conversation=beginning.conversation))
+        await ask_about_project(self.chat, self.front)
         if beginning.text:
             await self._perform(beginning.text)
 

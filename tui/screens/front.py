@@ -20,6 +20,7 @@ from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
 from ..tasks.progress import format_age, job_parts
 from ..text.report import Lines, Report
+from ..tools.consent import Decision, Question
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
 from ..user.themes import Shelf
@@ -28,6 +29,7 @@ from ..widgets.prompt import Prompt
 from ..widgets.status import Lent
 from ..widgets.status import Status as StatusRow
 from ..widgets.transcript.transcript import Transcript
+from .consent import ask_tool
 from .dialogs import Choose, Confirm
 from .panes import ScreenPanes
 
@@ -93,6 +95,9 @@ class AppFront:
         if not self._chat.queue:
             self._view.typed.clear()
         self._view.show_facts()
+
+    async def ask_tool(self, question: Question) -> Decision:
+        return await ask_tool(self._view.running_app, question)
 
     def returned(self, text: str) -> None:
         """Put the question back into the prompt, or into the history if the user types already."""

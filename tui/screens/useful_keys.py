@@ -4,7 +4,7 @@ from typing import Literal
 
 from ..chat.controller import Chat
 
-REPLYING = ("reading", "thinking", "answering")
+REPLYING = ("reading", "thinking", "answering", "tools")
 BUSY = (*REPLYING, "starting", "loading", "working")
 Place = Literal["search", "completion", "transcript", "panel", "prompt"]
 

@@ -11,3 +11,10 @@ def format_tokens(count: float) -> str:
     if count < 1000:
         return f"{count:.0f}"
     return f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:.0f}k"
+
+
+def format_size(nbytes: float) -> str:
+    """Format a size: 812 B, 3.1 kB, 1.0 MB."""
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    return f"{nbytes / 1000:.1f} kB" if nbytes < 1_000_000 else f"{nbytes / 1_000_000:.1f} MB"

@@ -33,6 +33,8 @@ from .paths import config_file, make_config_dir
 from .toml_file import edit_toml, read_toml
 
 PROJECT_FILE = ".qchat.toml"
+# qchat's own tools, which `tools/own.py` defines
+TOOL_NAMES = ("read_file", "find_files", "shell", "calculate")
 # in the order in which they are shown
 PANE_NAMES = ("speed", "memory", "context", "thinking", "branches")
 EFFORTS = ("none", "low", "medium", "high", "xhigh")
@@ -154,6 +156,20 @@ KEYS: dict[str, Key] = {
         _sampling("presence_penalty", Number(-100, 100), "subtracted from the logits of generated tokens"),
         _sampling("frequency_penalty", Number(-100, 100), "subtracted for each time a token was generated"),
         _reply("seed", Number(0, (1 << 63) - 1, whole=True), "the same seed gives the same reply"),
+        Key("tools", Several(TOOL_NAMES), "tools of qchat's own that the model may call", []),
+        Key(
+            "max_tool_rounds",
+            Number(1, 1000, whole=True),
+            "how often in a row a reply may call tools",
+            20,
+        ),
+        Key(
+            "servers",
+            Table(),
+            "servers of tools, by name: a command with args, or a url",
+            {},
+            applies="next start",
+        ),
         Key("show_thinking", Flag(), "show thoughts unfolded", False, project=True),
         Key(
             "history",

@@ -18,7 +18,10 @@ WARN, HOT = 0.80, 0.92
 GAUGE_CELLS = 10
 NARROW = 70
 SPARKS = "▁▂▃▄▅▆▇█"
-MARKS = {"starting": "◌", "loading": "◔", "reading": "◔", "thinking": "●", "answering": "●", "working": "◔"}
+MARKS = {
+    **{"starting": "◌", "loading": "◔", "reading": "◔", "thinking": "●", "answering": "●", "working": "◔"},
+    "tools": "◔",
+}
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,14 @@ class Status(Line):
                 return [piece("◌ starting the engine", "mark")]
             case "loading":
                 return self._progress(facts, "loading", _gigabytes(facts.done, facts.total))
+            case "reading" if facts.tools:
+                return [piece(f"{MARKS[facts.phase]} {printable(facts.tools)}", "mark")]
             case "reading":
                 return self._progress(facts, "reading", f"{_n(facts.done)}/{_n(facts.total)} tokens")
             case "thinking" | "answering":
                 return self._writing(facts)
+            case "tools":
+                return [piece(f"{MARKS[facts.phase]} {printable(facts.tools)}", "mark")]
             case "working":
                 return [piece("◔ working", "mark"), *_background(facts)]
             case "dead":
@@ -92,6 +99,8 @@ class Status(Line):
                 return [piece("you can type already; it will be sent", "dim", 9)]
             case "reading":
                 return [piece("esc to stop", "dim", 8)]
+            case "tools":
+                return [piece("esc to cancel", "dim", 8)]
         if facts is None or self._phase in ("starting", "dead") or _is_hot(facts, self._phase):
             return []
         if self.lent is not None and self._phase == "idle":

@@ -1,6 +1,7 @@
 """Tools in a session: calls become events and messages, and the history with them is read once."""
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, repeat
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from qchat.core import Session, Store
+from qchat.core.conversation.offered_tools import promised_tools
 from qchat.core.conversation.summary import describe_session
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
@@ -194,6 +196,84 @@ def test_results_are_taken_for_calls_alone_and_for_each_one(engine, monkeypatch)
     list(session.answer_tools(["sun", "rain"]))
     with pytest.raises(UsageError, match="turn 2 holds the results of tools"):
         session.edit(2, "what?")
+
+
+def test_other_tools_are_offered_on_a_new_branch_and_the_same_ones_on_this(engine, monkeypatch):
+    script(monkeypatch, engine, LOOK, SUNNY)
+    session = talking(engine)
+    list(session.stream("What is the weather?"))
+    list(session.answer_tools(["sun", "rain"]))
+    leaf, said = session.tree.leaf, session.messages
+    session.set_tools(TOOLS)
+    assert session.tree.leaf is leaf
+    session.set_tools([])
+    assert describe_session(session).tools == ()
+    assert session.messages == said
+    assert "parameters" not in engine.tokenizer.decode(session.tree.branch()[0].ids)
+    assert len(describe_session(session).branches) == 2
+    session.set_tools(TOOLS)
+    assert describe_session(session).tools == ("weather",)
+    assert "parameters" in engine.tokenizer.decode(session.tree.branch()[0].ids)
+    session.switch(leaf.number if leaf else 0)
+    session.set_tools([])
+    assert describe_session(session).tools == (), "what this branch has counts, not what was offered last"
+    with pytest.raises(UsageError, match="names its function"):
+        session.set_tools([{}])
+    session.set_tools([])
+    session.reset()
+    session.set_tools(TOOLS)
+    assert describe_session(session).tools == ("weather",)
+
+
+def test_a_call_that_cannot_be_read_may_be_answered_beside_the_others(engine, monkeypatch):
+    broken = '<tool_call>\n{"name": weather of Paris}\n</tool_call><|im_end|>'
+    script(monkeypatch, engine, f"Hm.\n</think>\n\n{broken}", SUNNY, LOOK, SUNNY)
+    session = talking(engine)
+    done = finished(session.stream("What is the weather?"))
+    assert (done.tool_calls, done.unread_call) == ((), True)
+    answer = finished(session.answer_tools(["that call could not be read"]))
+    assert answer.text == "Sunny in both."
+    assert answer.cached_tokens == done.prompt_tokens + done.generated_tokens
+    (turn,) = describe_session(session).turns[1:]
+    assert (turn.role, [result.text for result in turn.results]) == ("tool", ["that call could not be read"])
+    assert not finished(session.stream("Again")).unread_call
+    with pytest.raises(UsageError, match="calls 2 tools, and 3"):
+        session.answer_tools(["sun", "rain", "snow"])
+
+
+def test_a_turn_has_its_results_under_the_names_of_their_calls(engine, monkeypatch):
+    script(monkeypatch, engine, LOOK, SUNNY)
+    session = talking(engine)
+    list(session.stream("What is the weather?"))
+    list(session.answer_tools(["sun", "rain"]))
+    first, second = describe_session(session).turns
+    assert first.results == ()
+    assert [(one.name, one.text, one.seconds) for one in second.results] == [
+        ("weather", "sun", None),
+        ("weather", "rain", None),
+    ]
+
+
+UNPROMISED = {"name": "odd", "parameters": {"type": "object", "not": {"required": ["x"]}}}
+
+
+def test_calls_satisfy_the_schemas_that_a_grammar_can_express(engine):
+    session = Session(
+        engine, tools=[*TOOLS, {"function": UNPROMISED}], constrain_calls=True, enable_thinking=False
+    )
+    assert promised_tools(engine, session.tools) == {"weather"}
+    assert promised_tools(engine, TOOLS) == {"weather"}
+    assert promised_tools(engine, []) == frozenset()
+    *_, done = session.stream("What is the weather?", max_new_tokens=40, temperature=2.0, seed=1)
+    assert isinstance(done, Done) and done.finish_reason != "error"
+
+
+def test_nothing_is_promised_without_llguidance(engine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    lacking = replace(engine)  # which built no vocabulary yet
+    assert promised_tools(lacking, TOOLS) == frozenset()
+    session = Session(lacking, tools=TOOLS, constrain_calls=True, enable_thinking=False, max_new_tokens=4)
+    assert session.send("hello").finish_reason == "length"
 
 
 def test_a_tool_that_names_no_function_is_refused(engine):

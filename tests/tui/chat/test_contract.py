@@ -104,6 +104,7 @@ def play(driver: Driver, folder: Path) -> Played:
     ask("count_messages", messages=[QUESTION], settings=BRIEF)
     ask("rename", title="Weather")
     ask("set_system", text="Be brief.")
+    ask("set_tools", tools=TOOLS)
     ask("history", mode="strip")
     ask("edit", turn=1, text="And in Paris?", settings=BRIEF)
     ask("reset")

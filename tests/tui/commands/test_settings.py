@@ -63,6 +63,11 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     "presence_penalty": [("/set presence_penalty -1", "-1", "/set")],
     "frequency_penalty": [("/set frequency_penalty 1", "1", "/set")],
     "seed": [("/set seed 3", "3", "/set")],
+    "tools": [
+        ("/set tools calculate,shell", "'shell' 'calculate'", "/set"),
+        ("/tools on calculate", "'calculate'", "/tools on"),
+    ],
+    "max_tool_rounds": [("/set max_tool_rounds 3", "3", "/set")],
     "show_thinking": [
         ("/think show", "on", "/think"),
         ("/set show_thinking on", "on", "/set"),

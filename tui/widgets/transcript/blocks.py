@@ -1,17 +1,16 @@
-"""The blocks of a transcript and the lines of each: questions, thoughts, answers, tool calls, notes, reports.
+"""The blocks of a transcript and the lines of each: questions, thoughts, answers, notes, reports.
 
 Knows neither widgets nor colours. Text from models and files is made printable on its way in.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ....core.conversation.summary import ToolCall, Turn
+from ....core.conversation.summary import Turn
 from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
-from ...text.markdown.lines import lay, lay_hard
+from ...text.markdown.lines import lay
 from ...text.report import Markdown, Report, report_lines, report_text
 from ...text.sanitise import Cleaner, cells, cut, printable
 
@@ -120,7 +119,6 @@ class Question(Block):
         super().__init__(turn.number)
         self._text = printable(turn.question).rstrip()
         self._created = turn.created
-        self._is_tool = turn.role == "tool"
         self.siblings = place_of(turn)
 
     def update(self, turn: Turn) -> None:
@@ -135,17 +133,16 @@ class Question(Block):
     def build(self, look: Look) -> list[Line]:
         facts = self._facts()
         room = look.frame.width - sum(cells(span.text) for span in facts) - 2
-        style = "fact" if self._is_tool else "question"
         if room < 16:
-            lines = [Line(tuple(facts)), *self._laid(look.frame.width, style)]
+            lines = [Line(tuple(facts)), *self._laid(look.frame.width)]
             return self._folded(lines)
-        lines = self._folded(self._laid(room, style))
+        lines = self._folded(self._laid(room))
         used = sum(cells(span.text) for span in lines[0].spans)
         gap = Span(" " * (look.frame.width - used - sum(cells(span.text) for span in facts)), "", "")
         return [Line((*lines[0].spans, gap, *facts)), *lines[1:]]
 
-    def _laid(self, width: int, style: str) -> list[Line]:
-        return lay([Span(self._text.expandtabs(4) or " ", style)], width)
+    def _laid(self, width: int) -> list[Line]:
+        return lay([Span(self._text.expandtabs(4) or " ", "question")], width)
 
     def _folded(self, lines: list[Line]) -> list[Line]:
         more = len(lines) - _FOLDED_LINES
@@ -160,7 +157,7 @@ class Question(Block):
             facts = [Span("‹ ", "button", "", "previous"), Span(f"{place}/{count}", "fact", "")]
             facts += [Span(" › ", "button", "", "next"), Span(" ", "fact", "")]
         moment = time.strftime("%H:%M", time.localtime(self._created))
-        label = "tool result" if self._is_tool else f"#{self.turn}" if self.turn else ""
+        label = f"#{self.turn}" if self.turn else ""
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
 
 
@@ -357,36 +354,6 @@ class Answer(Block):
 
     def codes(self) -> list[Code]:
         return code_blocks(self._text)
-
-
-class Tools(Block):
-    """Tool calls, in a line each; with all arguments when opened."""
-
-    foldable = True
-
-    def __init__(self, turn: int) -> None:
-        super().__init__(turn)
-        self._calls: list[tuple[str, str]] = []
-
-    def add(self, call: ToolCall) -> None:
-        """Add a call."""
-        name = " ".join(printable(call.name).split())
-        self._calls.append((name, printable(json.dumps(call.arguments, ensure_ascii=False, indent=2))))
-        self.forget()
-
-    @property
-    def text(self) -> str:
-        return "\n".join(f"{name} {arguments}" for name, arguments in self._calls)
-
-    def build(self, look: Look) -> list[Line]:
-        lines = []
-        for name, arguments in self._calls:
-            head = f"→ {cut(name, look.frame.width // 2)} "
-            if not self.opened:
-                arguments = cut(" ".join(arguments.split()), max(look.frame.width - cells(head), 1))
-            mark = Span(head, "accent", f"{name} ", "fold")
-            lines += lay_hard([mark, Span(arguments, "code")], look.frame.wide)
-        return lines
 
 
 class Note(Block):

@@ -24,9 +24,9 @@ from .blocks import (
     Question,
     Reported,
     Thought,
-    Tools,
 )
 from .reader import Reader
+from .tool_blocks import Results, Tools
 
 _FASTEST, _SLOWEST = 1 / 30, 0.5  # seconds between two flushes
 _COST_SHARE = 10  # a flush that took t is followed by a pause of 10 t
@@ -92,7 +92,7 @@ class Transcript(Reader):
         with self.kept_in_place():
             self.replace_all([b for b in self.blocks if b.turn < number or b.is_extra])
             self._turns = {n: old for n, old in self._turns.items() if n < number}
-            for block in (*model_change(self._turns.get(number - 1), turn), Question(turn)):
+            for block in (*model_change(self._turns.get(number - 1), turn), asked(turn)):
                 self.insert(len(self.blocks), block)
             self.follow = True
 
@@ -245,11 +245,16 @@ def model_change(before: Turn | None, turn: Turn) -> list[Block]:
     return [ModelChange(turn.number, before.model_name, turn.model_name)]
 
 
+def asked(turn: Turn) -> Question:
+    """Return the block of what a reply answers: a question, or the results of tools."""
+    return Results(turn) if turn.results else Question(turn)
+
+
 def blocks_of(turn: Turn) -> list[Block]:
     """Return the blocks of a finished turn."""
     tools = Tools(turn.number)
     for call in turn.tool_calls:
         tools.add(call)
     ending = Ending.of(turn.number, turn.finish_reason)
-    parts = [Question(turn), Thought.of(turn), Answer(turn.number, turn.answer), tools, ending]
+    parts = [asked(turn), Thought.of(turn), Answer(turn.number, turn.answer), tools, ending]
     return [block for block in parts if block is not None and block.text]

@@ -1,0 +1,46 @@
+"""The turn in which an engine died: continued once another engine has loaded the conversation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ...core.conversation.summary import ConversationState, ToolResult, Turn
+from ...core.events import Done
+from .tool_turns import ToolTurns
+from .turns import has_reply, messages_of, reply_text
+from .view import View
+
+
+class Resuming(Protocol):
+    """The parts of a chat that are needed to continue a turn."""
+
+    view: View
+    state: ConversationState
+    queue: list[str]
+    tools: ToolTurns
+
+    async def request(self, method: str, **params: Any) -> Any: ...
+    async def answer_tools(
+        self, results: Sequence[ToolResult], settings: Mapping[str, Any]
+    ) -> Done | None: ...
+
+
+async def take_up(chat: Resuming, turn: Turn) -> None:
+    """Continue after a turn in which an engine died; the store may have less of it than was shown.
+
+    A question that got no answer is asked again, and so are the results of tools.
+    """
+    last = chat.state.turns[-1] if chat.state.turns else None
+    kept = last if last and (last.number, last.question) == (turn.number, turn.question) else None
+    if kept and len(reply_text(kept)) >= max(len(reply_text(turn)), 1):
+        return
+    if kept and turn.role == "tool":
+        await chat.request("fork", turn=turn.number - 1)
+    elif kept:
+        await chat.request("undo")
+    if has_reply(turn):
+        await chat.request("prime", messages=messages_of([turn]))
+    elif turn.role == "user":
+        chat.queue.insert(0, turn.question)
+    chat.view.rebuilt(chat.state)
+    if turn.role == "tool" and not has_reply(turn):
+        await chat.tools.go_on(await chat.answer_tools(turn.results, {}), {})
