@@ -3,7 +3,7 @@
 Owns everything that changes while a model answers. Never re-encodes generated ids from text, and never knows
 a front end.
 
-Public names: Branch, branch, CacheSummary, ConversationState, describe_cache, describe_session, Encoder,
-History, Input, Node, Output, PendingReply, ReplyContext, Session, Signals, SnapshotSummary,
-SOON, tool_calls_of, ToolCall, Turn, turn_number, TurnStats.
+Public names: Branch, branch, CacheSummary, ConversationState, describe_cache, describe_replies,
+describe_session, Encoder, History, Input, Node, Output, PendingReply, ReplyContext, score_reply, Session,
+Signals, SnapshotSummary, SOON, tool_calls_of, ToolCall, Turn, turn_number, TurnStats.
 """
