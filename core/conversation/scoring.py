@@ -1,6 +1,6 @@
 """The probabilities of a reply that is there already, by one pass over its exact ids.
 
-Reads on a copy of a kept state, or on a cache of its own: neither the conversation nor the live state changes.
+Reads on a copy of a kept state, or on a cache of its own: conversation and live state stay as they are.
 The figures are those of the model's own distribution, which temperature and penalties do not change.
 """
 

@@ -21,7 +21,8 @@ from .client import Call, EngineClient, EngineDied
 from .job_queue import JobQueue
 from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
-from .meter import Meter, Phase, Status
+from .live_bench import LiveBench, live_line
+from .meter import Meter, Phase, Status, figures
 from .turns import NO_STATE, RunningTurn, has_reply, kept_settings, messages_of, record_settings, reply_text
 from .view import Companion, View
 
@@ -68,7 +69,7 @@ class Chat:
         self._busy = self._leaving = False
         self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
-        self.kept_results = KeptResults(store, view.note)
+        self.kept_results, self.live_bench = KeptResults(store, view.note), LiveBench()
         self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -291,7 +292,14 @@ class Chat:
             if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
                 self._give_back(question)
                 return
+            if self.settings["live_bench"]:
+                self.live_bench.record(self.state.turns[-1], self.status.reply.speeds)
             self.view.finished(running.done, self.state.turns[-1])
+
+    def figures_of(self, done: Done, turn: Turn) -> list[str]:
+        """Return the lines of figures with which a reply ends, if any are wanted."""
+        lines = [figures(done)] if self.show_stats else []
+        return [*lines, live_line(turn)] if self.settings["live_bench"] else lines
 
     def _give_back(self, question: str) -> None:
         self.view.rebuilt(self.state)

@@ -14,7 +14,7 @@ from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, models, serve, sessions, settings, thinking, view
+from . import conversation, models, serve, sessions, settings, stats, thinking, view
 from .base import Command, Front, starting
 from .task_command import TaskCommand
 
@@ -53,7 +53,7 @@ class Help(Command):
 
 
 # tasks whose commands do something of their own besides
-OWN_COMMANDS = ("sessions",)
+OWN_COMMANDS = ("sessions", "bench")
 HELP_FLAGS = ("-h", "--help")
 COMMANDS: tuple[Command, ...] = (
     Help(),
@@ -74,7 +74,7 @@ COMMANDS: tuple[Command, ...] = (
     settings.Schema(),
     settings.Set(),
     settings.Show(),
-    settings.Stats(),
+    stats.Stats(),
     sessions.SessionsCommand(),
     thinking.Effort(),
     thinking.Budget(),
@@ -88,6 +88,7 @@ COMMANDS: tuple[Command, ...] = (
     sessions.Import(),
     view.Find(),
     *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
+    stats.Bench(),
     serve.Serve(),
     view.Theme(),
     view.Keys(),

@@ -21,7 +21,7 @@ from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.kept_results import Result
-from ..chat.meter import Status, figures
+from ..chat.meter import Status
 from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
 from ..commands import parse, perform
@@ -310,15 +310,14 @@ class Repl:
         self._thought = None
 
     def finished(self, done: Done, turn: Turn) -> None:
-        del turn
         self._end_thought()
         self.out.end_answer()
         ended = {"cancelled": "stopped", "length": "the reply was cut at its token limit"}
         said = done.detail or ended.get(done.finish_reason)
         if said and said != self.chat.status.reason:  # unless the chat has already told of a death
             self.note(said)
-        if self.chat.show_stats:
-            self.note(figures(done))
+        for line in self.chat.figures_of(done, turn):
+            self.note(line)
         self._changed.set()
 
     def returned(self, text: str) -> None:

@@ -109,6 +109,7 @@ class ChatScreen(Screen[None]):
             "models": lambda: self.front.screen("models"),
             "sessions": lambda: self.front.screen("sessions"),
             "panes": self._toggle_panes,
+            "live_bench": lambda: self.run_line("/bench live"),
             "new": lambda: self.run_line("/new"),
             "find": self._open_find,
             "scroll_up": lambda: self.transcript.scroll_page_up(animate=False),

@@ -14,7 +14,7 @@ from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.kept_results import Result
-from ..chat.meter import Status, figures
+from ..chat.meter import Status
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
@@ -86,8 +86,8 @@ class AppFront:
 
     def finished(self, done: Done, turn: Turn) -> None:
         self._view.transcript.end_answer(done, turn)
-        if self._chat.show_stats:
-            self.note(figures(done))
+        for line in self._chat.figures_of(done, turn):
+            self.note(line)
         # a conversation gets its number with its first reply
         self._view.transcript.conversation = self._chat.state.conversation
         if not self._chat.queue:

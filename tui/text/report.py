@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .sanitise import cells, cut, fit, printable, wrap
+from .trend import Trend, trend_lines, trend_words
 
 Style = Literal["", "title", "dim", "accent", "good", "warn", "bad", "bar"]
 Line = list[tuple[str, str]]
@@ -110,7 +111,7 @@ class Markdown:
     source: str
 
 
-Part = Table | Bars | Spark | Plot | Curve | Gauge | Lines | Markdown
+Part = Table | Bars | Spark | Plot | Curve | Trend | Gauge | Lines | Markdown
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
             return _plot(part, width, glyphs)
         case Curve():
             return _curve(part, width, glyphs)
+        case Trend():
+            return trend_lines(part, width, bool(glyphs.eighths))
         case Gauge():
             return [_gauge(part, width, glyphs)]
         case Lines(lines, style):
@@ -410,6 +413,8 @@ def _spoken(part: Part) -> list[str]:
         case Curve(points, _, x_label, y_label):
             figures = [f"{_figure(x)} {x_label}: {_figure(y)}" for x, y in points]
             return [f"{y_label} by size: {', '.join(figures)}", f"chosen: {_chosen_text(part)}"]
+        case Trend():
+            return trend_words(part)
         case Gauge(done, total, text):
             return [f"{done / total if total else 0:.0%} {text}".rstrip()]
         case Lines(lines):

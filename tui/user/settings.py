@@ -195,6 +195,7 @@ KEYS: dict[str, Key] = {
         ),
         Key("panes", Flag(), "show the live panes", True),
         Key("shown_panes", Several(PANE_NAMES), "which panes there are", list(PANE_NAMES)),
+        Key("live_bench", Flag(), "show the figures of each reply, and /stats of all branches", False),
         Key("copy_on_select", Flag(), "copy what the mouse selects", True),
         Key("mouse", Flag(), "use the mouse", True),
         Key("plain", Flag(), "chat line by line instead of full-screen", False, applies="next start"),

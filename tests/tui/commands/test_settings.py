@@ -77,6 +77,7 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
         ("/panes speed", "'memory' 'context' 'thinking' 'branches'", "/panes"),
         ("/set shown_panes context,speed", "'speed' 'context'", "/set"),
     ],
+    "live_bench": [("/bench live on", "on", "/bench live"), ("/set live_bench on", "on", "/set")],
     "copy_on_select": [("/set copy_on_select off", "off", "/set")],
     "mouse": [("/mouse off", "off", "/mouse"), ("/set mouse off", "off", "/set")],
 }
