@@ -24,6 +24,7 @@ from ..chat.kept_results import Result
 from ..chat.meter import Status
 from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
+from ..chat.window import Window
 from ..commands import parse, perform
 from ..commands.base import Screen, first_words
 from ..commands.parameters import schema_name
@@ -34,6 +35,7 @@ from ..user.attachments import attach
 from ..user.clipboard import copy
 from ..user.editor import edit
 from ..user.history import History
+from ..user.sequences import takes_sequences
 from ..user.settings import Settings
 from .printer import Printer
 from .reader import (
@@ -96,6 +98,8 @@ class Repl:
         self._reading: asyncio.Task[str] | None = None
         self._thought: _RunningThought | None = None
         self._jobs: set[Job] = set()  # jobs whose end was not yet told
+        speaks = self.attended and not self.spoken and takes_sequences(sys.stdout)
+        self._window = Window(self._to_terminal) if speaks else None
 
     def _reader(self, history: History) -> Reader:
         if not can_prompt():
@@ -140,6 +144,8 @@ class Repl:
                     raise
             finally:
                 await self.chat.quit()
+                if self._window is not None:
+                    self._window.close()
         return self._code
 
     async def _begin(self, beginning: Beginning) -> None:
@@ -339,6 +345,8 @@ class Repl:
     def status(self, status: Status) -> None:
         if self.attended and status.phase in ("loading", "reading") and status.total:
             self.out.progress(status.phase, status.done / status.total)
+        if self._window is not None:
+            self._window.show(self.chat)
         self._changed.set()
 
     def note(self, text: str, kind: NoteKind = "info") -> None:
@@ -413,7 +421,7 @@ class Repl:
             return await asyncio.to_thread(edit, text)
 
     def copy(self, text: str) -> str:
-        return copy(text, self._to_terminal if self.attended else None)
+        return copy(text, self._to_terminal if self.attended and takes_sequences(sys.stdout) else None)
 
     def _to_terminal(self, sequence: str) -> None:
         sys.stdout.write(sequence)

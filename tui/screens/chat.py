@@ -20,6 +20,7 @@ from ..chat.client import EngineDied
 from ..chat.controller import Chat, View
 from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
+from ..chat.window import Window
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.view import toggle_panes
@@ -91,6 +92,7 @@ class ChatScreen(Screen[None]):
         sources = Sources(self._candidates, hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
+        self.window = Window(self._to_terminal)
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
@@ -165,6 +167,7 @@ class ChatScreen(Screen[None]):
     # --- display ---
 
     def show_status(self, status: Facts) -> None:
+        self.window.show(self.chat)
         describe_chat(self.status_row, self.chat)
         self.status_row.show(status)
         self.panes.moved()
@@ -174,6 +177,11 @@ class ChatScreen(Screen[None]):
             self.prompt.busy = status.phase in BUSY
             self.prompt.held = status.phase == "dead"
             self.show_facts()
+
+    def _to_terminal(self, sequence: str) -> None:
+        driver = self.app._driver
+        if driver is not None and not driver.is_headless:
+            driver.write(sequence)
 
     @property
     def running_app(self) -> App[Any]:

@@ -16,6 +16,7 @@ from ..chat.jobs import Job
 from ..chat.kept_results import Result
 from ..chat.meter import Status
 from ..chat.view import NoteKind
+from ..chat.window import Window
 from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
 from ..tasks.progress import format_age, job_parts
@@ -48,6 +49,7 @@ class ChatView(Protocol):
     keybar: Keybar
     panes: ScreenPanes
     typed: dict[str, str]
+    window: Window
 
     @property
     def running_app(self) -> App[Any]: ...
@@ -92,7 +94,14 @@ class AppFront:
         self._view.transcript.conversation = self._chat.state.conversation
         if not self._chat.queue:
             self._view.typed.clear()
+            self._notify("the reply failed" if done.finish_reason == "error" else "the reply is there")
         self._view.show_facts()
+
+    def _notify(self, what: str, seconds: float | None = None) -> None:
+        """Notify the user of an end, by default a reply's, if another window has the focus."""
+        if not self._view.running_app.app_focus:
+            seconds = self._chat.status.seconds if seconds is None else seconds
+            self._view.window.notify(self._chat, what, seconds)
 
     def returned(self, text: str) -> None:
         """Put the question back into the prompt, or into the history if the user types already."""
@@ -132,6 +141,8 @@ class AppFront:
         if not self._changed:
             self._view.set_timer(JOB_SECONDS, self._draw_jobs)
         self._changed[id(job)] = job
+        if job.state in ("done", "failed"):
+            self._notify(f"{job.title}: {job.state}", job.seconds)
 
     def _draw_jobs(self) -> None:
         changed, self._changed = self._changed, {}

@@ -198,6 +198,8 @@ KEYS: dict[str, Key] = {
         Key("live_bench", Flag(), "show the figures of each reply, and /stats of all branches", False),
         Key("copy_on_select", Flag(), "copy what the mouse selects", True),
         Key("mouse", Flag(), "use the mouse", True),
+        Key("notify", Flag(), "notify you of a long reply's or job's end while you look elsewhere", True),
+        Key("window_title", Flag(), "show conversation and progress in the window's title and taskbar", True),
         Key("plain", Flag(), "chat line by line instead of full-screen", False, applies="next start"),
         Key(
             "screen_reader",
