@@ -14,7 +14,7 @@ from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, models, serve, sessions, settings, stats, thinking, view
+from . import conversation, models, persona, prompts, serve, sessions, settings, stats, thinking, view
 from .base import Command, Front, starting
 from .task_command import TaskCommand
 
@@ -71,6 +71,8 @@ COMMANDS: tuple[Command, ...] = (
     conversation.Switch(),
     conversation.Rewind(),
     settings.System(),
+    persona.Persona(),
+    prompts.Prompts(),
     settings.Schema(),
     settings.Set(),
     settings.Show(),

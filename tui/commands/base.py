@@ -40,6 +40,11 @@ class Front(View, Protocol):
         """Return the value of one of `options` (value, label); None if the user cancels."""
         ...
 
+    @property
+    def can_edit(self) -> bool:
+        """Whether there is a prompt that text can be put into."""
+        ...
+
     def put_prompt(self, text: str) -> None: ...
     async def edit_text(self, text: str) -> str | None:
         """Return `text` as changed in the user's editor; None if nothing was saved."""

@@ -408,6 +408,10 @@ class Repl:
                 raise
             return None  # ctrl+c where no terminal reports it
 
+    @property
+    def can_edit(self) -> bool:
+        return self.reader.edits
+
     def put_prompt(self, text: str) -> None:
         if self.reader.edits:
             self._draft = text

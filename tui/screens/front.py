@@ -173,6 +173,10 @@ class AppFront:
     async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
         return await self._view.running_app.push_screen_wait(Choose(title, options))
 
+    @property
+    def can_edit(self) -> bool:
+        return True
+
     def put_prompt(self, text: str) -> None:
         self._view.put_prompt(text)
 
