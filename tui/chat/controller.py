@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError, UsageError
-from ...core.events import Done, Memory, Unloaded
+from ...core.events import Done, Logprobs, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
@@ -29,6 +29,7 @@ from .view import Companion, View
 if TYPE_CHECKING:
     from ...core.storage.store import Store
     from ..user.settings import Settings
+    from .probabilities import ScoredAnswer
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
@@ -70,6 +71,7 @@ class Chat:
         self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
         self.kept_results, self.live_bench = KeptResults(store, view.note), LiveBench()
+        self.scored: ScoredAnswer | None = None
         self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -242,6 +244,19 @@ class Chat:
     async def close_thought(self) -> None:
         """End the thought, so that the answer begins."""
         await self._client().request("close_thought")
+
+    async def score(self, turn: int, count: int) -> list[Logprobs]:
+        """Return how likely each id of the reply in `turn` was, and the `count` likeliest in its place."""
+        found: list[Logprobs] = []
+        with self._at_work("working"):
+            self._call = call = self._client().call("score", turn=turn, count=count)
+            try:
+                async for batch in call:
+                    found += [event for event in batch if isinstance(event, Logprobs)]
+                await call.result()
+            finally:
+                self._call = None
+        return found
 
     @property
     def jobs(self) -> list[Job]:

@@ -14,7 +14,19 @@ from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, models, persona, prompts, serve, sessions, settings, stats, thinking, view
+from . import (
+    conversation,
+    models,
+    persona,
+    probs,
+    prompts,
+    serve,
+    sessions,
+    settings,
+    stats,
+    thinking,
+    view,
+)
 from .base import Command, Front, starting
 from .task_command import TaskCommand
 
@@ -77,6 +89,7 @@ COMMANDS: tuple[Command, ...] = (
     settings.Set(),
     settings.Show(),
     stats.Stats(),
+    probs.Probs(),
     sessions.SessionsCommand(),
     thinking.Effort(),
     thinking.Budget(),
