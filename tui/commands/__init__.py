@@ -16,6 +16,7 @@ from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
 from . import (
     conversation,
+    diff,
     models,
     persona,
     probs,
@@ -90,6 +91,7 @@ COMMANDS: tuple[Command, ...] = (
     settings.Show(),
     stats.Stats(),
     probs.Probs(),
+    diff.DiffCommand(),
     sessions.SessionsCommand(),
     thinking.Effort(),
     thinking.Budget(),

@@ -446,7 +446,11 @@ class ChatScreen(Screen[None]):
             ("retry", "answer it again"),
             ("fork", "a new branch after it"),
         ]
+        if len(self.chat.state.turns[turn - 1].siblings) > 1:
+            options.append(("diff", "compare its answers"))
         match await self.front.choose(f"Question {turn}", options):
+            case "diff":
+                self.run_line(f"/diff {turn}")
             case "edit":
                 self._edit_question(EditRequested(turn))
             case "retry":

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .diff import Diff, diff_lines, diff_words
 from .sanitise import cells, cut, fit, printable, wrap
 from .trend import Trend, trend_lines, trend_words
 
@@ -21,7 +22,7 @@ PLOT_ROWS = 10
 CURVE_ROWS = 8
 UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
-ASCII = str.maketrans("·…", "-~")
+ASCII = str.maketrans("·…│", "-~|")
 MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # beyond this, as for NaN and infinity, differences are not finite
 MAX_COORDINATE = 1e300
@@ -111,7 +112,7 @@ class Markdown:
     source: str
 
 
-Part = Table | Bars | Spark | Plot | Curve | Trend | Gauge | Lines | Markdown
+Part = Table | Bars | Spark | Plot | Curve | Trend | Diff | Gauge | Lines | Markdown
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
             return _curve(part, width, glyphs)
         case Trend():
             return trend_lines(part, width, bool(glyphs.eighths))
+        case Diff():
+            return diff_lines(part, width)
         case Gauge():
             return [_gauge(part, width, glyphs)]
         case Lines(lines, style):
@@ -415,6 +418,8 @@ def _spoken(part: Part) -> list[str]:
             return [f"{y_label} by size: {', '.join(figures)}", f"chosen: {_chosen_text(part)}"]
         case Trend():
             return trend_words(part)
+        case Diff():
+            return diff_words(part)
         case Gauge(done, total, text):
             return [f"{done / total if total else 0:.0%} {text}".rstrip()]
         case Lines(lines):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qchat.tui.text.diff import Diff
 from qchat.tui.text.report import (
     Bar,
     Bars,
@@ -55,6 +56,7 @@ PARTS = st.one_of(
         TEXT,
         TEXT,
     ),
+    st.builds(Diff, TEXT, TEXT, TEXT, TEXT),
     st.builds(Markdown, TEXT),
 )
 REPORTS = st.builds(Report, TEXT, st.lists(PARTS, max_size=3))
