@@ -295,6 +295,25 @@ def test_a_table_with_too_many_columns_becomes_records():
     assert rows(source, 24)[:2] == ["a: long text", "b: long text"]
 
 
+WIDE = "| name | description | another | measured |\n|---|---|---|---:|\n"
+WIDE += "| Qwen3.6-27B | a large hybrid model | yes | 1234567 |"
+
+
+def test_a_table_folds_into_records_before_its_words_would_be_cut():
+    """Whole words can be read in a table of any width, or each row is a list of names and values."""
+    for width in range(24, 90):
+        shown = rows(WIDE, width)
+        assert max(map(len, shown)) <= width
+        assert all(any(word in row for row in shown) for word in ("Qwen3.6-27B", "description", "1234567"))
+    assert rows(WIDE, 60)[0].count("│") == 3
+    assert rows(WIDE, 30)[:2] == ["name: Qwen3.6-27B", "description: a large hybrid"]
+
+
+def test_wide_characters_may_be_cut_anywhere_so_their_table_stays_one():
+    source = "| 名前 | 説明 |\n|---|---|\n| 一二三四五六七八 | 甲乙丙丁戊己庚辛壬癸甲乙丙丁 |"
+    assert rows(source, 24)[0].count("│") == 1
+
+
 def test_rows_after_the_fortieth_never_change_the_columns_and_are_laid_out_once():
     stream, source = Stream(Frame(60, 60)), "| a | b |\n|---|---|\n"
     stream.feed(source)
