@@ -15,9 +15,9 @@ from ..text.sanitise import printable
 
 # the style of tokens that are at least so likely; the last one is for the others
 LEVELS: tuple[tuple[float, Style, str], ...] = (
-    (0.9, "", "90 % and more"),
-    (0.5, "good", "50 %"),
-    (0.2, "warn", "20 %"),
+    (0.9, "", "90% and more"),
+    (0.5, "good", "50%"),
+    (0.2, "warn", "20%"),
     (0.0, "bad", "less"),
 )
 ALTERNATIVES = 8

@@ -13,6 +13,7 @@ from ..user.sequences import (
     NO_PROGRESS,
     RESTORE_TITLE,
     SAVE_TITLE,
+    Notices,
     kind_of_notices,
     knows_progress,
     notification,
@@ -34,7 +35,8 @@ class Window:
 
     def __init__(self, write: Callable[[str], None], env: Mapping[str, str] | None = None):
         env = os.environ if env is None else env
-        self._write, self._has_progress, self._kind = write, knows_progress(env), kind_of_notices(env)
+        self._write, self._has_progress = write, knows_progress(env)
+        self._kind: Notices = kind_of_notices(env)
         self._title = self._progress = ""
         self._saved = self._paused = False
 

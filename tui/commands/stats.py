@@ -219,7 +219,7 @@ def _row(turn: Turn) -> tuple[str, ...]:
     return (
         str(turn.number),
         f"{stats.prompt_tokens:,}",
-        f"{stats.cached_tokens:,} {cached_share(turn):4.0%}",
+        f"{cached_share(turn):.0%}",
         f"{speed.seconds_to_first_token:.2f} s",
         f"{speed.prefill_tokens_per_s:,.0f}",
         f"{stats.reasoning_tokens:,}",

@@ -38,6 +38,7 @@ def rows_of(texts: Sequence[str], width: int) -> list[Row]:
             if used and used + cells(part) > width - 1:
                 rows.append([])
                 used = 0
+                part = part.lstrip(" ") or part  # the space that the break replaces
             part = cut(part, max(width - 1, 1))
             rows[-1].append((number, part))
             used += cells(part)

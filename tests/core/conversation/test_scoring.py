@@ -1,6 +1,7 @@
 """Probabilities of replies that are there already: those of the draw, and nothing else changes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,12 @@ from qchat.core.errors import UsageError
 from qchat.core.events import Event, Logprobs
 from tests.checkpoints import write_checkpoint
 
-SETTINGS = {"max_new_tokens": 70, "seed": 1, "enable_thinking": True, "thinking_token_budget": 5}
+SETTINGS: dict[str, Any] = {
+    "max_new_tokens": 70,
+    "seed": 1,
+    "enable_thinking": True,
+    "thinking_token_budget": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def test_scoring_stops_when_asked_and_refuses_unknown_turns(engine: Engine):
 
 
 def test_the_replies_of_all_branches_are_described_with_their_turns(engine: Engine):
-    session = Session(engine, **SETTINGS | {"max_new_tokens": 6})
+    session = Session(engine, **{**SETTINGS, "max_new_tokens": 6})
     session.send("one")
     session.send("two")
     list(session.retry(seed=9))
