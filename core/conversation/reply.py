@@ -12,11 +12,11 @@ from typing import Any
 from ..calls.call_grammar import call_style
 from ..engine.engine import Engine
 from ..errors import ContextLengthExceeded, TemplateError
-from ..events import Done, Event, FinishReason, Logprobs, Prefill, Sync, TokenProbability
+from ..events import Done, Event, FinishReason, Logprobs, Prefill, Sync
 from ..generation.constraint import AnswerForm, Constraint
 from ..generation.decode import AnyDecoder, draft_limit, make_decoder
 from ..generation.endings import ThinkingBudget
-from ..generation.logprobs import Ranking, rank_next
+from ..generation.logprobs import Ranking, describe_draw, rank_next
 from ..generation.loops import LoopGuard
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
@@ -228,12 +228,7 @@ class PendingReply:
         tokenizer = self._context.engine.tokenizer
         if token in (tokenizer.think_open_id, tokenizer.think_close_id) and not self._context.is_plain:
             return
-
-        def probability(id: int, logprob: float) -> TokenProbability:
-            return TokenProbability(id, tuple(tokenizer.token_bytes(id)), logprob)
-
-        top = tuple(probability(*one) for one in ranking.top())
-        yield Logprobs(probability(token, ranking.logprob(token)), top, self._text.thinking)
+        yield describe_draw(tokenizer, token, ranking, in_thought=self._text.thinking)
 
     def _close_thought(self, decoder: AnyDecoder, why: str) -> bool:
         """Force the end of an open thought; returns whether there is one."""

@@ -193,6 +193,18 @@ def _tool_names(session: "Session") -> tuple[str, ...]:
     return tuple(tool.get("function", tool)["name"] for tool in tools)
 
 
+def describe_replies(session: "Session") -> tuple[Turn, ...]:
+    """Describe every reply of a session, on all of its branches, in the order in which they began."""
+    nodes = session.tree.nodes
+    siblings, numbers = _siblings(nodes), dict[int | None, int]()
+    turns: list[Turn] = []
+    for node in nodes:  # a reply comes after the one that it follows
+        if isinstance(node, Output):
+            numbers[node.number] = number = numbers.get(_previous_reply(node), 0) + 1
+            turns.append(_turn(number, node, siblings))
+    return tuple(turns)
+
+
 def _siblings(nodes: Sequence[Node]) -> dict[int | None, list[int]]:
     """Group the numbers of replies by the number of the reply they follow."""
     found: dict[int | None, list[int]] = {}

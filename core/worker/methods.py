@@ -9,19 +9,24 @@ import subprocess
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from typing import Any
 
 from ..completion.completion import Completer, CompletionRequest
+from ..conversation.scoring import score_reply
 from ..conversation.session import Session
-from ..conversation.summary import CacheSummary, ConversationState, describe_cache, describe_session
+from ..conversation.summary import (
+    CacheSummary,
+    ConversationState,
+    describe_cache,
+    describe_replies,
+    describe_session,
+)
 from ..conversation.transcript import check_history
 from ..engine.engine import Engine
 from ..engine.followers import drop_collected
 from ..errors import DoesNotFit, UsageError
 from ..events import CallEvent, Event, LoadProgress, Memory, Notice, Unloaded, to_json
-from ..generation.reply_settings import ReplySettings
-from ..generation.sampling import resolve_sampling
+from ..generation.reply_settings import MAX_TOP_LOGPROBS, ReplySettings
 from ..machine.backend import mx
 from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..ops.tuning import Tuner, sentences
@@ -29,14 +34,15 @@ from ..prompt_cache.live_state import LiveState
 from ..storage.store import Store
 from .jobs import EventSink, run_job
 from .memory_guard import MemoryGuard
+from .model_facts import describe_model
 from .protocol import JOB_METHODS, Cancelled
 from .wire import (
     CountResult,
     Empty,
     LoadResult,
     MemoryResult,
-    ModelInfo,
     PromptResult,
+    RepliesResult,
     Result,
     SaveResult,
     StateResult,
@@ -274,7 +280,7 @@ class EngineMethods:
             self.close()
             self._store = store
         self._send_load_event(engine.model.nbytes, engine.model.nbytes, "")
-        return LoadResult(self._state(), _model_info(engine, self._session))
+        return LoadResult(self._state(), describe_model(engine, self._session))
 
     def _report_loading(self, done: int, total: int, tensor: str) -> None:
         """Unload the previous model, to free memory, once the folder is checked; send the progress."""
@@ -405,6 +411,19 @@ class EngineMethods:
         ids = self._require_session().prompt_ids(params["text"], **_reply_settings(params))
         return PromptResult(self._require_session().engine.tokenizer.decode_with_special(ids), len(ids))
 
+    def _replies(self, _: Params) -> RepliesResult:
+        return RepliesResult(describe_replies(self._require_session()))
+
+    def _score(self, params: Params) -> Empty:
+        session, count = self._require_session(), params["count"] or 0
+        if not 0 <= count <= MAX_TOP_LOGPROBS:
+            raise UsageError(f"count is {count}, wanted 0 to {MAX_TOP_LOGPROBS}")
+        for event in score_reply(session, params["turn"], count, self._cancelled):
+            self._send(event)
+        if self._cancelled():
+            raise Cancelled("cancelled")
+        return Empty()
+
     def _count(self, params: Params) -> CountResult:
         ids = self._require_session().engine.tokenizer.encode(params["text"], special=False)
         return CountResult(len(ids))
@@ -450,6 +469,8 @@ _METHODS: Mapping[str, Callable[[EngineMethods, Params], Result]] = {
     "state": EngineMethods._get_state,
     "explain": EngineMethods._explain,
     "prompt": EngineMethods._prompt,
+    "replies": EngineMethods._replies,
+    "score": EngineMethods._score,
     "count": EngineMethods._count,
     "complete": EngineMethods._complete,
     "count_messages": EngineMethods._count_messages,
@@ -474,25 +495,3 @@ def _completion_request(params: Params) -> CompletionRequest:
 
 def _reply_settings(params: Params) -> dict[str, Any]:
     return params["settings"] or {}
-
-
-def _model_info(engine: Engine, session: Session) -> ModelInfo:
-    model, thinks = engine.model, engine.thinks_by_default
-    forms = {operation: form for (operation, _), form in sorted(model.tuner.winners.items())}
-    return ModelInfo(
-        name=engine.name,
-        path=str(engine.folder),
-        nbytes=model.nbytes,
-        bits_per_weight=8 * model.nbytes / max(model.parameters, 1),
-        max_position_embeddings=engine.config.max_position_embeddings,
-        context_limit=session.context_limit,
-        moe=engine.config.is_moe,
-        mtp=model.mtp is not None,
-        can_preserve_thinking=engine.template.can_preserve_thinking,
-        thinks_by_default=thinks,
-        notices=(*engine.notices, *model.repairs),
-        forms=forms,
-        parameters=asdict(resolve_sampling({}, engine.generation_config, thinks)),
-        template=engine.template.source,
-        bytes_per_token=model.step_nbytes,
-    )

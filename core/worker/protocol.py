@@ -61,6 +61,9 @@ CHAT_METHODS: Mapping[str, Parameters] = {
     "state": {},
     "explain": {},
     "prompt": {"text": str | None, **_SETTINGS},
+    "replies": {},
+    # the probability of each id of a reply, with the `count` likeliest in its place
+    "score": {"turn": int, "count": int | None},
     "count": {"text": str},
     # a whole conversation, or a raw prompt as text or ids, on the loaded model beside its session
     "complete": {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..conversation.summary import CacheSummary, ConversationState
+from ..conversation.summary import CacheSummary, ConversationState, Turn
 from ..events import Memory
 from .protocol import JOB_METHODS
 
@@ -74,6 +74,13 @@ class PromptResult:
 
 
 @dataclass(frozen=True)
+class RepliesResult:
+    """Every reply of the conversation, on all of its branches, oldest first."""
+
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
 class CountResult:
     """The length of a text in tokens."""
 
@@ -97,7 +104,16 @@ class SaveResult:
     saved: bool
 
 
-Result = Empty | StateResult | CacheSummary | PromptResult | CountResult | MemoryResult | SaveResult
+Result = (
+    Empty
+    | StateResult
+    | CacheSummary
+    | PromptResult
+    | RepliesResult
+    | CountResult
+    | MemoryResult
+    | SaveResult
+)
 
 # the type of each method's result; jobs return objects of their own
 RESULTS: Mapping[str, Any] = {
@@ -120,6 +136,8 @@ RESULTS: Mapping[str, Any] = {
     "state": StateResult,
     "explain": CacheSummary,
     "prompt": PromptResult,
+    "replies": RepliesResult,
+    "score": Empty,
     "count": CountResult,
     "complete": Empty,
     "count_messages": CountResult,

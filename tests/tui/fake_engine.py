@@ -76,6 +76,14 @@ MEMORY = {
 }
 
 
+PROBABILITY = {
+    "event": "logprobs",
+    "token": {"id": 5, "data": [89], "logprob": -0.5},
+    "top": [{"id": 5, "data": [89], "logprob": -0.5}],
+    "in_thought": False,
+}
+
+
 class FakeEngine:
     """What a test has of it: a factory of clients, and the requests that arrived."""
 
@@ -195,6 +203,9 @@ class Conversation:
             "turns": len(nodes),
             "shared": len(here.intersection(nodes)),
         }
+
+    def turn_of(self, node: dict[str, Any]) -> dict[str, Any]:
+        return self._turn(len(self.branch(node["node"])), node)
 
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
         siblings = [other["node"] for other in self.nodes if other["parent"] == node["parent"]]
@@ -434,6 +445,12 @@ class Engine:
         prompt = "".join(f"<|im_start|>user\n{turn['question']}<|im_end|>\n" for turn in self.here.branch())
         return {"text": prompt + (text or ""), "tokens": len(prompt.split())}
 
+    def _do_replies(self) -> dict[str, Any]:
+        return {"turns": [self.here.turn_of(node) for node in self.here.nodes]}
+
+    def _do_score(self, **_: Any) -> dict[str, Any]:
+        return {}
+
     def _do_count(self, text: str) -> dict[str, Any]:
         return {"tokens": len(text.split())}
 
@@ -492,10 +509,8 @@ def _reply_events(step: Step) -> list[dict[str, Any]]:
 
 def completion_events(answer: str) -> list[dict[str, Any]]:
     """The events of a stateless reply with probabilities, for a step of the method `complete`."""
-    token = {"id": 5, "data": [89], "logprob": -0.5}
-    probability = {"event": "logprobs", "token": token, "top": [token], "in_thought": False}
     said = [event for event in _reply_events({"answer": answer}) if event["event"] != "memory"]
-    return [*said, probability, _done(said, "stop")]
+    return [*said, PROBABILITY, _done(said, "stop")]
 
 
 def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class FakeFront:
         self.calls += [("title", title), ("choose", options)]
         return self.answers.pop(0)
 
+    can_edit = True
+
     def put_prompt(self, text: str) -> None:
         self.calls.append(("put_prompt", text))
 

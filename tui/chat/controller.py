@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import ConversationState, ToolResult, Turn
 from ...core.errors import QchatError, UsageError
-from ...core.events import Done, Memory, Unloaded
+from ...core.events import Done, Logprobs, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
@@ -22,7 +22,8 @@ from .interruption import take_up
 from .job_queue import JobQueue
 from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
-from .meter import Meter, Phase, Status
+from .live_bench import LiveBench, live_line
+from .meter import Meter, Phase, Status, figures
 from .tool_turns import ToolTurns
 from .turns import NO_STATE, RunningTurn, kept_settings, messages_of, record_settings
 from .view import Companion, View
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ...core.storage.store import Store
     from ..tools.toolbox import Toolbox
     from ..user.settings import Settings
+    from .probabilities import ScoredAnswer
 
 __all__ = ["Chat", "Job", "Status", "View"]
 
@@ -72,8 +74,9 @@ class Chat:
         self._busy = self._leaving = False
         self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
-        self.kept_results = KeptResults(store, view.note)
+        self.kept_results, self.live_bench = KeptResults(store, view.note), LiveBench()
         self.tools = ToolTurns(self, toolbox)
+        self.scored: ScoredAnswer | None = None
         self._interrupted: Turn | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -236,6 +239,19 @@ class Chat:
         """End the thought, so that the answer begins."""
         await self._client().request("close_thought")
 
+    async def score(self, turn: int, count: int) -> list[Logprobs]:
+        """Return how likely each id of the reply in `turn` was, and the `count` likeliest in its place."""
+        found: list[Logprobs] = []
+        with self._at_work("working"):
+            self._call = call = self._client().call("score", turn=turn, count=count)
+            try:
+                async for batch in call:
+                    found += [event for event in batch if isinstance(event, Logprobs)]
+                await call.result()
+            finally:
+                self._call = None
+        return found
+
     @property
     def jobs(self) -> list[Job]:
         return self.job_queue.jobs
@@ -310,8 +326,15 @@ class Chat:
         if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
             self._give_back(running.turn)
             return None
+        if self.settings["live_bench"]:
+            self.live_bench.record(self.state.turns[-1], self.status.reply.speeds)
         self.view.finished(running.done, self.state.turns[-1])
         return running.done
+
+    def figures_of(self, done: Done, turn: Turn) -> list[str]:
+        """Return the lines of figures with which a reply ends, if any are wanted."""
+        lines = [figures(done)] if self.show_stats else []
+        return [*lines, live_line(turn)] if self.settings["live_bench"] else lines
 
     def _give_back(self, turn: Turn) -> None:
         self.view.rebuilt(self.state)

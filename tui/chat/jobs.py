@@ -76,6 +76,12 @@ class Job:
         return next(told, None)
 
     @property
+    def share(self) -> float | None:
+        """The share that is done, by the last progress event; None where that is unknown."""
+        told = next((event for event in self.events if event.get("event") == "progress"), None)
+        return told["done"] / told["total"] if told and told.get("total") else None
+
+    @property
     def age(self) -> float:
         """The seconds since the job began."""
         return self._clock() - self.begin

@@ -68,6 +68,9 @@ def _add_input(group: Any) -> None:
     )
     group.add_argument("-s", "--system", type=_text, metavar="TEXT", help="the system prompt")
     group.add_argument(
+        "--persona", type=_text, metavar="NAME", help="take over the system prompt and settings of a persona"
+    )
+    group.add_argument(
         "--yes", action="store_true", help="download a model that is not on this machine without asking"
     )
     group.add_argument(

@@ -100,6 +100,12 @@ def complete_themes(**_: Any) -> list[str]:
     return ["auto", *dict.fromkeys(path.stem for path in theme_files())]
 
 
+def complete_personas(**_: Any) -> list[str]:
+    from ..user.personas import persona_files
+
+    return list(persona_files())
+
+
 def complete_recipes(**_: Any) -> Words:
     from ...core import BUILTIN
     from ..tasks.budget import BEST
@@ -160,6 +166,7 @@ class _ConfigWords:
 
 OF_DEST: Mapping[str, Completer] = {
     "theme": complete_themes,
+    "persona": complete_personas,
     "recipe": complete_recipes,
     "options": complete_options,
     "name": complete_models,

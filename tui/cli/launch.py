@@ -6,7 +6,7 @@ Decides before a terminal library is imported, because those read the environmen
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,7 +147,10 @@ def _run_app(
     from ..screens.app import QchatApp
 
     app = QchatApp(make_chat, settings=settings, keymap=keymap, history=history, beginning=beginning)
-    goal = app.run(mouse=settings["mouse"])
+    try:
+        goal = app.run(mouse=settings["mouse"])
+    finally:  # also after a crash
+        app.chat_screen.window.close(_to_terminal)
     if app.failure is not None:
         raise app.failure
     chat = app.chat
@@ -157,6 +160,13 @@ def _run_app(
         return 0, replace(beginning, model=model, conversation=chat.state.conversation, text="")
     _say_farewell(chat)
     return app.return_code or 0, None
+
+
+def _to_terminal(sequence: str) -> None:
+    """Write an escape sequence of ours to the terminal, if it is still there."""
+    with suppress(OSError):
+        sys.stderr.write(sequence)
+        sys.stderr.flush()
 
 
 def _say_farewell(chat: "Chat") -> None:

@@ -92,10 +92,12 @@ def _refuse_mistyped_verb(word: str) -> None:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
+    from ..user.personas import read_persona
     from ..user.settings import KEYS, Settings
 
     flags = {name: value for name, value in vars(args).items() if name in KEYS and name != "model"}
-    settings = Settings.load(flags, options=args.options)
+    persona = (args.persona, read_persona(args.persona)) if args.persona else None
+    settings = Settings.load(flags, options=args.options, persona=persona)
     if args.model:
         settings.change("model", args.model, "the command line")
     return settings

@@ -14,7 +14,21 @@ from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..tasks import TASKS
 from ..text.report import Lines, Report, Table
-from . import conversation, models, serve, sessions, settings, thinking, tools, view
+from . import (
+    conversation,
+    diff,
+    models,
+    persona,
+    probs,
+    prompts,
+    serve,
+    sessions,
+    settings,
+    stats,
+    thinking,
+    tools,
+    view,
+)
 from .base import Command, Front, starting
 from .task_command import TaskCommand
 
@@ -53,7 +67,7 @@ class Help(Command):
 
 
 # tasks whose commands do something of their own besides
-OWN_COMMANDS = ("sessions",)
+OWN_COMMANDS = ("sessions", "bench")
 HELP_FLAGS = ("-h", "--help")
 COMMANDS: tuple[Command, ...] = (
     Help(),
@@ -71,10 +85,14 @@ COMMANDS: tuple[Command, ...] = (
     conversation.Switch(),
     conversation.Rewind(),
     settings.System(),
+    persona.Persona(),
+    prompts.Prompts(),
     settings.Schema(),
     settings.Set(),
     settings.Show(),
-    settings.Stats(),
+    stats.Stats(),
+    probs.Probs(),
+    diff.DiffCommand(),
     sessions.SessionsCommand(),
     thinking.Effort(),
     thinking.Budget(),
@@ -89,6 +107,7 @@ COMMANDS: tuple[Command, ...] = (
     view.Find(),
     *(TaskCommand(name) for name in TASKS if name not in OWN_COMMANDS),
     tools.Tools(),
+    stats.Bench(),
     serve.Serve(),
     view.Theme(),
     view.Keys(),

@@ -19,7 +19,7 @@ from ..text.report import Lines, Report
 if TYPE_CHECKING:
     from ..chat.controller import Chat
 
-Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve"]
+Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve", "probs"]
 SWITCH = {
     "on": True,
     "yes": True,
@@ -38,6 +38,11 @@ class Front(View, Protocol):
     async def confirm(self, question: str) -> bool: ...
     async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
         """Return the value of one of `options` (value, label); None if the user cancels."""
+        ...
+
+    @property
+    def can_edit(self) -> bool:
+        """Whether there is a prompt that text can be put into."""
         ...
 
     def put_prompt(self, text: str) -> None: ...

@@ -80,9 +80,7 @@ async def change(chat: "Chat", front: Front, name: str, value: Any, origin: str)
     A change that fails leaves the setting as it was. Raises QchatError.
     """
     key = KEYS[name]
-    effect = _EFFECTS.get(name)
-    if effect is not None:
-        await effect(chat, front, key.default if value is None else key.check(value, origin))
+    await take_effect(chat, front, name, key.default if value is None else key.check(value, origin))
     chat.settings.change(name, value, origin)
     if name == "schema":
         front.status(chat.status)  # the row that names it
@@ -90,6 +88,13 @@ async def change(chat: "Chat", front: Front, name: str, value: Any, origin: str)
         return "the system prompt holds from the next question; the conversation is read again under it"
     when = {"now": "now", "next load": "from the next /load"}.get(key.applies, f"from the {key.applies}")
     return f"{key.name} is {format_value(chat.settings[name])} {when}"
+
+
+async def take_effect(chat: "Chat", front: Front, name: str, value: Any) -> None:
+    """Have a setting's value reach what is there already; the caller changes it then. Raises QchatError."""
+    effect = _EFFECTS.get(name)
+    if effect is not None:
+        await effect(chat, front, value)
 
 
 async def _apply_system(chat: "Chat", _front: Front, text: str | None) -> None:

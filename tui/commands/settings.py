@@ -1,31 +1,27 @@
-"""Commands that change and show settings, and show facts about the model and statistics."""
+"""Commands that change and show settings, and show facts about the model."""
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
 import asyncio
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
-from ...core.events import Performance
 from ...core.worker.wire import ModelInfo, PromptResult
-from ..text.report import Lines, Report, Spark, Table
+from ..text.report import Lines, Report, Table
 from ..user.attachments import complete as complete_path
 from ..user.attachments import read
 from ..user.kinds import OFF, list_words
 from ..user.paths import config_file
 from ..user.settings import KEYS, Key, Settings, save, unsave
-from .base import Command, Front, choice, first_words, need_model, starting, turns
+from .base import Command, Front, choice, first_words, need_model, starting
 from .parameters import ALIASES, MODEL, OF_REPLIES, change, format_value, in_force, key_called
 from .thinking import describe_thinking, set_thinking
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
 
-GIB = 2**30
 DEFAULT = "default"
 SAVE = " --save"
 SWITCHES = ("think", "nothink", "verbose", "quiet")
@@ -212,93 +208,6 @@ class Show(Command):
             )
         prompt: PromptResult = await chat.request("prompt", text=text or None, settings=chat.settings.reply())
         return Report(f"Prompt · {prompt.tokens:,} tokens", (Lines(prompt.text.split("\n")),))
-
-
-class Stats(Command):
-    """Show what each turn cost, and the speeds; /stats json for programs."""
-
-    names = ("stats", "status", "tokens", "usage")
-    usage = "[json]"
-    while_busy = True
-
-    def complete(self, chat: "Chat", argument: str) -> list[str]:
-        return starting(argument, ("json",))
-
-    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        if argument:
-            choice(argument, "the form", ("json",))
-            text = json.dumps(stats_json(chat), indent=2, ensure_ascii=False)
-            front.report(Report("", (Lines(text.split("\n")),)))
-        elif not front.screen("stats"):
-            front.report(stats_report(chat))
-
-
-def stats_json(chat: "Chat") -> dict[str, Any]:
-    """Return the figures of every turn as plain values."""
-    return {
-        "model": chat.model.name if chat.model else None,
-        "tokens": chat.state.tokens,
-        "context_limit": chat.state.context_limit,
-        "turns": [
-            {"turn": turn.number, "model": turn.model_name, **asdict(turn.stats)} for turn in turns(chat)
-        ],
-    }
-
-
-def stats_report(chat: "Chat") -> Report:
-    """Return a row for each turn, and a sparkline of the speeds."""
-    state = chat.state
-    columns = (
-        "turn",
-        "prompt",
-        "reused",
-        "first token",
-        "read/s",
-        "thought",
-        "generated",
-        "tok/s",
-        "drafts",
-        "gain",
-        "cost",
-        "peak GiB",
-    )
-    speeds = [turn.stats.performance.decode_tokens_per_s for turn in state.turns]
-    rows = [_stats_row(turn) for turn in state.turns]
-    models = [turn.model_name for turn in state.turns]
-    if set(models) - {"", chat.model.name if chat.model else ""}:  # not all of the model in the title
-        columns, rows = (
-            ("model", *columns),
-            [(name or "–", *row) for name, row in zip(models, rows, strict=True)],
-        )
-    table = Table(columns, rows, "<" * (len(columns) - 12) + ">" * 12)
-    used = f"context {state.tokens:,} of {state.context_limit:,} tokens"
-    title = f"{chat.model.name if chat.model else 'no model'} · {used}"
-    if not speeds:
-        return Report(title, (Lines(("there is no reply yet",)),))
-    return Report(title, (table, Spark(speeds, f"tokens/s by turn, at most {max(speeds):,.1f}")))
-
-
-def _stats_row(turn: Turn) -> tuple[str, ...]:
-    stats, speed = turn.stats, turn.stats.performance
-    return (
-        str(turn.number),
-        f"{stats.prompt_tokens:,}",
-        f"{stats.cached_tokens:,}",
-        f"{speed.seconds_to_first_token:.2f} s",
-        f"{speed.prefill_tokens_per_s:,.0f}",
-        f"{stats.reasoning_tokens:,}",
-        f"{stats.generated_tokens:,}",
-        f"{speed.decode_tokens_per_s:,.1f}",
-        *_draft_columns(speed),
-        f"{speed.peak_nbytes / GIB:.2f}",
-    )
-
-
-def _draft_columns(speed: Performance) -> tuple[str, str, str]:
-    """Return the share of accepted drafts, and their gain and cost relative to steps without."""
-    if not speed.draft_cost:
-        return "–", "–", "–"
-    return f"{speed.drafts_accepted or 0:.0%}", f"×{speed.draft_gain or 0:.2f}", f"×{speed.draft_cost:.2f}"
 
 
 def model_report(model: ModelInfo) -> Report:

@@ -19,6 +19,7 @@ from ..text.markdown.splitter import Piece, Splitter
 from ..text.output import OutputError
 from ..text.report import Report, report_lines, report_text
 from ..text.sanitise import Cleaner, printable
+from ..user.sequences import link
 
 MEASURE = 100
 MIN_WIDTH = 20
@@ -142,10 +143,10 @@ class Printer:
         form = self.form
         for row in rows:
             spans = [
-                (span.style, span.text if span.style != "copy" else "─" * len(span.text))
+                (span.style, span.text if span.style != "copy" else "─" * len(span.text), span.action)
                 for span in row.spans
             ]
-            self.raw("".join(_inked(style, text, form.colour) for style, text in _stripped(spans)) + "\n")
+            self.raw("".join(_linked(*span, form.colour) for span in _stripped(spans)) + "\n")
 
     # everything else
 
@@ -201,14 +202,21 @@ def _label(kind: str) -> str:
     return "" if kind == "info" else f"{kind}: "
 
 
-def _stripped(spans: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _stripped(spans: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """Return the spans of a row without the spaces at its end."""
     while spans and not spans[-1][1].strip():
         spans = spans[:-1]
     if not spans:
         return []
-    style, text = spans[-1]
-    return [*spans[:-1], (style, text.rstrip())]
+    style, text, action = spans[-1]
+    return [*spans[:-1], (style, text.rstrip(), action)]
+
+
+def _linked(style: str, text: str, action: str, colour: bool) -> str:
+    """Return `text` in its colours, as a link that can be clicked if it is a web address."""
+    kind, _, address = action.partition(" ")
+    inked = _inked(style, text, colour)
+    return link(inked, address) if kind == "link" and address else inked
 
 
 def _inked(style: str, text: str, colour: bool) -> str:

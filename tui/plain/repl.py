@@ -21,9 +21,10 @@ from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.kept_results import Result
-from ..chat.meter import Status, figures
+from ..chat.meter import Status
 from ..chat.start import Beginning
 from ..chat.view import NoteKind, View
+from ..chat.window import Window
 from ..commands import parse, perform
 from ..commands.base import Screen, first_words
 from ..commands.parameters import schema_name
@@ -37,6 +38,7 @@ from ..user.attachments import attach
 from ..user.clipboard import copy
 from ..user.editor import edit
 from ..user.history import History
+from ..user.sequences import takes_sequences
 from ..user.settings import Settings
 from .printer import Printer
 from .reader import (
@@ -100,6 +102,8 @@ class Repl:
         self._reading: asyncio.Task[str] | None = None
         self._thought: _RunningThought | None = None
         self._jobs: set[Job] = set()  # jobs whose end was not yet told
+        speaks = self.attended and not self.spoken and takes_sequences(sys.stdout)
+        self._window = Window(self._to_terminal) if speaks else None
 
     def _reader(self, history: History) -> Reader:
         if not can_prompt():
@@ -144,6 +148,8 @@ class Repl:
                     raise
             finally:
                 await self.chat.quit()
+                if self._window is not None:
+                    self._window.close()
         return self._code
 
     async def _begin(self, beginning: Beginning) -> None:
@@ -319,15 +325,14 @@ class Repl:
         self._thought = None
 
     def finished(self, done: Done, turn: Turn) -> None:
-        del turn
         self._end_thought()
         self.out.end_answer()
         ended = {"cancelled": "stopped", "length": "the reply was cut at its token limit"}
         said = done.detail or ended.get(done.finish_reason)
         if said and said != self.chat.status.reason:  # unless the chat has already told of a death
             self.note(said)
-        if self.chat.show_stats:
-            self.note(figures(done))
+        for line in self.chat.figures_of(done, turn):
+            self.note(line)
         self._changed.set()
 
     def returned(self, text: str) -> None:
@@ -349,6 +354,8 @@ class Repl:
     def status(self, status: Status) -> None:
         if self.attended and status.phase in ("loading", "reading") and status.total:
             self.out.progress(status.phase, status.done / status.total)
+        if self._window is not None:
+            self._window.show(self.chat)
         self._changed.set()
 
     def note(self, text: str, kind: NoteKind = "info") -> None:
@@ -430,6 +437,10 @@ class Repl:
                 raise
             return None  # ctrl+c where no terminal reports it
 
+    @property
+    def can_edit(self) -> bool:
+        return self.reader.edits
+
     def put_prompt(self, text: str) -> None:
         if self.reader.edits:
             self._draft = text
@@ -443,7 +454,7 @@ class Repl:
             return await asyncio.to_thread(edit, text)
 
     def copy(self, text: str) -> str:
-        return copy(text, self._to_terminal if self.attended else None)
+        return copy(text, self._to_terminal if self.attended and takes_sequences(sys.stdout) else None)
 
     def _to_terminal(self, sequence: str) -> None:
         sys.stdout.write(sequence)

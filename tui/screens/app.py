@@ -115,11 +115,18 @@ class QchatApp(App[Goal]):
     def on_mount(self) -> None:
         self._listen_to_signals()
         # back from the shell, the terminal has nothing of what was painted
-        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
+        self.app_resume_signal.subscribe(self, self._resumed)
+        window = self.chat_screen.window
+        self.app_suspend_signal.subscribe(self, lambda _: window.pause(), immediate=True)
         for problem in self.shelf.problems:
             self.chat_screen.front.note(problem, "warning")
         self.action_look(self._settings["theme"])
         self.call_after_refresh(_rest)
+
+    def _resumed(self, _: App[Any]) -> None:
+        self.chat_screen.window.resume()
+        self.chat_screen.window.show(self.chat)
+        self.refresh(layout=True)
 
     def action_look(self, name: str) -> None:
         """Apply the theme `name` as its file is now."""

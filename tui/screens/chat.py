@@ -20,6 +20,7 @@ from ..chat.client import EngineDied
 from ..chat.controller import Chat, View
 from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
+from ..chat.window import Window
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.tools import ask_about_project
@@ -92,6 +93,7 @@ class ChatScreen(Screen[None]):
         sources = Sources(self._candidates, hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
+        self.window = Window(self._to_terminal)
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
@@ -110,6 +112,7 @@ class ChatScreen(Screen[None]):
             "models": lambda: self.front.screen("models"),
             "sessions": lambda: self.front.screen("sessions"),
             "panes": self._toggle_panes,
+            "live_bench": lambda: self.run_line("/bench live"),
             "new": lambda: self.run_line("/new"),
             "find": self._open_find,
             "scroll_up": lambda: self.transcript.scroll_page_up(animate=False),
@@ -166,6 +169,7 @@ class ChatScreen(Screen[None]):
     # --- display ---
 
     def show_status(self, status: Facts) -> None:
+        self.window.show(self.chat)
         describe_chat(self.status_row, self.chat)
         self.status_row.show(status)
         self.panes.moved()
@@ -175,6 +179,11 @@ class ChatScreen(Screen[None]):
             self.prompt.busy = status.phase in BUSY
             self.prompt.held = status.phase == "dead"
             self.show_facts()
+
+    def _to_terminal(self, sequence: str) -> None:
+        driver = self.app._driver
+        if driver is not None and not driver.is_headless:
+            driver.write(sequence)
 
     @property
     def running_app(self) -> App[Any]:
@@ -439,7 +448,11 @@ class ChatScreen(Screen[None]):
             ("retry", "answer it again"),
             ("fork", "a new branch after it"),
         ]
+        if len(self.chat.state.turns[turn - 1].siblings) > 1:
+            options.append(("diff", "compare its answers"))
         match await self.front.choose(f"Question {turn}", options):
+            case "diff":
+                self.run_line(f"/diff {turn}")
             case "edit":
                 self._edit_question(EditRequested(turn))
             case "retry":

@@ -14,8 +14,9 @@ from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.kept_results import Result
-from ..chat.meter import Status, figures
+from ..chat.meter import Status
 from ..chat.view import NoteKind
+from ..chat.window import Window
 from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
 from ..tasks.progress import format_age, job_parts
@@ -34,9 +35,8 @@ from .dialogs import Choose, Confirm
 from .panes import ScreenPanes
 
 # the module of each screen; without one a report is printed
-SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme", "serve")} | {
-    "keys": "help"
-}
+NAMES = ("models", "sessions", "rewind", "help", "stats", "theme", "serve", "probs")
+SCREENS = {name: name for name in NAMES} | {"keys": "help"}
 JOB_SECONDS = 0.25
 ARMED_SECONDS = 2.0  # in which a second press counts
 
@@ -50,6 +50,7 @@ class ChatView(Protocol):
     keybar: Keybar
     panes: ScreenPanes
     typed: dict[str, str]
+    window: Window
 
     @property
     def running_app(self) -> App[Any]: ...
@@ -88,16 +89,23 @@ class AppFront:
 
     def finished(self, done: Done, turn: Turn) -> None:
         self._view.transcript.end_answer(done, turn)
-        if self._chat.show_stats:
-            self.note(figures(done))
+        for line in self._chat.figures_of(done, turn):
+            self.note(line)
         # a conversation gets its number with its first reply
         self._view.transcript.conversation = self._chat.state.conversation
         if not self._chat.queue:
             self._view.typed.clear()
+            self._notify("the reply failed" if done.finish_reason == "error" else "the reply is there")
         self._view.show_facts()
 
     async def ask_tool(self, question: Question) -> Decision:
         return await ask_tool(self._view.running_app, question)
+
+    def _notify(self, what: str, seconds: float | None = None) -> None:
+        """Notify the user of an end, by default a reply's, if another window has the focus."""
+        if not self._view.running_app.app_focus:
+            seconds = self._chat.status.seconds if seconds is None else seconds
+            self._view.window.notify(self._chat, what, seconds)
 
     def returned(self, text: str) -> None:
         """Put the question back into the prompt, or into the history if the user types already."""
@@ -137,6 +145,8 @@ class AppFront:
         if not self._changed:
             self._view.set_timer(JOB_SECONDS, self._draw_jobs)
         self._changed[id(job)] = job
+        if job.state in ("done", "failed"):
+            self._notify(f"{job.title}: {job.state}", job.seconds)
 
     def _draw_jobs(self) -> None:
         changed, self._changed = self._changed, {}
@@ -166,6 +176,10 @@ class AppFront:
 
     async def choose(self, title: str, options: list[tuple[str, str]]) -> str | None:
         return await self._view.running_app.push_screen_wait(Choose(title, options))
+
+    @property
+    def can_edit(self) -> bool:
+        return True
 
     def put_prompt(self, text: str) -> None:
         self._view.put_prompt(text)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..commands.settings import stats_report
+from ..commands.stats import stats_report
 from ..text.report import Report
 from .sheet import Sheet
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .diff import Diff, diff_lines, diff_words
 from .sanitise import cells, cut, fit, printable, wrap
+from .trend import Trend, trend_lines, trend_words
 
 Style = Literal["", "title", "dim", "accent", "good", "warn", "bad", "bar"]
 Line = list[tuple[str, str]]
@@ -20,7 +22,7 @@ PLOT_ROWS = 10
 CURVE_ROWS = 8
 UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
-ASCII = str.maketrans("·…", "-~")
+ASCII = str.maketrans("·…│", "-~|")
 MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # beyond this, as for NaN and infinity, differences are not finite
 MAX_COORDINATE = 1e300
@@ -110,7 +112,7 @@ class Markdown:
     source: str
 
 
-Part = Table | Bars | Spark | Plot | Curve | Gauge | Lines | Markdown
+Part = Table | Bars | Spark | Plot | Curve | Trend | Diff | Gauge | Lines | Markdown
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,10 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
             return _plot(part, width, glyphs)
         case Curve():
             return _curve(part, width, glyphs)
+        case Trend():
+            return trend_lines(part, width, bool(glyphs.eighths))
+        case Diff():
+            return diff_lines(part, width)
         case Gauge():
             return [_gauge(part, width, glyphs)]
         case Lines(lines, style):
@@ -410,6 +416,10 @@ def _spoken(part: Part) -> list[str]:
         case Curve(points, _, x_label, y_label):
             figures = [f"{_figure(x)} {x_label}: {_figure(y)}" for x, y in points]
             return [f"{y_label} by size: {', '.join(figures)}", f"chosen: {_chosen_text(part)}"]
+        case Trend():
+            return trend_words(part)
+        case Diff():
+            return diff_words(part)
         case Gauge(done, total, text):
             return [f"{done / total if total else 0:.0%} {text}".rstrip()]
         case Lines(lines):

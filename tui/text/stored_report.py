@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .diff import Diff
 from .report import Bars, Gauge, Lines, Markdown, Part, Plot, Report, Spark, Table, report_text
+from .trend import Trend
 
 KINDS: dict[str, type[Part]] = {
-    kind.__name__: kind for kind in (Table, Bars, Spark, Plot, Gauge, Lines, Markdown)
+    kind.__name__: kind for kind in (Table, Bars, Spark, Plot, Trend, Diff, Gauge, Lines, Markdown)
 }
 MAX_CHARACTERS = 50_000  # of a report that is stored as text, because its parts are too large
 MAX_VALUES = 5_000

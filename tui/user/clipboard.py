@@ -4,12 +4,13 @@ The system's clipboard program comes first, because some terminals silently drop
 Over ssh such a program would reach the wrong machine, so there the sequence is used.
 """
 
-import base64
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+
+from .sequences import clipboard
 
 PATIENCE_SECONDS = 2.0
 # terminals cut or drop longer sequences
@@ -22,12 +23,12 @@ def copy(text: str, osc52: Callable[[str], None] | None = None) -> str:
     remote = bool(os.environ.get("SSH_CONNECTION") or os.environ.get("SSH_TTY"))
     if not remote and (program := _program()) is not None:
         return f"copied {size}" if _run(program, text) else f"not copied: {program[0]} refused the text"
-    sequence = base64.b64encode(text.encode(errors="replace")).decode()
+    sequence = clipboard(text)
     if osc52 is None:
         return "not copied: there is no clipboard program here (pbcopy, wl-copy, xclip or xsel)"
     if len(sequence) > MAX_OSC52_NBYTES:
         return f"not copied: {size} are too many for the terminal's clipboard sequence; /export writes a file"
-    osc52(f"\x1b]52;c;{sequence}\a")
+    osc52(sequence)
     return f"sent {size} to the terminal's clipboard (OSC 52), which it may ignore"
 
 

@@ -46,6 +46,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("models", ("f2",), "models", "choose a model"),
     Action("sessions", ("ctrl+s", "f3"), "sessions", "earlier conversations"),
     Action("panes", ("f5",), "panes", "show or hide the panes"),
+    Action("live_bench", ("f6",), "live", "show the figures of each reply, or no longer"),
     Action("new", ("ctrl+n",), "new", "begin a new conversation"),
     Action("find", ("ctrl+f",), "find", "find in the conversation"),
     Action("scroll_up", ("pageup",), "up", "scroll up"),

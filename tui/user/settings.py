@@ -211,8 +211,11 @@ KEYS: dict[str, Key] = {
         ),
         Key("panes", Flag(), "show the live panes", True),
         Key("shown_panes", Several(PANE_NAMES), "which panes there are", list(PANE_NAMES)),
+        Key("live_bench", Flag(), "show the figures of each reply, and /stats of all branches", False),
         Key("copy_on_select", Flag(), "copy what the mouse selects", True),
         Key("mouse", Flag(), "use the mouse", True),
+        Key("notify", Flag(), "notify you of a long reply's or job's end while you look elsewhere", True),
+        Key("window_title", Flag(), "show conversation and progress in the window's title and taskbar", True),
         Key("plain", Flag(), "chat line by line instead of full-screen", False, applies="next start"),
         Key(
             "screen_reader",
@@ -247,6 +250,8 @@ class Settings(Mapping[str, Any]):
 
     def __init__(self, settings: Mapping[str, Setting] | None = None):
         self._settings = {name: _default(name) for name in KEYS} | dict(settings or {})
+        self.persona = ""  # the one that is on
+        self._under: dict[str, Setting] = {}  # what it replaced
 
     @classmethod
     def load(
@@ -255,20 +260,21 @@ class Settings(Mapping[str, Any]):
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        persona: tuple[str, Mapping[str, Any]] | None = None,
     ) -> "Settings":
-        """Load all sources: flags by key (None: not given) before KEY=VALUE `options`, variables, files.
+        """Load all sources: flags by key (None: not given) before KEY=VALUE `options`, the `persona` with its
+        settings, variables, files.
 
         Raises UsageError that names the file, flag or variable and the key.
         """
         env = os.environ if env is None else env
-        layers = (
-            _from_file(config_file(env), project=False),
-            _from_file((cwd or Path.cwd()) / PROJECT_FILE, project=True),
-            _from_environment(env),
-            _from_options(options),
-            _from_flags(flags or {}),
-        )
-        return cls({name: setting for layer in layers for name, setting in layer.items()})
+        under = _from_file(config_file(env), project=False)
+        under |= _from_file((cwd or Path.cwd()) / PROJECT_FILE, project=True) | _from_environment(env)
+        settings = cls(under)
+        if persona is not None:
+            settings.put_on(*persona, {name: settings.setting(name) for name in persona[1]})
+        settings._settings |= _from_options(options) | _from_flags(flags or {})
+        return settings
 
     def __getitem__(self, name: str) -> Any:
         return self._settings[name].value
@@ -291,6 +297,22 @@ class Settings(Mapping[str, Any]):
         key = key_of(name, origin)
         changed = _default(key.name) if value is None else Setting(key.check(value, origin), origin)
         self._settings[key.name] = changed
+
+    def setting(self, name: str) -> Setting:
+        """Return a value with its origin."""
+        return self._settings[name]
+
+    def before_persona(self) -> dict[str, Setting]:
+        """Return what the persona replaced, unless the user has changed it since."""
+        origin = persona_origin(self.persona)
+        return {name: old for name, old in self._under.items() if self.origin(name) == origin}
+
+    def put_on(self, persona: str, values: Mapping[str, Any], under: Mapping[str, Setting]) -> None:
+        """Take over the checked values of a persona; `under` is what comes back when it is put off."""
+        self._settings |= under
+        origin = persona_origin(persona)
+        self._settings |= {name: Setting(value, origin) for name, value in values.items()}
+        self.persona, self._under = persona, {name: under[name] for name in values}
 
     def record(self, name: str, value: Any, origin: str) -> None:
         """Record a value that is in force already, because another part decided it."""
@@ -324,6 +346,10 @@ class Settings(Mapping[str, Any]):
         """Return what the user gave for sessions, by the names of their parameters."""
         given = {key.session: self[key.name] for key in KEYS.values() if key.session and self.given(key.name)}
         return given | ({"quantized_kv": True} if self["kv_bits"] == 8 else {})
+
+
+def persona_origin(persona: str) -> str:
+    return f"persona {persona}"
 
 
 def _default(name: str) -> Setting:

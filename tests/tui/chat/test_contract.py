@@ -21,7 +21,7 @@ from tests.checkpoints import write_checkpoint
 from tests.core.worker.driver import Driver
 from tests.hub_server import Hub, Repo
 from tests.paths import ROOT
-from tests.tui.fake_engine import FakeEngine, completion_events
+from tests.tui.fake_engine import PROBABILITY, FakeEngine, completion_events
 from tests.tui.fake_jobs import PROGRESS
 
 REAL = (sys.executable, "-P", str(Path(__file__).parents[1] / "scripted_model.py"))
@@ -48,6 +48,7 @@ SCRIPT = (
         "calls": [CALL],
     },
     {"method": "send"},
+    {"method": "score", "events": [PROBABILITY]},
     {"method": "complete", "events": completion_events("Yes.")},
     *({"method": method, "events": [PROGRESS]} for method in JOB_METHODS),
 )
@@ -99,6 +100,8 @@ def play(driver: Driver, folder: Path) -> Played:
     for method in ("state", "explain", "memory", "save_state", "undo"):
         ask(method)
     ask("prompt", text="hello")
+    ask("replies")
+    ask("score", turn=1, count=2)
     ask("count", text="hello")
     ask("complete", messages=[QUESTION], settings=BRIEF | {"top_logprobs": 2})
     ask("count_messages", messages=[QUESTION], settings=BRIEF)

@@ -1,10 +1,11 @@
 """What is decided before a chat begins, and what is left on the terminal after it."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -12,9 +13,15 @@ from qchat.core.conversation.summary import Turn
 from qchat.core.errors import UsageError
 from qchat.tui.chat.client import COMMAND, behind_launcher
 from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.start import Beginning
 from qchat.tui.chat.turns import NO_STATE, new_turn
+from qchat.tui.chat.window import Window
 from qchat.tui.cli import launch
+from qchat.tui.user.history import History
+from qchat.tui.user.keymap import Keymap
 from qchat.tui.user.settings import Settings
+from tests.tui.chat_stage import ChatStage
+from tests.tui.fake_terminal import FakeTerminal
 
 STREAMS = ("stdin", "stdout", "stderr")
 
@@ -105,3 +112,32 @@ def test_a_hostfile_or_a_number_of_ranks_starts_the_engine_through_the_launcher(
     assert launch._engine(launch.Launch(Settings())) == (COMMAND, {})
     with pytest.raises(UsageError, match="--ranks is 1, wanted 2 to"):
         launch._engine(launch.Launch(Settings(), ranks=1))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_window_is_given_back_however_the_app_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+):
+    class ShownApp:
+        failure, return_code = None, 0
+
+        def __init__(self, *_: Any, **__: Any):
+            self.chat = ChatStage(tmp_path).chat
+            self.chat_screen = SimpleNamespace(window=Window(written.append, {"TERM_PROGRAM": "ghostty"}))
+
+        def run(self, **_: Any) -> str:
+            self.chat.status.phase = "answering"
+            self.chat_screen.window.show(self.chat)
+            if fails:
+                raise RuntimeError("a crash")
+            return "shell"
+
+    written: list[str] = []
+    terminal = FakeTerminal()
+    monkeypatch.setattr(launch.sys, "stderr", terminal)
+    monkeypatch.setattr("qchat.tui.screens.app.QchatApp", ShownApp)
+    begin = Beginning("/models/fake")
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        launch._run_app(lambda _: ShownApp().chat, Settings(), Keymap(), History(), begin)
+    assert written[-1] == "\x1b]9;4;3;0\a"
+    assert terminal.getvalue().startswith("\x1b]9;4;0;0\a\x1b]0;\a\x1b[23;0t")

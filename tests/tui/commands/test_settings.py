@@ -4,6 +4,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from qchat.core import BUILT_IN_MODEL
 from qchat.core.errors import UsageError
 from qchat.tui.chat.controller import Chat
+from qchat.tui.chat.window import Window
 from qchat.tui.commands.settings import AT_START, config_report
 from qchat.tui.text.report import Table
 from qchat.tui.user.paths import config_file
@@ -82,6 +84,9 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
         ("/panes speed", "'memory' 'context' 'thinking' 'branches'", "/panes"),
         ("/set shown_panes context,speed", "'speed' 'context'", "/set"),
     ],
+    "live_bench": [("/bench live on", "on", "/bench live"), ("/set live_bench on", "on", "/set")],
+    "notify": [("/set notify off", "off", "/set")],
+    "window_title": [("/set window_title off", "off", "/set")],
     "copy_on_select": [("/set copy_on_select off", "off", "/set")],
     "mouse": [("/mouse off", "off", "/mouse"), ("/set mouse off", "off", "/set")],
 }
@@ -226,6 +231,7 @@ def test_what_was_changed_on_the_full_screen_holds_line_by_line(tmp_path: Path, 
 
     class App:
         failure, return_code = None, 0
+        chat_screen = SimpleNamespace(window=Window(lambda _: None))
 
         def __init__(self, _make_chat: Any, *, settings: Settings, **_: Any):
             self.chat, self._settings = ChatStage(tmp_path).chat, settings

@@ -108,9 +108,7 @@ def test_escape_sequences_of_a_server_reach_neither_the_screen_nor_the_model(
 
 
 @needs_mcp
-def test_the_user_is_asked_about_a_project_and_nobody_else_is(
-    tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_user_is_asked_about_a_project_and_nobody_else_is(tmp_path: Path, here: Path):
     import json
 
     mark = tmp_path / "started"

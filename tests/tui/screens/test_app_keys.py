@@ -7,7 +7,7 @@ from textual.drivers.headless_driver import HeadlessDriver
 from textual.widgets import OptionList
 
 from qchat.core import Store
-from qchat.tui.commands.settings import stats_report
+from qchat.tui.commands.stats import stats_report
 from qchat.tui.text.report import report_text
 from qchat.tui.user import editor
 from qchat.tui.widgets.transcript.blocks import Answer, ModelChange, Question

@@ -1,4 +1,4 @@
-"""Markdown in lines: growing and whole alike, within the width, mathematics and code as they were written."""
+"""Markdown in lines: growing and whole alike, within the width, code as it was written."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -178,8 +178,10 @@ def test_tasks_are_boxes_that_copy_as_they_were_written():
         "\\[\nx_1*y*z\n\\]",
     ],
 )
-def test_mathematics_is_left_as_it_is_written(formula: str):
-    assert "\n".join(rows(f"so {formula}" if "\n" not in formula else formula)).endswith(formula)
+def test_mathematics_is_copied_as_it_is_written(formula: str):
+    source = f"so {formula}" if "\n" not in formula else formula
+    assert selected(source) == source
+    assert "*" in "".join(rows(source)) or "*" not in formula, "no emphasis took its signs"
 
 
 STRESSED = [
@@ -225,6 +227,7 @@ def test_other_text_is_read_as_commonmark_reads_it(text: str):
 def test_prices_are_no_mathematics():
     assert rows("from $5 to $10, *cheap*") == ["from $5 to $10, cheap"]
     assert styles("from $5 to *this* $10")["this"] == "em"
+    assert rows("set $HOME/$USER and $PATH:$HOME") == ["set $HOME/$USER and $PATH:$HOME"]
 
 
 def test_the_address_of_a_link_can_be_read_and_only_safe_ones_are_handed_on():
@@ -290,6 +293,25 @@ def test_tables_have_the_width_of_their_content_and_shrink_to_the_room():
 def test_a_table_with_too_many_columns_becomes_records():
     source = "| " + " | ".join("abcdefgh") + " |\n" + "|-" * 8 + "|\n" + "| long text " * 8 + "|"
     assert rows(source, 24)[:2] == ["a: long text", "b: long text"]
+
+
+WIDE = "| name | description | another | measured |\n|---|---|---|---:|\n"
+WIDE += "| Qwen3.6-27B | a large hybrid model | yes | 1234567 |"
+
+
+def test_a_table_folds_into_records_before_its_words_would_be_cut():
+    """Whole words can be read in a table of any width, or each row is a list of names and values."""
+    for width in range(24, 90):
+        shown = rows(WIDE, width)
+        assert max(map(len, shown)) <= width
+        assert all(any(word in row for row in shown) for word in ("Qwen3.6-27B", "description", "1234567"))
+    assert rows(WIDE, 60)[0].count("│") == 3
+    assert rows(WIDE, 30)[:2] == ["name: Qwen3.6-27B", "description: a large hybrid"]
+
+
+def test_wide_characters_may_be_cut_anywhere_so_their_table_stays_one():
+    source = "| 名前 | 説明 |\n|---|---|\n| 一二三四五六七八 | 甲乙丙丁戊己庚辛壬癸甲乙丙丁 |"
+    assert rows(source, 24)[0].count("│") == 1
 
 
 def test_rows_after_the_fortieth_never_change_the_columns_and_are_laid_out_once():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qchat.tui.text.diff import Diff
 from qchat.tui.text.report import (
     Bar,
     Bars,
@@ -23,6 +24,7 @@ from qchat.tui.text.report import (
     sparkline,
 )
 from qchat.tui.text.sanitise import cells, printable
+from qchat.tui.text.trend import Series, Trend
 
 TEXT = st.one_of(
     st.text(max_size=40), st.sampled_from(["漢字" * 9, "👩‍👩‍👧 family", "\x1b[31mred\x07", "שלום", "a\nb\tc"])
@@ -48,6 +50,13 @@ PARTS = st.one_of(
     st.builds(Gauge, NUMBER, NUMBER, TEXT),
     st.builds(Curve, st.lists(st.tuples(NUMBER, NUMBER), max_size=9), st.tuples(NUMBER, NUMBER), TEXT, TEXT),
     st.builds(Lines, st.lists(TEXT, max_size=3), st.sampled_from(sorted(STYLES))),
+    st.builds(
+        Trend,
+        st.lists(st.builds(Series, TEXT, st.lists(st.tuples(NUMBER, NUMBER), max_size=5)), max_size=7),
+        TEXT,
+        TEXT,
+    ),
+    st.builds(Diff, TEXT, TEXT, TEXT, TEXT),
     st.builds(Markdown, TEXT),
 )
 REPORTS = st.builds(Report, TEXT, st.lists(PARTS, max_size=3))

@@ -21,12 +21,12 @@ def test_the_usual_keys_do_not_clash():
 
 
 def test_a_remapped_action_has_its_new_keys_and_no_other():
-    keymap = Keymap.load({"thoughts": ["f6", "ctrl+b"]}, FILE)
-    assert keymap.keys("thoughts") == ("f6", "ctrl+b")
-    assert keymap.action("chat", "f6") == "thoughts"
+    keymap = Keymap.load({"thoughts": ["f8", "ctrl+b"]}, FILE)
+    assert keymap.keys("thoughts") == ("f8", "ctrl+b")
+    assert keymap.action("chat", "f8") == "thoughts"
     assert keymap.action("chat", "ctrl+o") is None
-    assert keymap.textual() == {"thoughts": "f6,ctrl+b"}
-    assert keymap.shown("thoughts") == "f6"
+    assert keymap.textual() == {"thoughts": "f8,ctrl+b"}
+    assert keymap.shown("thoughts") == "f8"
 
 
 def test_ids_with_a_dot_may_come_as_nested_tables():
@@ -44,7 +44,7 @@ def test_a_freed_key_can_be_given_to_another_action():
     [
         ("!", "exclamation_mark"),
         ("Ctrl+B", "ctrl+b"),
-        ("F6", "f6"),
+        ("F8", "f8"),
         ("+", "plus"),
         ("ctrl+_", "ctrl+underscore"),
     ],
@@ -66,7 +66,7 @@ def test_keys_that_terminals_cannot_tell_apart_are_refused(key: str, other: str)
 
 
 def test_an_unknown_action_is_refused_with_the_known_ones():
-    said = refused({"thougts": "f6"})
+    said = refused({"thougts": "f8"})
     assert f"{FILE}: keys.thougts is not an action" in said
     assert "thoughts" in said
 
@@ -96,10 +96,10 @@ def test_the_prompt_and_the_conversation_may_share_a_key():
 
 
 def test_the_key_sheet_has_every_action_once_and_the_live_keys():
-    rows = Keymap.load({"thoughts": "f6"}, FILE).rows()
+    rows = Keymap.load({"thoughts": "f8"}, FILE).rows()
     assert len(rows) == len(ACTIONS)
-    assert ("f6", "show or fold the thoughts") in rows
-    assert ("thoughts", "f6") in Keymap.load({"thoughts": "f6"}, FILE).ids()
+    assert ("f8", "show or fold the thoughts") in rows
+    assert ("thoughts", "f8") in Keymap.load({"thoughts": "f8"}, FILE).ids()
 
 
 def test_keys_are_shown_briefly():

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .lines import Span, styled
+from .maths import as_unicode
 from .parser import parse_inline
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def _spans(node: "Node") -> Iterable[Span]:
         case "code_inline":
             return [Span(node.content, "code")]
         case "math_inline":
-            return [Span(node.content, "math")]
+            text = as_unicode(node.content).replace("\n", " ")
+            return [Span(text, "math", None if text == node.content else node.content)]
         case "link":
             return _link(node)
         case "image":

@@ -19,7 +19,7 @@ LISTS = ("bullet_list", "ordered_list")
 WIDTH_ROWS = 40  # of a table decide the widths of its columns, so that what follows never changes them
 _MAX_NESTING = 24
 _MATH = re.compile(
-    r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*?(?<!\s)\$(?!\d)"
+    r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)*?(?<!\s)\$(?!\w)"
     r"|\\\((?:.|\n){1,1000}?\\\)|\\\[(?:.|\n){1,1000}?\\\]"
 )
 _CLOSERS = {"$$": "$$", "\\[": "\\]"}

@@ -7,6 +7,7 @@ from ..sanitise import cells, cut
 from .highlight import highlight
 from .inline import inline
 from .lines import BLANK, Frame, Line, Span, lay, lay_hard, prefixed, styled, width_of
+from .maths import as_unicode
 from .parser import (
     LISTS,
     NO_LEAD,
@@ -124,7 +125,9 @@ def _rule(_: "Node", frame: Frame) -> list[Line]:
 
 
 def _math(node: "Node", frame: Frame) -> list[Line]:
-    return lay_hard([Span(node.content.rstrip("\n"), "math")], frame.wide)
+    source = node.content.rstrip("\n")
+    text = as_unicode(source)
+    return lay_hard([Span(text, "math", None if text == source else source)], frame.wide)
 
 
 def _nested_fence(node: "Node", frame: Frame) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Tables: columns as wide as their content, the widest shrunk to fit; as records if nothing fits."""
+"""Tables: columns as wide as their content, the widest shrunk to fit; as records if that would cut words."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Cell = list[Span]
 _LEAST = 4  # cells of a column that can still be read
+_WHOLE = 16  # cells of a word that a column may cut: addresses and the like
 _BETWEEN = " │ "
 
 
@@ -52,7 +53,7 @@ def _widths_of(begun: str, room: int) -> list[int]:
 
 
 def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
-    """Return the width of each column, the widest shrunk first; nothing if none would be readable."""
+    """Return the width of each column, the widest shrunk first; nothing if words would be cut."""
     rows = rows[: WIDTH_ROWS + 1]
     count = len(rows[0])
     widths = [
@@ -61,12 +62,20 @@ def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
     room -= len(_BETWEEN) * (count - 1)
     if sum(widths) <= room:
         return widths
-    if room < _LEAST * count:
-        return []
-    cap = _cap(widths, room)
-    fitted = [min(width, cap) for width in widths]
+    least = [
+        max(_LEAST, *(_word(row[column]) for row in rows if column < len(row))) for column in range(count)
+    ]
+    least = [min(pair) for pair in zip(least, widths, strict=True)]
+    return _shrunk(widths, least, room) if sum(least) <= room else []
+
+
+def _shrunk(widths: list[int], least: list[int], room: int) -> list[int]:
+    """Return widths that fill `room`, as equal as they can be, each at most as wide as wanted."""
+    cap = min(max(widths), room)
+    while sum(fitted := [max(low, min(width, cap)) for width, low in zip(widths, least, strict=True)]) > room:
+        cap -= 1
     left = room - sum(fitted)
-    for column in sorted(range(count), key=lambda column: -widths[column])[:left]:
+    for column in sorted(range(len(widths)), key=lambda column: -widths[column])[:left]:
         fitted[column] += widths[column] > fitted[column]
     return fitted
 
@@ -75,14 +84,12 @@ def _natural(cell: Cell) -> int:
     return max((width_of(line.spans) for line in lay(cell, 10_000)), default=0)
 
 
-def _cap(widths: list[int], room: int) -> int:
-    """Return the largest cap of column widths at which all columns fit."""
-    left = len(widths)
-    for width in sorted(widths):
-        if width * left > room:
-            return room // left
-        room, left = room - width, left - 1
-    return max(widths)
+def _word(cell: Cell) -> int:
+    """Return the width of the longest word, of one that may be cut only so much."""
+    text = "".join(span.text for span in cell)
+    sizes = [(width_of([Span(word)]), len(word)) for word in text.split()]
+    # wide characters are words of their own
+    return min(max((size for size, count in sizes if size <= count), default=0), _WHOLE)
 
 
 def _row(cells: list[Cell], widths: list[int], aligns: list[str]) -> list[Line]:
