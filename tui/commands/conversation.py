@@ -183,7 +183,7 @@ class Compact(Command):
             raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
         tokens, title = chat.state.tokens, chat.state.title
         end = turns_with_room(before, len(before) - keep, tokens, chat.status.context_limit)
-        chat.gives_back, chat.tools.paused = False, True  # nobody typed the request
+        chat.replies.gives_back, chat.tools.paused = False, True  # nobody typed the request
         try:
             summary = await written_summary(chat, before, end)
         except EngineError as error:
@@ -191,7 +191,7 @@ class Compact(Command):
                 raise UsageError(f"/compact has no room for a summary: {error}") from error
             raise
         finally:
-            chat.gives_back, chat.tools.paused = True, False
+            chat.replies.gives_back, chat.tools.paused = True, False
         keep = whole_rounds(before, max(keep, len(before) - end))
         await chat.new()
         await chat.prime(summarised(summary, before[len(before) - keep :]))

@@ -309,12 +309,12 @@ def test_a_result_fits_into_what_is_left_of_the_context(tmp_path: Path, here: Pa
     stage = stage_with(tmp_path, calls(READ, READ), ANSWER, tools=("read_file",), answers=(ONCE, ONCE))
 
     async def scene(stage: ChatStage) -> None:
-        hold = stage.chat._hold
+        hold = stage.chat.hold
 
         def with_less_room(state: Any) -> None:
             hold(replace(state, context_limit=4096))
 
-        stage.chat._hold = with_less_room
+        stage.chat.hold = with_less_room
         await stage.chat.send("go")
 
     stage.play(scene)
