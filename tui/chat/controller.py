@@ -121,7 +121,7 @@ class Chat:
             self._path = model  # for a restart
             raise
         self.model, self._path = loaded.model, model
-        self.tools.forget(conversation=False)
+        self.tools.forget(conversation=conversation is not None)
         self.meter.bytes_per_token = loaded.model.bytes_per_token
         self.hold(loaded.state)
         if self.store is None and kept.turns:
@@ -335,6 +335,8 @@ class Chat:
         with self._at_work("working"):
             before = self.state.conversation
             result = await client.request(method, **params)
+            if method in ("reset", "open"):
+                self.tools.forget(conversation=True)
             self.hold(result.state)
             self._rebuild(before)
             return result
@@ -343,8 +345,6 @@ class Chat:
         """Draw the conversation anew, with its kept results if it was opened after conversation `before`."""
         self.meter.forget_reply()
         self.view.rebuilt(self.state)
-        if self.state.conversation != before:
-            self.tools.forget(conversation=True)
         if self.state.conversation not in (None, before):
             self.view.results(self.kept_results.read(self.state.conversation))
 
