@@ -7,12 +7,12 @@ cannot be served now.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import ConversationState, ToolResult, Turn
+from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError, UsageError
 from ...core.events import Done, Logprobs, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
@@ -24,6 +24,7 @@ from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
 from .live_bench import LiveBench, live_line
 from .meter import Meter, Phase, Status, figures
+from .replies import Replies, ReplyRequest
 from .tool_turns import ToolTurns
 from .turns import NO_STATE, RunningTurn, kept_settings, messages_of, record_settings
 from .view import Companion, View
@@ -64,7 +65,7 @@ class Chat:
         self.model: ModelInfo | None = None
         self.state = NO_STATE
         self.queue: list[str] = []
-        self.show_stats, self.gives_back = False, True  # `gives_back`: unanswered questions, to the prompt
+        self.show_stats = False
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
         self._factory = client_factory
@@ -77,7 +78,7 @@ class Chat:
         self.kept_results, self.live_bench = KeptResults(store, view.note), LiveBench()
         self.tools = ToolTurns(self, toolbox)
         self.scored: ScoredAnswer | None = None
-        self._interrupted: Turn | None = None
+        self.replies = Replies(self)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -118,16 +119,16 @@ class Chat:
             given |= {"store": str(self.store.path), "conversation": number}
         self.meter.begin("loading")
         try:
-            loaded: LoadResult = await self._follow(client.call("load", model=model, **given))
+            loaded: LoadResult = await self.follow(client.call("load", model=model, **given))
         except EngineDied:
             self._path = model  # for a restart
             raise
         self.model, self._path = loaded.model, model
-        self.tools.forget(conversation=False)
+        self.tools.forget(conversation=conversation is not None)
         self.meter.bytes_per_token = loaded.model.bytes_per_token
-        self._hold(loaded.state)
+        self.hold(loaded.state)
         if self.store is None and kept.turns:
-            self._hold((await client.request("prime", messages=messages_of(kept.turns))).state)
+            self.hold((await client.request("prime", messages=messages_of(kept.turns))).state)
         self._rebuild(kept.conversation)
 
     async def restart(self, *, context_limit: int | None = None) -> None:
@@ -143,7 +144,7 @@ class Chat:
             await asyncio.sleep(0.01)
         with self._at_work("starting"):
             await self._load(self._path, None)
-            turn, self._interrupted = self._interrupted, None
+            turn, self.replies.interrupted = self.replies.interrupted, None
             if turn is not None:
                 await take_up(self, turn)
 
@@ -184,7 +185,7 @@ class Chat:
             await client.start()
         return self.client
 
-    def _client(self) -> EngineClient:
+    def connected(self) -> EngineClient:
         """Return the client of an engine with a model. Raises UsageError if there is none."""
         if self.status.phase == "dead":
             raise UsageError("the engine has stopped: restart it first")
@@ -218,7 +219,7 @@ class Chat:
             await self._ask(text, settings)
 
     async def _ask(self, text: str, settings: Mapping[str, Any]) -> None:
-        await self._reply("send", self.state.turns, text, {"text": text}, settings)
+        await self._reply(ReplyRequest("send", self.state.turns, text, {"text": text}, settings))
 
     async def retry(self, **settings: Any) -> None:
         """Answer the last question again, beside its present reply."""
@@ -226,24 +227,25 @@ class Chat:
         if not turns:
             raise UsageError("there is no question yet")
         last = turns[-1]
-        await self._reply("retry", turns[:-1], last.question, {}, settings, last.results)
+        await self._reply(ReplyRequest("retry", turns[:-1], last.question, {}, settings, last.results))
 
     async def edit(self, turn: int, text: str, **settings: Any) -> None:
         """Ask `text` in place of question `turn`, on a new branch."""
         turns = self.state.turns
         if not 1 <= turn <= len(turns):
             raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
-        await self._reply("edit", turns[: turn - 1], text, {"turn": turn, "text": text}, settings)
+        params = {"turn": turn, "text": text}
+        await self._reply(ReplyRequest("edit", turns[: turn - 1], text, params, settings))
 
     async def close_thought(self) -> None:
         """End the thought, so that the answer begins."""
-        await self._client().request("close_thought")
+        await self.connected().request("close_thought")
 
     async def score(self, turn: int, count: int) -> list[Logprobs]:
         """Return how likely each id of the reply in `turn` was, and the `count` likeliest in its place."""
         found: list[Logprobs] = []
         with self._at_work("working"):
-            self._call = call = self._client().call("score", turn=turn, count=count)
+            self._call = call = self.connected().call("score", turn=turn, count=count)
             try:
                 async for batch in call:
                     found += [event for event in batch if isinstance(event, Logprobs)]
@@ -276,72 +278,24 @@ class Chat:
         elif self.running_jobs:
             self.running_jobs[-1].cancel()
 
-    async def _reply(
-        self,
-        method: str,
-        before: Sequence[Turn],
-        question: str,
-        params: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        results: Sequence[ToolResult] = (),
-    ) -> None:
-        self._client()
+    async def _reply(self, request: ReplyRequest) -> None:
+        self.connected()
         with self._at_work("reading"):
-            await self.tools.offer()
-            if len(before) < len(self.state.turns):
-                self.view.rebuilt(replace(self.state, turns=tuple(before)))
-            done = await self._reply_once(method, before, question, params, settings, results)
-            await self.tools.go_on(done, settings)
-
-    async def answer_tools(self, results: Sequence[ToolResult], settings: Mapping[str, Any]) -> Done | None:
-        """Pass the results of the last reply's calls to the model; None if there is no reply to them."""
-        texts = [result.text for result in results]
-        self.meter.begin("reading")
-        return await self._reply_once(
-            "answer_tools", self.state.turns, "\n".join(texts), {"results": texts}, settings, results
-        )
-
-    async def _reply_once(
-        self,
-        method: str,
-        before: Sequence[Turn],
-        question: str,
-        params: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        results: Sequence[ToolResult],
-    ) -> Done | None:
-        """Show one reply; return its end, or None if nothing was said."""
-        running = RunningTurn(len(before) + 1, question, self.model.name if self.model else "", results)
-        self.view.question(running.turn)
-        try:
-            call = self._client().call(method, **params, settings={**self.settings.reply(), **settings})
-            result: StateResult = await self._follow(call, running)
-        except EngineDied:
-            self._keep_partial(before, running)
-            raise
-        except QchatError:
-            self._give_back(running.turn)
-            raise
-        self._hold(result.state)
-        if len(self.state.turns) <= len(before):  # no reply, so the question does not count as asked
-            self._give_back(running.turn)
-            return None
-        if self.settings["live_bench"]:
-            self.live_bench.record(self.state.turns[-1], self.status.reply.speeds)
-        self.view.finished(running.done, self.state.turns[-1])
-        return running.done
+            try:
+                await self.tools.offer()
+            except QchatError:
+                self.replies.give_back(request)
+                raise
+            if len(request.before) < len(self.state.turns):
+                self.view.rebuilt(replace(self.state, turns=tuple(request.before)))
+            await self.tools.go_on(await self.replies.show(request), request.settings)
 
     def figures_of(self, done: Done, turn: Turn) -> list[str]:
         """Return the lines of figures with which a reply ends, if any are wanted."""
         lines = [figures(done)] if self.show_stats else []
         return [*lines, live_line(turn)] if self.settings["live_bench"] else lines
 
-    def _give_back(self, turn: Turn) -> None:
-        self.view.rebuilt(self.state)
-        if self.gives_back and turn.role == "user":
-            self.view.returned(turn.question)
-
-    async def _follow(self, call: Call, running: RunningTurn | None = None) -> Any:
+    async def follow(self, call: Call, running: RunningTurn | None = None) -> Any:
         """Show a call's events until it ends; return its result."""
         self._call = call
         try:
@@ -357,13 +311,6 @@ class Chat:
             return await call.result()
         finally:
             self._call = None
-
-    def _keep_partial(self, before: Sequence[Turn], running: RunningTurn) -> None:
-        """Keep what an engine said before it died."""
-        running.fail(self.status.reason)
-        self._interrupted = running.turn
-        self.state = replace(self.state, turns=(*before, running.turn))
-        self.view.finished(running.done, running.turn)
 
     # moving in the conversation
 
@@ -405,11 +352,13 @@ class Chat:
         await self.request("rename", title=title)
 
     async def _move(self, method: str, **params: Any) -> Any:
-        client = self._client()
+        client = self.connected()
         with self._at_work("working"):
             before = self.state.conversation
             result = await client.request(method, **params)
-            self._hold(result.state)
+            if method in ("reset", "open"):
+                self.tools.forget(conversation=True)
+            self.hold(result.state)
             self._rebuild(before)
             return result
 
@@ -417,20 +366,18 @@ class Chat:
         """Draw the conversation anew, with its kept results if it was opened after conversation `before`."""
         self.meter.forget_reply()
         self.view.rebuilt(self.state)
-        if self.state.conversation != before:
-            self.tools.forget(conversation=True)
         if self.state.conversation not in (None, before):
             self.view.results(self.kept_results.read(self.state.conversation))
 
     async def request(self, method: str, **params: Any) -> Any:
         """Call any other method and return its result, after what the engine does now."""
-        result = await self._client().request(method, **params)
+        result = await self.connected().request(method, **params)
         if isinstance(result, StateResult):
-            self._hold(result.state)
+            self.hold(result.state)
             self.view.status(self.status)
         return result
 
-    def _hold(self, state: ConversationState) -> None:
+    def hold(self, state: ConversationState) -> None:
         self.state = state
         self.meter.hold(state)
         self.kept_results.settle(state.conversation)
@@ -479,7 +426,7 @@ class Chat:
         self._parked_path = self._path
         self.view.note("the model of this chat is unloaded while the job runs")
         with suppress(QchatError):
-            await self._client().request("unload")
+            await self.connected().request("unload")
         self.model = None
         self.view.status(self.status)
 

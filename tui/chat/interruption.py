@@ -1,10 +1,9 @@
 """The turn in which an engine died: continued once another engine has loaded the conversation."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ...core.conversation.summary import ConversationState, ToolResult, Turn
-from ...core.events import Done
+from ...core.conversation.summary import ConversationState, Turn
+from .replies import Replies
 from .tool_turns import ToolTurns
 from .turns import has_reply, messages_of, reply_text
 from .view import View
@@ -17,11 +16,9 @@ class Resuming(Protocol):
     state: ConversationState
     queue: list[str]
     tools: ToolTurns
+    replies: Replies
 
     async def request(self, method: str, **params: Any) -> Any: ...
-    async def answer_tools(
-        self, results: Sequence[ToolResult], settings: Mapping[str, Any]
-    ) -> Done | None: ...
 
 
 async def take_up(chat: Resuming, turn: Turn) -> None:
@@ -43,4 +40,4 @@ async def take_up(chat: Resuming, turn: Turn) -> None:
         chat.queue.insert(0, turn.question)
     chat.view.rebuilt(chat.state)
     if turn.role == "tool" and not has_reply(turn):
-        await chat.tools.go_on(await chat.answer_tools(turn.results, {}), {})
+        await chat.tools.go_on(await chat.replies.answer_tools(turn.results, {}), {})

@@ -4,7 +4,7 @@ Owns the toolbox of the chat and the order of its rounds. A call that is cancell
 answered to the model in a sentence, and the reply goes on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.conversation.summary import ConversationState, ToolResult
@@ -12,31 +12,30 @@ from ...core.events import Done
 from ..tools.rounds import ToolRounds, refuse_all, wants_answer
 from ..tools.toolbox import Toolbox
 from .meter import Status
+from .replies import Replies
 from .view import View
 
 if TYPE_CHECKING:
     from ..user.settings import Settings
 
 
-class Replier(Protocol):
+class ToolHost(Protocol):
     """The parts of a chat that its tools need."""
 
     view: View
     settings: "Settings"
     state: ConversationState
+    replies: Replies
 
     @property
     def status(self) -> Status: ...
     async def request(self, method: str, **params: Any) -> Any: ...
-    async def answer_tools(self, results: Sequence[ToolResult], settings: Mapping[str, Any]) -> Done | None:
-        """Pass results to the model; return the end of its reply, None if there was no reply."""
-        ...
 
 
 class ToolTurns:
     """The tools of one chat. `paused`: calls are not answered, as in a summary that nobody asked for."""
 
-    def __init__(self, chat: Replier, toolbox: Toolbox | None = None):
+    def __init__(self, chat: ToolHost, toolbox: Toolbox | None = None):
         self.toolbox = toolbox or Toolbox(chat.settings)
         self.paused = False
         self._chat = chat
@@ -96,7 +95,7 @@ class ToolTurns:
             results = refuse_all(done, limit) if rounds > limit else await self._answer(done)
             if self._leaving:
                 return
-            done = await self._chat.answer_tools(results, settings)
+            done = await self._chat.replies.answer_tools(results, settings)
 
     async def _answer(self, done: Done) -> list[ToolResult]:
         state, status = self._chat.state, self._chat.status

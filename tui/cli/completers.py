@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from ..user.attachments import complete as complete_path
 from ..user.kinds import list_words
-from ..user.settings import KEYS, Settings, key_of
+from ..user.settings import KEYS, TOOL_NAMES, Settings, key_of
 from .verbs import VERBS, parser_of
 
 # what a completer returns: words, or words with their descriptions, for zsh and fish
@@ -128,6 +128,10 @@ def complete_conversations(prefix: str, **_: Any) -> dict[str, str]:
     return {**titles, LATEST: "the last one", **by_title}
 
 
+def complete_tools(**_: Any) -> Words:
+    return TOOL_NAMES
+
+
 def complete_options(prefix: str, **_: Any) -> list[str]:
     """Return `KEY=` for -o, or `KEY=VALUE` once the key is there."""
     name, equals, _value = prefix.partition("=")
@@ -170,6 +174,7 @@ OF_DEST: Mapping[str, Completer] = {
     "recipe": complete_recipes,
     "options": complete_options,
     "name": complete_models,
+    "yes_tools": complete_tools,
 }
 OF_METAVAR: Mapping[str, Completer] = {
     "MODEL": complete_models,

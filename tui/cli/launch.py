@@ -17,6 +17,7 @@ from ...core.quoting import quote_value
 from ..chat.client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
 from ..chat.conversations import describe_other_model, find, model_of, open_store
 from ..chat.start import Beginning
+from ..chat.turns import last_question
 from ..text.output import write
 from ..user.attachments import read, with_files
 from ..user.history import History
@@ -177,7 +178,7 @@ def _say_farewell(chat: "Chat") -> None:
     answer = turns[-1].answer.strip().splitlines()
     left_out = len(answer) - ANSWER_LINES
     shown = [f"… {left_out:,} lines before", *answer[-ANSWER_LINES:]] if left_out > 0 else answer
-    question = " ".join(turns[-1].question.split())
+    question = " ".join((last_question(turns) or turns[-1]).question.split())
     lines = [f"❯ {question if len(question) <= 200 else question[:199] + '…'}", "", *shown, ""]
     if chat.state.conversation is not None:
         lines.append("qchat -c goes on with this conversation")

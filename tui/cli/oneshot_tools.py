@@ -12,6 +12,7 @@ from ...core.errors import UsageError
 from ...core.events import Done
 from ..text.output import note
 from ..tools.consent import Decision, Question
+from ..tools.mcp_server import has_sdk
 from ..tools.rounds import ToolRounds, describe_result, refuse_all, wants_answer
 from ..tools.toolbox import Toolbox
 from ..user.settings import TOOL_NAMES
@@ -59,7 +60,7 @@ class OneShotTools:
         await self._toolbox.settled()
         for problem in self._toolbox.take_problems():
             self._tell(problem)
-        if project := self._toolbox.open_question:
+        if (project := self._toolbox.open_question) and has_sdk():
             self._tell(f"{project.path} names servers that were not started: a chat here asks about them")
         known = [tool.name for tool in self._toolbox.offered()]
         if unknown := sorted(self._allowed.difference(known)):

@@ -108,7 +108,7 @@ class Fork(Command):
         chosen = argument or await choose_turn(chat, front, "Go on after which answer?")
         if chosen:
             turn = turn_number(chat, chosen)
-            await chat.fork(turn)
+            await chat.fork(last_round(turns(chat), turn))
             front.note(f"on a branch after question {turn}; /switch returns to the others")
 
 
@@ -183,7 +183,7 @@ class Compact(Command):
             raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
         tokens, title = chat.state.tokens, chat.state.title
         end = turns_with_room(before, len(before) - keep, tokens, chat.status.context_limit)
-        chat.gives_back, chat.tools.paused = False, True  # nobody typed the request
+        chat.replies.gives_back, chat.tools.paused = False, True  # nobody typed the request
         try:
             summary = await written_summary(chat, before, end)
         except EngineError as error:
@@ -191,7 +191,7 @@ class Compact(Command):
                 raise UsageError(f"/compact has no room for a summary: {error}") from error
             raise
         finally:
-            chat.gives_back, chat.tools.paused = True, False
+            chat.replies.gives_back, chat.tools.paused = True, False
         keep = whole_rounds(before, max(keep, len(before) - end))
         await chat.new()
         await chat.prime(summarised(summary, before[len(before) - keep :]))
@@ -239,6 +239,13 @@ def summarised(summary: str, kept: Sequence[Turn]) -> list[dict[str, Any]]:
         {"role": "assistant", "content": SUMMARY_REPLY},
     ]
     return [*messages, *messages_of([replace(turn, thinking="") for turn in kept])]
+
+
+def last_round(before: Sequence[Turn], turn: int) -> int:
+    """Return the number of the turn with the answer to question `turn`, behind the rounds of tools."""
+    while turn < len(before) and before[turn].role == "tool":
+        turn += 1
+    return turn
 
 
 def whole_rounds(before: Sequence[Turn], keep: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import UsageError
 from ..text.report import Lines, Report, Table
 from ..tools.base import Tool
-from ..tools.mcp_server import McpServer, require_sdk
+from ..tools.mcp_server import McpServer, has_sdk, require_sdk
 from ..tools.server_specs import read_settings
 from ..tools.toolbox import Toolbox
 from ..user.paths import config_file, make_config_dir
@@ -169,12 +169,3 @@ async def ask_about_project(chat: "Chat", front: Front) -> None:
     question = "\n".join([f"{project.path} wants to start these servers of tools:", *lines, "Start them?"])
     answer = await front.confirm(question)
     toolbox.answer_project(allowed=answer)
-
-
-def has_sdk() -> bool:
-    """Whether the extra `tools` is installed."""
-    try:
-        require_sdk()
-    except UsageError:
-        return False
-    return True

@@ -23,6 +23,7 @@ from ..chat.jobs import Job
 from ..chat.kept_results import Result
 from ..chat.meter import Status
 from ..chat.start import Beginning
+from ..chat.turns import last_question
 from ..chat.view import NoteKind, View
 from ..chat.window import Window
 from ..commands import parse, perform
@@ -346,9 +347,9 @@ class Repl:
         self._conversation = state.conversation
         if not state.turns:
             return
-        last = state.turns[-1]
+        last, asked = state.turns[-1], last_question(state.turns)
         self.out.line(f"{state.title or 'conversation'} · {len(state.turns)} turns", "title")
-        self.out.line(f"{self._prompt}{first_words(last.question, 200)}", "dim")
+        self.out.line(f"{self._prompt}{first_words((asked or last).question, 200)}", "dim")
         self.out.line(last.answer[-RECAP_CHARACTERS:])
 
     def status(self, status: Status) -> None:

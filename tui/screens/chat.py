@@ -15,11 +15,13 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
+from ...core.conversation.summary import Turn
 from ...core.errors import QchatError, UsageError
 from ..chat.client import EngineDied
 from ..chat.controller import Chat, View
 from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
+from ..chat.turns import last_question
 from ..chat.window import Window
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
@@ -416,7 +418,8 @@ class ChatScreen(Screen[None]):
 
     @on(EditRequested)
     def _edit_question(self, event: EditRequested) -> None:
-        self.put_prompt(f"/edit {event.turn} {self._question(event.turn)}")
+        turn = self._asked(event.turn)
+        self.put_prompt(f"/edit {turn.number} {turn.question}")
 
     @on(RetryRequested)
     def _retry(self, event: RetryRequested) -> None:
@@ -424,7 +427,8 @@ class ChatScreen(Screen[None]):
         if event.turn == len(self.chat.state.turns):
             self.run_line("/retry")
         else:
-            self.go(self.chat.edit(event.turn, self._question(event.turn)))
+            turn = self._asked(event.turn)
+            self.go(self.chat.edit(turn.number, turn.question))
 
     @on(ForkRequested)
     def _fork(self, event: ForkRequested) -> None:
@@ -460,8 +464,10 @@ class ChatScreen(Screen[None]):
             case "fork":
                 self.run_line(f"/fork {turn}")
 
-    def _question(self, turn: int) -> str:
-        return self.chat.state.turns[turn - 1].question
+    def _asked(self, turn: int) -> Turn:
+        """Return the turn of the user's question that led to a turn; results of tools may lie between."""
+        turns = self.chat.state.turns[:turn]
+        return last_question(turns) or turns[-1]
 
     def on_text_selected(self) -> None:
         """Copy a selection at once, if the settings say so."""

@@ -66,13 +66,14 @@ class RewindScreen(Listing):
 
 
 def rows_of(turns: Sequence[Turn], snapshots: Sequence[SnapshotSummary]) -> list[Row]:
-    """Return a row for each turn, with what editing its question would read again, given the snapshots."""
+    """Return a row for each question, with what editing it would read again, given the snapshots."""
     rows, begin = [], 0
     for turn in turns:
         kept = max((one.tokens for one in snapshots if one.tokens <= begin), default=0)
         cost = "⟲ snapshot" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
         generated = turn.stats.generated_tokens
-        rows.append(Row(str(turn.number), (f"#{turn.number}", turn.question, shown(generated), cost)))
+        if turn.role == "user":
+            rows.append(Row(str(turn.number), (f"#{turn.number}", turn.question, shown(generated), cost)))
         begin = turn.stats.prompt_tokens + generated
     return rows
 

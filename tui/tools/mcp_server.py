@@ -40,6 +40,15 @@ def require_sdk() -> None:
         raise UsageError(MISSING)
 
 
+def has_sdk() -> bool:
+    """Whether the extra `tools` is installed."""
+    try:
+        require_sdk()
+    except UsageError:
+        return False
+    return True
+
+
 class McpServer:
     """A server that can be started and stopped; `problem` says why it failed, or what of it is left out.
 

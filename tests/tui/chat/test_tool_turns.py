@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from qchat.core.conversation.summary import ToolResult
-from qchat.core.errors import UsageError
 from qchat.tui.chat.client import EngineDied
 from qchat.tui.tools.base import MAX_RESULT
 from qchat.tui.tools.consent import Decision, Question
@@ -309,12 +308,12 @@ def test_a_result_fits_into_what_is_left_of_the_context(tmp_path: Path, here: Pa
     stage = stage_with(tmp_path, calls(READ, READ), ANSWER, tools=("read_file",), answers=(ONCE, ONCE))
 
     async def scene(stage: ChatStage) -> None:
-        hold = stage.chat._hold
+        hold = stage.chat.hold
 
         def with_less_room(state: Any) -> None:
             hold(replace(state, context_limit=4096))
 
-        stage.chat._hold = with_less_room
+        stage.chat.hold = with_less_room
         await stage.chat.send("go")
 
     stage.play(scene)
@@ -372,6 +371,12 @@ def test_edit_without_a_number_changes_the_question_and_not_the_results(tmp_path
     assert [one["turn"] for one in stage.fake.asked("edit")] == [1]
     assert front.all("edit_text") == ["go"]
     assert front.all("error") == ["turn 2 holds the results of tools, not a question that could be changed"]
+
+
+def test_a_fork_continues_after_the_answer_and_not_between_its_rounds(tmp_path: Path):
+    stage = stage_with(tmp_path, sums("2+3"), {"method": "send"}, ANSWER)
+    stage.play("go", "and?", "/fork 1")
+    assert [one["turn"] for one in stage.fake.asked("fork")] == [2]
 
 
 def test_a_summary_calls_no_tools_and_keeps_calls_with_their_results(tmp_path: Path):
@@ -464,11 +469,9 @@ def test_nothing_is_asked_where_the_sdk_is_missing(
     tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from qchat.tui.commands import tools
+    from qchat.tui.tools.mcp_server import MISSING
 
-    def missing() -> None:
-        raise UsageError("the extra is missing")
-
-    monkeypatch.setattr(tools, "require_sdk", missing)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     (here / ".mcp.json").write_text('{"mcpServers": {"fake": {"command": "x"}}}')
 
     async def ask(stage: ChatStage) -> None:
@@ -476,4 +479,4 @@ def test_nothing_is_asked_where_the_sdk_is_missing(
 
     front = stage_with(tmp_path).play(ask, "/tools add mine ls")
     assert not front.all("confirm")
-    assert front.all("error") == ["the extra is missing"]
+    assert front.all("error") == [MISSING]

@@ -426,7 +426,7 @@ def test_a_summary_without_room_names_compact_and_never_shows_its_request(tmp_pa
     front = stage.play(*CAPITALS, "/compact")
     assert front.all("error") == ["/compact has no room for a summary: the prompt has 9 tokens"]
     assert not front.all("returned") and not stage.fake.asked("reset")
-    assert stage.chat.gives_back
+    assert stage.chat.replies.gives_back
 
 
 def test_cache_tells_what_was_reused_and_why(tmp_path):

@@ -1,6 +1,7 @@
 """Tools in the line-based chat: the question, its answers, the results in a line, ctrl+c."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,6 @@ def test_escape_sequences_of_a_server_reach_neither_the_screen_nor_the_model(
 
 @needs_mcp
 def test_the_user_is_asked_about_a_project_and_nobody_else_is(tmp_path: Path, here: Path):
-    import json
-
     mark = tmp_path / "started"
     program, *arguments = stdio_command(f"touch={mark}")
     project = {"mcpServers": {"fake": {"command": program, "args": arguments}}}
