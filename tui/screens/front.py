@@ -19,7 +19,7 @@ from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
 from ..tasks.progress import format_age, job_parts
-from ..text.report import Lines, Report
+from ..text.report import Report
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
 from ..user.themes import Shelf
@@ -231,8 +231,8 @@ def _block(job: Job) -> Report:
     """Return the job's report under its title and state."""
     parts = job_parts(job)
     if job.state == "failed":
-        return Report("", (Lines((f"✖ {job.title} failed",), "bad"), *parts))
+        return Report(f"✖ {job.title} failed", parts, mood="failed")
+    if job.state != "running":
+        return Report(job.title, parts, f"{job.state} · {format_age(job.seconds)}")
     stops = "queued, esc takes it out" if job.waits_for else "esc stops it"
-    running = "stopping…" if job.stopping else stops
-    how = running if job.state == "running" else job.state
-    return Report(f"{job.title} · {how}", parts)
+    return Report(job.title, parts, "stopping…" if job.stopping else stops, "running")

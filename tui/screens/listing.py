@@ -20,6 +20,8 @@ from textual.widgets.option_list import Option
 
 from ..text.report import Report, report_lines
 from ..text.sanitise import cut, fit, printable
+from ..widgets.choices import Choices
+from ..widgets.hints import Hint, hint_line
 
 CSS = Path(__file__).parents[2] / "themes" / "screens.tcss"
 GAP = "  "
@@ -35,7 +37,7 @@ STYLES = {
     "bad": "$error",
     "bar": "$primary",
 }
-Keys = Sequence[tuple[str, str]]
+Keys = Sequence[Hint]
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,6 @@ def painted(row: Row, columns: Sequence[Column], width: int, style: str | None =
     return Content("").join(parts)
 
 
-def key_line(keys: Keys, width: int | None = None) -> Content:
-    """Return the keys that fit; the last one, which closes the list, always stays."""
-    kept = [Content.assemble((key, "bold $primary"), (f" {label}", "$text-muted")) for key, label in keys]
-    while width is not None and len(kept) > 1 and Content(GAP).join(kept).cell_length > width:
-        del kept[-2]
-    return Content(GAP).join(kept)
-
-
 def drawn(report: Report, width: int) -> Content:
     """Return a report's lines as content."""
     lines = [
@@ -117,7 +111,7 @@ class Ask(ModalScreen[str | None]):
         with Vertical(classes="sheet-ask"):
             yield Static(Content(printable(self._question)))
             yield Input(self._text, compact=True, select_on_focus=False)
-            yield Static(key_line((("enter", "accept"), ("esc", "leave"))))
+            yield Static(hint_line((("enter", "accept"), ("esc", "leave"))))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -183,7 +177,7 @@ class Listing(ModalScreen[str | None]):
             with Horizontal(classes="sheet-body"):
                 with Vertical(classes="sheet-left"):
                     yield Static(id="sheet-columns")
-                    yield OptionList(id="sheet-list", compact=True)
+                    yield Choices(id="sheet-list", compact=True)
                 yield from self.detail()
             yield Static(id="sheet-keys")
 
@@ -242,13 +236,14 @@ class Listing(ModalScreen[str | None]):
             self.options.replace_option_prompt_at_index(place, row)
 
     def _width(self) -> int:
-        # two cells of padding and one of the scrollbar
-        return max(10, self.query_one("#sheet-columns").size.width - 3)
+        return max(
+            10, self.query_one("#sheet-columns").size.width
+        )  # padded like the rows, scrollbar included
 
     def _show_keys(self) -> None:
         keys = self.FILTER_KEYS if self.filter.has_focus else self.KEYS
         # a cell of padding on either side
-        self.query_one("#sheet-keys", Static).update(key_line(keys, max(1, self.size.width - 2)))
+        self.query_one("#sheet-keys", Static).update(hint_line(keys, max(1, self.size.width - 2)))
 
     def on_resize(self, _: events.Resize) -> None:
         self.resized()

@@ -12,6 +12,7 @@ from typing import Literal
 from .sanitise import cells, cut, fit, printable, wrap
 
 Style = Literal["", "title", "dim", "accent", "good", "warn", "bad", "bar"]
+Mood = Literal["", "running", "failed"]
 Line = list[tuple[str, str]]
 GAP = 2
 MIN_COLUMN = 4
@@ -115,18 +116,25 @@ Part = Table | Bars | Spark | Plot | Curve | Gauge | Lines | Markdown
 
 @dataclass(frozen=True)
 class Report:
-    """The output of a command: a title and parts."""
+    """The output of a command: a title, parts, a `note` on its state, and whether that is good or bad."""
 
     title: str
     parts: Sequence[Part] = field(default_factory=tuple)
+    note: str = ""
+    mood: Mood = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with the note."""
+        return " · ".join(part for part in (self.title, self.note) if part)
 
 
 def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]:
     """Draw `report` as lines of (style, text), at most `width` cells wide, in ASCII without `unicode`."""
     width = max(width, 1)
     lines: list[Line] = []
-    if report.title:
-        lines.append([("title", _one_line(report.title))])
+    if report.heading:
+        lines.append([("title", _one_line(report.heading))])
     for part in report.parts:
         lines += _part_lines(part, width, _Glyphs.of(unicode))
     lines = [_fit(line, width) for line in lines]
@@ -135,7 +143,7 @@ def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]
 
 def report_text(report: Report) -> str:
     """Return `report` in words, for files and screen readers: a row is a sentence, and nothing is drawn."""
-    lines = [report.title] if report.title else []
+    lines = [report.heading] if report.heading else []
     for part in report.parts:
         lines += _spoken(part)
     return "\n".join(printable(line) for line in lines)
@@ -151,7 +159,7 @@ def report_plain(report: Report, unicode: bool = True) -> str:
 class _Glyphs:
     full: str
     empty: str
-    eighths: str  # partial blocks from thin to thick
+    half: str
     levels: str  # columns from low to high
     vertical: str
     corner: str
@@ -160,7 +168,7 @@ class _Glyphs:
     @classmethod
     def of(cls, unicode: bool) -> "_Glyphs":
         if unicode:
-            return cls("█", "░", "▏▎▍▌▋▊▉", "▁▂▃▄▅▆▇█", "│", "└", "─")
+            return cls("━", "╌", "╸", "▁▂▃▄▅▆▇█", "│", "└", "─")
         return cls("#", ".", "", "_.:-=+*#", "|", "+", "-")
 
 
@@ -271,10 +279,9 @@ def sparkline(values: Sequence[float], levels: str = "▁▂▃▄▅▆▇█")
 
 def bar(share: float, width: int, glyphs: _Glyphs) -> tuple[str, str]:
     """Return the filled and the empty part of a bar of `width` cells."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    full, rest = divmod(eighths, 8)
-    partial = glyphs.eighths[rest - 1] if rest and glyphs.eighths and full < width else ""
-    return glyphs.full * full + partial, glyphs.empty * (width - full - len(partial))
+    full, rest = divmod(round(min(max(share, 0.0), 1.0) * width * 2), 2)
+    half = glyphs.half if rest else ""
+    return glyphs.full * full + half, glyphs.empty * (width - full - len(half))
 
 
 def _bars(bars: Bars, width: int, glyphs: _Glyphs) -> list[Line]:

@@ -183,7 +183,7 @@ def _level(share: float) -> str:
 
 def _bar(share: float, style: str, rank: int) -> Piece:
     full = min(GAUGE_CELLS, max(0, round(share * GAUGE_CELLS)))
-    return Piece(((style, "▓" * full), ("track", "░" * (GAUGE_CELLS - full))), rank)
+    return Piece(((style, "━" * full), ("track", "╌" * (GAUGE_CELLS - full))), rank)
 
 
 def _context(facts: "Facts", width: int) -> Piece:

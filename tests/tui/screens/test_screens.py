@@ -17,7 +17,7 @@ from qchat.core.quant.results import PlanSummary
 from qchat.tui.chat.turns import new_turn
 from qchat.tui.commands import COMMANDS
 from qchat.tui.screens.convert_form import BITS, ConvertForm, Cycle, plan_line, source_line
-from qchat.tui.screens.listing import Ask, Column, Listing, Row, key_line, painted, shown_columns
+from qchat.tui.screens.listing import Ask, Column, Listing, Row, painted, shown_columns
 from qchat.tui.screens.models import ModelsScreen
 from qchat.tui.screens.rewind import RewindScreen, rows_of
 from qchat.tui.screens.sessions import SessionsScreen
@@ -26,6 +26,7 @@ from qchat.tui.text.sanitise import printable
 from qchat.tui.user.keymap import ACTIONS
 from qchat.tui.user.paths import config_file, measurements_file
 from qchat.tui.user.settings import Settings
+from qchat.tui.widgets.hints import hint_line
 from tests.checkpoints import write_checkpoint
 from tests.tui.conversing import talk
 from tests.tui.fake_jobs import RESULTS_OF_JOBS
@@ -665,6 +666,6 @@ def test_screens_over_a_reply_do_not_hold_it_up(tmp_path: Path):
 
 @pytest.mark.parametrize("width", [30, 60, 100])
 def test_keys_without_room_go_but_the_way_out_stays(width: int):
-    line = key_line(SessionsScreen.KEYS, width)
+    line = hint_line(SessionsScreen.KEYS, width)
     assert line.cell_length <= width
     assert line.plain.endswith("esc close")

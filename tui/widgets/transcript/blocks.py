@@ -1,4 +1,4 @@
-"""The blocks of a transcript and the lines of each: questions, thoughts, answers, tool calls, notes, reports.
+"""The blocks of a transcript and the lines of each: questions, thoughts, answers, tool calls, notes.
 
 Knows neither widgets nor colours. Text from models and files is made printable on its way in.
 """
@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from ....core.conversation.summary import ToolCall, Turn
 from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
-from ...text.markdown.lines import lay, lay_hard
-from ...text.report import Markdown, Report, report_lines, report_text
+from ...text.markdown.lines import lay, lay_hard, styled, width_of
 from ...text.sanitise import Cleaner, cells, cut, printable
 
 Thoughts = Literal["folded", "open", "live"]
@@ -111,9 +110,9 @@ class Block:
 
 
 class Question(Block):
-    """A question in bold behind a bar, with its number, its time, and the place among its siblings."""
+    """A question in bold on a band behind a bar, with number, time, and its place among its siblings."""
 
-    margin = Span("▌ ", "bar", "")
+    margin = Span("▌ ", "bar band", "")
     foldable = True
 
     def __init__(self, turn: Turn) -> None:
@@ -138,11 +137,11 @@ class Question(Block):
         style = "fact" if self._is_tool else "question"
         if room < 16:
             lines = [Line(tuple(facts)), *self._laid(look.frame.width, style)]
-            return self._folded(lines)
+            return _banded(self._folded(lines), look.frame.width)
         lines = self._folded(self._laid(room, style))
         used = sum(cells(span.text) for span in lines[0].spans)
         gap = Span(" " * (look.frame.width - used - sum(cells(span.text) for span in facts)), "", "")
-        return [Line((*lines[0].spans, gap, *facts)), *lines[1:]]
+        return _banded([Line((*lines[0].spans, gap, *facts)), *lines[1:]], look.frame.width)
 
     def _laid(self, width: int, style: str) -> list[Line]:
         return lay([Span(self._text.expandtabs(4) or " ", style)], width)
@@ -162,6 +161,15 @@ class Question(Block):
         moment = time.strftime("%H:%M", time.localtime(self._created))
         label = "tool result" if self._is_tool else f"#{self.turn}" if self.turn else ""
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
+
+
+def _banded(lines: list[Line], width: int) -> list[Line]:
+    """Return the lines on a band of `width` cells."""
+    rests = (Span(" " * max(width - width_of(line.spans), 0), "", "") for line in lines)
+    return [
+        Line(tuple(styled((*line.spans, rest), "band")), line.joint)
+        for line, rest in zip(lines, rests, strict=True)
+    ]
 
 
 class ModelChange(Block):
@@ -426,51 +434,3 @@ class Ending(Note):
 
     def build(self, look: Look) -> list[Line]:
         return lay([Span(self._text, self._kind)], look.frame.width)
-
-
-class Reported(Block):
-    """A command's report; that of a running job is replaced again and again. A `kept` one begins folded."""
-
-    is_extra = True
-    foldable = True
-
-    def __init__(self, report: Report, turn: int = 0, kept: str = "") -> None:
-        """`kept` is the time of a report that was kept with the conversation."""
-        super().__init__(turn)
-        self._report, self._kept = report, kept
-
-    def is_open(self, _look: Look) -> bool:
-        return not self._kept if self.opened is None else self.opened
-
-    @property
-    def name(self) -> str:
-        return "report"
-
-    def replace(self, report: Report) -> None:
-        self._report = report
-        self.forget()
-
-    @property
-    def text(self) -> str:
-        return printable(report_text(self._report))
-
-    def build(self, look: Look) -> list[Line]:
-        if not self.is_open(look):
-            head = printable(" ".join(self._report.title.split())) or "report"
-            facts = f" · {self._kept}" if self._kept else ""
-            return [Line((Span(cut(f"▸ {head}{facts}", look.frame.width), "button", "", "fold"),))]
-        lines = self._drawn(Report(self._report.title), look)
-        for part in self._report.parts:
-            if isinstance(part, Markdown):
-                lines += document(printable(part.source), look.frame)
-            else:
-                lines += self._drawn(Report("", (part,)), look)
-        return lines
-
-    def _drawn(self, report: Report, look: Look) -> list[Line]:
-        rows = report_lines(report, look.frame.wide)
-        names = {"bar": "report.bar"}
-        return [
-            Line(tuple(Span(text.replace("\t", " "), names.get(name, name)) for name, text in row))
-            for row in rows
-        ]

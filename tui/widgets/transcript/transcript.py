@@ -22,11 +22,11 @@ from .blocks import (
     Note,
     NoteKind,
     Question,
-    Reported,
     Thought,
     Tools,
 )
 from .reader import Reader
+from .reports import Reported
 
 _FASTEST, _SLOWEST = 1 / 30, 0.5  # seconds between two flushes
 _COST_SHARE = 10  # a flush that took t is followed by a pause of 10 t
