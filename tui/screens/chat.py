@@ -46,6 +46,7 @@ from ..widgets.transcript.messages import (
 )
 from ..widgets.transcript.transcript import Transcript
 from .front import ARMED_SECONDS, AppFront, describe_chat
+from .greeting import Greeter
 from .panes import ScreenPanes, opened
 from .useful_keys import BUSY, useful_keys
 
@@ -91,7 +92,9 @@ class ChatScreen(Screen[None]):
         sources = Sources(self._candidates, hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
+        self.status_row.beside = self.panes.in_sight
         self.chat = make_chat(self.front)
+        self._greeter = Greeter(self.chat, keymap, self.transcript)
         self._beginning = beginning
         self._phase = ""
         self.typed: dict[str, str] = {}  # the lines as typed, by messages with attached files
@@ -143,6 +146,7 @@ class ChatScreen(Screen[None]):
         self.front.show_thinking(self.chat.settings["show_thinking"])
         self.show_status(self.chat.status)
         self.panes.show(opened(self.chat))
+        self.go(self._greeter.read())
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
 
@@ -180,6 +184,7 @@ class ChatScreen(Screen[None]):
 
     def show_facts(self) -> None:
         self.header.show(self.chat.model, self.chat.state)
+        self._greeter.show()
         self.show_keys()
 
     def show_keys(self) -> None:

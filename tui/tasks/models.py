@@ -128,6 +128,11 @@ def published_row(model: "PublishedModel") -> ModelRow:
     return ModelRow(model.id, cells, room_of(fit), "published")
 
 
+def short_name(id: str) -> str:
+    """Return a published model's name without its owner and the ending that all have."""
+    return id.rpartition("/")[2].removesuffix("-mlx")
+
+
 def format_figure(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else format(value, form)
 

@@ -179,7 +179,7 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
         case Bars():
             return _bars(part, width, glyphs)
         case Spark():
-            return [[("bar", sparkline(part.values, glyphs.levels)), ("dim", f"  {_one_line(part.label)}")]]
+            return [[("dim", sparkline(part.values, glyphs.levels)), ("dim", f"  {_one_line(part.label)}")]]
         case Plot():
             return _plot(part, width, glyphs)
         case Curve():

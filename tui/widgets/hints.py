@@ -1,25 +1,17 @@
-"""Key hints, the one way to write them: the key as a cap, and what it does beside it.
-
-The blanks of a cap belong to the hint, so that it reads "esc stop" also where caps have no ground.
-"""
+"""Key hints, the one way to write them: the key as a cap on its own ground, a blank, and what it does."""
 
 from collections.abc import Sequence
 
 from textual.content import Content
 
 Hint = tuple[str, str]  # a key and its label
-GAP = 2  # cells between two hints
+GAP = 3  # cells between two hints
 CAP, LABEL = "bold $primary on $key-bg", "$text-muted"
-
-
-def cap(key: str) -> str:
-    """Return the text of a key's cap; its label follows at once."""
-    return f" {key} "
 
 
 def hint_line(hints: Sequence[Hint], width: int | None = None) -> Content:
     """Return the hints that fit into `width` cells; the last one, which usually closes something, stays."""
-    kept = [Content.assemble((cap(key), CAP), (label, LABEL)) for key, label in hints]
+    kept = [Content.assemble((key, CAP), (f" {label}", LABEL)) for key, label in hints]
     gap = Content(" " * GAP)
     while width is not None and len(kept) > 1 and gap.join(kept).cell_length > width:
         del kept[-2]

@@ -7,7 +7,7 @@ from textual import events
 from textual.timer import Timer
 
 from ..text.output import printable
-from .hints import GAP, cap
+from .hints import GAP
 from .line import Line, Piece, piece
 
 MOST_KEYS = 6
@@ -63,6 +63,6 @@ class Keybar(Line):
             keys = (keys[0], keys[-1])
         last = len(keys) - 1
         return [
-            Piece((("key", cap(key)), ("", label)), 0 if place == last else place + 1)
+            Piece((("key", key), ("", f" {label}")), 0 if place == last else place + 1)
             for place, (key, label) in enumerate(keys)
         ]

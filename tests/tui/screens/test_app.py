@@ -508,7 +508,7 @@ def test_the_header_counts_branches_from_one(tmp_path: Path):
         for _ in range(2):
             await it.say("/retry")
             await it.idle()
-        await it.until(lambda: "⌥ 3/3" in it.screen.header.render_line(0).text)
+        await it.until(lambda: "branch 3/3" in it.screen.header.render_line(0).text)
 
 
 def test_a_refused_message_comes_back_as_it_was_typed(tmp_path: Path, monkeypatch):

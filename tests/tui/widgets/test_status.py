@@ -213,7 +213,7 @@ def test_the_header_names_model_title_and_branch():
         app.header.show(MODEL, replace(NO_STATE, title="Sorting", branches=branches))
         row = app.header.render_line(0).text
         assert row.startswith(" Qwen  · 2.7 bpw  · MLX")
-        assert row.rstrip().endswith("Sorting  ⌥ 2/2")
+        assert row.rstrip().endswith("Sorting  branch 2/2")
 
     run(check)
 

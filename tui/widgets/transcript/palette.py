@@ -45,6 +45,7 @@ _LOOKS = {
     "error": "$error",
     "title": "bold $primary",
     "card": "$border",
+    "cap": "bold $primary @key-bg",
     "dim": "$text-muted",
     "accent": "$accent",
     "good": "$gauge-ok",
@@ -57,7 +58,13 @@ _LOOKS = {
     "found.here": "bold reverse $accent",
     "selected": "$screen-selection-foreground @screen-selection-background",
 }
-_STAND_INS = {"user-bar": "primary", "think-fg": "text-muted", "code-bg": "surface", "question-bg": "surface"}
+_STAND_INS = {
+    "user-bar": "primary",
+    "think-fg": "text-muted",
+    "code-bg": "surface",
+    "question-bg": "surface",
+    "key-bg": "panel",
+}
 _STAND_INS |= {"gauge-ok": "success", "gauge-warn": "warning", "gauge-hot": "error"}
 # for themes of the terminal's own sixteen colours
 _ANSI_TOKENS = {
