@@ -4,5 +4,5 @@ Owns listing, downloading and deleting. Never imports MLX, and listing never tou
 
 Public names: download_model, DownloadPlan, DownloadProgress, find_model, Fit, FOLDER, library, LocalModel,
 Locations, model_name, model_names, ModelNotDownloaded, plan_download, PUBLISHED, PublishedModel,
-recommend_model, Removal.
+rank_models, Removal.
 """

@@ -151,10 +151,15 @@ def estimate_fit(weights_nbytes: int, token_nbytes: int, max_context: int) -> Fi
     return Fit(needed, limit, min(room // max(token_nbytes, 1), max_context))
 
 
-def recommend_model(models: Sequence[PublishedModel]) -> PublishedModel | None:
-    """Return the largest of `models` that leaves room for a long conversation; else the one with the most."""
-    fitting = [one for one in models if one.fit.fits and one.fit.context >= USEFUL_CONTEXT]
-    roomy = [one for one in fitting if one.fit.context >= ROOMY_CONTEXT]
-    if roomy:
-        return max(roomy, key=lambda one: one.nbytes)
-    return max(fitting, key=lambda one: one.fit.context, default=None)
+def rank_models(models: Sequence[PublishedModel]) -> list[PublishedModel]:
+    """Return `models` with the most useful on this machine first.
+
+    Those that fit come first, of these those with room for a long conversation, of these the largest; of
+    those that do not fit the smallest.
+    """
+
+    def usefulness(model: PublishedModel) -> tuple[int, int]:
+        fit = model.fit
+        return (min(fit.context, ROOMY_CONTEXT), model.nbytes) if fit.fits else (0, -model.nbytes)
+
+    return sorted(models, key=usefulness, reverse=True)

@@ -19,7 +19,7 @@ from ..text.report import Lines, Report
 if TYPE_CHECKING:
     from ..chat.controller import Chat
 
-Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve"]
+Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve", "palette"]
 SWITCH = {
     "on": True,
     "yes": True,

@@ -107,7 +107,7 @@ class ChatScreen(Screen[None]):
             "thoughts": self._toggle_thoughts,
             "thinking": self._cycle_thinking,
             "wrap_up": self._wrap_up,
-            "palette": lambda: self.app.action_command_palette(),
+            "palette": lambda: self.front.screen("palette"),
             "help": lambda: self.front.screen("help"),
             "models": lambda: self.front.screen("models"),
             "sessions": lambda: self.front.screen("sessions"),

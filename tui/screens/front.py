@@ -32,9 +32,9 @@ from .dialogs import Choose, Confirm
 from .panes import ScreenPanes
 
 # the module of each screen; without one a report is printed
-SCREENS = {name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme", "serve")} | {
-    "keys": "help"
-}
+SCREENS = {
+    name: name for name in ("models", "sessions", "rewind", "help", "stats", "theme", "serve", "palette")
+} | {"keys": "help"}
 JOB_SECONDS = 0.25
 ARMED_SECONDS = 2.0  # in which a second press counts
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ...core import BUILT_IN_MODEL
 from ...core.errors import QchatError
-from ...core.hub.catalog import recommend_model
+from ...core.hub.catalog import rank_models
 from ...core.hub.library import Locations
 from ..chat.conversations import when
-from ..tasks.models import format_size
+from ..tasks.models import format_size, short_name
 from ..text.figures import format_tokens
 from ..text.markdown import Line, Span
 from ..text.markdown.lines import lay, prefixed, width_of
@@ -54,8 +54,9 @@ def read_surroundings(places: Locations, store: "Store | None") -> Surroundings:
 
     suggested, limit, earlier = "", 0, []
     try:
-        best = recommend_model(library.list_published(places))
-        suggested = f"{best.id.rpartition('/')[2]}, {format_size(best.nbytes)}" if best else ""
+        best = next(iter(rank_models(library.list_published(places))), None)
+        if best is not None and best.fit.fits:
+            suggested, limit = f"{short_name(best.id)}, {format_size(best.nbytes)}", best.fit.limit_nbytes
         earlier = store.conversations(1000) if store else []
     except QchatError:
         pass

@@ -20,7 +20,7 @@ class RewindScreen(Listing):
     """The questions of this branch; dismissed with "/edit N" or "/fork N"."""
 
     HEADING = "Rewind · the questions of this conversation"
-    EMPTY = "nothing was asked yet"
+    EMPTY = "No question yet: ask one, then come back to change it."
     COLUMNS = (
         Column("", 4, "right"),
         Column("question"),

@@ -36,7 +36,8 @@ class SessionsScreen(Listing):
     """Dismissed with "/open NUMBER"."""
 
     HEADING = "Conversations"
-    EMPTY = "no conversation"
+    EMPTY = "No conversation yet. Ask something, and it is kept here."
+    NOT_FOUND = "No conversation has all these words. Try fewer of them; esc lists all conversations."
     HINT = "/ searches everything said"
     COLUMNS = (Column("", 1), Column("title"), Column("changed", 10, "right"), Column("model", 18, rank=1))
     KEYS: ClassVar[Keys] = (
@@ -72,6 +73,9 @@ class SessionsScreen(Listing):
 
     def resized(self) -> None:
         self.query_one("#sheet-detail").display = self.size.width >= WIDE
+
+    def empty(self) -> str:
+        return self.NOT_FOUND if self.filter.value else self.EMPTY
 
     def matching(self, text: str) -> list[Row]:
         """The store has searched already."""

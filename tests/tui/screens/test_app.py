@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from textual import events
+from textual.widgets import OptionList
 
 from qchat.core import Store
 from qchat.tui.commands import COMMANDS
@@ -334,7 +335,7 @@ def test_the_palette_runs_the_same_commands(tmp_path: Path):
         await it.pilot.press("ctrl+p")
         await it.until(lambda: it.app.screen is not it.screen)
         await it.pilot.press(*"think")
-        await it.until(lambda: it.app.screen.query("CommandList").first().option_count)  # type: ignore[attr-defined]
+        await it.until(lambda: it.app.screen.query_one(OptionList).option_count)
         await it.pilot.press("enter")
         await it.until(lambda: it.said)
         assert "thinking" in it.said[0][1]
