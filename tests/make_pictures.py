@@ -7,6 +7,7 @@ Conversations, models and settings are kept in a temporary folder: nothing of th
 """
 
 import asyncio
+import html
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-HOME = Path(tempfile.mkdtemp(prefix="qchat-pictures-"))
+HOME = Path(tempfile.mkdtemp(prefix="q"))
 os.environ |= {
     "HOME": str(HOME),
     "XDG_DATA_HOME": str(HOME / "data"),
@@ -51,6 +52,19 @@ SHOWN = {
     *("models", "sessions", "help", "narrow"),
 }
 CAPITALS = ("What is the capital of France?", "What about Germany?", "And Japan?")
+
+
+def shorten(svg: str, path: str, shown: str) -> str:
+    """Show a path of this machine as `shown`, in texts that become narrower instead of being spaced out."""
+
+    def shortened(match: re.Match[str]) -> str:
+        before, length, after, text = match.groups()
+        less = text.count(path) * (len(path) - len(shown)) / len(html.unescape(text))
+        width = float(length) * (1 - less)
+        return f'{before}textLength="{width:.1f}"{after}>{text.replace(path, shown)}</text>'
+
+    texts = re.compile(r'(<text [^>]*?)textLength="([\d.]+)"([^>]*)>([^<]+)</text>')
+    return texts.sub(lambda match: shortened(match) if path in match[4] else match[0], svg)
 
 
 class DrivenApp:
@@ -104,7 +118,7 @@ class DrivenApp:
         svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # no font is fetched from elsewhere
         svg = svg.replace("Fira Code", "ui-monospace, Menlo, Consolas, monospace")
         for path, shown in ((str(HOME), "~"), (str(BUILT_IN_MODEL.parents[1]), "qchat")):
-            svg = svg.replace(path, shown)
+            svg = shorten(svg, path, shown)
         (self.folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(name)
 

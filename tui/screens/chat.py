@@ -20,14 +20,14 @@ from ..chat.client import EngineDied
 from ..chat.controller import Chat, View
 from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
-from ..commands import completions, hint, parse, perform
+from ..commands import confirms, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.view import toggle_panes
-from ..user.attachments import attach, complete
+from ..user.attachments import attach
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import Settings
-from ..widgets.completion import Candidate, Completion
+from ..widgets.completion import Completion
 from ..widgets.findbar import OPEN_SECONDS, FindBar
 from ..widgets.header import Header
 from ..widgets.keybar import Keybar
@@ -47,6 +47,7 @@ from ..widgets.transcript.messages import (
 from ..widgets.transcript.transcript import Transcript
 from .front import ARMED_SECONDS, AppFront, describe_chat
 from .greeting import Greeter
+from .lines import candidates, describe_missing
 from .panes import ScreenPanes, opened
 from .useful_keys import BUSY, useful_keys
 
@@ -89,7 +90,7 @@ class ChatScreen(Screen[None]):
         self.transcript = Transcript(settings["measure"])
         self.status_row, self.header, self.keybar, self.queued = Status(), Header(), Keybar(), Queued()
         self.find_bar, self.completion = FindBar(), Completion()
-        sources = Sources(self._candidates, hint, self._take_queued)
+        sources = Sources(lambda before: candidates(before, self.chat), hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
         self.status_row.beside = self.panes.in_sight
@@ -208,15 +209,22 @@ class ChatScreen(Screen[None]):
     async def _run(self, line: str) -> None:
         """Run a line; what a command says is scrolled into sight, and what it changed is shown."""
         notes, turns = self.transcript.notes, len(self.chat.state.turns)
-        await self._shown(self._perform(line))
+        self.front.confirming = confirms(line)
+        try:
+            await self._shown(self._perform(line))
+        finally:
+            self.front.confirming = False
         if line.startswith("/"):
             self.show_facts()
             if self.transcript.notes > notes and len(self.chat.state.turns) == turns:
                 self.transcript.go_to_end()
 
     def run_chosen(self, line: str | None) -> None:
-        """Run the line that another screen was dismissed with."""
-        if line:
+        """Run the line that another screen was dismissed with; a question to change comes to the prompt."""
+        word, _, number = (line or "").partition(" ")
+        if word == "/edit" and number.isdecimal():
+            self._edit_question(EditRequested(int(number)))
+        elif line:
             self.run_line(line)
 
     def put_prompt(self, text: str) -> None:
@@ -228,6 +236,8 @@ class ChatScreen(Screen[None]):
             if isinstance(parse(line), str):
                 typed, line = line, attach(line, Path.cwd())
                 self.typed[line] = typed
+                if absent := describe_missing(typed):
+                    self.keybar.say(absent, "warning")
         except UsageError:
             self.front.returned(line)
             raise
@@ -246,19 +256,6 @@ class ChatScreen(Screen[None]):
             self.front.note(str(error), "error")
         except OSError as error:
             self.front.note(f"{error.filename or 'that'}: {error.strerror or error}", "error")
-
-    def _candidates(self, before: str) -> list[Candidate]:
-        """Return commands for a line that begins with a slash, files for a word that begins with @."""
-        if before.startswith("/"):
-            return [
-                Candidate(one.line, one.shown, one.help, ready=_is_ready(one.shown))
-                for one in completions(before, self.chat)
-            ]
-        word = before[max(before.rfind(" "), before.rfind("\t")) + 1 :]
-        if not word.startswith("@"):
-            return []
-        start = len(before) - len(word)
-        return [Candidate(f"@{path}", path, start=start) for path in complete(word[1:], Path.cwd())]
 
     def _take_queued(self) -> str | None:
         if not self.chat.queue:
@@ -488,9 +485,3 @@ class ChatScreen(Screen[None]):
         """Show which match of how many this is, and the keys, for as long as the row is open."""
         line = self.find_bar.describe(*self.transcript.found, self.keymap.shown("stop"))
         self.keybar.say(line, seconds=OPEN_SECONDS)
-
-
-def _is_ready(shown: str) -> bool:
-    """Whether a command can run without an argument."""
-    usage = shown.partition(" ")[2]
-    return not usage or usage.startswith("[")

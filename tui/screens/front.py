@@ -18,8 +18,9 @@ from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
-from ..tasks.progress import format_age, job_parts
+from ..tasks.progress import format_age, format_seconds, job_parts
 from ..text.report import Report
+from ..text.sanitise import cells
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
 from ..user.themes import Shelf
@@ -67,6 +68,7 @@ class AppFront:
         self._view = view
         self._blocks: dict[int, Any] = {}
         self._changed: dict[int, Job] = {}
+        self.confirming = False  # whether a command runs that only confirms
         self._asked: tuple[Job, float] | None = None  # what a second press stops, and since when
 
     @property
@@ -112,7 +114,12 @@ class AppFront:
         self._view.show_status(status)
 
     def note(self, text: str, kind: NoteKind = "info") -> None:
-        self._view.transcript.add_note(text, kind)
+        """Add a note to the conversation; what only confirms a choice is in the key bar for a moment."""
+        brief = self.confirming and kind == "info" and cells(text) < self._view.keybar.size.width
+        if brief and "\n" not in text:
+            self._view.keybar.say(text)
+        else:
+            self._view.transcript.add_note(text, kind)
 
     def report(self, report: Report) -> None:
         self._view.transcript.add_report(report)
@@ -234,5 +241,6 @@ def _block(job: Job) -> Report:
         return Report(f"✖ {job.title} failed", parts, mood="failed")
     if job.state != "running":
         return Report(job.title, parts, f"{job.state} · {format_age(job.seconds)}")
-    stops = "queued, esc takes it out" if job.waits_for else "esc stops it"
+    left = "" if job.seconds_left is None else f"{format_seconds(job.seconds_left)} left · "
+    stops = "queued, esc takes it out" if job.waits_for else f"{left}esc stops it"
     return Report(job.title, parts, "stopping…" if job.stopping else stops, "running")

@@ -15,7 +15,7 @@ from ...core.hub.library import Locations, model_names
 from ..commands import COMMANDS
 from ..commands.base import Command
 from ..commands.view import theme_names
-from ..user.keymap import Keymap
+from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import KEYS as SETTINGS
 from .listing import Column, Keys, Listing, Row
 
@@ -90,9 +90,9 @@ def _distance(row: Row, text: str) -> int:
 
 def command_rows(keymap: Keymap) -> list[Row]:
     """Return a row for each command."""
+    keys = {action.id: keymap.shown(action.id) for action in ACTIONS if action.scope != "transcript"}
     return [
-        Row(_line(one), (_sentence(one), f"/{one.name}", keymap.shown(one.key) if one.key else ""))
-        for one in COMMANDS
+        Row(_line(one), (_sentence(one), f"/{one.name}", keys.get(one.key or "", ""))) for one in COMMANDS
     ]
 
 

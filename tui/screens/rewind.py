@@ -70,7 +70,7 @@ def rows_of(turns: Sequence[Turn], snapshots: Sequence[SnapshotSummary]) -> list
     rows, begin = [], 0
     for turn in turns:
         kept = max((one.tokens for one in snapshots if one.tokens <= begin), default=0)
-        cost = "⟲ snapshot" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
+        cost = "instant" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
         generated = turn.stats.generated_tokens
         rows.append(Row(str(turn.number), (f"#{turn.number}", turn.question, shown(generated), cost)))
         begin = turn.stats.prompt_tokens + generated

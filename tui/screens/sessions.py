@@ -3,6 +3,8 @@
 import asyncio
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,9 +18,9 @@ from textual.widgets import Static
 from ...core.errors import QchatError, UsageError
 from ..commands.sessions import slug
 from ..tasks.sessions import row
-from ..text.sanitise import printable
+from ..text.sanitise import printable, wrap
 from ..user.paths import user_path
-from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
+from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, heading, one_line
 
 if TYPE_CHECKING:
     from ...core import Store
@@ -62,6 +64,7 @@ class SessionsScreen(Listing):
         super().__init__()
         self._store, self._here = store, here
         self._deleted: int | None = None
+        self._days: dict[str, str] = {}  # the part of the list that each number belongs to
 
     def detail(self) -> ComposeResult:
         with VerticalScroll(id="sheet-detail", can_focus=False):
@@ -78,9 +81,11 @@ class SessionsScreen(Listing):
         return self.NOT_FOUND if self.filter.value else self.EMPTY
 
     def matching(self, text: str) -> list[Row]:
-        """The store has searched already."""
-        del text
-        return self.rows
+        """Return all rows, because the store has searched already: under their days if all are listed."""
+        if text:
+            return self.rows
+        days = groupby(self.rows, key=lambda row: self._days.get(row.id, ""))
+        return [row for day, rows in days for row in (heading(day), *rows)]
 
     def filter_changed(self, _text: str) -> None:
         self.read(SEARCH_SECONDS)
@@ -96,6 +101,7 @@ class SessionsScreen(Listing):
             self.say(str(error), "error")
             return
         if self.is_open:
+            self._days = {str(one.id): day_of(one.updated) for one in found}
             self.show_rows([self._row(one, models.get(one.id, ())) for one in found])
 
     def _row(self, one: "Conversation", models: Sequence[str]) -> Row:
@@ -114,7 +120,8 @@ class SessionsScreen(Listing):
             self.say(str(error), "error")
             return
         if self.is_open:
-            self.query_one("#sheet-preview", Static).update(last_lines(branch))
+            preview = self.query_one("#sheet-preview", Static)
+            preview.update(last_lines(branch, max(preview.size.width, 20)))
             self.query_one("#sheet-detail", VerticalScroll).scroll_end(animate=False)
 
     def chosen(self, row: Row) -> None:
@@ -191,14 +198,21 @@ def copied(store: "Store", number: int) -> int:
     return copy
 
 
-def last_lines(branch: "list[Node]") -> Content:
-    """The end of a conversation: who said what, the last lines of each message."""
+def day_of(seconds: float, now: datetime | None = None) -> str:
+    """Return the part of a list that a conversation of this time belongs to."""
+    days = ((now or datetime.now()).date() - datetime.fromtimestamp(seconds).date()).days
+    return "Today" if days <= 0 else "Yesterday" if days == 1 else "This week" if days < 7 else "Earlier"
+
+
+def last_lines(branch: "list[Node]", width: int = 80) -> Content:
+    """Return the end of a conversation: who said what, the last lines of each message."""
     parts: list[Content] = []
     for node in branch[-LAST_MESSAGES:]:
         asked = node.role == "user"
         lines = [cut_line(line) for line in node.text.strip().splitlines()]
         shown = lines[:LAST_LINES] if asked else lines[-LAST_LINES:]
-        text = "\n".join(f"▌ {line}" if asked else line for line in shown)
+        rows = [row for line in shown for row in wrap(line, max(width - 2, 1))]
+        text = "\n".join(f"▌ {row}" if asked else row for row in rows)
         if node.state == "cancelled":
             text += " (stopped)"
         parts.append(Content.styled(text, "bold $user-bar" if asked else "$foreground"))

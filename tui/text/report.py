@@ -7,6 +7,7 @@ in an ellipsis. Refuses nothing: figures that are no finite numbers are drawn as
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 from .sanitise import cells, cut, fit, printable, wrap
@@ -17,7 +18,7 @@ Line = list[tuple[str, str]]
 GAP = 2
 MIN_COLUMN = 4
 BAR_CELLS = 30
-PLOT_ROWS = 10
+PLOT_ROWS, LOW_PLOT_ROWS = 10, 5  # with two points there is little to see
 CURVE_ROWS = 8
 UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
@@ -29,11 +30,15 @@ MAX_COORDINATE = 1e300
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; `align` has `<` or `>` for each column, all left if it is empty."""
+    """Rows under a header; `align` has `<` or `>` for each column, all left if it is empty.
+
+    Read aloud, a row has the names of its columns if it is `named`; words that explain themselves need none.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     align: str = ""
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -361,15 +366,16 @@ def _plot(plot: Plot, width: int, glyphs: _Glyphs) -> list[Line]:
     ]
     if not points:
         return []
+    rows = PLOT_ROWS if len(points) > 2 else LOW_PLOT_ROWS
     low_y, high_y = _span([p.y for p in points])
     low_x, high_x = _span([p.x for p in points])
-    ticks = {0: _figure(high_y), PLOT_ROWS - 1: _figure(low_y)}
+    ticks = {0: _figure(high_y), rows - 1: _figure(low_y)}
     margin = max(map(len, ticks.values()))
     columns = max(min(width - margin - 5 - cells(plot.x_label), 2 * BAR_CELLS), 4)
-    grid = [[" "] * columns for _ in range(PLOT_ROWS)]
+    grid = [[" "] * columns for _ in range(rows)]
     for mark, point in zip(MARKS, points, strict=False):
         x = round((point.x - low_x) / (high_x - low_x) * (columns - 1))
-        y = round((high_y - point.y) / (high_y - low_y) * (PLOT_ROWS - 1))
+        y = round((high_y - point.y) / (high_y - low_y) * (rows - 1))
         place = min((i for i in range(columns) if grid[y][i] == " "), key=lambda i: abs(i - x), default=x)
         grid[y][place] = mark
     lines: list[Line] = [[("dim", _one_line(plot.y_label))]]
@@ -405,8 +411,8 @@ def _figure(value: float) -> str:
 
 def _spoken(part: Part) -> list[str]:
     match part:
-        case Table(columns, rows):
-            return [_sentence(columns, row) for row in rows]
+        case Table():
+            return [_sentence(part, row) for row in part.rows]
         case Bars(rows):
             return [f"{row.label}: {row.text or _figure(row.value)}" for row in rows]
         case Spark(values, label):
@@ -425,6 +431,8 @@ def _spoken(part: Part) -> list[str]:
             return source.split("\n")
 
 
-def _sentence(columns: Sequence[str], row: Sequence[str]) -> str:
-    named = zip(columns, row, strict=False)
+def _sentence(table: Table, row: Sequence[str]) -> str:
+    """Return a row as a sentence, with the names of its columns if the table wants them."""
+    names = table.columns if table.named else ()
+    named = zip_longest(names, row, fillvalue="")
     return ", ".join(f"{name} {cell}".strip() for name, cell in named if cell)

@@ -143,8 +143,8 @@ class Status(Line):
             return _waiting(self.lent)
         if _is_hot(facts, self._phase):
             share = facts.context_tokens / facts.context_limit
-            said = "/compact or /new: the oldest turns will NOT be dropped silently"
-            return [piece(f"▲ ctx {share:.0%}", "hot"), piece(said, "", 1)]
+            said = "/compact summarises · /new starts over · nothing is dropped silently"
+            return [piece(f"▲ context {share:.0%} full", "hot"), piece(said, "", 1)]
         if not self.has_model:
             return [piece("○ no model", "mark"), piece("f2 or /load chooses one", "dim", 1)]
         pieces = [piece("○ ready", "ok"), *self._form(2)]

@@ -537,7 +537,7 @@ def test_what_going_back_costs_is_told_from_the_kept_states():
     ]
     snapshots = [SnapshotSummary(1, "B", tokens, 1 << 20) for tokens in (1480, 9999)]
     rows = rows_of(turns, snapshots)
-    assert [row.cells[3] for row in rows] == ["⟲ snapshot", "⟲ snapshot", "re-reads 1.0k tokens"]
+    assert [row.cells[3] for row in rows] == ["instant", "instant", "re-reads 1.0k tokens"]
     assert [row.cells[3] for row in rows_of(turns, ())][1] == "re-reads 1.5k tokens"
 
 

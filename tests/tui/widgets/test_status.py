@@ -126,7 +126,7 @@ def run(check, width: int = 120) -> None:
         ),
         (
             replace(WRITING, phase="idle", context_tokens=31_000),
-            ["▲ ctx 95%", "/compact or /new", "silently"],
+            ["▲ context 95% full", "/compact summarises", "silently"],
         ),
         (
             Facts(phase="dead", reason="out of memory\n"),

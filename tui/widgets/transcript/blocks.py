@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ....core.conversation.summary import ToolCall, Turn
+from ...text.figures import format_tokens
 from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
 from ...text.markdown.lines import lay, lay_hard, styled, width_of
 from ...text.sanitise import Cleaner, cells, cut, printable
+from ...user.attachments import Attached, split_attached
 
 Thoughts = Literal["folded", "open", "live"]
 NoteKind = Literal["info", "warning", "error"]
 
+CHARACTERS_PER_TOKEN = 4  # of English and of code, roughly
 _LIVE_LINES = 3
 _FOLDED_LINES = 12
 _MARKS = {"info": "·", "warning": "▲", "error": "✖"}
@@ -24,6 +27,7 @@ _ENDINGS = {
     "cancelled": "■ stopped",
     "length": "■ the token limit cut this off",
     "full": "■ cut off",
+    "empty": "(empty answer)",
     "error": "✖ this reply failed",
 }
 
@@ -118,6 +122,7 @@ class Question(Block):
     def __init__(self, turn: Turn) -> None:
         super().__init__(turn.number)
         self._text = printable(turn.question).rstrip()
+        self._typed, self._files = split_attached(self._text)
         self._created = turn.created
         self._is_tool = turn.role == "tool"
         self.siblings = place_of(turn)
@@ -144,7 +149,10 @@ class Question(Block):
         return _banded([Line((*lines[0].spans, gap, *facts)), *lines[1:]], look.frame.width)
 
     def _laid(self, width: int, style: str) -> list[Line]:
-        return lay([Span(self._text.expandtabs(4) or " ", style)], width)
+        if self.opened or not self._files:
+            return lay([Span(self._text.expandtabs(4) or " ", style)], width)
+        lines = lay([Span(self._typed.expandtabs(4) or " ", style)], width)
+        return [*lines, *(Line((Span(cut(_chip(one), width), "button", "", "fold"),)) for one in self._files)]
 
     def _folded(self, lines: list[Line]) -> list[Line]:
         more = len(lines) - _FOLDED_LINES
@@ -161,6 +169,11 @@ class Question(Block):
         moment = time.strftime("%H:%M", time.localtime(self._created))
         label = "tool result" if self._is_tool else f"#{self.turn}" if self.turn else ""
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
+
+
+def _chip(file: Attached) -> str:
+    tokens = format_tokens(file.characters / CHARACTERS_PER_TOKEN)
+    return f"▤ {file.name} · {file.lines:,} lines · about {tokens} tokens"
 
 
 def _banded(lines: list[Line], width: int) -> list[Line]:
@@ -426,7 +439,9 @@ class Ending(Note):
     is_extra = False
 
     @classmethod
-    def of(cls, turn: int, reason: str, detail: str = "") -> "Ending | None":
+    def of(cls, turn: int, reason: str, detail: str = "", *, said: bool = True) -> "Ending | None":
+        """Return the line for a finish reason; None after a usual end, unless nothing was `said`."""
+        reason = "empty" if reason == "stop" and not said else reason
         if reason not in _ENDINGS:
             return None
         text = f"{_ENDINGS[reason]}: {detail}" if detail else _ENDINGS[reason]

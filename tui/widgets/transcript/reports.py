@@ -4,13 +4,15 @@ A failure is red as a whole. Copied text has no frame.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ...text.markdown import Frame, Line, Span, document
 from ...text.markdown.lines import width_of
-from ...text.report import Markdown, Report, report_lines, report_text
+from ...text.report import Bars, Curve, Markdown, Plot, Report, Spark, Table, report_lines, report_text
 from ...text.sanitise import cells, cut, printable
 from .blocks import Block, Look
 
+PICTURES = Table | Bars | Plot | Curve  # which have air between them
 SIDES = 4  # cells of a card beside its lines
 LEAST_NOTE = 12  # cells that a title keeps beside a note
 STYLES = {"bar": "report.bar"}
@@ -56,7 +58,9 @@ class Reported(Block):
 def body(report: Report, frame: Frame) -> list[Line]:
     """Return the lines of a report's parts."""
     lines: list[Line] = []
-    for part in report.parts:
+    for before, part in pairwise((None, *report.parts)):
+        if isinstance(part, PICTURES) and isinstance(before, PICTURES | Spark):
+            lines.append(Line(()))
         if isinstance(part, Markdown):
             lines += document(printable(part.source), frame)
         else:
