@@ -49,7 +49,7 @@ SIZES = {
 # the pictures that the READMEs show; empty for all
 SHOWN = {
     *("first", "panes", "answering", "thought", "convert", "compare", "bench", "eval"),
-    *("models", "sessions", "help", "narrow"),
+    *("models", "sessions", "help", "palette", "narrow"),
 }
 CAPITALS = ("What is the capital of France?", "What about Germany?", "And Japan?")
 

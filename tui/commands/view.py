@@ -241,7 +241,10 @@ class Stop(Command):
     key = "stop"
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        chat.stop()
+        if chat.busy or chat.running_jobs:
+            chat.stop()
+        else:
+            front.note("nothing is running")
 
 
 class Log(Command):

@@ -49,7 +49,7 @@ from .front import ARMED_SECONDS, AppFront, describe_chat
 from .greeting import Greeter
 from .lines import candidates, describe_missing
 from .panes import ScreenPanes, opened
-from .useful_keys import BUSY, useful_keys
+from .useful_keys import BUSY, REPLYING, useful_keys
 
 TWICE_SECONDS = 1.0
 BUDGET = "1024"
@@ -177,6 +177,8 @@ class ChatScreen(Screen[None]):
             self._phase = status.phase
             self.prompt.busy = status.phase in BUSY
             self.prompt.held = status.phase == "dead"
+            self.prompt.answering = status.phase in REPLYING
+            self.prompt.show_placeholder()
             self.show_facts()
 
     @property

@@ -1,6 +1,7 @@
 """What is decided before a chat begins, and what is left on the terminal after it."""
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,3 +106,15 @@ def test_a_hostfile_or_a_number_of_ranks_starts_the_engine_through_the_launcher(
     assert launch._engine(launch.Launch(Settings())) == (COMMAND, {})
     with pytest.raises(UsageError, match="--ranks is 1, wanted 2 to"):
         launch._engine(launch.Launch(Settings(), ranks=1))
+
+
+def test_a_chat_begins_where_nothing_can_be_saved_unless_a_stored_one_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    with ExitStack() as stack:
+        store, said = launch._opened(launch.Launch(Settings()), stack)
+        assert store is None and said.startswith("conversations are not saved in this run: the folder")
+        with pytest.raises(UsageError, match="cannot be made"):
+            launch._opened(launch.Launch(Settings(), session="latest"), stack)

@@ -341,6 +341,20 @@ def test_the_palette_runs_the_same_commands(tmp_path: Path):
         assert "thinking" in it.said[0][1]
 
 
+def test_the_palette_lists_themes_and_settings_and_begins_what_needs_a_value(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.pilot.press("ctrl+p")
+        await it.until(lambda: it.app.screen is not it.screen)
+        await it.pilot.press(*"theme: day", "enter")
+        await it.until(lambda: it.app.theme == "day" and it.app.screen is it.screen)
+        await it.pilot.press("ctrl+p")
+        await it.until(lambda: it.app.screen is not it.screen)
+        await it.pilot.press(*"temperature", "enter")
+        await it.until(lambda: it.app.screen is it.screen)
+        assert it.prompt.text == "/set temperature "
+
+
 @pytest.mark.parametrize("key", ["question_mark", "f1", "ctrl+s", "f2"])
 def test_screens_have_keys_and_escape_leaves_them(tmp_path: Path, key: str):
     @chatting(tmp_path, store=Store(tmp_path / "conversations.db"))

@@ -266,6 +266,22 @@ def test_models_are_listed_in_windows_of_all_sizes(tmp_path: Path, models: Path,
         assert ("41.7" in drawn) == (size[0] >= 100)
 
 
+def test_the_most_useful_model_is_marked_under_its_heading_and_the_cursor_passes_headings(
+    tmp_path: Path, models: Path
+):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        headings = [place for place, row in enumerate(screen.rows) if row.heading]
+        assert headings[0] == 0 and len(headings) == 2
+        assert [row.cells[0] for row in screen.rows].count("★") <= 1
+        assert screen.current is not None and not screen.current.heading
+        screen.options.focus()
+        await it.pilot.press("home")
+        assert screen.options.highlighted == 1
+        marked = screen.options.render_line(1)
+        assert marked.text.startswith("› ") and not screen.options.render_line(2).text.startswith("›")
+
+
 def test_typing_filters_and_enter_loads_the_first(tmp_path: Path, models: Path):
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
