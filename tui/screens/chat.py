@@ -147,7 +147,7 @@ class ChatScreen(Screen[None]):
         self.front.show_thinking(self.chat.settings["show_thinking"])
         self.show_status(self.chat.status)
         self.panes.show(opened(self.chat))
-        self.go(self._greeter.read())
+        self.call_after_refresh(lambda: self.go(self._greeter.read()))  # after the first paint
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
 

@@ -121,8 +121,10 @@ class SessionsScreen(Listing):
             return
         if self.is_open:
             preview = self.query_one("#sheet-preview", Static)
-            preview.update(last_lines(branch, max(preview.size.width, 20)))
-            self.query_one("#sheet-detail", VerticalScroll).scroll_end(animate=False)
+            words = self.filter.value.casefold().split()
+            preview.update(last_lines(branch, max(preview.size.width, 20), words))
+            detail = self.query_one("#sheet-detail", VerticalScroll)
+            detail.scroll_home(animate=False) if words else detail.scroll_end(animate=False)
 
     def chosen(self, row: Row) -> None:
         self.dismiss(None if int(row.id) == self._here else f"/open {row.id}")
@@ -204,19 +206,28 @@ def day_of(seconds: float, now: datetime | None = None) -> str:
     return "Today" if days <= 0 else "Yesterday" if days == 1 else "This week" if days < 7 else "Earlier"
 
 
-def last_lines(branch: "list[Node]", width: int = 80) -> Content:
-    """Return the end of a conversation: who said what, the last lines of each message."""
+def last_lines(branch: "list[Node]", width: int = 80, words: Sequence[str] = ()) -> Content:
+    """Return the last lines of the last messages, or those messages and lines that have one of `words`."""
     parts: list[Content] = []
-    for node in branch[-LAST_MESSAGES:]:
+    nodes = [node for node in branch if _first_hit(node.text.splitlines(), words) is not None] or branch
+    for node in nodes[-LAST_MESSAGES:]:
         asked = node.role == "user"
         lines = [cut_line(line) for line in node.text.strip().splitlines()]
-        shown = lines[:LAST_LINES] if asked else lines[-LAST_LINES:]
+        hit = _first_hit(lines, words)
+        begin = max(hit - 1, 0) if hit is not None else 0 if asked else max(len(lines) - LAST_LINES, 0)
+        shown = lines[begin : begin + LAST_LINES]
         rows = [row for line in shown for row in wrap(line, max(width - 2, 1))]
         text = "\n".join(f"▌ {row}" if asked else row for row in rows)
         if node.state == "cancelled":
             text += " (stopped)"
         parts.append(Content.styled(text, "bold $user-bar" if asked else "$foreground"))
     return Content("\n\n").join(parts) if parts else Content.styled("nothing was said yet", "$text-muted")
+
+
+def _first_hit(lines: Sequence[str], words: Sequence[str]) -> int | None:
+    """Return the first of `lines` that has one of `words`."""
+    folded = [line.casefold() for line in lines]
+    return next((place for place, line in enumerate(folded) if any(word in line for word in words)), None)
 
 
 def cut_line(line: str) -> str:
