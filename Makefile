@@ -45,8 +45,8 @@ fuzz: ## run random conversations, drafts on 100 prompts, downloads with faults,
 	TESTS_PRESSURE=1 $(PYTHON) -m pytest tests/core/worker/test_memory_guard.py -k "gigabyte or neighbour"
 	TESTS_REQUESTS=10000 $(PYTHON) -m pytest tests/tui/serve/test_server.py -k malformed
 
-pictures: ## take the READMEs' pictures with the app itself
-	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py
+pictures: ## take the READMEs' pictures with the app itself; all states of the app into FOLDER, if that is given
+	PYTHONPATH=.dev:. $(PYTHON) tests/make_pictures.py $(FOLDER)
 
 tables: ## write the tables of tui/README.md from the code
 	PYTHONPATH=.dev:. $(PYTHON) tests/make_tables.py

@@ -96,7 +96,8 @@ class Turn:
 class Branch:
     """The end of a branch: its last reply's node `number`, and the first words of the question before it.
 
-    The branch has `turns`, of which it shares the first `shared` with the current branch.
+    `answer` has the first words of that reply. The branch has `turns`, of which it shares the first `shared`
+    with the current branch.
     """
 
     number: int
@@ -104,6 +105,7 @@ class Branch:
     current: bool
     turns: int = 1
     shared: int = 0
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,8 @@ def _branch(end: Output, current: Sequence[Output]) -> Branch:
     replies = [node for node in branch(end) if isinstance(node, Output)]
     shared = sum(mine is theirs for mine, theirs in zip(replies, current, strict=False))
     here = bool(current) and end is current[-1]
-    return Branch(end.number, make_title(end.parent.text), here, len(replies), shared)
+    question, answer = make_title(end.parent.text), make_title(str(end.message.get("content") or ""))
+    return Branch(end.number, question, here, len(replies), shared, answer)
 
 
 def describe_cache(session: "Session") -> CacheSummary:

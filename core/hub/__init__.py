@@ -3,5 +3,6 @@
 Owns listing, downloading and deleting. Never imports MLX, and listing never touches the network.
 
 Public names: download_model, DownloadPlan, DownloadProgress, find_model, Fit, FOLDER, library, LocalModel,
-Locations, model_name, model_names, ModelNotDownloaded, plan_download, PUBLISHED, PublishedModel, Removal.
+Locations, model_name, model_names, ModelNotDownloaded, plan_download, PUBLISHED, PublishedModel,
+rank_models, Removal.
 """

@@ -4,6 +4,7 @@ The sizes of a family follow from the recipes; `python -m qchat.core.quant.plan`
 were published with another mix of formats stand in `OTHERS`, with the sizes that their owner names.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..machine.memory import model_limit_nbytes
 BUILT_IN_MODEL = Path(__file__).parents[1] / "embedded"
 GB = 10**9
 WORKING_NBYTES = 1 << 30  # activations, recurrent states, MLX's own buffers
+ROOMY_CONTEXT = 100_000  # tokens
 USEFUL_CONTEXT = 4096  # tokens; a model with less room is not worth downloading
 OWNER = "Brooooooklyn"
 
@@ -147,3 +149,17 @@ def estimate_fit(weights_nbytes: int, token_nbytes: int, max_context: int) -> Fi
     room = max(limit - weights_nbytes - WORKING_NBYTES, 0)
     needed = weights_nbytes + WORKING_NBYTES + min(USEFUL_CONTEXT, max_context) * token_nbytes
     return Fit(needed, limit, min(room // max(token_nbytes, 1), max_context))
+
+
+def rank_models(models: Sequence[PublishedModel]) -> list[PublishedModel]:
+    """Return `models` with the most useful on this machine first.
+
+    Those that fit come first, of these those with room for a long conversation, of these the largest; of
+    those that do not fit the smallest.
+    """
+
+    def usefulness(model: PublishedModel) -> tuple[int, int]:
+        fit = model.fit
+        return (min(fit.context, ROOMY_CONTEXT), model.nbytes) if fit.fits else (0, -model.nbytes)
+
+    return sorted(models, key=usefulness, reverse=True)

@@ -228,8 +228,8 @@ def reply_stats(done: Done) -> dict[str, Any]:
 
 
 def make_title(text: str) -> str:
-    """Return the beginning of `text` as a one-line title."""
-    line = " ".join(text.split())
+    """Return the beginning of the first paragraph of `text` as a one-line title."""
+    line = " ".join(text.strip().partition("\n\n")[0].split())
     return line if len(line) <= TITLE_CHARACTERS else f"{line[: TITLE_CHARACTERS - 1]}…"
 
 

@@ -184,13 +184,14 @@ def _bench(params: Params, send_event: EventSink) -> dict[str, Any]:
     if params["against"] is not None:
         _check_choice("against", params["against"], PEERS)
     models = [] if params["random"] and not params["models"] else _check_models(params["models"])
-    runs = params["runs"] or RUNS
+    runs, count = params["runs"] or RUNS, len(models) + bool(params["random"])
+    progress = ProgressReporter(send_event, "steps")
     if params["random"]:
         variant = params["variant"] or VARIANT
         config = load_config(Path(params["random"]))
-        add(_follow_bench(measure_random(config, variant, runs), variant, send_event))
-    for model in map(Path, models):
-        result = _follow_bench(measure(model, runs), model.name, send_event)
+        add(_follow_bench(measure_random(config, variant, runs), variant, progress, 0, count))
+    for place, model in enumerate(map(Path, models), count - len(models)):
+        result = _follow_bench(measure(model, runs), model.name, progress, place, count)
         _store_measurements(params["measurements"], model, result.as_json(), send_event)
         if params["against"]:
             mx.clear_cache()
@@ -201,14 +202,16 @@ def _bench(params: Params, send_event: EventSink) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _follow_bench(steps: BenchRun, name: str, send_event: EventSink) -> BenchResult:
-    progress = ProgressReporter(send_event, "steps")
+def _follow_bench(
+    steps: BenchRun, name: str, progress: ProgressReporter, place: int, count: int
+) -> BenchResult:
+    """Run the benchmark of one model, the one at `place` of `count`; the progress is that of all of them."""
     while True:
         try:
             step = next(steps)
         except StopIteration as end:
             return end.value
-        progress.report(step.done, step.total, f"{name}: {step.detail}")
+        progress.report(place * step.total + step.done, count * step.total, f"{name}: {step.detail}")
 
 
 def _announce(detail: str, send_event: EventSink) -> None:

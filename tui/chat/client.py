@@ -377,7 +377,7 @@ def _error(failure: Failure) -> QchatError:
 def _how_it_ended(code: int, last_words: str) -> str:
     """Return one sentence about an exit code, which is negative for a signal."""
     if code == -signal.SIGKILL:
-        return "the engine was killed (SIGKILL), as the system does with processes that take too much memory"
+        return "the engine was killed (SIGKILL), perhaps because the machine ran out of memory"
     said = f": {last_words}" if last_words else ""
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"

@@ -6,12 +6,12 @@ Decides before a terminal library is imported, because those read the environmen
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.errors import UsageError
+from ...core.errors import StoreError, UsageError
 from ...core.machine.files import MAX_JSON_NBYTES, parse_json_value, read_text
 from ...core.quoting import quote_value
 from ..chat.client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
@@ -54,8 +54,10 @@ def run(launch: Launch) -> int:
     full = is_full(launch.settings)
     keymap = Keymap.load(launch.settings["keys"], launch.settings.origin("keys")) if full else Keymap()
     engine = _engine(launch)
-    with closing(open_store()) as store:
+    with ExitStack() as stack:
+        store, unsaved = _opened(launch, stack)
         beginning = _beginning(launch, store)
+        beginning = replace(beginning, said=beginning.said or unsaved)
         spawn_early(*engine)
         history = History(_history_file())
 
@@ -78,6 +80,19 @@ def run(launch: Launch) -> int:
         from ..plain.repl import run as run_lines
 
         return run_lines(make_chat, settings=launch.settings, history=history, beginning=beginning)
+
+
+def _opened(launch: Launch, stack: ExitStack) -> "tuple[Store | None, str]":
+    """Return the store; where there can be none, a sentence that conversations are not saved.
+
+    Raises QchatError if a stored conversation is wanted.
+    """
+    try:
+        return stack.enter_context(closing(open_store())), ""
+    except (UsageError, StoreError) as error:
+        if launch.session:
+            raise
+        return None, f"conversations are not saved in this run: {error}"
 
 
 def is_full(settings: Settings) -> bool:
@@ -115,10 +130,10 @@ def _check_hostfile(path: Path) -> None:
         )
 
 
-def _beginning(launch: Launch, store: "Store") -> Beginning:
+def _beginning(launch: Launch, store: "Store | None") -> Beginning:
     from ...core.hub.library import Locations
 
-    found = find(store, launch.session) if launch.session else None
+    found = find(store, launch.session) if launch.session and store is not None else None
     places = Locations.from_setting(launch.settings["models_dir"])
     folder, said = choose_model(launch.model or model_of(found, places), launch.settings, yes=launch.yes)
     said = describe_other_model(found, folder) or said

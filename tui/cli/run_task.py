@@ -14,6 +14,7 @@ from ...core.worker.protocol import JOB_METHODS, decode, encode
 from ..chat.conversations import open_store
 from ..tasks import load_task
 from ..tasks.base import Door, EngineTask, JobRequest, LocalTask, json_text
+from ..tasks.models import known_variants
 from ..tasks.progress import progress_line
 from ..text.output import note, write
 from ..text.report import Report, report_plain
@@ -47,7 +48,7 @@ def _run_job(task: EngineTask, args: argparse.Namespace, door: Door) -> int:
     if args.json:
         write(sys.stdout, json_text(task.json_value(value)) + "\n")
     else:
-        _print(task.show((), value, request))
+        _print(task.show((), value, request, known=known_variants(task, args, door)))
     return 0
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "Completion",
     "Front",
     "completions",
+    "confirms",
     "help_report",
     "hint",
     "parse",
@@ -147,6 +148,15 @@ def parse(line: str) -> str | tuple[Command, str]:
     return named(word), "".join(rest).strip()
 
 
+def confirms(line: str) -> bool:
+    """Whether the line is a command whose notes only confirm a choice."""
+    try:
+        asked = parse(line)
+    except UsageError:
+        return False
+    return not isinstance(asked, str) and asked[0].confirms
+
+
 def named(word: str) -> Command:
     """Find a command by its name or a unique prefix. Raises UsageError that names the nearest."""
     name = word.removeprefix("/").lower()
@@ -161,7 +171,7 @@ def named(word: str) -> Command:
         )
     near = get_close_matches(name, BY_NAME, 1)
     hint = f"did you mean /{near[0]}?" if near else "/help lists them."
-    raise UsageError(f"there is no command /{name:.40}; {hint} A space before it makes it something to say.")
+    raise UsageError(f"there is no command /{name:.40}; {hint} Start with a space to send it as a message.")
 
 
 def _is_path(word: str) -> bool:
@@ -236,7 +246,7 @@ def help_report(keys: dict[str, str] | None = None) -> Report:
     ]
     columns = ("command", "key" if keys else "", "what it does")
     said = "Begin with a space to say something that starts with a slash; @PATH attaches a text file."
-    return Report("Commands", (Table(columns, rows), Lines((said,), "dim")))
+    return Report("Commands", (Table(columns, rows, named=False), Lines((said,), "dim")))
 
 
 def markdown_table() -> str:

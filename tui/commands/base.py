@@ -19,7 +19,9 @@ from ..text.report import Lines, Report
 if TYPE_CHECKING:
     from ..chat.controller import Chat
 
-Screen = Literal["models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve", "probs"]
+Screen = Literal[
+    "models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve", "probs", "palette"
+]
 SWITCH = {
     "on": True,
     "yes": True,
@@ -72,13 +74,15 @@ class Front(View, Protocol):
 class Command:
     """One slash command. `names[0]` is the one that help shows; `key` the action id of its key, if any.
 
-    `while_busy`: it may run while a reply is being written.
+    `while_busy`: it may run while a reply is being written. `confirms`: what it says only confirms a choice,
+    and need not stay in the conversation.
     """
 
     names: tuple[str, ...] = ()
     key: str | None = None
     usage: str = ""
     while_busy: bool = False
+    confirms: bool = False
 
     @property
     def name(self) -> str:
@@ -91,7 +95,8 @@ class Command:
 
     def page(self) -> Report:
         """Return the command's help page."""
-        lines = [line.strip() for line in (self.__doc__ or "").strip().split("\n")]
+        paragraphs = (self.__doc__ or "").strip().split("\n\n")
+        lines = [" ".join(paragraph.split()) for paragraph in paragraphs]
         others = ", ".join(f"/{name}" for name in self.names[1:])
         also = [f"Also: {others}"] if others else []
         usable = ["Works while a reply is being written."] if self.while_busy else []
@@ -176,6 +181,9 @@ def turn_number(chat: "Chat", text: str) -> int:
     count = len(turns(chat))
     if not count:
         raise UsageError("there is no question yet")
+    word = text.removeprefix("#")
+    if word.isdecimal() and not 1 <= int(word[:9]) <= count:
+        raise UsageError(f"there is no question {word:.9}: this conversation has {count:,}")
     return whole(text.removeprefix("#"), "the question", 1, count)
 
 
@@ -195,6 +203,11 @@ def need_model(chat: "Chat") -> ModelInfo:
     if chat.model is None:
         raise UsageError("no model is loaded: /load NAME, /models lists what there is")
     return chat.model
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 turn, 2 turns."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def first_words(text: str, characters: int = 60) -> str:

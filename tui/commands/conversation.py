@@ -12,7 +12,18 @@ from ..chat.client import EngineError
 from ..chat.kept_results import list_results
 from ..chat.turns import last_question, messages_of
 from ..text.report import Report, Table
-from .base import Command, Front, complete_turn, first_words, need_model, starting, turn_number, turns, whole
+from .base import (
+    Command,
+    Front,
+    complete_turn,
+    first_words,
+    need_model,
+    plural,
+    starting,
+    turn_number,
+    turns,
+    whole,
+)
 from .parameters import OF_REPLIES, parse_pairs
 
 if TYPE_CHECKING:
@@ -81,7 +92,7 @@ class Edit(Command):
             raise UsageError(f"turn {turn} holds the results of tools, not a question that could be changed")
         text = rest.strip() or await front.edit_text(before)
         if text is None or text.strip() in ("", before.strip()):
-            front.note(f"question {turn} stays as it is")
+            front.note("nothing changed")
             return
         await chat.edit(turn, text.strip())
 
@@ -180,7 +191,9 @@ class Compact(Command):
         keep = whole(argument, "the turns to keep", 0, 1000) if argument else KEPT_TURNS
         before = turns(chat)
         if len(before) <= keep:
-            raise UsageError(f"there is nothing to summarise: {len(before)} turns, of which {keep} are kept")
+            raise UsageError(
+                f"nothing to summarise: {plural(len(before), 'turn')}, and /compact keeps {keep}"
+            )
         tokens, title = chat.state.tokens, chat.state.title
         end = turns_with_room(before, len(before) - keep, tokens, chat.status.context_limit)
         chat.replies.gives_back, chat.tools.paused = False, True  # nobody typed the request
@@ -198,8 +211,8 @@ class Compact(Command):
         if title:
             await chat.rename(f"{title} (summary)")
         front.note(
-            f"{len(before) - keep} turns became a summary, {keep} were kept as they are; "
-            f"{tokens:,} tokens became {chat.state.tokens:,}; the original stays in /sessions"
+            f"summarised {plural(len(before) - keep, 'turn')}, kept {keep} · {tokens:,} → "
+            f"{chat.state.tokens:,} tokens · the original stays in /sessions"
         )
 
 
@@ -277,11 +290,11 @@ def cache_report(cache: CacheSummary) -> Report:
     disk = f"{cache.disk_nbytes / 2**20:,.0f} of {cache.disk_budget_nbytes / 2**20:,.0f} MiB on disk"
     others = f" and {cache.other_snapshots} of other conversations" if cache.other_snapshots else ""
     return Report(
-        f"Cache · history {cache.history} · {len(states)} kept states{others}, {memory} in memory"
+        f"Cache · history {cache.history} · {plural(len(states), 'snapshot')}{others}, {memory} in memory"
         + (f", {disk}" if cache.disk_budget_nbytes else ""),
         (
             Table(("turn", "how", "reused", "read", "why"), rows, "<<>><"),
-            Table(("state of turn", "kind", "tokens", "MiB of its own"), states, "<<>>"),
+            Table(("snapshot of turn", "why", "tokens", "MiB"), states, "<<>>"),
         ),
     )
 
@@ -299,4 +312,5 @@ async def choose_turn(chat: "Chat", front: Front, title: str) -> str | None:
 
 def _branch_label(branch: Branch) -> str:
     here = " (here)" if branch.current else ""
-    return f"{branch.number}  {first_words(branch.first_words)}{here}"
+    answer = f" → {first_words(branch.answer, 40)}" if branch.answer else ""
+    return f"{first_words(branch.first_words, 60 if not answer else 40)}{answer}{here}"

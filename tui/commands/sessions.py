@@ -62,6 +62,7 @@ class Rename(Command):
     """Rename the conversation."""
 
     names = ("rename",)
+    confirms = True
     usage = "TITLE"
     while_busy = True
 

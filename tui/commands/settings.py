@@ -89,6 +89,7 @@ class Set(Command):
     """
 
     names = ("set",)
+    confirms = True
     usage = "NAME VALUE [--save]"
     while_busy = True
 
@@ -215,15 +216,22 @@ def model_report(model: ModelInfo) -> Report:
     rows = [
         ("folder", model.path),
         ("size", f"{model.nbytes / 10**9:,.2f} GB, {model.bits_per_weight:.2f} bits per weight"),
-        ("context", f"{model.context_limit:,} of {model.max_position_embeddings:,} tokens"),
-        ("experts", "yes" if model.moe else "no"),
+        ("context", context_words(model)),
+        ("kind", "mixture of experts" if model.moe else "dense"),
         ("draft head", "yes" if model.mtp else "no"),
         ("thinks by default", "yes" if model.thinks_by_default else "no"),
-        ("may keep thoughts", "yes" if model.can_preserve_thinking else "no"),
+        ("can keep earlier thoughts", "yes" if model.can_preserve_thinking else "no"),
         *model.forms.items(),
     ]
     notices = tuple(f"- {notice}" for notice in model.notices)
     return Report(model.name, (Table(("", ""), rows), Lines(notices, "dim")))
+
+
+def context_words(model: ModelInfo) -> str:
+    """Return the context in use, and what the model knows where that is more."""
+    longest = model.max_position_embeddings
+    more = f" of {longest:,}" if longest != model.context_limit else ""
+    return f"{model.context_limit:,}{more} tokens"
 
 
 def parameters_report(chat: "Chat") -> Report:

@@ -16,11 +16,14 @@ HISTORIES = ("preserve", "strip")
 NO_BUDGET = ("off", "none", "default")
 MAX_BUDGET = 1 << 22
 
+EFFORTS_WITHOUT_THOUGHTS = ("none", "low")
+
 
 class Think(Command):
     """Think before answering: on, off, at most N tokens, auto (the model decides); show or hide thoughts."""
 
     names = ("think", "thinking")
+    confirms = True
     usage = "[on|off|auto|N|show|hide]"
     while_busy = True
     key = "thinking"
@@ -49,6 +52,7 @@ class Effort(Command):
     """Set how much to think: none and low turn thinking off; models that know them take medium to xhigh."""
 
     names = ("effort",)
+    confirms = True
     usage = "[none|low|medium|high|xhigh|default]"
     while_busy = True
 
@@ -66,6 +70,7 @@ class Budget(Command):
     """End each thought after N tokens; off removes the limit."""
 
     names = ("budget",)
+    confirms = True
     usage = "[N|off]"
     while_busy = True
 
@@ -114,6 +119,7 @@ def describe_thinking(chat: "Chat") -> str:
     """Describe in a sentence what the settings mean for thinking."""
     settings = chat.settings
     on, effort, budget = settings["think"], settings["effort"], settings["thinking_budget"]
+    on = False if effort in EFFORTS_WITHOUT_THOUGHTS else on
     words = [{True: "thinking is on", False: "thinking is off", None: "the model decides about thinking"}[on]]
     if effort:
         words.append(f"effort {effort}")

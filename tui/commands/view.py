@@ -17,11 +17,12 @@ from ..user.attachments import read
 from ..user.keymap import Keymap
 from ..user.paths import user_path
 from ..user.settings import PANE_NAMES, save
-from .base import Command, Front, choice, starting, switch, turns, whole
+from .base import Command, Front, choice, plural, starting, switch, turns, whole
 from .parameters import change
 from .sessions import need_store
 
 if TYPE_CHECKING:
+    from ...core.worker.wire import ModelInfo
     from ..chat.controller import Chat
 
 MAX_FILES = 100
@@ -32,6 +33,7 @@ class Copy(Command):
     """Copy the last answer, answer N, a code block of the last answer (the last one, or N), or everything."""
 
     names = ("copy",)
+    confirms = True
     usage = "[N|code [N]|all]"
     while_busy = True
 
@@ -84,7 +86,7 @@ class Read(Command):
             raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
         size = sum(len(read(path, Path.cwd()).text) for path in paths)
         front.put_prompt(" ".join(map(_mention, paths)) + " ")
-        front.note(f"{len(paths)} files with {size:,} characters are attached to the message that names them")
+        front.note(f"{plural(len(paths), 'file')} with {size:,} characters will go with the message")
 
 
 def _matching(word: str) -> list[str]:
@@ -110,6 +112,7 @@ class Find(Command):
     """Find TEXT in the conversation on the screen; /sessions WORDS searches all conversations."""
 
     names = ("find",)
+    confirms = True
     usage = "TEXT"
     while_busy = True
     key = "find"
@@ -119,13 +122,15 @@ class Find(Command):
             raise self.wrong("say what to find")
         count = front.find(argument)
         matches = "1 match" if count == 1 else f"{count:,} matches" if count else "no matches"
-        front.note(f"{matches} for {argument!r:.60}")
+        elsewhere = "" if count else " · /sessions and the words search all conversations"
+        front.note(f"{matches} for {argument!r:.60}{elsewhere}")
 
 
 class Theme(Command):
     """Choose the colour theme; without NAME preview the themes."""
 
     names = ("theme",)
+    confirms = True
     usage = "[NAME]"
     while_busy = True
 
@@ -167,6 +172,7 @@ class Panes(Command):
     """
 
     names = ("panes",)
+    confirms = True
     usage = "[NAME|on|off]"
     while_busy = True
     key = "panes"
@@ -207,6 +213,7 @@ class Mouse(Command):
     """Turn mouse support on, or leave the mouse to the terminal."""
 
     names = ("mouse",)
+    confirms = True
     usage = "on|off"
     while_busy = True
 
@@ -234,7 +241,10 @@ class Stop(Command):
     key = "stop"
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        chat.stop()
+        if chat.busy or chat.running_jobs:
+            chat.stop()
+        else:
+            front.note("nothing is running")
 
 
 class Log(Command):
@@ -261,16 +271,37 @@ class About(Command):
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         from ..user.paths import config_file
 
+        limit = chat.status.limit_nbytes
         rows = [
             ("qchat", __version__),
+            ("MLX", mlx_version()),
             ("Python", f"{platform.python_version()} on {platform.platform()}"),
-            ("model", chat.model.path if chat.model else "none"),
+            (
+                "memory limit",
+                f"{limit / 10**9:.1f} GB" if limit else "-",
+            ),
+            ("model", describe_model(chat.model) if chat.model else "none"),
+            ("model folder", chat.model.path if chat.model else "none"),
             ("settings", str(config_file())),
             ("conversations", str(need_store(chat).path) if chat.store else "not kept"),
         ]
         chosen = [*chat.model.forms.items()] if chat.model else []
         parts = [Table(("", ""), rows), *([Table(("operation", "form in use"), chosen)] if chosen else [])]
         front.report(Report("qchat", tuple(parts)))
+
+
+def mlx_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mlx")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def describe_model(model: "ModelInfo") -> str:
+    """Return a model's name, size and bits per weight."""
+    return f"{model.name}, {model.nbytes / 10**9:,.2f} GB, {model.bits_per_weight:.2f} bits per weight"
 
 
 class Bye(Command):

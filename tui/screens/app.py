@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from textual.app import App, SystemCommand
+from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.command import Provider
 from textual.filter import Monochrome, NoColor
 from textual.screen import Screen
 from textual.worker import WorkerFailed
@@ -32,17 +31,8 @@ from ..user.themes import Shelf, extra_defaults
 from .chat import ChatScreen
 from .dialogs import Confirm
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 LEAVE_SECONDS = 6.0
 Goal = Literal["shell", "plain"]
-
-
-def _commands() -> type[Provider]:
-    from .palette import Commands
-
-    return Commands
 
 
 class QchatApp(App[Goal]):
@@ -50,7 +40,7 @@ class QchatApp(App[Goal]):
 
     CSS_PATH = Path(__file__).parents[2] / "themes" / "app.tcss"
     TITLE = "qchat"
-    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_commands}
+    ENABLE_COMMAND_PALETTE = False  # ours lists more
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "leave", "Quit", show=False, priority=True, id="quit"),
     ]
@@ -106,11 +96,6 @@ class QchatApp(App[Goal]):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return self._defaults
-
-    def get_system_commands(self, screen: Screen[Any]) -> "Iterable[SystemCommand]":
-        """Yield none of Textual's commands: the palette lists ours."""
-        del screen
-        return ()
 
     def on_mount(self) -> None:
         self._listen_to_signals()

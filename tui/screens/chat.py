@@ -23,15 +23,15 @@ from ..chat.meter import Status as Facts
 from ..chat.start import Beginning
 from ..chat.turns import last_question
 from ..chat.window import Window
-from ..commands import completions, hint, parse, perform
+from ..commands import confirms, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.tools import ask_about_project
 from ..commands.view import toggle_panes
-from ..user.attachments import attach, complete
+from ..user.attachments import attach
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import Settings
-from ..widgets.completion import Candidate, Completion
+from ..widgets.completion import Completion
 from ..widgets.findbar import OPEN_SECONDS, FindBar
 from ..widgets.header import Header
 from ..widgets.keybar import Keybar
@@ -50,8 +50,10 @@ from ..widgets.transcript.messages import (
 )
 from ..widgets.transcript.transcript import Transcript
 from .front import ARMED_SECONDS, AppFront, describe_chat
+from .greeting import Greeter
+from .lines import candidates, describe_missing
 from .panes import ScreenPanes, opened
-from .useful_keys import BUSY, useful_keys
+from .useful_keys import BUSY, REPLYING, useful_keys
 
 TWICE_SECONDS = 1.0
 BUDGET = "1024"
@@ -92,11 +94,13 @@ class ChatScreen(Screen[None]):
         self.transcript = Transcript(settings["measure"])
         self.status_row, self.header, self.keybar, self.queued = Status(), Header(), Keybar(), Queued()
         self.find_bar, self.completion = FindBar(), Completion()
-        sources = Sources(self._candidates, hint, self._take_queued)
+        sources = Sources(lambda before: candidates(before, self.chat), hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
         self.window = Window(self._to_terminal)
+        self.status_row.beside = self.panes.in_sight
         self.chat = make_chat(self.front)
+        self._greeter = Greeter(self.chat, keymap, self.transcript)
         self._beginning = beginning
         self._phase = ""
         self.typed: dict[str, str] = {}  # the lines as typed, by messages with attached files
@@ -109,7 +113,7 @@ class ChatScreen(Screen[None]):
             "thoughts": self._toggle_thoughts,
             "thinking": self._cycle_thinking,
             "wrap_up": self._wrap_up,
-            "palette": lambda: self.app.action_command_palette(),
+            "palette": lambda: self.front.screen("palette"),
             "help": lambda: self.front.screen("help"),
             "models": lambda: self.front.screen("models"),
             "sessions": lambda: self.front.screen("sessions"),
@@ -149,6 +153,7 @@ class ChatScreen(Screen[None]):
         self.front.show_thinking(self.chat.settings["show_thinking"])
         self.show_status(self.chat.status)
         self.panes.show(opened(self.chat))
+        self.call_after_refresh(lambda: self.go(self._greeter.read()))  # after the first paint
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
 
@@ -180,6 +185,8 @@ class ChatScreen(Screen[None]):
             self._phase = status.phase
             self.prompt.busy = status.phase in BUSY
             self.prompt.held = status.phase == "dead"
+            self.prompt.answering = status.phase in REPLYING
+            self.prompt.show_placeholder()
             self.show_facts()
 
     def _to_terminal(self, sequence: str) -> None:
@@ -193,6 +200,7 @@ class ChatScreen(Screen[None]):
 
     def show_facts(self) -> None:
         self.header.show(self.chat.model, self.chat.state)
+        self._greeter.show()
         self.show_keys()
 
     def show_keys(self) -> None:
@@ -216,15 +224,22 @@ class ChatScreen(Screen[None]):
     async def _run(self, line: str) -> None:
         """Run a line; what a command says is scrolled into sight, and what it changed is shown."""
         notes, turns = self.transcript.notes, len(self.chat.state.turns)
-        await self._shown(self._perform(line))
+        self.front.confirming = confirms(line)
+        try:
+            await self._shown(self._perform(line))
+        finally:
+            self.front.confirming = False
         if line.startswith("/"):
             self.show_facts()
             if self.transcript.notes > notes and len(self.chat.state.turns) == turns:
                 self.transcript.go_to_end()
 
     def run_chosen(self, line: str | None) -> None:
-        """Run the line that another screen was dismissed with."""
-        if line:
+        """Run the line that another screen was dismissed with; a question to change comes to the prompt."""
+        word, _, number = (line or "").partition(" ")
+        if word == "/edit" and number.isdecimal():
+            self._edit_question(EditRequested(int(number)))
+        elif line:
             self.run_line(line)
 
     def put_prompt(self, text: str) -> None:
@@ -236,6 +251,8 @@ class ChatScreen(Screen[None]):
             if isinstance(parse(line), str):
                 typed, line = line, attach(line, Path.cwd())
                 self.typed[line] = typed
+                if absent := describe_missing(typed):
+                    self.keybar.say(absent, "warning")
         except UsageError:
             self.front.returned(line)
             raise
@@ -254,19 +271,6 @@ class ChatScreen(Screen[None]):
             self.front.note(str(error), "error")
         except OSError as error:
             self.front.note(f"{error.filename or 'that'}: {error.strerror or error}", "error")
-
-    def _candidates(self, before: str) -> list[Candidate]:
-        """Return commands for a line that begins with a slash, files for a word that begins with @."""
-        if before.startswith("/"):
-            return [
-                Candidate(one.line, one.shown, one.help, ready=_is_ready(one.shown))
-                for one in completions(before, self.chat)
-            ]
-        word = before[max(before.rfind(" "), before.rfind("\t")) + 1 :]
-        if not word.startswith("@"):
-            return []
-        start = len(before) - len(word)
-        return [Candidate(f"@{path}", path, start=start) for path in complete(word[1:], Path.cwd())]
 
     def _take_queued(self) -> str | None:
         if not self.chat.queue:
@@ -418,7 +422,7 @@ class ChatScreen(Screen[None]):
 
     @on(EditRequested)
     def _edit_question(self, event: EditRequested) -> None:
-        turn = self._asked(event.turn)
+        turn = self._question_before(event.turn)
         self.put_prompt(f"/edit {turn.number} {turn.question}")
 
     @on(RetryRequested)
@@ -427,7 +431,7 @@ class ChatScreen(Screen[None]):
         if event.turn == len(self.chat.state.turns):
             self.run_line("/retry")
         else:
-            turn = self._asked(event.turn)
+            turn = self._question_before(event.turn)
             self.go(self.chat.edit(turn.number, turn.question))
 
     @on(ForkRequested)
@@ -464,7 +468,7 @@ class ChatScreen(Screen[None]):
             case "fork":
                 self.run_line(f"/fork {turn}")
 
-    def _asked(self, turn: int) -> Turn:
+    def _question_before(self, turn: int) -> Turn:
         """Return the turn of the user's question that led to a turn; results of tools may lie between."""
         turns = self.chat.state.turns[:turn]
         return last_question(turns) or turns[-1]
@@ -504,9 +508,3 @@ class ChatScreen(Screen[None]):
         """Show which match of how many this is, and the keys, for as long as the row is open."""
         line = self.find_bar.describe(*self.transcript.found, self.keymap.shown("stop"))
         self.keybar.say(line, seconds=OPEN_SECONDS)
-
-
-def _is_ready(shown: str) -> bool:
-    """Whether a command can run without an argument."""
-    usage = shown.partition(" ")[2]
-    return not usage or usage.startswith("[")

@@ -30,7 +30,8 @@ from ..tasks.convert import TASK
 from ..text.report import Report, report_lines
 from ..text.sanitise import printable
 from ..user.paths import user_path
-from .listing import CSS, key_line
+from ..widgets.hints import hint_line
+from .listing import CSS
 
 if TYPE_CHECKING:
     from ...core.hub.library import LocalModel
@@ -118,7 +119,7 @@ class ConvertForm(ModalScreen[str | None]):
             yield Static(id="convert-plan")
             yield Static(id="convert-line")
             keys = (("enter", "convert"), ("←→", "change"), ("↑↓", "next field"), ("esc", "leave"))
-            yield Static(key_line(keys))
+            yield Static(hint_line(keys))
 
     def on_mount(self) -> None:
         with self.prevent(Input.Changed):  # it is planned below

@@ -11,6 +11,8 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from ..text.output import printable
+from ..widgets.choices import Choices
+from ..widgets.hints import hint_line
 
 
 class Confirm(ModalScreen[bool]):
@@ -28,7 +30,7 @@ class Confirm(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Static(Content(printable(self._question)))
-            yield Static(Content("y yes   n no"), classes="dialog-keys")
+            yield Static(hint_line((("y", "yes"), ("n", "no"))), classes="dialog-keys")
 
 
 class Choose(ModalScreen[str | None]):
@@ -44,8 +46,8 @@ class Choose(ModalScreen[str | None]):
         rows = [Option(Content(printable(label))) for _, label in self._choices]
         with Vertical(classes="dialog"):
             yield Static(Content(printable(self._title)))
-            yield OptionList(*rows, compact=True)
-            yield Static(Content("enter choose   esc leave"), classes="dialog-keys")
+            yield Choices(*rows, compact=True)
+            yield Static(hint_line((("enter", "choose"), ("esc", "leave"))), classes="dialog-keys")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()

@@ -19,8 +19,9 @@ from ..chat.view import NoteKind
 from ..chat.window import Window
 from ..commands.base import Screen as ScreenName
 from ..commands.parameters import schema_name
-from ..tasks.progress import format_age, job_parts
-from ..text.report import Lines, Report
+from ..tasks.progress import format_age, format_seconds, job_parts
+from ..text.report import Report
+from ..text.sanitise import cells
 from ..tools.consent import Decision, Question
 from ..user.clipboard import copy
 from ..user.keymap import Keymap
@@ -35,7 +36,7 @@ from .dialogs import Choose, Confirm
 from .panes import ScreenPanes
 
 # the module of each screen; without one a report is printed
-NAMES = ("models", "sessions", "rewind", "help", "stats", "theme", "serve", "probs")
+NAMES = ("models", "sessions", "rewind", "help", "stats", "theme", "serve", "probs", "palette")
 SCREENS = {name: name for name in NAMES} | {"keys": "help"}
 JOB_SECONDS = 0.25
 ARMED_SECONDS = 2.0  # in which a second press counts
@@ -70,6 +71,7 @@ class AppFront:
         self._view = view
         self._blocks: dict[int, Any] = {}
         self._changed: dict[int, Job] = {}
+        self.confirming = False  # whether a command runs that only confirms
         self._asked: tuple[Job, float] | None = None  # what a second press stops, and since when
 
     @property
@@ -125,7 +127,12 @@ class AppFront:
         self._view.show_status(status)
 
     def note(self, text: str, kind: NoteKind = "info") -> None:
-        self._view.transcript.add_note(text, kind)
+        """Add a note to the conversation; what only confirms a choice is in the key bar for a moment."""
+        brief = self.confirming and kind == "info" and cells(text) < self._view.keybar.size.width
+        if brief and "\n" not in text:
+            self._view.keybar.say(text)
+        else:
+            self._view.transcript.add_note(text, kind)
 
     def report(self, report: Report) -> None:
         self._view.transcript.add_report(report)
@@ -250,8 +257,9 @@ def _block(job: Job) -> Report:
     """Return the job's report under its title and state."""
     parts = job_parts(job)
     if job.state == "failed":
-        return Report("", (Lines((f"✖ {job.title} failed",), "bad"), *parts))
-    stops = "queued, esc takes it out" if job.waits_for else "esc stops it"
-    running = "stopping…" if job.stopping else stops
-    how = running if job.state == "running" else job.state
-    return Report(f"{job.title} · {how}", parts)
+        return Report(f"✖ {job.title} failed", parts, mood="failed")
+    if job.state != "running":
+        return Report(job.title, parts, f"{job.state} · {format_age(job.seconds)}")
+    left = "" if job.seconds_left is None else f"{format_seconds(job.seconds_left)} left · "
+    stops = "queued, esc takes it out" if job.waits_for else f"{left}esc stops it"
+    return Report(job.title, parts, "stopping…" if job.stopping else stops, "running")

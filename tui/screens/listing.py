@@ -19,7 +19,9 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ..text.report import Report, report_lines
-from ..text.sanitise import cut, fit, printable
+from ..text.sanitise import cut, fit, printable, wrap
+from ..widgets.choices import Choices
+from ..widgets.hints import Hint, hint_line
 
 CSS = Path(__file__).parents[2] / "themes" / "screens.tcss"
 GAP = "  "
@@ -35,7 +37,7 @@ STYLES = {
     "bad": "$error",
     "bar": "$primary",
 }
-Keys = Sequence[tuple[str, str]]
+Keys = Sequence[Hint]
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row, whose `id` dismisses the list. `style` is for the cells from the third on, `styles` for some."""
+    """A row, whose `id` dismisses the list. `style` is for the cells from the third on, `styles` for some.
+
+    Of a `heading` only the second cell is shown, over the whole width; the cursor passes it by.
+    """
 
     id: str
     cells: tuple[str, ...]
     style: str = "$text-muted"
     styles: Mapping[int, str] = field(default_factory=dict)
+    heading: bool = False
+
+
+def heading(text: str) -> Row:
+    """Return a heading for the rows below it."""
+    return Row("", ("", text), heading=True)
 
 
 def shown_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
@@ -76,20 +87,14 @@ def shown_columns(columns: Sequence[Column], width: int) -> list[tuple[int, int]
 
 def painted(row: Row, columns: Sequence[Column], width: int, style: str | None = None) -> Content:
     """Return `row` in columns, in at most `width` cells."""
+    if row.heading:
+        return Content.styled(one_line(row.cells[1], width), "$text-muted bold")
     parts: list[Content] = []
     for n, cells in shown_columns(columns, width):
         text = fit(" ".join(printable(row.cells[n]).split()), cells, columns[n].align)
         own = row.styles.get(n, row.style if n > 1 else "") if style is None else style
         parts += [Content(GAP)] * bool(parts) + [Content.styled(text, own)]
     return Content("").join(parts)
-
-
-def key_line(keys: Keys, width: int | None = None) -> Content:
-    """Return the keys that fit; the last one, which closes the list, always stays."""
-    kept = [Content.assemble((key, "bold $primary"), (f" {label}", "$text-muted")) for key, label in keys]
-    while width is not None and len(kept) > 1 and Content(GAP).join(kept).cell_length > width:
-        del kept[-2]
-    return Content(GAP).join(kept)
 
 
 def drawn(report: Report, width: int) -> Content:
@@ -117,7 +122,7 @@ class Ask(ModalScreen[str | None]):
         with Vertical(classes="sheet-ask"):
             yield Static(Content(printable(self._question)))
             yield Input(self._text, compact=True, select_on_focus=False)
-            yield Static(key_line((("enter", "accept"), ("esc", "leave"))))
+            yield Static(hint_line((("enter", "accept"), ("esc", "leave"))))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -130,7 +135,7 @@ class Listing(ModalScreen[str | None]):
     CSS_PATH = CSS
     AUTO_FOCUS = "#sheet-list"
     HEADING: ClassVar[str] = ""
-    EMPTY: ClassVar[str] = "there is nothing here"
+    EMPTY: ClassVar[str] = "Nothing here."
     HINT: ClassVar[str] = "/ to filter"
     COLUMNS: ClassVar[tuple[Column, ...]] = ()
     KEYS: ClassVar[Keys] = ()
@@ -154,6 +159,10 @@ class Listing(ModalScreen[str | None]):
     def heading(self) -> str:
         return self.HEADING
 
+    def empty(self) -> str:
+        """Return what a list without rows says: what to do."""
+        return self.EMPTY
+
     def detail(self) -> ComposeResult:
         """Yield widgets right of the list."""
         yield from ()
@@ -161,7 +170,11 @@ class Listing(ModalScreen[str | None]):
     def matching(self, text: str) -> list[Row]:
         """Return the rows that contain all words of `text`."""
         words = text.casefold().split()
-        return [row for row in self.rows if all(word in " ".join(row.cells).casefold() for word in words)]
+        return [
+            row
+            for row in self.rows
+            if not (words and row.heading) and all(word in " ".join(row.cells).casefold() for word in words)
+        ]
 
     def highlighted(self, row: Row | None) -> None:
         """Follow the cursor to another row."""
@@ -183,7 +196,7 @@ class Listing(ModalScreen[str | None]):
             with Horizontal(classes="sheet-body"):
                 with Vertical(classes="sheet-left"):
                     yield Static(id="sheet-columns")
-                    yield OptionList(id="sheet-list", compact=True)
+                    yield Choices(id="sheet-list", compact=True)
                 yield from self.detail()
             yield Static(id="sheet-keys")
 
@@ -210,7 +223,8 @@ class Listing(ModalScreen[str | None]):
     @property
     def current(self) -> Row | None:
         place = self.options.highlighted
-        return self._visible[place] if place is not None and place < len(self._visible) else None
+        row = self._visible[place] if place is not None and place < len(self._visible) else None
+        return None if row is None or row.heading else row
 
     def show_rows(self, rows: list[Row] | None = None) -> None:
         """Draw the list anew; the cursor stays on its row if that still exists."""
@@ -220,14 +234,17 @@ class Listing(ModalScreen[str | None]):
         self._visible = self.matching(self.filter.value)
         width = self._width()
         self.options.clear_options()
-        self.options.add_options([Option(painted(row, self.COLUMNS, width)) for row in self._visible])
+        drawn = ((painted(row, self.COLUMNS, width), row.heading) for row in self._visible)
+        self.options.add_options([Option(content, disabled=heads) for content, heads in drawn])
         if not self._visible:
-            self.options.add_option(Option(Content.styled(self.EMPTY, "$text-muted"), disabled=True))
+            said = "\n".join(wrap(self.empty(), width))
+            self.options.add_option(Option(Content.styled(said, "$text-muted"), disabled=True))
         header = painted(Row("", tuple(c.title for c in self.COLUMNS)), self.COLUMNS, width, "$text-muted")
         self.query_one("#sheet-columns", Static).update(header)
-        places = [place for place, row in enumerate(self._visible) if row.id == before]
+        real = [(place, row) for place, row in enumerate(self._visible) if not row.heading]
+        places = [place for place, row in real if row.id == before] or [place for place, _ in real]
         self._bright = None
-        self.options.highlighted = places[0] if places else (0 if self._visible else None)
+        self.options.highlighted = next(iter(places), None)
         self._paint_cursor()
         self.highlighted(self.current)
 
@@ -242,13 +259,14 @@ class Listing(ModalScreen[str | None]):
             self.options.replace_option_prompt_at_index(place, row)
 
     def _width(self) -> int:
-        # two cells of padding and one of the scrollbar
-        return max(10, self.query_one("#sheet-columns").size.width - 3)
+        return max(
+            10, self.query_one("#sheet-columns").size.width
+        )  # padded like the rows, scrollbar included
 
     def _show_keys(self) -> None:
         keys = self.FILTER_KEYS if self.filter.has_focus else self.KEYS
         # a cell of padding on either side
-        self.query_one("#sheet-keys", Static).update(key_line(keys, max(1, self.size.width - 2)))
+        self.query_one("#sheet-keys", Static).update(hint_line(keys, max(1, self.size.width - 2)))
 
     def on_resize(self, _: events.Resize) -> None:
         self.resized()

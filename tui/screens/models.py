@@ -13,10 +13,11 @@ from textual import work
 from textual.binding import Binding, BindingType
 
 from ...core.errors import QchatError
-from ..tasks.models import COLUMNS, ModelRow, Room, Shelf, local_row, published_row, read_shelf
+from ...core.hub.catalog import rank_models
+from ..tasks.models import COLUMNS, ModelRow, Room, Shelf, local_row, published_row, read_shelf, short_name
 from .convert_form import ConvertForm
 from .dialogs import Confirm
-from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, one_line
+from .listing import UNDO_SECONDS, Column, Keys, Listing, Row, heading, one_line
 
 if TYPE_CHECKING:
     from ...core.hub.library import LocalModel, Locations, Removal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..commands import Front
 
 GB = 10**9
-MARK, COMPARED, PUBLISHED = "●", "◆", "↓"
+MARK, COMPARED, PUBLISHED, BEST = "●", "◆", "↓", "★"
 NAME, FITS = COLUMNS.index("name"), COLUMNS.index("fits")
 # of each column: its width, its side, and which gives way first
 LAYOUT: tuple[tuple[int, str, int], ...] = (
@@ -44,7 +45,7 @@ class ModelsScreen(Listing):
     """Dismissed with /load, /bench, /convert, /compare or /inspect of what was chosen."""
 
     AUTO_FOCUS = "#sheet-filter"
-    EMPTY = "no model matches"
+    EMPTY = "No model matches. esc empties the filter; /load OWNER/NAME downloads any model of the hub."
     HINT = "type to filter"
     COLUMNS = tuple(map(Column, COLUMNS, *zip(*LAYOUT, strict=True)))
     KEYS: ClassVar[Keys] = (
@@ -104,7 +105,14 @@ class ModelsScreen(Listing):
             for path, model in self._models.items()
             if self._removal is None or model != self._removal.model
         ]
-        return here + [published_picker_row(published_row(one)) for one in self._shelf.published]
+        ranked = [published_row(one) for one in rank_models(self._shelf.published)]
+        there = [published_picker_row(row, best=row is ranked[0] and row.room != "none") for row in ranked]
+        return [
+            heading("On this machine"),
+            *here,
+            *([heading("To download, the most useful on this machine first")] if there else []),
+            *there,
+        ]
 
     def _mark(self, path: str) -> str:
         return COMPARED if path == self._compared else MARK if path == self._loaded else ""
@@ -206,11 +214,11 @@ def picker_row(model: ModelRow, mark: str = "") -> Row:
     return Row(model.target, (mark, *cells), "$foreground", styles)
 
 
-def published_picker_row(model: ModelRow) -> Row:
-    """Return the same for a model to download, by its name without its owner."""
+def published_picker_row(model: ModelRow, *, best: bool = False) -> Row:
+    """Return the same for a model to download, by its short name; the `best` one here is marked."""
     _, name, *cells = model.cells
-    styles = {NAME: "$text-muted", FITS: ROOM_STYLES[model.room]}
-    return Row(model.target, (PUBLISHED, name.rpartition("/")[2], *cells), styles=styles)
+    styles = {NAME: "$foreground" if best else "$text-muted", FITS: ROOM_STYLES[model.room]}
+    return Row(model.target, (BEST if best else PUBLISHED, short_name(name), *cells), styles=styles)
 
 
 def short(folder: Path) -> str:

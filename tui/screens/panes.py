@@ -76,6 +76,10 @@ class ScreenPanes:
         self.panel.display, self.strip.display = wide, narrow
         self._ask()
 
+    def in_sight(self) -> set[str]:
+        """Return the names of the panes that can be seen."""
+        return self.panel.in_sight() | self.strip.in_sight()
+
     # what they are told
 
     def begin(self) -> None:

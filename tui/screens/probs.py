@@ -13,8 +13,9 @@ from textual.widgets import Static
 from ...core.errors import UsageError
 from ..chat.probabilities import LEVELS, ScoredAnswer, alternatives, percent, visible
 from ..text.report import Report
+from ..widgets.hints import hint_line
 from ..widgets.token_text import TokenText
-from .listing import CSS, STYLES, drawn, key_line
+from .listing import CSS, STYLES, drawn
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -44,7 +45,7 @@ class ProbsScreen(ModalScreen[str | None]):
             yield self._text
             yield Static(id="probs-here")
             yield Static(_legend(), id="probs-legend")
-            yield Static(key_line(KEYS), id="sheet-keys")
+            yield Static(hint_line(KEYS), id="sheet-keys")
 
     def on_resize(self, _: events.Resize) -> None:
         self.call_after_refresh(self._show_alternatives)

@@ -20,7 +20,7 @@ class RewindScreen(Listing):
     """The questions of this branch; dismissed with "/edit N" or "/fork N"."""
 
     HEADING = "Rewind · the questions of this conversation"
-    EMPTY = "nothing was asked yet"
+    EMPTY = "No question yet: ask one, then come back to change it."
     COLUMNS = (
         Column("", 4, "right"),
         Column("question"),
@@ -70,7 +70,7 @@ def rows_of(turns: Sequence[Turn], snapshots: Sequence[SnapshotSummary]) -> list
     rows, begin = [], 0
     for turn in turns:
         kept = max((one.tokens for one in snapshots if one.tokens <= begin), default=0)
-        cost = "⟲ snapshot" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
+        cost = "instant" if begin - kept <= SOON else f"re-reads {shown(begin - kept)} tokens"
         generated = turn.stats.generated_tokens
         if turn.role == "user":
             rows.append(Row(str(turn.number), (f"#{turn.number}", turn.question, shown(generated), cost)))

@@ -3,6 +3,8 @@
 import asyncio
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,9 +18,9 @@ from textual.widgets import Static
 from ...core.errors import QchatError, UsageError
 from ..commands.sessions import slug
 from ..tasks.sessions import row
-from ..text.sanitise import printable
+from ..text.sanitise import printable, wrap
 from ..user.paths import user_path
-from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, one_line
+from .listing import UNDO_SECONDS, Ask, Column, Keys, Listing, Row, heading, one_line
 
 if TYPE_CHECKING:
     from ...core import Store
@@ -36,7 +38,8 @@ class SessionsScreen(Listing):
     """Dismissed with "/open NUMBER"."""
 
     HEADING = "Conversations"
-    EMPTY = "no conversation"
+    EMPTY = "No conversation yet. Ask something, and it is kept here."
+    NOT_FOUND = "No conversation has all these words. Try fewer of them; esc lists all conversations."
     HINT = "/ searches everything said"
     COLUMNS = (Column("", 1), Column("title"), Column("changed", 10, "right"), Column("model", 18, rank=1))
     KEYS: ClassVar[Keys] = (
@@ -61,6 +64,7 @@ class SessionsScreen(Listing):
         super().__init__()
         self._store, self._here = store, here
         self._deleted: int | None = None
+        self._days: dict[str, str] = {}  # the part of the list that each number belongs to
 
     def detail(self) -> ComposeResult:
         with VerticalScroll(id="sheet-detail", can_focus=False):
@@ -73,10 +77,15 @@ class SessionsScreen(Listing):
     def resized(self) -> None:
         self.query_one("#sheet-detail").display = self.size.width >= WIDE
 
+    def empty(self) -> str:
+        return self.NOT_FOUND if self.filter.value else self.EMPTY
+
     def matching(self, text: str) -> list[Row]:
-        """The store has searched already."""
-        del text
-        return self.rows
+        """Return all rows, because the store has searched already: under their days if all are listed."""
+        if text:
+            return self.rows
+        days = groupby(self.rows, key=lambda row: self._days.get(row.id, ""))
+        return [row for day, rows in days for row in (heading(day), *rows)]
 
     def filter_changed(self, _text: str) -> None:
         self.read(SEARCH_SECONDS)
@@ -92,6 +101,7 @@ class SessionsScreen(Listing):
             self.say(str(error), "error")
             return
         if self.is_open:
+            self._days = {str(one.id): day_of(one.updated) for one in found}
             self.show_rows([self._row(one, models.get(one.id, ())) for one in found])
 
     def _row(self, one: "Conversation", models: Sequence[str]) -> Row:
@@ -110,8 +120,11 @@ class SessionsScreen(Listing):
             self.say(str(error), "error")
             return
         if self.is_open:
-            self.query_one("#sheet-preview", Static).update(last_lines(branch))
-            self.query_one("#sheet-detail", VerticalScroll).scroll_end(animate=False)
+            preview = self.query_one("#sheet-preview", Static)
+            words = self.filter.value.casefold().split()
+            preview.update(last_lines(branch, max(preview.size.width, 20), words))
+            detail = self.query_one("#sheet-detail", VerticalScroll)
+            detail.scroll_home(animate=False) if words else detail.scroll_end(animate=False)
 
     def chosen(self, row: Row) -> None:
         self.dismiss(None if int(row.id) == self._here else f"/open {row.id}")
@@ -187,18 +200,34 @@ def copied(store: "Store", number: int) -> int:
     return copy
 
 
-def last_lines(branch: "list[Node]") -> Content:
-    """The end of a conversation: who said what, the last lines of each message."""
+def day_of(seconds: float, now: datetime | None = None) -> str:
+    """Return the part of a list that a conversation of this time belongs to."""
+    days = ((now or datetime.now()).date() - datetime.fromtimestamp(seconds).date()).days
+    return "Today" if days <= 0 else "Yesterday" if days == 1 else "This week" if days < 7 else "Earlier"
+
+
+def last_lines(branch: "list[Node]", width: int = 80, words: Sequence[str] = ()) -> Content:
+    """Return the last lines of the last messages, or those messages and lines that have one of `words`."""
     parts: list[Content] = []
-    for node in branch[-LAST_MESSAGES:]:
+    nodes = [node for node in branch if _first_hit(node.text.splitlines(), words) is not None] or branch
+    for node in nodes[-LAST_MESSAGES:]:
         asked = node.role == "user"
         lines = [cut_line(line) for line in node.text.strip().splitlines()]
-        shown = lines[:LAST_LINES] if asked else lines[-LAST_LINES:]
-        text = "\n".join(f"▌ {line}" if asked else line for line in shown)
+        hit = _first_hit(lines, words)
+        begin = max(hit - 1, 0) if hit is not None else 0 if asked else max(len(lines) - LAST_LINES, 0)
+        shown = lines[begin : begin + LAST_LINES]
+        rows = [row for line in shown for row in wrap(line, max(width - 2, 1))]
+        text = "\n".join(f"▌ {row}" if asked else row for row in rows)
         if node.state == "cancelled":
             text += " (stopped)"
         parts.append(Content.styled(text, "bold $user-bar" if asked else "$foreground"))
     return Content("\n\n").join(parts) if parts else Content.styled("nothing was said yet", "$text-muted")
+
+
+def _first_hit(lines: Sequence[str], words: Sequence[str]) -> int | None:
+    """Return the first of `lines` that has one of `words`."""
+    folded = [line.casefold() for line in lines]
+    return next((place for place, line in enumerate(folded) if any(word in line for word in words)), None)
 
 
 def cut_line(line: str) -> str:

@@ -12,7 +12,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from ..text.report import Report
-from .listing import CSS, drawn, key_line
+from ..widgets.hints import hint_line
+from .listing import CSS, drawn
 
 
 class Sheet(ModalScreen[str | None]):
@@ -37,7 +38,7 @@ class Sheet(ModalScreen[str | None]):
                 yield Static(Content.styled(self.HEADING, "bold"), id="sheet-title")
             with VerticalScroll(id="sheet-text"):
                 yield Static(id="sheet-report")
-            yield Static(key_line((("↑↓ pgup pgdn", "scroll"), ("esc", "close"))), id="sheet-keys")
+            yield Static(hint_line((("↑↓ pgup pgdn", "scroll"), ("esc", "close"))), id="sheet-keys")
 
     def on_resize(self, _: events.Resize) -> None:
         self.draw()

@@ -18,7 +18,9 @@ from ...core.errors import UsageError
 from ..text.sanitise import printable
 from ..user.settings import save
 from ..user.themes import Shelf
-from .listing import CSS, key_line
+from ..widgets.choices import Choices
+from ..widgets.hints import hint_line
+from .listing import CSS
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -32,9 +34,9 @@ SAMPLE = (
     ("It takes n log n steps.", "$foreground"),
     ("  def merge(a, b): ...          copy ", "on $code-bg"),
     ("● 23.4 tok/s ▁▃▅▆▆▅▆▆", "$tok-fast"),
-    ("ctx ▓▓░░░░ 31 %", "$gauge-ok"),
-    ("ctx ▓▓▓▓▓░ 84 %", "$gauge-warn"),
-    ("ctx ▓▓▓▓▓▓ 97 %", "$gauge-hot"),
+    ("ctx ━━╌╌╌╌ 31 %", "$gauge-ok"),
+    ("ctx ━━━━━╌ 84 %", "$gauge-warn"),
+    ("ctx ━━━━━━ 97 %", "$gauge-hot"),
 )
 
 
@@ -54,13 +56,13 @@ class ThemeScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="theme-panel"):
             yield Static("Themes", id="theme-title")
-            yield OptionList(id="sheet-list", compact=True)
+            yield Choices(id="sheet-list", compact=True)
             sample = Content("\n").join(Content.styled(text, style) for text, style in SAMPLE)
             yield Static(id="theme-description")
             yield Static(sample, id="theme-sample")
             yield Static(id="theme-problems")
             yield Static(id="theme-space")
-            yield Static(key_line((("↑↓", "try"), ("enter", "keep"), ("esc", "revert"))), id="sheet-keys")
+            yield Static(hint_line((("↑↓", "try"), ("enter", "keep"), ("esc", "revert"))), id="sheet-keys")
 
     def on_mount(self) -> None:
         self._before = self.app.theme

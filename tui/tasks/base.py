@@ -21,6 +21,7 @@ from .words import words
 if TYPE_CHECKING:
     from ...core import Store
     from ...core.hub.library import Locations
+    from .variants import Variant
 
 Result = TypeVar("Result")
 
@@ -148,10 +149,17 @@ class EngineTask(Task, Generic[Result]):
         """Say the result in words."""
         raise NotImplementedError
 
-    def report_after(self, result: Result, earlier: Sequence[Result]) -> Report:
-        """Say the result, beside `earlier` ones of the same task in this chat."""
-        del earlier
+    def report_after(
+        self, result: Result, earlier: Sequence[Result], known: Sequence["Variant"] = ()
+    ) -> Report:
+        """Say the result, beside `earlier` ones of the same task in this chat and `known` other models."""
+        del earlier, known
         return self.report(result)
+
+    def compares(self, args: argparse.Namespace) -> bool:
+        """Whether the result is shown beside the models that were measured before."""
+        del args
+        return False
 
     def running(self, events: Events) -> Report:
         """Say how far the job is."""
@@ -169,6 +177,7 @@ class EngineTask(Task, Generic[Result]):
         *,
         as_json: bool = False,
         earlier: Sequence[Mapping[str, Any]] = (),
+        known: Sequence["Variant"] = (),
     ) -> Report:
         """Return what both doors show: how far the job is, or its result once there is one."""
         if value is None:
@@ -178,7 +187,7 @@ class EngineTask(Task, Generic[Result]):
         try:
             result = decode(value, request.result)
             before = [decode(one, request.result) for one in earlier]
-            report = self.report_after(result, before)
+            report = self.report_after(result, before, known)
             return with_notices(report if request.plotted else without_plots(report), events)
         except QchatError as error:
             return Report("", (Lines((str(error),), "bad"),))

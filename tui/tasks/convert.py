@@ -23,11 +23,13 @@ from .budget import (
     target_label,
 )
 from .progress import format_seconds
+from .variants import plot_variants
 from .words import words
 
 if TYPE_CHECKING:
     from ...core.conversion.results import Check, ConversionResult
     from ...core.quant.results import AllocationSummary, PlannedClass, PlanSummary
+    from .variants import Variant
 
 GB, MB, GIB = 10**9, 10**6, 1 << 30
 # what `core.UNQUANTIZED` is, which cannot be imported here without MLX
@@ -135,6 +137,26 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
             "flags": flags(args),
         }
         return JobRequest(f"convert {source.name} to {target.name}", "convert", params, ConversionResult)
+
+    def compares(self, args: argparse.Namespace) -> bool:
+        return not args.plan
+
+    def report_after(
+        self,
+        result: "ConversionResult | PlanSummary",
+        earlier: Sequence["ConversionResult | PlanSummary"],
+        known: Sequence["Variant"] = (),
+    ) -> Report:
+        """Say the result, and plot size against quality of what was measured of the same model."""
+        from ...core.conversion.results import ConversionResult
+
+        del earlier  # of other models
+        report = self.report(result)
+        if not isinstance(result, ConversionResult):
+            return report
+        plots = plot_variants(known, result.source)
+        title = f"measured against {result.source} so far; /eval adds this one:"
+        return Report(report.title, (*report.parts, *((Lines((title,), "dim"), *plots) if plots else ())))
 
     def report(self, result: "ConversionResult | PlanSummary") -> Report:
         from ...core.quant.results import PlanSummary

@@ -12,6 +12,7 @@ from .base import Door, EngineTask, JobRequest, add_json, folder_nbytes, optiona
 
 if TYPE_CHECKING:
     from ...core.measuring.results import Evaluation, Evaluations, Interval, Score
+    from .variants import Variant
 
 GB = 10**9
 COMPARED = ("mean KL", "95 %", "99 % KL", "top-1")
@@ -84,12 +85,21 @@ class Eval(EngineTask["Evaluations"]):
     def report(self, result: "Evaluations") -> Report:
         return self.report_after(result, ())
 
-    def report_after(self, result: "Evaluations", earlier: Sequence["Evaluations"]) -> Report:
+    def compares(self, args: argparse.Namespace) -> bool:
+        """Return whether the text is the one that other models were measured with."""
+        return bool(args.reference) and args.plot and args.data is None and args.context is None
+
+    def report_after(
+        self,
+        result: "Evaluations",
+        earlier: Sequence["Evaluations"],
+        known: Sequence["Variant"] = (),
+    ) -> Report:
         """Say the figures, and plot size against quality of all models that were measured alike."""
         told = [_one_model(result.rows[0])] if len(result.rows) == 1 else [_models(result), _kinds(result)]
         measured = [row for one in (*earlier, result) for row in one.rows]
         parts = [part for parts in told for part in parts]
-        return Report("", (*parts, *_flips(result.rows), *size_against_quality(measured)))
+        return Report("", (*parts, *_flips(result.rows), *size_against_quality(measured, known)))
 
 
 def _one_model(row: "Evaluation") -> Sequence[Part]:
@@ -182,12 +192,17 @@ def _interval(ends: "Interval | None") -> str:
     return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
 
-def size_against_quality(results: Sequence["Evaluation"]) -> tuple[Part, ...]:
+def size_against_quality(
+    results: Sequence["Evaluation"], known: Sequence["Variant"] = ()
+) -> tuple[Part, ...]:
     """Plot a point for each model that was measured like the last one; a single one is not plotted."""
     last = results[-1]
     compared = last.reference is not None
     like = [one for one in results if (one.reference, one.context) == (last.reference, last.context)]
     places = {one.model: (one.nbytes, _figure(one.overall, compared=compared)) for one in like}
+    for variant in known:
+        if compared and variant.reference == last.reference:
+            places.setdefault(variant.folder, (variant.nbytes, variant.kl_mean))
     if last.reference is not None:
         places.setdefault(last.reference, (folder_nbytes(Path(last.reference)), 0.0))
     points = [Point(nbytes / GB, value, Path(model).name) for model, (nbytes, value) in places.items()]

@@ -4,14 +4,15 @@ One function makes the rows of all lists of models: the report's and the picker'
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...core.errors import UsageError
+from ...core.errors import QchatError, UsageError
 from ..text.report import Lines, Report, Table
 from ..user.paths import measurements_file
-from .base import Door, LocalTask, Outcome, add_json
+from .base import Door, EngineTask, LocalTask, Outcome, add_json
+from .variants import Variant
 
 if TYPE_CHECKING:
     from ...core.hub.catalog import Fit, PublishedModel
@@ -95,6 +96,28 @@ def measured(models: "list[LocalModel]") -> dict[str, dict[str, Any]]:
     return {str(model.path): kept.find(model.path) for model in models if model.problem is None}
 
 
+def measured_variants(places: "Locations") -> list[Variant]:
+    """Return those measured with qchat's own text. Raises ModelError."""
+    from ...core.hub import library
+
+    models = library.list_models(places)
+    figures = measured(models)
+    found = [(model, figures.get(str(model.path), {})) for model in models]
+    return [
+        Variant(str(model.path), model.name, model.nbytes, float(known["kl_mean"]), str(known["reference"]))
+        for model, known in found
+        if known.get("kl_mean") is not None and known.get("reference")
+    ]
+
+
+def known_variants(task: EngineTask, args: argparse.Namespace, door: Door) -> Sequence[Variant]:
+    """Return the models that a task's result is shown beside; none where they cannot be read."""
+    try:
+        return measured_variants(door.places) if task.compares(args) else ()
+    except QchatError:
+        return ()
+
+
 def local_row(model: "LocalModel", figures: Mapping[str, Any], *, loaded: bool = False) -> ModelRow:
     """Return the row of a model on this machine."""
     fit = model.fit
@@ -126,6 +149,11 @@ def published_row(model: "PublishedModel") -> ModelRow:
         format_figure(fit.context if fit.fits else model.context, ","),
     )
     return ModelRow(model.id, cells, room_of(fit), "published")
+
+
+def short_name(id: str) -> str:
+    """Return a published model's name without its owner and the ending that all have."""
+    return id.rpartition("/")[2].removesuffix("-mlx")
 
 
 def format_figure(value: float | None, form: str) -> str:

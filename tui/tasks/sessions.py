@@ -88,7 +88,7 @@ def _list(store: "Store", args: argparse.Namespace, door: Door) -> Outcome:
     if not found:
         return Outcome(Report(""), ["there are no conversations yet"], value)
     rows = [row(one, models.get(one.id, ()), here=door.conversation) for one in found]
-    return Outcome(Report("Conversations", (Table(COLUMNS, rows, "<><<<"),)), value=value)
+    return Outcome(Report("Conversations", (Table(COLUMNS, rows, "<><<<", named=False),)), value=value)
 
 
 def row(one: "Conversation", models: Sequence[str], *, here: int | None) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def _search(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:
         (str(hit.conversation), SPEAKERS[hit.role] if hit.role else "title", f"{hit.title}: {hit.snippet}")
         for hit in hits
     ]
-    return Outcome(Report("", (Table(("id", "where", "what"), rows, "><<"),)), value=value)
+    return Outcome(Report("", (Table(("id", "where", "what"), rows, "><<", named=False),)), value=value)
 
 
 def _show(store: "Store", args: argparse.Namespace, _: Door) -> Outcome:

@@ -7,6 +7,7 @@ in an ellipsis. Refuses nothing: figures that are no finite numbers are drawn as
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 from .diff import Diff, diff_lines, diff_words
@@ -14,11 +15,12 @@ from .sanitise import cells, cut, fit, printable, wrap
 from .trend import Trend, trend_lines, trend_words
 
 Style = Literal["", "title", "dim", "accent", "good", "warn", "bad", "bar"]
+Mood = Literal["", "running", "failed"]
 Line = list[tuple[str, str]]
 GAP = 2
 MIN_COLUMN = 4
 BAR_CELLS = 30
-PLOT_ROWS = 10
+PLOT_ROWS, LOW_PLOT_ROWS = 10, 5  # with two points there is little to see
 CURVE_ROWS = 8
 UNLIMITED = 1 << 20  # cells
 # what our own words hold that a plain terminal may not show, as wide as that
@@ -30,11 +32,15 @@ MAX_COORDINATE = 1e300
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; `align` has `<` or `>` for each column, all left if it is empty."""
+    """Rows under a header; `align` has `<` or `>` for each column, all left if it is empty.
+
+    Read aloud, a row has the names of its columns if it is `named`; words that explain themselves need none.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     align: str = ""
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,18 +123,25 @@ Part = Table | Bars | Spark | Plot | Curve | Trend | Diff | Gauge | Lines | Mark
 
 @dataclass(frozen=True)
 class Report:
-    """The output of a command: a title and parts."""
+    """The output of a command: a title, parts, a `note` on its state, and whether that is good or bad."""
 
     title: str
     parts: Sequence[Part] = field(default_factory=tuple)
+    note: str = ""
+    mood: Mood = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with the note."""
+        return " · ".join(part for part in (self.title, self.note) if part)
 
 
 def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]:
     """Draw `report` as lines of (style, text), at most `width` cells wide, in ASCII without `unicode`."""
     width = max(width, 1)
     lines: list[Line] = []
-    if report.title:
-        lines.append([("title", _one_line(report.title))])
+    if report.heading:
+        lines.append([("title", _one_line(report.heading))])
     for part in report.parts:
         lines += _part_lines(part, width, _Glyphs.of(unicode))
     lines = [_fit(line, width) for line in lines]
@@ -137,7 +150,7 @@ def report_lines(report: Report, width: int, unicode: bool = True) -> list[Line]
 
 def report_text(report: Report) -> str:
     """Return `report` in words, for files and screen readers: a row is a sentence, and nothing is drawn."""
-    lines = [report.title] if report.title else []
+    lines = [report.heading] if report.heading else []
     for part in report.parts:
         lines += _spoken(part)
     return "\n".join(printable(line) for line in lines)
@@ -153,7 +166,7 @@ def report_plain(report: Report, unicode: bool = True) -> str:
 class _Glyphs:
     full: str
     empty: str
-    eighths: str  # partial blocks from thin to thick
+    half: str
     levels: str  # columns from low to high
     vertical: str
     corner: str
@@ -162,7 +175,7 @@ class _Glyphs:
     @classmethod
     def of(cls, unicode: bool) -> "_Glyphs":
         if unicode:
-            return cls("█", "░", "▏▎▍▌▋▊▉", "▁▂▃▄▅▆▇█", "│", "└", "─")
+            return cls("━", "╌", "╸", "▁▂▃▄▅▆▇█", "│", "└", "─")
         return cls("#", ".", "", "_.:-=+*#", "|", "+", "-")
 
 
@@ -173,13 +186,13 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
         case Bars():
             return _bars(part, width, glyphs)
         case Spark():
-            return [[("bar", sparkline(part.values, glyphs.levels)), ("dim", f"  {_one_line(part.label)}")]]
+            return [[("dim", sparkline(part.values, glyphs.levels)), ("dim", f"  {_one_line(part.label)}")]]
         case Plot():
             return _plot(part, width, glyphs)
         case Curve():
             return _curve(part, width, glyphs)
         case Trend():
-            return trend_lines(part, width, bool(glyphs.eighths))
+            return trend_lines(part, width, bool(glyphs.half))
         case Diff():
             return diff_lines(part, width)
         case Gauge():
@@ -277,10 +290,9 @@ def sparkline(values: Sequence[float], levels: str = "▁▂▃▄▅▆▇█")
 
 def bar(share: float, width: int, glyphs: _Glyphs) -> tuple[str, str]:
     """Return the filled and the empty part of a bar of `width` cells."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    full, rest = divmod(eighths, 8)
-    partial = glyphs.eighths[rest - 1] if rest and glyphs.eighths and full < width else ""
-    return glyphs.full * full + partial, glyphs.empty * (width - full - len(partial))
+    full, rest = divmod(round(min(max(share, 0.0), 1.0) * width * 2), 2)
+    half = glyphs.half if rest else ""
+    return glyphs.full * full + half, glyphs.empty * (width - full - len(half))
 
 
 def _bars(bars: Bars, width: int, glyphs: _Glyphs) -> list[Line]:
@@ -360,15 +372,16 @@ def _plot(plot: Plot, width: int, glyphs: _Glyphs) -> list[Line]:
     ]
     if not points:
         return []
+    rows = PLOT_ROWS if len(points) > 2 else LOW_PLOT_ROWS
     low_y, high_y = _span([p.y for p in points])
     low_x, high_x = _span([p.x for p in points])
-    ticks = {0: _figure(high_y), PLOT_ROWS - 1: _figure(low_y)}
+    ticks = {0: _figure(high_y), rows - 1: _figure(low_y)}
     margin = max(map(len, ticks.values()))
     columns = max(min(width - margin - 5 - cells(plot.x_label), 2 * BAR_CELLS), 4)
-    grid = [[" "] * columns for _ in range(PLOT_ROWS)]
+    grid = [[" "] * columns for _ in range(rows)]
     for mark, point in zip(MARKS, points, strict=False):
         x = round((point.x - low_x) / (high_x - low_x) * (columns - 1))
-        y = round((high_y - point.y) / (high_y - low_y) * (PLOT_ROWS - 1))
+        y = round((high_y - point.y) / (high_y - low_y) * (rows - 1))
         place = min((i for i in range(columns) if grid[y][i] == " "), key=lambda i: abs(i - x), default=x)
         grid[y][place] = mark
     lines: list[Line] = [[("dim", _one_line(plot.y_label))]]
@@ -404,8 +417,8 @@ def _figure(value: float) -> str:
 
 def _spoken(part: Part) -> list[str]:
     match part:
-        case Table(columns, rows):
-            return [_sentence(columns, row) for row in rows]
+        case Table():
+            return [_sentence(part, row) for row in part.rows]
         case Bars(rows):
             return [f"{row.label}: {row.text or _figure(row.value)}" for row in rows]
         case Spark(values, label):
@@ -428,6 +441,8 @@ def _spoken(part: Part) -> list[str]:
             return source.split("\n")
 
 
-def _sentence(columns: Sequence[str], row: Sequence[str]) -> str:
-    named = zip(columns, row, strict=False)
+def _sentence(table: Table, row: Sequence[str]) -> str:
+    """Return a row as a sentence, with the names of its columns if the table wants them."""
+    names = table.columns if table.named else ()
+    named = zip_longest(names, row, fillvalue="")
     return ", ".join(f"{name} {cell}".strip() for name, cell in named if cell)

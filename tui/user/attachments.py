@@ -5,8 +5,9 @@ Refuses, in one sentence, what is not a text file, too large or unreadable. Open
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ...core.errors import UsageError
@@ -16,6 +17,10 @@ MAX_ALL_NBYTES = 4 << 20
 MAX_SUGGESTIONS = 200
 # an @ that begins a word, then a path, quoted where it has spaces
 _MENTION = re.compile(r"""(?<!\S)@(?:"([^"\n]+)"|(\S+))""")
+# what stands before a file's content in a message, as `with_files` appends it, but for the fence
+_HEAD = re.compile(r"\n\n([^\n]+):\Z")
+MAX_SEARCHED = 5_000  # entries of folders, for a name that begins no path
+SKIPPED = ("node_modules", "__pycache__", "build", "dist", "target")
 _TRAILING = ".,;:!?)]}'"
 
 
@@ -75,7 +80,64 @@ def complete(prefix: str, folder: Path) -> list[str]:
             )
     except (OSError, ValueError, RuntimeError):
         return []
-    return [start + name for name in names[:MAX_SUGGESTIONS] if name.isprintable()]
+    found = [start + name for name in names[:MAX_SUGGESTIONS] if name.isprintable()]
+    return found or (_below(tail, folder) if tail and not start else [])
+
+
+def _below(letters: str, folder: Path) -> list[str]:
+    """Return files below `folder` whose path has `letters` in this order, the shortest first."""
+    wanted = re.compile(".*?".join(map(re.escape, letters)), re.IGNORECASE)
+    found: list[str] = []
+    for path in islice(_walk(folder), MAX_SEARCHED):
+        relative = path.relative_to(folder).as_posix()
+        if wanted.search(relative) and relative.isprintable():
+            found.append(relative)
+    return sorted(found, key=lambda one: (len(one), one))[:MAX_SUGGESTIONS]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [one for one in sorted(folders) if not one.startswith(".") and one not in SKIPPED]
+        yield from (Path(place, one) for one in sorted(files) if not one.startswith("."))
+
+
+def missing(text: str, folder: Path) -> list[str]:
+    """Return the words behind an @ in `text` that name no file or folder, each once."""
+    words = (match[1] or match[2] for match in _MENTION.finditer(text))
+    return list(dict.fromkeys(word.rstrip(_TRAILING) for word in words if not _existing(word, folder)))
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A file in a message that was sent: its name, and how long it is."""
+
+    name: str
+    lines: int
+    characters: int
+
+
+def split_attached(message: str) -> tuple[str, list[Attached]]:
+    """Return what was typed of a message, and the files that follow it."""
+    text, found = message.rstrip("\n"), []
+    while (last := _last_file(text)) is not None:
+        text, file = last
+        found.insert(0, file)
+    return (text, found) if found else (message, [])
+
+
+def _last_file(text: str) -> tuple[str, Attached] | None:
+    """Return the file at the end of `text`, and what is before it; its fence is longer than any inside."""
+    end = text.rfind("\n")
+    fence = text[end + 1 :]
+    begin = text.rfind(f"\n{fence}", 0, max(end, 0))
+    if len(fence) < 3 or set(fence) != {"`"} or begin < 0:
+        return None
+    opening, _, body = text[begin + 1 : end].partition("\n")
+    line = text.rfind("\n", 0, begin)
+    head = _HEAD.match(text[max(line - 1, 0) : begin])
+    if head is None or "`" in opening.removeprefix(fence):
+        return None
+    return text[: line - 1], Attached(head[1], body.count("\n") + 1, len(body))
 
 
 def _existing(path: str, folder: Path) -> str:

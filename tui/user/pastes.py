@@ -18,7 +18,7 @@ class Pastes:
 
     def fold(self, text: str, lines: int = FOLD_LINES, characters: int = FOLD_CHARACTERS) -> str:
         """Return `text`, or a marker for it if it is longer than `lines` or `characters`."""
-        count = text.count("\n") + 1
+        count = text.count("\n") + (not text.endswith("\n"))
         if count <= lines and len(text) <= characters:
             return text
         size = f"{count:,} lines" if count > lines else f"{len(text):,} characters"

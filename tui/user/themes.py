@@ -33,6 +33,8 @@ EXTRA = {
     "user-bar": "primary",
     "think-fg": "secondary",
     "code-bg": "surface",
+    "key-bg": "panel",
+    "question-bg": "surface",
     "gauge-ok": "success",
     "gauge-warn": "warning",
     "gauge-hot": "error",
@@ -159,7 +161,10 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
 
 def _theme(name: str, header: Mapping[str, Any], colours: Mapping[str, str]) -> Theme:
     base: dict[str, Any] = {part: colours[part] for part in BASE if part in colours}
-    variables = {extra: colours.get(stand_in, colours["foreground"]) for extra, stand_in in EXTRA.items()}
+    variables = {
+        extra: colours.get(stand_in, colours["background" if extra.endswith("-bg") else "foreground"])
+        for extra, stand_in in EXTRA.items()
+    }
     variables |= {part: colour for part, colour in colours.items() if part not in BASE}
     dark, ansi = header.get("dark", True), header.get("ansi", False)
     if ansi:  # Textual's own style sheets name variables that only its two ansi themes have

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from ..text.sanitise import cells, cut, fit, printable
+from .choices import Choices
 
 MOST_CANDIDATES = 100
 COLUMN, WIDEST = 36, 98
@@ -27,7 +27,7 @@ class Candidate:
     ready: bool = False
 
 
-class Completion(OptionList, can_focus=False):
+class Completion(Choices, can_focus=False):
     """A list that is open while it has candidates; the prompt handles the keys and moves the highlight."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Completion(OptionList, can_focus=False):
 
     def _drawn(self) -> list[Option]:
         column = min(COLUMN, max((cells(candidate.shown) for candidate in self.candidates), default=0))
-        width = min(WIDEST, self.app.size.width - 4)
+        width = min(WIDEST, self.app.size.width - 6)
         return [Option(_row(candidate, column, width)) for candidate in self.candidates]
 
 

@@ -43,4 +43,4 @@ class Header(Line):
         if len(self._branches) < 2:
             return ""
         place = next((n for n, branch in enumerate(self._branches, 1) if branch.current), 1)
-        return f"⌥ {place}/{len(self._branches)}"
+        return f"branch {place}/{len(self._branches)}"

@@ -7,6 +7,7 @@ from textual import events
 from textual.timer import Timer
 
 from ..text.output import printable
+from .hints import GAP
 from .line import Line, Piece, piece
 
 MOST_KEYS = 6
@@ -18,7 +19,7 @@ class Keybar(Line):
     """Shows keys with their labels; `say` covers them for a few seconds."""
 
     PREFIX = "keybar"
-    GAP = 3
+    GAP = GAP
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "keybar--key",
         "keybar--info",

@@ -19,6 +19,8 @@ from ..user.pastes import Pastes
 from .completion import Candidate, Completion
 
 PLACEHOLDER = "Ask something. / lists commands, @ attaches a file"
+ANSWERING = "Answering: enter queues a message"
+SEARCHING = "Search earlier prompts"
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,17 @@ class Prompt(TextArea):
         self.searching = False
         self.busy = False
         self.held = False
+        self.answering = False
         self._keymap, self._prompts, self._popup, self._sources = keymap, history, popup, sources
         self._place: int | None = None
         self._draft = self._recalled = ""
         self._quiet = False
 
     # --- requests of the screen ---
+
+    def show_placeholder(self) -> None:
+        """Say what typing does now."""
+        self.placeholder = SEARCHING if self.searching else ANSWERING if self.answering else PLACEHOLDER
 
     @property
     def full_text(self) -> str:
@@ -274,11 +281,13 @@ class Prompt(TextArea):
             self._popup.move(1)
             return
         self._draft, self.searching = self.full_text, True
+        self.show_placeholder()
         self.post_message(self.ModeChanged())
         self.update_suggestion()
 
     def _end_search(self, text: str) -> None:
         self.searching = False
+        self.show_placeholder()
         self.put(text)
         self.post_message(self.ModeChanged())
 

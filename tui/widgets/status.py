@@ -3,6 +3,7 @@
 It paints four times a second while something runs, and not at all otherwise.
 """
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -49,6 +50,8 @@ class Status(Line):
         self.has_model = False
         self.lent: Lent | None = None
         self.schema = ""  # of answers, as the row names it
+        # the panes in sight, to which this row leaves their figures
+        self.beside: Callable[[], Collection[str]] = tuple
         self.painted = 0
 
     def on_mount(self) -> None:
@@ -105,7 +108,9 @@ class Status(Line):
             return []
         if self.lent is not None and self._phase == "idle":
             return []
-        gauges = [_context(facts, self.size.width), _memory(facts)]
+        beside = self.beside()
+        gauges = [] if "context" in beside else [_context(facts, self.size.width)]
+        gauges += [] if "memory" in beside else [_memory(facts)]
         clock = [piece(_clock(facts.seconds), "dim", 5)] if self._phase in ("thinking", "answering") else []
         return [*gauges, *clock]
 
@@ -122,9 +127,12 @@ class Status(Line):
         return pieces
 
     def _writing(self, facts: "Facts") -> list[Piece]:
-        speed = f"{format_speed(facts.tokens_per_s)} tok/s" if facts.tokens_per_s else facts.phase
+        alone = "speed" not in self.beside()
+        known = facts.tokens_per_s and alone
+        speed = f"{format_speed(facts.tokens_per_s)} tok/s" if known else facts.phase
         pieces = [Piece((("mark", "● "), ("speed", speed)))]
-        pieces.append(piece(_spark(facts.history_of_speed), "spark", 6))
+        if alone:
+            pieces.append(piece(_spark(facts.history_of_speed), "spark", 6))
         if facts.thought_tokens:
             pieces.append(Piece((("dim", "think "), ("", _n(facts.thought_tokens))), 4))
         if facts.answer_tokens:
@@ -135,7 +143,7 @@ class Status(Line):
         if facts.draft_gain and facts.draft_cost:
             gain, cost = ("", f"×{facts.draft_gain:.2f}"), ("", f"×{facts.draft_cost:.2f}")
             pieces.append(Piece((("dim", "gain "), gain, ("dim", " cost "), cost), 9))
-        if facts.bandwidth_share:
+        if facts.bandwidth_share and alone:
             pieces.append(Piece((("dim", "bw "), ("", f"{facts.bandwidth_share:.0%}")), 8))
         return [*pieces, *_background(facts)]
 
@@ -144,11 +152,11 @@ class Status(Line):
             return _waiting(self.lent)
         if _is_hot(facts, self._phase):
             share = facts.context_tokens / facts.context_limit
-            said = "/compact or /new: the oldest turns will NOT be dropped silently"
-            return [piece(f"▲ ctx {share:.0%}", "hot"), piece(said, "", 1)]
+            said = "/compact summarises · /new starts over · nothing is dropped silently"
+            return [piece(f"▲ context {share:.0%} full", "hot"), piece(said, "", 1)]
         if not self.has_model:
             return [piece("○ no model", "mark"), piece("f2 or /load chooses one", "dim", 1)]
-        pieces = [piece("○ ready", "mark"), *self._form(2)]
+        pieces = [piece("○ ready", "ok"), *self._form(2)]
         last = facts.last.performance if facts.last else None
         if last and last.decode_tokens_per_s:
             speed, first = format_speed(last.decode_tokens_per_s), last.seconds_to_first_token
@@ -192,7 +200,7 @@ def _level(share: float) -> str:
 
 def _bar(share: float, style: str, rank: int) -> Piece:
     full = min(GAUGE_CELLS, max(0, round(share * GAUGE_CELLS)))
-    return Piece(((style, "▓" * full), ("track", "░" * (GAUGE_CELLS - full))), rank)
+    return Piece(((style, "━" * full), ("track", "╌" * (GAUGE_CELLS - full))), rank)
 
 
 def _context(facts: "Facts", width: int) -> Piece:

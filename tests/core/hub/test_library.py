@@ -245,6 +245,22 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch: pytest.MonkeyPatch):
     assert big.summary == "does not fit: needs 22.4 GB of memory, 16.0 GB are available"
 
 
+def test_the_most_useful_model_is_the_largest_with_room_for_a_long_conversation(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(catalog, "model_limit_nbytes", lambda: 24 * 10**9)
+    ranked = catalog.rank_models(PUBLISHED)
+    assert [one.id.rpartition("/")[2] for one in ranked[:2]] == [
+        "Qwen3.6-35B-A3B-UD-Q3_K_XL-mlx",
+        "Qwen3.6-27B-UD-Q2_K_XL-mlx",
+    ]
+    fitting = [one.fit.fits for one in ranked]
+    assert fitting == sorted(fitting, reverse=True)
+    assert [one.nbytes for one in ranked if not one.fit.fits] == sorted(
+        one.nbytes for one in PUBLISHED if not one.fit.fits
+    )
+
+
 @pytest.mark.skipif(not CONFIGS.exists(), reason="the published configs are not here")
 def test_published_sizes_are_what_the_recipes_give():
     for family in catalog.FAMILIES:

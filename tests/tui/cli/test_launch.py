@@ -1,7 +1,7 @@
 """What is decided before a chat begins, and what is left on the terminal after it."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,3 +141,15 @@ def test_the_window_is_given_back_however_the_app_ends(
         launch._run_app(lambda _: ShownApp().chat, Settings(), Keymap(), History(), begin)
     assert written[-1] == "\x1b]9;4;3;0\a"
     assert terminal.getvalue().startswith("\x1b]9;4;0;0\a\x1b]0;\a\x1b[23;0t")
+
+
+def test_a_chat_begins_where_nothing_can_be_saved_unless_a_stored_one_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    with ExitStack() as stack:
+        store, said = launch._opened(launch.Launch(Settings()), stack)
+        assert store is None and said.startswith("conversations are not saved in this run: the folder")
+        with pytest.raises(UsageError, match="cannot be made"):
+            launch._opened(launch.Launch(Settings(), session="latest"), stack)

@@ -248,9 +248,9 @@ def test_retry_passes_settings_for_one_reply(tmp_path):
         ("/retry temp", "wanted SETTING=VALUE"),
         ("/retry temprature=1", "did you mean temperature"),
         ("/retry theme=dark", "is not a setting of replies"),
-        ("/edit 5 new", "the question is 5, wanted a whole number from 1 to 1"),
+        ("/edit 5 new", "there is no question 5: this conversation has 1"),
         ("/edit x", "wanted its number: /edit [N] [TEXT]"),
-        ("/fork 2", "wanted a whole number from 1 to 1"),
+        ("/fork 2", "there is no question 2: this conversation has 1"),
         ("/switch 99", "there is no reply 99"),
         ("/switch x", "wanted a whole number"),
         ("/think maybe", "wanted one of on, off"),
@@ -283,7 +283,7 @@ def test_retry_passes_settings_for_one_reply(tmp_path):
         ("/rename", "say the new title: /rename TITLE"),
         ("/sessions 1", "not kept"),
         ("/export a.md", "not kept"),
-        ("/compact", "nothing to summarise: 1 turns"),
+        ("/compact", "nothing to summarise: 1 turn,"),
         ("/compact -1", "wanted a whole number from 0"),
         ("/compare a", "say which two models"),
         ("/convert", "say which model to convert: /convert MODEL"),
@@ -322,7 +322,7 @@ def test_edit_asks_anew_with_text_or_with_the_editor(tmp_path):
     asked = [(one["turn"], one["text"]) for one in stage.fake.asked("edit")]
     assert asked == [(1, "And of Italy?"), (1, "And of Spain?")]
     assert front.all("edit_text")[0] == "And of Italy?"
-    assert "question 1 stays as it is" in front.said
+    assert "nothing changed" in front.said
 
 
 def test_undo_returns_the_question_to_the_prompt(tmp_path):
@@ -372,7 +372,7 @@ def test_compact_goes_on_from_a_summary_and_keeps_the_last_turns(tmp_path):
     assert turns[0][0].endswith("Capitals were named.")
     assert turns[1:] == [("And of Spain?", "Madrid.")]
     assert state.title == f"{CAPITALS[0]} (summary)"
-    assert "2 turns became a summary, 1 were kept" in front.said and "/sessions" in front.said
+    assert "summarised 2 turns, kept 1" in front.said and "/sessions" in front.said
 
 
 def test_a_summary_that_was_not_finished_changes_nothing(tmp_path):
@@ -407,7 +407,7 @@ def test_compact_in_a_full_context_reads_fewer_turns_and_keeps_the_others(tmp_pa
     turns = [(turn.question, turn.answer) for turn in seen[0].turns]
     assert turns[0][0].endswith("France was asked for.")
     assert turns[1:] == [(CAPITALS[1], "Berlin."), ("And of Spain?", "Madrid.")]
-    assert "1 turns became a summary, 2 were kept" in front.said
+    assert "summarised 1 turn, kept 2" in front.said
 
 
 def test_a_summary_reads_as_many_turns_as_leave_it_room():

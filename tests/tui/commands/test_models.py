@@ -15,7 +15,7 @@ from tests.run_async import run_async
 from tests.tui.running_app import PLAY_SECONDS, Running, running
 
 ID = "me/tiny"
-PROGRESS = re.compile(r"█.* \d+%  0\.\d\d of 0\.\d\d GB")
+PROGRESS = re.compile(r"━.* \d+%  0\.\d\d of 0\.\d\d GB")
 
 
 @pytest.fixture

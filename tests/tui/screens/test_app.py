@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from textual import events
+from textual.widgets import OptionList
 
 from qchat.core import Store
 from qchat.tui.commands import COMMANDS
@@ -336,10 +337,24 @@ def test_the_palette_runs_the_same_commands(tmp_path: Path):
         await it.pilot.press("ctrl+p")
         await it.until(lambda: it.app.screen is not it.screen)
         await it.pilot.press(*"think")
-        await it.until(lambda: it.app.screen.query("CommandList").first().option_count)  # type: ignore[attr-defined]
+        await it.until(lambda: it.app.screen.query_one(OptionList).option_count)
         await it.pilot.press("enter")
         await it.until(lambda: it.said)
         assert "thinking" in it.said[0][1]
+
+
+def test_the_palette_lists_themes_and_settings_and_begins_what_needs_a_value(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.pilot.press("ctrl+p")
+        await it.until(lambda: it.app.screen is not it.screen)
+        await it.pilot.press(*"theme: day", "enter")
+        await it.until(lambda: it.app.theme == "day" and it.app.screen is it.screen)
+        await it.pilot.press("ctrl+p")
+        await it.until(lambda: it.app.screen is not it.screen)
+        await it.pilot.press(*"temperature", "enter")
+        await it.until(lambda: it.app.screen is it.screen)
+        assert it.prompt.text == "/set temperature "
 
 
 @pytest.mark.parametrize("key", ["question_mark", "f1", "ctrl+s", "f2"])
@@ -510,7 +525,7 @@ def test_the_header_counts_branches_from_one(tmp_path: Path):
         for _ in range(2):
             await it.say("/retry")
             await it.idle()
-        await it.until(lambda: "⌥ 3/3" in it.screen.header.render_line(0).text)
+        await it.until(lambda: "branch 3/3" in it.screen.header.render_line(0).text)
 
 
 def test_a_refused_message_comes_back_as_it_was_typed(tmp_path: Path, monkeypatch):

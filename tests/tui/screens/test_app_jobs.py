@@ -9,7 +9,7 @@ from qchat.core import Measurements, Store
 from qchat.tui.chat.jobs import Job
 from qchat.tui.screens.dialogs import Confirm
 from qchat.tui.user.paths import measurements_file
-from qchat.tui.widgets.transcript.blocks import Reported
+from qchat.tui.widgets.transcript.reports import Reported
 from tests.checkpoints import write_checkpoint
 from tests.tui.chat_stage import ChatStage
 from tests.tui.conversing import talk
@@ -29,9 +29,9 @@ def block(it: Running) -> Reported:
 
 
 def rows(it: Running) -> list[str]:
-    """What is on the screen of the conversation."""
+    """What is on the screen of the conversation, without the frames of cards."""
     height = it.screen.transcript.size.height
-    return [it.screen.transcript.render_line(y).text.strip() for y in range(height)]
+    return [it.screen.transcript.render_line(y).text.strip(" ╭╮│╰╯─") for y in range(height)]
 
 
 # --- failures ---
@@ -55,7 +55,7 @@ def test_a_failed_job_is_red_whole_and_without_its_progress(tmp_path: Path, size
         await it.until(lambda: any(row.startswith("✖ convert") for row in rows(it)))
         shown = " ".join(rows(it))
         assert it.chat.jobs[0].error in " ".join(shown.split())
-        assert "░" not in shown and "starting" not in shown and "25%" not in shown
+        assert "╌" not in shown and "starting" not in shown and "25%" not in shown
         lines = block(it).lines(it.screen.transcript._look)
         assert {span.style for line in lines for span in line.spans} == {"bad"}
 

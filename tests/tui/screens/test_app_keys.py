@@ -219,7 +219,7 @@ def test_the_key_bar_and_the_header_follow_commands_at_once(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", ["/about", "/think", "/hlep", "/stats", "/show system"])
+@pytest.mark.parametrize("line", ["/about", "/history", "/hlep", "/stats", "/show system"])
 def test_what_a_command_says_is_scrolled_into_sight(tmp_path: Path, line: str):
     @chatting(tmp_path, {"method": "send", "answer": "word\n\n" * 60})
     async def check(it: Running) -> None:
@@ -228,6 +228,18 @@ def test_what_a_command_says_is_scrolled_into_sight(tmp_path: Path, line: str):
         await it.until(lambda: not it.screen.transcript.follow)
         await it.say(line)
         await it.until(lambda: it.screen.transcript.follow or it.app.screen is not it.screen)
+
+
+def test_what_only_confirms_is_said_in_the_key_bar_and_leaves_a_reader_in_place(tmp_path: Path):
+    @chatting(tmp_path, {"method": "send", "answer": "word\n\n" * 60})
+    async def check(it: Running) -> None:
+        await it.ask("one")
+        await it.pilot.press("ctrl+home")
+        await it.until(lambda: not it.screen.transcript.follow)
+        notes = it.screen.transcript.notes
+        await it.say("/think off")
+        await it.until(lambda: "thinking is off, thoughts are folded" in it.keys)
+        assert not it.screen.transcript.follow and it.screen.transcript.notes == notes
 
 
 def test_what_others_say_leaves_a_reader_in_place(tmp_path: Path):

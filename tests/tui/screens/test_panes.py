@@ -88,8 +88,8 @@ def test_a_window_resized_through_all_sizes_while_a_reply_streams(tmp_path: Path
                 lambda before=before: it.chat.status.answer_tokens + it.chat.status.thought_tokens > before
             )
             wide = size[0] >= 120 and size[1] >= 16
-            narrow = not wide and size[0] >= 60 and size[1] >= 16
-            assert (shown(it)[0], shown(it)[1] > 0) == (wide, narrow)
+            due = (wide, not wide and size[0] >= 60 and size[1] >= 16)
+            await it.until(lambda due=due: (shown(it)[0], shown(it)[1] > 0) == due)
             for panes in (it.screen.panes.panel, it.screen.panes.strip):
                 assert all(len(line) == panes.size.width for line in lines_of(panes))
         assert it.phase in ("thinking", "answering")

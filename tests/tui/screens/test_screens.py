@@ -17,7 +17,7 @@ from qchat.core.quant.results import PlanSummary
 from qchat.tui.chat.turns import new_turn
 from qchat.tui.commands import COMMANDS
 from qchat.tui.screens.convert_form import BITS, ConvertForm, Cycle, plan_line, source_line
-from qchat.tui.screens.listing import Ask, Column, Listing, Row, key_line, painted, shown_columns
+from qchat.tui.screens.listing import Ask, Column, Listing, Row, painted, shown_columns
 from qchat.tui.screens.models import ModelsScreen
 from qchat.tui.screens.rewind import RewindScreen, rows_of
 from qchat.tui.screens.sessions import SessionsScreen
@@ -26,6 +26,7 @@ from qchat.tui.text.sanitise import printable
 from qchat.tui.user.keymap import ACTIONS
 from qchat.tui.user.paths import config_file, measurements_file
 from qchat.tui.user.settings import Settings
+from qchat.tui.widgets.hints import hint_line
 from tests.checkpoints import write_checkpoint
 from tests.tui.conversing import talk
 from tests.tui.fake_jobs import RESULTS_OF_JOBS
@@ -127,7 +128,8 @@ def test_the_search_looks_into_what_was_said(tmp_path: Path, store: Store):
         await it.until(lambda: [row.id for row in screen.rows] == ["1"])
         await it.pilot.press(*"xyz")
         await it.until(lambda: not screen.rows)
-        assert list_text(screen) == ["no conversation"]
+        said = " ".join(list_text(screen)[0].split())
+        assert len(list_text(screen)) == 1 and said == SessionsScreen.NOT_FOUND
         await it.pilot.press("enter")
         assert it.app.screen is screen
         await it.pilot.press("escape")
@@ -262,6 +264,22 @@ def test_models_are_listed_in_windows_of_all_sizes(tmp_path: Path, models: Path,
         drawn = "\n".join(list_text(screen))
         assert "alpha" in drawn
         assert ("41.7" in drawn) == (size[0] >= 100)
+
+
+def test_the_most_useful_model_is_marked_under_its_heading_and_the_cursor_passes_headings(
+    tmp_path: Path, models: Path
+):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        headings = [place for place, row in enumerate(screen.rows) if row.heading]
+        assert headings[0] == 0 and len(headings) == 2
+        assert [row.cells[0] for row in screen.rows].count("★") <= 1
+        assert screen.current is not None and not screen.current.heading
+        screen.options.focus()
+        await it.pilot.press("home")
+        assert screen.options.highlighted == 1
+        marked = screen.options.render_line(1)
+        assert marked.text.startswith("› ") and not screen.options.render_line(2).text.startswith("›")
 
 
 def test_typing_filters_and_enter_loads_the_first(tmp_path: Path, models: Path):
@@ -540,7 +558,7 @@ def test_what_going_back_costs_is_told_from_the_kept_states():
     ]
     snapshots = [SnapshotSummary(1, "B", tokens, 1 << 20) for tokens in (1480, 9999)]
     rows = rows_of(turns, snapshots)
-    assert [row.cells[3] for row in rows] == ["⟲ snapshot", "⟲ snapshot", "re-reads 1.0k tokens"]
+    assert [row.cells[3] for row in rows] == ["instant", "instant", "re-reads 1.0k tokens"]
     assert [row.cells[3] for row in rows_of(turns, ())][1] == "re-reads 1.5k tokens"
 
 
@@ -671,6 +689,6 @@ def test_screens_over_a_reply_do_not_hold_it_up(tmp_path: Path):
 
 @pytest.mark.parametrize("width", [30, 60, 100])
 def test_keys_without_room_go_but_the_way_out_stays(width: int):
-    line = key_line(SessionsScreen.KEYS, width)
+    line = hint_line(SessionsScreen.KEYS, width)
     assert line.cell_length <= width
     assert line.plain.endswith("esc close")

@@ -171,6 +171,8 @@ def test_a_report_in_words_draws_nothing():
             Markdown("*x*"),
         ),
     )
+    words = Table(("command", "what it does"), [("/new", "Begin"), ("/bye", "Quit")], named=False)
+    assert report_text(Report("", (words,))) == "/new, Begin\n/bye, Quit"
     assert report_text(report).split("\n") == [
         "T", "size 1 GB, code affine", "code x", "a: two", "b: 3", "speed: 1 to 3", "p: 1 GB, 2 KL",
         "50% left", "KL by size: 1 GB: 2, 2 GB: 1", "chosen: 2 GB, 1 KL", "said", "*x*",

@@ -7,7 +7,16 @@ import pytest
 
 from qchat.core.errors import UsageError
 from qchat.tui.user import attachments
-from qchat.tui.user.attachments import Attachment, attach, complete, find, read, with_files
+from qchat.tui.user.attachments import (
+    Attachment,
+    attach,
+    complete,
+    find,
+    missing,
+    read,
+    split_attached,
+    with_files,
+)
 
 
 @pytest.fixture
@@ -80,3 +89,27 @@ def test_paths_are_completed_with_folders_marked_and_hidden_ones_on_demand(folde
     assert complete(".h", folder) == [".hidden"]
     assert complete("no/where/", folder) == []
     assert f"{folder}/notes.md" in complete(f"{folder}/no", folder)
+
+
+def test_a_message_is_split_into_what_was_typed_and_its_files(tmp_path: Path):
+    (tmp_path / "a.py").write_text("x = 1\ny = 2\n")
+    (tmp_path / "b.md").write_text("```\ncode\n```\n")
+    message = attach("compare @a.py and @b.md", tmp_path)
+    typed, files = split_attached(message)
+    assert typed == "compare @a.py and @b.md"
+    assert [(one.name, one.lines, one.characters) for one in files] == [("a.py", 2, 11), ("b.md", 3, 12)]
+    assert split_attached("nothing:\n```\nx\n``` here") == ("nothing:\n```\nx\n``` here", [])
+
+
+def test_a_mention_that_names_no_file_is_found_missing(tmp_path: Path):
+    (tmp_path / "a.py").write_text("")
+    assert missing("@a.py, @b.py! mail@example.org @a.py", tmp_path) == ["b.py"]
+
+
+def test_letters_that_begin_no_path_find_files_below(tmp_path: Path):
+    (tmp_path / "src" / "deep").mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    for name in ("src/deep/sidebar.py", "src/side.py", ".git/side"):
+        (tmp_path / name).write_text("")
+    assert complete("side", tmp_path) == ["src/side.py", "src/deep/sidebar.py"]
+    assert complete("src/", tmp_path) == ["src/deep/", "src/side.py"]

@@ -37,6 +37,9 @@ PAIRS = [
     *((text, ground) for text in TEXTS for ground in ("background", "surface", "panel")),
     *((figure, ground) for figure in FIGURES for ground in ("background", "surface")),
     ("foreground", "code-bg"),
+    ("primary", "key-bg"),
+    ("foreground", "question-bg"),
+    ("text-muted", "question-bg"),
     ("block-cursor-foreground", "block-cursor-background"),
     ("block-cursor-blurred-foreground", "block-cursor-blurred-background"),
     ("input-selection-foreground", "input-selection-background"),
@@ -165,6 +168,7 @@ def test_a_users_theme_is_found_and_missing_colours_are_stood_in_for(hermetic: P
     assert look.description == "mine"
     assert look.theme.variables["user-bar"] == "#ff0000"
     assert look.theme.variables["gauge-hot"] == "white"
+    assert look.theme.variables["key-bg"] == "rgb(1, 2, 3)"
     assert look.theme.to_color_system().generate()["background"] == "#010203"
 
 

@@ -101,11 +101,11 @@ def run(check, width: int = 120) -> None:
         (Facts(phase="starting"), ["starting the engine"]),
         (
             Facts(phase="loading", done=int(6.9 * GB), total=int(11.1 * GB), seconds_left=1.94),
-            ["◔ loading", "▓▓▓▓▓▓░░░░", "6.9/11.1 GB", "1.9 s left", "you can type already"],
+            ["◔ loading", "━━━━━━╌╌╌╌", "6.9/11.1 GB", "1.9 s left", "you can type already"],
         ),
         (
             Facts(phase="reading", done=8192, total=12842, tokens_per_s=412, seconds_left=11),
-            ["◔ reading", "▓▓▓▓▓▓░░░░", "8,192/12,842 tokens", "412 tok/s", "11 s left", "esc to stop"],
+            ["◔ reading", "━━━━━━╌╌╌╌", "8,192/12,842 tokens", "412 tok/s", "11 s left", "esc to stop"],
         ),
         (
             WRITING,
@@ -126,7 +126,7 @@ def run(check, width: int = 120) -> None:
         ),
         (
             replace(WRITING, phase="idle", context_tokens=31_000),
-            ["▲ ctx 95%", "/compact or /new", "silently"],
+            ["▲ context 95% full", "/compact summarises", "silently"],
         ),
         (
             Facts(phase="dead", reason="out of memory\n"),
@@ -176,7 +176,7 @@ def test_a_gauge_turns_amber_and_then_red(share: float, style: str):
         facts = replace(WRITING, context_tokens=int(share * 10_000) + 1, context_limit=10_000)
         app.status.show(facts)
         wanted = app.status.get_component_rich_style(f"status--{style}")
-        cells = [part for part in app.status.render_line(0) if "▓" in part.text]
+        cells = [part for part in app.status.render_line(0) if "━" in part.text]
         assert [part.style for part in cells] == [wanted]
 
     run(check)
@@ -214,7 +214,7 @@ def test_the_header_names_model_title_and_branch():
         app.header.show(MODEL, replace(NO_STATE, title="Sorting", branches=branches))
         row = app.header.render_line(0).text
         assert row.startswith(" Qwen  · 2.7 bpw  · MLX")
-        assert row.rstrip().endswith("Sorting  ⌥ 2/2")
+        assert row.rstrip().endswith("Sorting  branch 2/2")
 
     run(check)
 

@@ -9,7 +9,9 @@ import pytest
 
 from qchat.core.conversation.summary import ToolCall
 from qchat.core.events import Done, FinishReason, ToolUse
+from qchat.tui.text.markdown.lines import copied
 from qchat.tui.text.report import Lines, Markdown, Report, Table
+from qchat.tui.text.sanitise import cells
 from tests.tui.transcript_stage import CODE, HOSTILE, UNICODE, long_turns, played, said, scene, state, turn
 
 # --- what is shown ---
@@ -125,6 +127,30 @@ async def test_tool_calls_are_lines_that_open():
         assert "  → again {}" in it.rows()
 
 
+def framed(row: str) -> str:
+    """What a row of a card says."""
+    return row.strip(" ╭╮│╰╯─")
+
+
+@played
+async def test_a_card_is_as_wide_as_the_text_has_a_state_and_copies_without_its_frame():
+    async with scene(width=60) as it:
+        report = Report("Speeds", (Table(("name", "tok/s"), (("a", "23"),)),), "done · 3 s")
+        it.transcript.add_report(report)
+        await it.settle()
+        top, _, last, bottom = [row.strip() for row in it.rows() if row]
+        assert top.startswith("╭─ Speeds ──") and top.endswith("── done · 3 s ─╮")
+        assert last.startswith("│ a     23") and last.endswith("│") and bottom.endswith("─╯")
+        assert len({cells(row) for row in (top, last, bottom)}) == 1
+        lines = it.transcript.blocks[0].lines(it.transcript._look)
+        assert [copied(line).rstrip() for line in lines] == [
+            "Speeds · done · 3 s",
+            "name  tok/s",
+            "a     23",
+            "",
+        ]
+
+
 @played
 async def test_notes_and_reports_stay_where_they_came_when_the_conversation_is_shown_again():
     async with scene(height=40) as it:
@@ -133,16 +159,17 @@ async def test_notes_and_reports_stay_where_they_came_when_the_conversation_is_s
         key = it.transcript.add_report(Report("Speeds", (Table(("name", "tok/s"), (("a", "23"),)),)))
         await it.show(turn(1), turn(2))
         rows = [row for row in it.rows() if row]
-        assert rows[3:7] == ["  ▲ take care", "  Speeds", "  name  tok/s", "  a     23"]
-        assert rows[7].startswith("▌ question 2")
+        assert rows[3] == "  ▲ take care"
+        assert [framed(row) for row in rows[4:7]] == ["Speeds", "name  tok/s", "a     23"]
+        assert rows[7].startswith("  ╰──") and rows[8].startswith("▌ question 2")
         it.transcript.update_report(key, Report("Speeds", (Lines(("done",)), Markdown("**bold**"))))
         await it.settle()
-        assert [row for row in it.rows() if row][4:7] == ["  Speeds", "  done", "  bold"]
+        assert [framed(row) for row in it.rows() if row][4:7] == ["Speeds", "done", "bold"]
         await it.show(turn(1), conversation=2)
         assert not any("Speeds" in row or "care" in row for row in it.rows())
         it.transcript.update_report(key, Report("Speeds", (Lines(("really done",)),)))
         await it.settle()
-        assert "  really done" in it.rows()
+        assert "really done" in map(framed, it.rows())
 
 
 @played

@@ -53,7 +53,10 @@ def _show(args: argparse.Namespace) -> None:
         values = {name: {"value": settings[name], "origin": settings.origin(name)} for name in names}
         write(sys.stdout, json.dumps(values, ensure_ascii=False, indent=2, default=str) + "\n")
     else:
-        rows = [(name, _summary(settings[name]), settings.origin(name), KEYS[name].meaning) for name in names]
+        rows = [
+            (name, _summary(settings[name]), short_origin(settings.origin(name)), KEYS[name].meaning)
+            for name in names
+        ]
         write(sys.stdout, columns([("setting", "value", "from", "meaning"), *rows]))
 
 
@@ -96,6 +99,14 @@ def _unset(args: argparse.Namespace) -> None:
     name = name if known else key_of(name, "qchat config unset").name
     if not unsave(name):
         raise UsageError(f"{config_file()} does not set {name}")
+
+
+def short_origin(origin: str) -> str:
+    """Return where a value comes from in few words: a model's file by its name, others with ~."""
+    if Path(origin).name == MODEL_FILE:
+        return f"the model's {MODEL_FILE}"
+    home = str(Path("~").expanduser())
+    return f"~{origin.removeprefix(home)}" if origin.startswith(f"{home}/") else origin
 
 
 def _path(_: argparse.Namespace) -> None:

@@ -53,6 +53,13 @@ class Panes(Widget):
     def draw(self, facts: PaneFacts, width: int, height: int) -> list[Line]:
         raise NotImplementedError
 
+    def in_sight(self) -> set[str]:
+        """Return the names of the panes that are drawn now."""
+        return self._drawn_names(self._source()) if self.display and self.size else set()
+
+    def _drawn_names(self, facts: PaneFacts) -> set[str]:
+        raise NotImplementedError
+
     def moved(self) -> None:
         """Draw what has changed, now or, if that was done just now, a little later."""
         if not self.display:
@@ -128,6 +135,9 @@ class Panel(Panes, can_focus=True):
             lines += [_framed(line, inner) for line in (*drawn, *([[]] * (rows - len(drawn))))]
         return [*lines, [("frame", f"╰{'─' * max(width - 2, 0)}╯")]] if lines else []
 
+    def _drawn_names(self, facts: PaneFacts) -> set[str]:
+        return {pane.name for pane, _ in share_rows(self.panes, facts, self.size.height)}
+
     def _title(self, pane: Pane, facts: PaneFacts, width: int, *, first: bool) -> Line:
         left, right = ("╭", "╮") if first else ("├", "┤")
         title: Line = [("frame", f"{left}─ "), ("title", pane.name.capitalize()), ("frame", " ")]
@@ -186,24 +196,34 @@ class PaneStrip(Panes):
     UPPER = ("speed", "thinking")
 
     def draw(self, facts: PaneFacts, width: int, height: int) -> list[Line]:
+        rows = [self._side_by_side(row, facts, width)[0] for row in self._rows_of(facts, height)]
+        return [row for row in rows if len(row) > 1]  # an empty row would only push the other one down
+
+    def _drawn_names(self, facts: PaneFacts) -> set[str]:
+        width, height = self.size
+        rows = [self._side_by_side(row, facts, width)[1] for row in self._rows_of(facts, height)]
+        return {name for names in rows for name in names}
+
+    def _rows_of(self, facts: PaneFacts, height: int) -> list[list[Pane]]:
         if height > 1:
             upper = [pane for pane in self.panes if pane.name in self.UPPER]
-            lower = [pane for pane in self.panes if pane.name not in self.UPPER]
-            return [self._side_by_side(row, facts, width) for row in (upper, lower)]
+            return [upper, [pane for pane in self.panes if pane.name not in self.UPPER]]
         # while the model thinks, what it thinks comes before the other figures
         first = self.UPPER if facts.status.phase == "thinking" else ()
-        ordered = sorted(self.panes, key=lambda pane: pane.name not in first)
-        return [self._side_by_side(ordered, facts, width)]
+        return [sorted(self.panes, key=lambda pane: pane.name not in first)]
 
-    def _side_by_side(self, panes: Sequence[Pane], facts: PaneFacts, width: int) -> Line:
+    def _side_by_side(self, panes: Sequence[Pane], facts: PaneFacts, width: int) -> tuple[Line, list[str]]:
+        """Return the panes that fit in one row, and their names."""
         line: Line = [("", " ")]
+        names: list[str] = []
         for pane in panes:
             gap = " " * self.GAP if len(line) > 1 else ""
             begun: Line = [*line, ("", gap), ("dim", f"{pane.name.capitalize()} ")]
             brief = pane.brief(facts, width - line_cells(begun) - 1)
             if brief and line_cells(begun) + line_cells(brief) < width:
                 line = [*begun, *brief]
-        return line
+                names.append(pane.name)
+        return line, names
 
 
 def _framed(line: Line, width: int) -> Line:

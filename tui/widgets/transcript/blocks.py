@@ -1,4 +1,4 @@
-"""The blocks of a transcript and the lines of each: questions, thoughts, answers, notes, reports.
+"""The blocks of a transcript and the lines of each: questions, thoughts, answers, notes.
 
 Knows neither widgets nor colours. Text from models and files is made printable on its way in.
 """
@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ....core.conversation.summary import Turn
+from ...text.figures import format_tokens
 from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
-from ...text.markdown.lines import lay
-from ...text.report import Markdown, Report, report_lines, report_text
+from ...text.markdown.lines import lay, styled, width_of
 from ...text.sanitise import Cleaner, cells, cut, printable
+from ...user.attachments import Attached, split_attached
 
 Thoughts = Literal["folded", "open", "live"]
 NoteKind = Literal["info", "warning", "error"]
 
+CHARACTERS_PER_TOKEN = 4  # of English and of code, roughly
 _LIVE_LINES = 3
 _FOLDED_LINES = 12
 _MARKS = {"info": "·", "warning": "▲", "error": "✖"}
@@ -24,6 +26,7 @@ _ENDINGS = {
     "cancelled": "■ stopped",
     "length": "■ the token limit cut this off",
     "full": "■ cut off",
+    "empty": "(empty answer)",
     "error": "✖ this reply failed",
 }
 
@@ -110,14 +113,15 @@ class Block:
 
 
 class Question(Block):
-    """A question in bold behind a bar, with its number, its time, and the place among its siblings."""
+    """A question in bold on a band behind a bar, with number, time, and its place among its siblings."""
 
-    margin = Span("▌ ", "bar", "")
+    margin = Span("▌ ", "bar band", "")
     foldable = True
 
     def __init__(self, turn: Turn) -> None:
         super().__init__(turn.number)
         self._text = printable(turn.question).rstrip()
+        self._typed, self._files = split_attached(self._text)
         self._created = turn.created
         self.siblings = place_of(turn)
 
@@ -135,14 +139,17 @@ class Question(Block):
         room = look.frame.width - sum(cells(span.text) for span in facts) - 2
         if room < 16:
             lines = [Line(tuple(facts)), *self._laid(look.frame.width)]
-            return self._folded(lines)
+            return _banded(self._folded(lines), look.frame.width)
         lines = self._folded(self._laid(room))
         used = sum(cells(span.text) for span in lines[0].spans)
         gap = Span(" " * (look.frame.width - used - sum(cells(span.text) for span in facts)), "", "")
-        return [Line((*lines[0].spans, gap, *facts)), *lines[1:]]
+        return _banded([Line((*lines[0].spans, gap, *facts)), *lines[1:]], look.frame.width)
 
     def _laid(self, width: int) -> list[Line]:
-        return lay([Span(self._text.expandtabs(4) or " ", "question")], width)
+        if self.opened or not self._files:
+            return lay([Span(self._text.expandtabs(4) or " ", "question")], width)
+        lines = lay([Span(self._typed.expandtabs(4) or " ", "question")], width)
+        return [*lines, *(Line((Span(cut(_chip(one), width), "button", "", "fold"),)) for one in self._files)]
 
     def _folded(self, lines: list[Line]) -> list[Line]:
         more = len(lines) - _FOLDED_LINES
@@ -159,6 +166,20 @@ class Question(Block):
         moment = time.strftime("%H:%M", time.localtime(self._created))
         label = f"#{self.turn}" if self.turn else ""
         return [*facts, Span("  ".join(part for part in (label, moment) if part), "fact", "")]
+
+
+def _chip(file: Attached) -> str:
+    tokens = format_tokens(file.characters / CHARACTERS_PER_TOKEN)
+    return f"▤ {file.name} · {file.lines:,} lines · about {tokens} tokens"
+
+
+def _banded(lines: list[Line], width: int) -> list[Line]:
+    """Return the lines on a band of `width` cells."""
+    rests = (Span(" " * max(width - width_of(line.spans), 0), "", "") for line in lines)
+    return [
+        Line(tuple(styled((*line.spans, rest), "band")), line.joint)
+        for line, rest in zip(lines, rests, strict=True)
+    ]
 
 
 class ModelChange(Block):
@@ -385,7 +406,9 @@ class Ending(Note):
     is_extra = False
 
     @classmethod
-    def of(cls, turn: int, reason: str, detail: str = "") -> "Ending | None":
+    def of(cls, turn: int, reason: str, detail: str = "", *, said: bool = True) -> "Ending | None":
+        """Return the line for a finish reason; None after a usual end, unless nothing was `said`."""
+        reason = "empty" if reason == "stop" and not said else reason
         if reason not in _ENDINGS:
             return None
         text = f"{_ENDINGS[reason]}: {detail}" if detail else _ENDINGS[reason]
@@ -393,51 +416,3 @@ class Ending(Note):
 
     def build(self, look: Look) -> list[Line]:
         return lay([Span(self._text, self._kind)], look.frame.width)
-
-
-class Reported(Block):
-    """A command's report; that of a running job is replaced again and again. A `kept` one begins folded."""
-
-    is_extra = True
-    foldable = True
-
-    def __init__(self, report: Report, turn: int = 0, kept: str = "") -> None:
-        """`kept` is the time of a report that was kept with the conversation."""
-        super().__init__(turn)
-        self._report, self._kept = report, kept
-
-    def is_open(self, _look: Look) -> bool:
-        return not self._kept if self.opened is None else self.opened
-
-    @property
-    def name(self) -> str:
-        return "report"
-
-    def replace(self, report: Report) -> None:
-        self._report = report
-        self.forget()
-
-    @property
-    def text(self) -> str:
-        return printable(report_text(self._report))
-
-    def build(self, look: Look) -> list[Line]:
-        if not self.is_open(look):
-            head = printable(" ".join(self._report.title.split())) or "report"
-            facts = f" · {self._kept}" if self._kept else ""
-            return [Line((Span(cut(f"▸ {head}{facts}", look.frame.width), "button", "", "fold"),))]
-        lines = self._drawn(Report(self._report.title), look)
-        for part in self._report.parts:
-            if isinstance(part, Markdown):
-                lines += document(printable(part.source), look.frame)
-            else:
-                lines += self._drawn(Report("", (part,)), look)
-        return lines
-
-    def _drawn(self, report: Report, look: Look) -> list[Line]:
-        rows = report_lines(report, look.frame.wide)
-        names = {"bar": "report.bar"}
-        return [
-            Line(tuple(Span(text.replace("\t", " "), names.get(name, name)) for name, text in row))
-            for row in rows
-        ]

@@ -35,6 +35,7 @@ _LOOKS = {
     "quoted": "$text-muted",
     "bar": "$user-bar",
     "question": "bold",
+    "band": "@question-bg",
     "fact": "$text-muted",
     "button": "$primary",
     "thought": "$think-fg",
@@ -43,6 +44,8 @@ _LOOKS = {
     "warning": "$warning",
     "error": "$error",
     "title": "bold $primary",
+    "card": "$border",
+    "cap": "bold $primary @key-bg",
     "dim": "$text-muted",
     "accent": "$accent",
     "good": "$gauge-ok",
@@ -55,7 +58,13 @@ _LOOKS = {
     "found.here": "bold reverse $accent",
     "selected": "$screen-selection-foreground @screen-selection-background",
 }
-_STAND_INS = {"user-bar": "primary", "think-fg": "text-muted", "code-bg": "surface"}
+_STAND_INS = {
+    "user-bar": "primary",
+    "think-fg": "text-muted",
+    "code-bg": "surface",
+    "question-bg": "surface",
+    "key-bg": "panel",
+}
 _STAND_INS |= {"gauge-ok": "success", "gauge-warn": "warning", "gauge-hot": "error"}
 # for themes of the terminal's own sixteen colours
 _ANSI_TOKENS = {

@@ -5,7 +5,7 @@ The rows in sight stay in place whatever changes above or below; once reached, t
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 
@@ -17,7 +17,7 @@ from textual.strip import Strip
 from textual.timer import Timer
 from textual.widget import Widget
 
-from ...text.markdown import Frame, warm
+from ...text.markdown import Frame, Line, warm
 from .blocks import Block, Look, Thoughts
 from .paint import strip_of
 from .palette import Palette
@@ -51,6 +51,8 @@ class BlockView(ScrollView, can_focus=True):
         self._palette: Palette | None = None
         self._idle: Timer | None = None
         self._found_heights: dict[Block, int] = {}
+        self._greet: Callable[[int, int], list[Line]] = lambda *_: []
+        self._greeted: tuple[object, list[Strip]] = (None, [])
 
     # what the look depends on
 
@@ -266,10 +268,26 @@ class BlockView(ScrollView, can_focus=True):
         """Return a row of the transcript without marks over it."""
         palette = self.palette
         if row >= self._rows.total:
-            return Strip.blank(self._width, palette.style(""))
+            blank = Strip.blank(self._width, palette.style(""))
+            return blank if self.blocks else self._greeting_strip(row, blank, palette)
         index, inner = self._rows.at(row)
         block = self.blocks[index]
         strip = block.strips.get(inner)
         if strip is None or strip.cell_length != self._width:
             strip = block.strips[inner] = strip_of(block.row(inner, self._look), self._width, palette)
         return strip
+
+    def greet_with(self, lines: Callable[[int, int], list[Line]]) -> None:
+        """Show `lines(width, height)` while there are no blocks."""
+        self._greet, self._greeted = lines, (None, [])
+        if not self.blocks:
+            self._settle(None)
+
+    def _greeting_strip(self, row: int, blank: Strip, palette: Palette) -> Strip:
+        key = (self._width, self._height, palette)
+        if self._greeted[0] != key:
+            lines = self._greet(self._look.frame.width, self._height)
+            margined = (Line((Block.margin, *line.spans)) for line in lines)
+            self._greeted = key, [strip_of(line, self._width, palette) for line in margined]
+        strips = self._greeted[1]
+        return strips[row] if row < len(strips) else blank

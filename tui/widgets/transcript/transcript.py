@@ -22,10 +22,10 @@ from .blocks import (
     Note,
     NoteKind,
     Question,
-    Reported,
     Thought,
 )
 from .reader import Reader
+from .reports import Reported
 from .tool_blocks import Results, Tools
 
 _FASTEST, _SLOWEST = 1 / 30, 0.5  # seconds between two flushes
@@ -127,7 +127,7 @@ class Transcript(Reader):
         number, reply = self._replying or turn.number, self._reply
         self._end_reply()
         reason = "full" if done.context_full else done.finish_reason
-        ending = Ending.of(number, reason, done.detail)
+        ending = Ending.of(number, reason, done.detail, said=bool(turn.answer or turn.tool_calls))
         with self.kept_in_place():
             for block in reply:
                 if isinstance(block, Thought):
@@ -255,6 +255,6 @@ def blocks_of(turn: Turn) -> list[Block]:
     tools = Tools(turn.number)
     for call in turn.tool_calls:
         tools.add(call)
-    ending = Ending.of(turn.number, turn.finish_reason)
+    ending = Ending.of(turn.number, turn.finish_reason, said=bool(turn.answer or turn.tool_calls))
     parts = [asked(turn), Thought.of(turn), Answer(turn.number, turn.answer), tools, ending]
     return [block for block in parts if block is not None and block.text]
