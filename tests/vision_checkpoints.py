@@ -1,5 +1,6 @@
 """Tiny random model folders with a vision tower, and pictures to show them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,6 @@ def write_seeing(
     folder: Path, vision: Mapping[str, Any] | None = None, *, seed: int = 0, **shape: Any
 ) -> dict[str, Any]:
     """Write a whole raw model folder with a tower. Returns the config."""
-    import json
-
     config = seeing_config(vision, **shape)
     write_folder(folder, config, raw_tensors(config, seed=seed) | tower_tensors(config, seed=seed))
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))

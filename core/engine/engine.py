@@ -19,6 +19,7 @@ from ..storage.records import ModelIdentity
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
 from ..vision.images import Images
+from ..vision.placement import is_image
 from .followers import load_model
 from .identity import read_identity
 from .precompile import Precompiler
@@ -115,13 +116,13 @@ class Engine:
         Raises UsageError for no ids, and for an id outside the vocabulary: MLX would read past the end of it.
         """
         ids, size = list(ids), self.config.vocab_size
-        prompt, cache = self.images.mixed_prompt(ids), self.model.new_cache()
-        if prompt and (tokens := prompt.chunk(0, len(ids))):
-            return self.model.logits(self.model.hidden_with_images(tokens, cache))
-        wrong = [id for id in ids if not 0 <= id < size]
+        wrong = [id for id in ids if not (0 <= id < size or is_image(id))]
         if wrong or not ids:
             found = f"the id {wrong[0]}" if wrong else "no ids"
             raise UsageError(f"cannot compute logits after {found}, wanted ids from 0 to {size - 1:,}")
+        prompt, cache = self.images.mixed_prompt(ids), self.model.new_cache()
+        if prompt and (tokens := prompt.chunk(0, len(ids))):
+            return self.model.logits(self.model.hidden_with_images(tokens, cache))
         return self.model.logits(self.model.hidden(ids, cache))
 
 

@@ -24,6 +24,7 @@ from .placement import (
     find_stretches,
     has_images,
     image_ids,
+    is_image,
 )
 from .settings import PixelSettings
 from .tower import Rows, Tower

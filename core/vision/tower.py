@@ -54,22 +54,17 @@ class Tower:
                 f"{tower.where}: out_hidden_size is {tower.out_hidden_size}, wanted the model's hidden_size, "
                 f"{config.hidden_size}"
             )
-        found, specs, reader = (
-            find_vision(open_checkpoint(folder).vision, config),
-            vision_specs(tower),
-            LazyReader(),
-        )
+        found, reader = find_vision(open_checkpoint(folder).vision, config), LazyReader()
         tensors: dict[str, mx.array] = {}
-        for name, shape in specs.items():
+        for name, shape in vision_specs(tower).items():
             if name not in found:
                 raise WeightsError(f"{folder}: the vision tower lacks {name}")
-            if found[name].shape != shape:
-                raise found[name].stored.refuse(
-                    f"has the shape {list(found[name].shape)}, wanted {list(shape)}"
-                )
-            values = reader.read(found[name].stored)
+            tensor = found[name]
+            if tensor.shape != shape:
+                raise tensor.stored.refuse(f"has the shape {list(tensor.shape)}, wanted {list(shape)}")
+            values = reader.read(tensor.stored)
             if name == PATCHES:
-                order = (0, 1, 2, 3, 4) if found[name].is_channels_first else (0, 4, 1, 2, 3)
+                order = (0, 1, 2, 3, 4) if tensor.is_channels_first else (0, 4, 1, 2, 3)
                 values = values.transpose(order).reshape(shape[0], -1)  # [hidden, C * T * P * P]
             tensors[name] = values
         return cls(tower, tensors, dtype)
