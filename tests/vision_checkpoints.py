@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer
 
 from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.vision import VisionConfig, vision_specs
 from qchat.core.machine.backend import mx
+from qchat.core.vision.picture import encode_png
 from tests.checkpoints import BYTE_TOKENS, Tensors, raw_tensors, tiny_config, write_folder
 
 VISION: dict[str, Any] = {
@@ -34,6 +37,24 @@ PREPROCESSOR = {
     "image_std": [0.5, 0.25, 0.2],
 }
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string %}{{- message.content }}
+{%- else %}
+{%- for part in message.content %}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text }}
+{%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n<think>\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '\\n</think>\\n\\n' }}
+{%- endif %}
+{%- endif %}
+"""
 PAD = BYTE_TOKENS + 9 + VISION_TOKENS.index("<|image_pad|>")
 
 
@@ -67,5 +88,21 @@ def write_seeing(
     """Write a whole raw model folder with a tower. Returns the config."""
     config = seeing_config(vision, **shape)
     write_folder(folder, config, raw_tensors(config, seed=seed) | tower_tensors(config, seed=seed))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in VISION_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return config
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture of coloured blobs."""
+    draw = np.random.default_rng([seed, width, height])
+    small = draw.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height))
+
+
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    """The same as a PNG file."""
+    return encode_png(noise(width, height, seed))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..calls.toolcalls import ToolCallParser
 from ..conversation.encoder import Encoder
+from ..conversation.pictures import read_messages
 from ..conversation.reply import PendingReply, ReplyContext, Signals
 from ..conversation.transcript import History, Input, Output, branch
 from ..conversation.tree import turn_number
@@ -32,7 +33,8 @@ class CompletionRequest:
     `tools` are in the template's form. `forced_call` makes the answer a tool call: of that tool, or of any if
     it is empty. The arguments of `strict_tools` satisfy their schemas, as those of forced calls do.
     `settings` are those of a reply. `constraint` is the form that the answer must have:
-    `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`; None for any.
+    `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`; None for any. A picture gets at
+    most `image_tokens` tokens.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -42,6 +44,7 @@ class CompletionRequest:
     strict_tools: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     constraint: Mapping[str, Any] | None = None
+    image_tokens: int | None = None
 
 
 class Completer:
@@ -51,7 +54,7 @@ class Completer:
         """`live` is the state that the replies read with, `context_limit` is in tokens."""
         self.engine, self.live, self.context_limit = engine, live, context_limit
         self.signals = Signals()
-        self._encoder = Encoder(engine.template, engine.tokenizer)
+        self._encoder = Encoder(engine.template, engine.tokenizer, engine.images)
         self._histories = Histories(self._encoder)
         self._last: list[int] = []  # what a request that continues the last one begins with
         self._history: History = "preserve" if engine.template.can_preserve_thinking else "strip"
@@ -121,7 +124,8 @@ class Completer:
             ids = self._prompt_ids(request.prompt)
             return Output(Input(None, [], ids), []), ids
         ToolCallParser(request.tools)
-        messages = arrange_messages(request.messages)
+        messages, _held = read_messages(request.messages, self.engine.images, request.image_tokens)
+        messages = arrange_messages(messages)
         self._encoder.refuse_too_long(messages, self.context_limit)
         output = self._histories.next_reply(messages, self._switches(request, settings))
         return output, self._encoder.branch_ids(branch(output.parent), self._history)

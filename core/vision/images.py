@@ -19,6 +19,7 @@ from .picture import Picture
 from .pixels import Grid, grid_of, patches
 from .placement import (
     KEY_TOKENS,
+    MISSING,
     MixedPrompt,
     PlacedPicture,
     find_stretches,
@@ -85,6 +86,13 @@ class Images:
         if placed is None:
             placed = self._known[key] = PlacedPicture(picture, grid, ids)
         return placed
+
+    def placed(self, digest: str, grid: Grid) -> PlacedPicture:
+        """Return a picture that somebody holds. Raises UsageError for another."""
+        found = self._known.get(tuple(image_ids(digest, grid, self.settings.digest)[:KEY_TOKENS]))
+        if found is None:
+            raise UsageError(MISSING)
+        return found
 
     def mixed_prompt(self, ids: Sequence[int]) -> MixedPrompt | None:
         """Return a prompt with pictures as the network reads it; None if all of it is text.

@@ -20,6 +20,7 @@ from .pixels import Grid
 from .tower import Rows
 
 IMAGE_IDS = 1 << 31
+MISSING = "a picture of this conversation is missing: show it again in a new message"
 KEY_TOKENS = 4  # the first ids by which a picture is found
 
 
@@ -89,7 +90,7 @@ def find_stretches(
             placed = find(ids[begin : begin + KEY_TOKENS])
             end = min(begin + (len(placed.ids) if placed else 0), len(ids))
             if placed is None or list(ids[begin:end]) != placed.ids[: end - begin]:
-                raise UsageError("a picture of this conversation is missing: show it again in a new message")
+                raise UsageError(MISSING)
         else:
             while end < len(ids) and not is_image(ids[end]):
                 end += 1
