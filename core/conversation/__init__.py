@@ -4,6 +4,6 @@ Owns everything that changes while a model answers. Never re-encodes generated i
 a front end.
 
 Public names: Branch, branch, CacheSummary, ConversationState, describe_cache, describe_session, Encoder,
-History, Input, Node, Output, PendingReply, ReplyContext, Session, Signals, SnapshotSummary,
+History, Input, Node, Output, PendingReply, read_messages, ReplyContext, Session, Signals, SnapshotSummary,
 SOON, tool_calls_of, ToolCall, Turn, turn_number, TurnStats.
 """

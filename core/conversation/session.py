@@ -22,22 +22,12 @@ from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
 from ..text.template import check_messages
 from .encoder import Encoder, Prompt
+from .given_history import check_history, split_history
 from .pictures import NOTHING, Content, UserMessage, read_messages, user_message
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options
 from .reply import PendingReply, ReplyContext, Signals, TurnCost
-from .transcript import (
-    History,
-    Input,
-    Node,
-    Output,
-    branch,
-    check_history,
-    messages_of,
-    next_number,
-    split_history,
-    tool_calls_of,
-)
+from .transcript import History, Input, Node, Output, branch, messages_of, next_number, tool_calls_of
 from .tree import Tree, turn_number
 
 OPTIONS = (
@@ -197,8 +187,7 @@ class Session:
         self, parent: Output | None, messages: list[dict[str, Any]], settings: dict[str, Any]
     ) -> PendingReply:
         begun, parsed = time.perf_counter(), self._begin_request(settings)
-        node, opener = self._input(parent, messages, parsed)
-        return self._reply_to(node, opener, parsed, begun)
+        return self._reply_to(*self._input(parent, messages, parsed), parsed, begun)
 
     def _begin_request(self, settings: Mapping[str, Any]) -> ReplySettings:
         """Parse the settings of a new request; from here on a cancel counts for it."""
@@ -231,9 +220,8 @@ class Session:
         """Encode a question: its node, and the opener of the reply to it."""
         if parent is None and self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        prompt = self._encode(parent, messages, settings)
-        pictures = self.encoder.pictures_of(messages)
-        node = Input(parent, messages, prompt.ids, self._switches(settings), pictures=pictures)
+        prompt, shown = self._encode(parent, messages, settings), self.encoder.pictures_of(messages)
+        node = Input(parent, messages, prompt.ids, self._switches(settings), pictures=shown)
         return node, prompt.opener
 
     def _encode(

@@ -5,13 +5,13 @@ generated after it. Ids are never re-encoded from text, because decoding and enc
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import UsageError
-from ..vision.placement import PlacedPicture
+if TYPE_CHECKING:
+    from ..vision.placement import PlacedPicture
 
 History = Literal["preserve", "strip"]
 _numbers = count(1)
@@ -35,7 +35,7 @@ class Input:
     switches: dict[str, Any] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
     number: int = field(default_factory=next_number)
-    pictures: Sequence[PlacedPicture] = ()
+    pictures: "Sequence[PlacedPicture]" = ()
 
     @property
     def is_question(self) -> bool:
@@ -94,33 +94,6 @@ def tool_calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the message's tool calls as objects with name and arguments."""
     functions = [call.get("function", call) for call in message.get("tool_calls") or []]
     return [{"name": f["name"], "arguments": f.get("arguments") or {}} for f in functions]
-
-
-def split_history(
-    messages: Sequence[dict[str, Any]],
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Yield each reply of a given history, after the messages that it answers.
-
-    Raises UsageError where questions and replies do not alternate.
-    """
-    waiting: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] != "assistant":
-            waiting.append(message)
-            continue
-        if not waiting:
-            raise UsageError("the given history has a reply that follows no question")
-        yield waiting, message
-        waiting = []
-    if waiting:
-        raise UsageError("the given history must end with an assistant's message")
-
-
-def check_history(mode: Any) -> History:
-    """Return `mode`, if it is a history mode. Raises UsageError."""
-    if mode not in get_args(History):
-        raise UsageError(f"history is {mode!r}, wanted {' or '.join(get_args(History))}")
-    return mode
 
 
 def messages_of(nodes: Sequence[Node]) -> list[dict[str, Any]]:

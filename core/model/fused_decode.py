@@ -46,14 +46,14 @@ class FusedDecoder:
         After a `speculative` step `Cache.commit` may roll back the last ones.
         """
         segments = self._speculative_segments if speculative else self._segments
-        offset = place = decode_attention.position(cache.length)
+        offset = turned = decode_attention.position(cache.length)
         if shift := cache.shift:
-            place = decode_attention.position(cache.length + shift)
+            turned = decode_attention.position(cache.length + shift)
         mixed: list[mx.array] = []
         for number, (segment, nets) in enumerate(zip(segments, self._nets, strict=True)):
             memories = [as_delta_state(cache.layers[place]) for place in nets]
             states = [array for memory in memories for array in memory.arrays()]
-            x, states, projected = segment(x, mixed, place, states)
+            x, states, projected = segment(x, mixed, turned, states)
             for memory, conv, state in zip(memories, states[::2], states[1::2], strict=True):
                 if speculative:
                     memory.speculative = SpeculativeStates(conv, state)

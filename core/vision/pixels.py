@@ -54,7 +54,8 @@ def patches(picture: Picture, grid: Grid, settings: PixelSettings) -> mx.array:
     A picture is one moment: its frame is repeated. Raises UsageError.
     """
     image = picture.decode()
-    pixels = mx.array(memoryview(image.tobytes())).reshape(image.height, image.width, 3)
+    pixels = mx.array(memoryview(image.tobytes()))  # pyright: ignore[reportArgumentType]
+    pixels = pixels.reshape(image.height, image.width, 3)
     pixels = resize(pixels, grid.rows * settings.factor, grid.columns * settings.factor)
     mean, std = (255 * mx.array(values, mx.float32) for values in (settings.mean, settings.std))
     pixels = (pixels.astype(mx.float32) - mean) / std

@@ -129,7 +129,9 @@ class MixedPrompt:
             ids=mx.array([self._pad if is_image(id) else id for id in self._ids[begin:end]]),
             places=mx.array(places),
             embeddings=mx.concatenate([one.embeddings for one in rows]),
-            deepstack=[mx.concatenate(layer) for layer in zip(*(one.deepstack for one in rows), strict=True)],
+            deepstack=[
+                mx.concatenate([*layer]) for layer in zip(*(one.deepstack for one in rows), strict=True)
+            ],
             positions=mx.concatenate(positions, axis=1),
             shift=next_position - end,
         )
