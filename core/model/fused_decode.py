@@ -72,7 +72,7 @@ def _segment(layers: Sequence[FusedLayer], before: int, after: int, *, every: bo
     """
 
     def run(
-        x: mx.array, mixed: list[mx.array], place: mx.array, states: list[mx.array]
+        x: mx.array, mixed: list[mx.array], turned: mx.array, states: list[mx.array]
     ) -> tuple[mx.array, list[mx.array], tuple[mx.array, ...]]:
         first = layers[before] if before >= 0 else None
         if isinstance(first, FusedAttentionLayer):
@@ -84,6 +84,6 @@ def _segment(layers: Sequence[FusedLayer], before: int, after: int, *, every: bo
                 x, *new = layer.forward_fused(x, states[at], states[at + 1], every=every)
                 new_states += new
         last = layers[after] if after < len(layers) else None
-        return x, new_states, last.before(x, place) if isinstance(last, FusedAttentionLayer) else ()
+        return x, new_states, last.before(x, turned) if isinstance(last, FusedAttentionLayer) else ()
 
     return run
