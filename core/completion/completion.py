@@ -33,8 +33,7 @@ class CompletionRequest:
     `tools` are in the template's form. `forced_call` makes the answer a tool call: of that tool, or of any if
     it is empty. The arguments of `strict_tools` satisfy their schemas, as those of forced calls do.
     `settings` are those of a reply. `constraint` is the form that the answer must have:
-    `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`; None for any. A picture gets at
-    most `image_tokens` tokens.
+    `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`; None for any.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -44,15 +43,17 @@ class CompletionRequest:
     strict_tools: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     constraint: Mapping[str, Any] | None = None
-    image_tokens: int | None = None
 
 
 class Completer:
     """Replies to requests that bring their own history, with one engine."""
 
-    def __init__(self, engine: Engine, live: LiveState, context_limit: int):
-        """`live` is the state that the replies read with, `context_limit` is in tokens."""
+    def __init__(
+        self, engine: Engine, live: LiveState, context_limit: int, *, image_tokens: int | None = None
+    ):
+        """`live` is the state that the replies read with; the limits, of a picture too, are in tokens."""
         self.engine, self.live, self.context_limit = engine, live, context_limit
+        self.image_tokens = image_tokens
         self.signals = Signals()
         self._encoder = Encoder(engine.template, engine.tokenizer, engine.images)
         self._histories = Histories(self._encoder)
@@ -124,7 +125,7 @@ class Completer:
             ids = self._prompt_ids(request.prompt)
             return Output(Input(None, [], ids), []), ids
         ToolCallParser(request.tools)
-        messages, _held = read_messages(request.messages, self.engine.images, request.image_tokens)
+        messages, _held = read_messages(request.messages, self.engine.images, self.image_tokens)
         messages = arrange_messages(messages)
         self._encoder.refuse_too_long(messages, self.context_limit)
         output = self._histories.next_reply(messages, self._switches(request, settings))

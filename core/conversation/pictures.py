@@ -29,12 +29,12 @@ NOTHING: Mapping[str, Any] = {}
 
 
 def read_content(
-    content: Content, images: Images, tokens: int | None = None
+    content: Content, images: Images, tokens: int | None = None, *, files: bool = True
 ) -> tuple[dict[str, Any], list[PlacedPicture]]:
     """Return the `content` of a message, and its `images` if there are any, and its pictures.
 
-    A picture is the path of a file, its bytes, or an image of Pillow; or the data URL of an `image_url`. It
-    gets at most `tokens` tokens. Raises UsageError, DoesNotFit.
+    A picture is the path of a file, unless without `files`, its bytes, or an image of Pillow; or the data URL
+    of an `image_url`. It gets at most `tokens` tokens. Raises UsageError, DoesNotFit.
     """
     if isinstance(content, str):
         return {"content": content}, []
@@ -45,7 +45,7 @@ def read_content(
         if isinstance(part, str) or _is_text(part):
             text += part if isinstance(part, str) else part["text"]
             continue
-        placed = images.place(read_picture(part), tokens)
+        placed = images.place(read_picture(part, files=files), tokens)
         found.append(image_entry(placed, len(text)))
         pictures.append(placed)
     if len(found) > MAX_PICTURES:
@@ -71,7 +71,8 @@ def read_messages(
 ) -> tuple[list[Any], list[PlacedPicture]]:
     """Return messages of other programs with the pictures in their content placed, and those.
 
-    Raises as `read_content` does, and UsageError for pictures of others than the user and tools.
+    None may be a file of this machine. Raises as `read_content` does, and UsageError for pictures of others
+    than the user and tools.
     """
     read, pictures = [], []
     for message in messages:
@@ -80,7 +81,7 @@ def read_messages(
             if _shows_pictures(message.get("content")):
                 if message.get("role") not in ("user", "tool"):
                     raise UsageError("only messages of the user and of tools can have pictures")
-                parts, shown = read_content(message["content"], images, tokens)
+                parts, shown = read_content(message["content"], images, tokens, files=False)
                 message, pictures = message | parts, [*pictures, *shown]
         read.append(message)
     return read, pictures
@@ -129,8 +130,8 @@ def with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in message.items() if name != "images"}, "content": kept}
 
 
-def read_picture(part: Any) -> Picture:
-    """Return the picture of a content part. Raises UsageError."""
+def read_picture(part: Any, *, files: bool = True) -> Picture:
+    """Return the picture of a content part, which may name one of the `files` here. Raises UsageError."""
     value = _picture_value(part) if isinstance(part, Mapping) else None
     if value is None:
         raise UsageError(f"only text parts and pictures can be read, found {part!r:.60}")
@@ -138,9 +139,11 @@ def read_picture(part: Any) -> Picture:
         return Picture(bytes(value))
     if isinstance(value, str) and value.startswith(DATA_URL):
         return Picture(_decode_url(value))
-    if part.get("type", "image") != "image" or (isinstance(value, str) and "://" in value):
-        raise UsageError("a picture must come with the message, as a data URL in base64: nothing is fetched")
     if isinstance(value, str | Path):
+        if not files or part.get("type", "image") != "image" or "://" in str(value):
+            raise UsageError(
+                "a picture must come with the message, as a data URL in base64: nothing is fetched"
+            )
         return read_picture_file(Path(value))
     if hasattr(value, "tobytes") and hasattr(value, "save"):
         return Picture(encode_png(value))

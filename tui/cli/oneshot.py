@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -30,6 +30,7 @@ class Request:
 
     model: str
     text: str
+    pictures: Sequence[str] = ()  # files
     form: Literal["text", "json", "jsonl"] = "text"
     extract: str | None = None  # print only the first code block, in this language unless it is empty
     show_thinking: bool = False
@@ -38,6 +39,12 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     store: "Store | None" = None  # where the `conversation` lies that this goes on with
     conversation: int | None = None
+
+    @property
+    def content(self) -> str | list[Any]:
+        """What is asked: the text, after the pictures."""
+        pictures = [{"type": "image", "image": path} for path in self.pictures]
+        return [*pictures, self.text] if pictures else self.text
 
     def tell(self, sentence: str) -> None:
         """Note something on stderr, unless --quiet was given."""
@@ -56,7 +63,7 @@ def run(request: Request) -> int:
     progress = _Progress(request)
     done = None
     with stopped_by_interrupt(session):
-        for event in session.stream(request.text):
+        for event in session.stream(request.content):
             progress.follow(event)
             show(event)
             done = event if isinstance(event, Done) else done

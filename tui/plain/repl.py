@@ -30,7 +30,7 @@ from ..commands.parameters import schema_name
 from ..tasks.progress import job_parts
 from ..text.output import printable
 from ..text.report import Report, Table
-from ..user.attachments import attach
+from ..user.attachments import attach, pictures
 from ..user.clipboard import copy
 from ..user.editor import edit
 from ..user.history import History
@@ -188,7 +188,8 @@ class Repl:
         """Send `line` or run its command, and wait until nothing runs."""
         try:
             if isinstance(parse(line), str):
-                line = attach(line, Path.cwd())
+                typed, line = line, attach(line, Path.cwd())
+                self.chat.pictures[line] = pictures(typed, Path.cwd())
         except QchatError as error:
             self.note(str(error), "error")
             return

@@ -23,7 +23,7 @@ from ..chat.start import Beginning
 from ..commands import completions, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.view import toggle_panes
-from ..user.attachments import attach, complete
+from ..user.attachments import attach, complete, pictures
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import Settings
@@ -222,7 +222,7 @@ class ChatScreen(Screen[None]):
         try:
             if isinstance(parse(line), str):
                 typed, line = line, attach(line, Path.cwd())
-                self.typed[line] = typed
+                self.typed[line], self.chat.pictures[line] = typed, pictures(typed, Path.cwd())
         except UsageError:
             self.front.returned(line)
             raise
