@@ -1,4 +1,4 @@
-"""Conversations with pictures: content parts, exact ids, reuse, reopening, export, and cached against cold."""
+"""Conversations with pictures: content, exact ids, reuse, reopening, export, and cached against cold."""
 
 import base64
 import os
@@ -199,7 +199,7 @@ def test_a_stateless_request_reuses_its_pictures(seeing: Engine):
     asked += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "and?"}]
     *_, second = completer.stream(CompletionRequest(asked, settings=settings))
     assert isinstance(second, Done)
-    assert second.cached_tokens >= first.prompt_tokens
+    assert second.cached_tokens > first.prompt_tokens - 10  # all but the opener of the thought
     other = [{"role": "user", "content": [image(data_url(png(60, 40, seed=3))), asked[0]["content"][1]]}]
     *_, third = completer.stream(CompletionRequest(other, settings=settings))
     assert isinstance(third, Done)
@@ -209,7 +209,7 @@ def test_a_stateless_request_reuses_its_pictures(seeing: Engine):
 # --- kept ---
 
 
-def test_a_reopened_conversation_has_its_pictures_and_its_state(seeing: Engine, store: Store, tmp_path: Path):
+def test_a_reopened_conversation_has_its_pictures_and_its_state(seeing: Engine, store: Store):
     session = Session(seeing, store=store, max_new_tokens=4, seed=1)
     session.send(["see ", image(RED)])
     session.send("and?")
@@ -221,7 +221,7 @@ def test_a_reopened_conversation_has_its_pictures_and_its_state(seeing: Engine, 
     again = Session.reopen(fresh, store, conversation, max_new_tokens=4, seed=1)
     assert (again.prompt_ids(), again.messages) == (ids, messages)
     done = again.send("more")
-    assert done.cached_tokens >= len(ids) - 4
+    assert done.cached_tokens > len(ids) - 10
     check(again)
     again.live.snapshots.clear()
     again.live.forget()
