@@ -21,6 +21,7 @@ TERMINAL_LIBRARIES = {"textual", "rich", "prompt_toolkit", "curses", "readline",
 # what a distribution's modules are called where that is not its own name
 MODULES_OF = {
     "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
     "markdown-it-py": "markdown_it",
     "prompt-toolkit": "prompt_toolkit",
     "scipy-openblas32": "scipy_openblas32",
@@ -31,6 +32,7 @@ EXTRAS = {
     "core/calls/answer_schema.py": "structured",
     "tui/tools/mcp_server.py": "tools",
     "core/generation/constraint.py": "structured",
+    "core/vision": "vision",
 }
 # modules of core that the front end may import, besides the names that `qchat.core` itself makes public
 PUBLIC_MODULES = {

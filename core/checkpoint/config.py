@@ -13,7 +13,7 @@ from ..errors import ConfigError, ModelError
 from ..machine.files import read_json
 from ..quoting import quote_value
 from .fields import MAX_VOCAB, Fields
-from .rope import MAX_CONTEXT, read_rope
+from .rope import DEFAULT_SECTIONS, MAX_CONTEXT, read_mrope_section, read_rope
 
 LayerType = Literal["linear_attention", "full_attention"]
 # Qwen3.6 calls itself qwen3_5; the architecture of all of them is one
@@ -59,6 +59,7 @@ class ModelConfig:
     mtp_num_hidden_layers: int = 0
     rope_frequencies: tuple[float, ...] = ()
     rope_attention_factor: float = 1.0
+    mrope_section: tuple[int, ...] = DEFAULT_SECTIONS
     eos_token_ids: tuple[int, ...] = ()
     quantization: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -131,6 +132,7 @@ class ModelConfig:
             rope_theta=rope.theta,
             rope_frequencies=rope.frequencies,
             rope_attention_factor=rope.attention_factor,
+            mrope_section=read_mrope_section(text),
             eos_token_ids=_end_tokens(outer, text),
             quantization=_quantization(outer, text),
             notes=(*rope_notes, *_tie_notes(outer, text)),

@@ -17,6 +17,7 @@ DEFAULT_FRACTION = 0.25
 DEFAULT_CONTEXT = 32768  # what transformers takes as `max_position_embeddings` where a config has none
 TYPES = ("default", "linear", "yarn")
 LAYER_TYPES = ("full_attention", "linear_attention")
+DEFAULT_SECTIONS = (11, 11, 10)  # transformers' default
 MIN_THETA, MAX_THETA = 1e-6, 1e12
 MAX_CONTEXT = 1 << 26
 MAX_FACTOR = 1e6
@@ -49,6 +50,17 @@ def read_rope(text: Fields, head_dim: int) -> tuple[Rope, tuple[str, ...]]:
     named = text.values.get("rope_theta") is not None or "rope_theta" in (old or new or text).values
     note = f"config.json names no rope_theta: {DEFAULT_THETA:,.0f}, transformers' default, is used"
     return rope, () if named else (note,)
+
+
+def read_mrope_section(text: Fields) -> tuple[int, ...]:
+    """Read how many pairs of columns turn by a token's moment, row and column. Raises ConfigError."""
+    rope = _section(text, "rope_scaling") or _section(text, "rope_parameters") or Fields({}, text.where)
+    found = rope.values.get("mrope_section")
+    if found is None:
+        return DEFAULT_SECTIONS
+    if not isinstance(found, list) or len(found) != 3 or any(type(n) is not int or n < 0 for n in found):
+        raise rope.refuse("mrope_section", "three whole numbers")
+    return tuple(found)
 
 
 def _section(text: Fields, name: str) -> Fields | None:

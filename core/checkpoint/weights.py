@@ -204,7 +204,7 @@ def _layout_repairs(body: Layout, head: Mapping[str, Layout], odd: list[str]) ->
 
 def _file_repairs(checkpoint: Checkpoint, config: ModelConfig) -> tuple[str, ...]:
     repairs = []
-    if checkpoint.vision:
+    if checkpoint.vision and "vision_config" not in config.raw:
         repairs.append(f"the vision tower was ignored ({len(checkpoint.vision)} tensors)")
     if checkpoint.shards.has_stale_index:
         names = ", ".join(path.name for path in checkpoint.shards.paths[:3])

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..calls.toolcalls import ToolCallParser
 from ..conversation.encoder import Encoder
+from ..conversation.pictures import read_messages
 from ..conversation.reply import PendingReply, ReplyContext, Signals
 from ..conversation.transcript import History, Input, Output, branch
 from ..conversation.tree import turn_number
@@ -47,11 +48,14 @@ class CompletionRequest:
 class Completer:
     """Replies to requests that bring their own history, with one engine."""
 
-    def __init__(self, engine: Engine, live: LiveState, context_limit: int):
-        """`live` is the state that the replies read with, `context_limit` is in tokens."""
+    def __init__(
+        self, engine: Engine, live: LiveState, context_limit: int, *, image_tokens: int | None = None
+    ):
+        """`live` is the state that the replies read with; the limits, of a picture too, are in tokens."""
         self.engine, self.live, self.context_limit = engine, live, context_limit
+        self.image_tokens = image_tokens
         self.signals = Signals()
-        self._encoder = Encoder(engine.template, engine.tokenizer)
+        self._encoder = Encoder(engine.template, engine.tokenizer, engine.images)
         self._histories = Histories(self._encoder)
         self._last: list[int] = []  # what a request that continues the last one begins with
         self._history: History = "preserve" if engine.template.can_preserve_thinking else "strip"
@@ -121,7 +125,8 @@ class Completer:
             ids = self._prompt_ids(request.prompt)
             return Output(Input(None, [], ids), []), ids
         ToolCallParser(request.tools)
-        messages = arrange_messages(request.messages)
+        messages, _held = read_messages(request.messages, self.engine.images, self.image_tokens)
+        messages = arrange_messages(messages)
         self._encoder.refuse_too_long(messages, self.context_limit)
         output = self._histories.next_reply(messages, self._switches(request, settings))
         return output, self._encoder.branch_ids(branch(output.parent), self._history)

@@ -86,7 +86,8 @@ class Histories:
     ) -> Output:
         """Encode a question and the opener of the reply to it."""
         prompt = self._encoder.encode_prompt(_context(parent), question, switches)
-        return Output(Input(parent, question, prompt.ids, dict(switches)), prompt.opener)
+        pictures = self._encoder.pictures_of(question)
+        return Output(Input(parent, question, prompt.ids, dict(switches), pictures=pictures), prompt.opener)
 
     def _keep(self, key: bytes, output: Output) -> None:
         self._forget(key)
@@ -131,7 +132,8 @@ def _content(message: Message) -> list[Any]:
     """Return what distinguishes a message from others; clients trim white space around the words."""
     calls = tool_calls_of(message)
     thought = (message.get("reasoning_content") or "").strip()
-    return [message["role"], message["content"].strip(), thought, calls]
+    shown = [[image["digest"], image["rows"], image["columns"]] for image in message.get("images", ())]
+    return [message["role"], message["content"].strip(), thought, calls, *shown]
 
 
 def _without_thought(message: Message) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from ..errors import ContextLengthExceeded, TemplateError
 from ..text.reply_parser import ReplyParser, ThinkSplitter, leaves_thought_open
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
+from ..vision.images import Images
+from ..vision.placement import PlacedPicture
+from .pictures import take_pictures, with_parts
 from .transcript import History, Input, Node, Output, assistant_message, messages_of
 
 # replaces an assistant's words to find the template's text around them; private use, so never typed
@@ -29,8 +32,9 @@ class Prompt:
 class Encoder:
     """Encodes one model's conversations; holds nothing but its template and tokenizer."""
 
-    def __init__(self, template: Template, tokenizer: Tokenizer):
-        self.template, self.tokenizer = template, tokenizer
+    def __init__(self, template: Template, tokenizer: Tokenizer, images: Images | None = None):
+        """`images` has the pictures of messages."""
+        self.template, self.tokenizer, self.images = template, tokenizer, images
         self.end = tokenizer.token_id("<|im_end|>")
 
     def encode_prompt(
@@ -41,6 +45,7 @@ class Encoder:
         Raises TemplateError where the template refuses the messages.
         """
         ids = self.tokenizer.encode(self._suffix(before, messages, switches))
+        ids = self._place_pictures(ids, messages)
         if before and ids and ids[0] == self.end:
             ids = ids[1:]  # the previous reply holds its own end of turn
         opening = self.tokenizer.think_open_id
@@ -50,6 +55,23 @@ class Encoder:
             # a thought inside a message is closed by the turn's end; the reply's opener is not
             cut = cut if self.end not in ids[cut:] else len(ids)
         return Prompt(ids[:cut], ids[cut:])
+
+    def _place_pictures(self, ids: list[int], messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Put the ids of the messages' pictures in place of those that the template writes for them.
+
+        Raises TemplateError where it writes none, UsageError for a picture that nobody holds.
+        """
+        pictures = self.pictures_of(messages)
+        if self.images is None or not pictures:
+            return ids
+        pad, waiting = self.images.pad_id, iter(pictures)
+        if ids.count(pad) != len(pictures):
+            raise TemplateError(f"{self.template.origin}: the template has no place for pictures")
+        return [one for id in ids for one in (next(waiting).ids if id == pad else (id,))]
+
+    def pictures_of(self, messages: Sequence[Mapping[str, Any]]) -> list[PlacedPicture]:
+        """Return the pictures of `messages`. Raises UsageError for one that nobody holds."""
+        return take_pictures(messages, self.images) if self.images else []
 
     def refuse_too_long(self, messages: Sequence[Mapping[str, Any]], limit: int) -> None:
         """Raise ContextLengthExceeded for a text far beyond `limit`, before all of it is encoded."""
@@ -79,7 +101,7 @@ class Encoder:
     def render(self, messages: Sequence[Mapping[str, Any]], switches: Mapping[str, Any]) -> str:
         """Render the whole prompt as text, with special tokens inside messages and tools shielded."""
         try:
-            shielded = self._shield({"messages": list(messages), **switches})
+            shielded = self._shield({"messages": [*map(with_parts, messages)], **switches})
         except RecursionError as problem:
             raise TemplateError("the messages or tools nest too deeply") from problem
         return self.template.render(shielded.pop("messages"), add_generation_prompt=True, **shielded)

@@ -98,7 +98,8 @@ class Recorder:
         if self.conversation is None:
             if missing:
                 content = about | ConversationContent(model=self._engine.identity)
-                self.conversation, ids = store.create_with_nodes(content, _drafts(missing))
+                drafts, pictures = _drafts(missing), _pictures(missing)
+                self.conversation, ids = store.create_with_nodes(content, drafts, pictures)
                 self._saved_model = self._engine.identity
                 self._remember(missing, ids)
             return
@@ -111,7 +112,8 @@ class Recorder:
             self._changes, self._saved_model = {}, self._engine.identity
         parent = missing[0].parent
         message_id = None if parent is None else self._message_ids[parent.number]
-        self._remember(missing, store.add_nodes(self.conversation, message_id, _drafts(missing)))
+        ids = store.add_nodes(self.conversation, message_id, _drafts(missing), _pictures(missing))
+        self._remember(missing, ids)
 
     def _save_about(self, store: Store, conversation: int, about: ConversationContent) -> None:
         """Update everything but the title, which other processes may have changed."""
@@ -172,12 +174,20 @@ def _drafts(nodes: Sequence[Node]) -> list[NodeDraft]:
     return drafts
 
 
+def _pictures(nodes: Sequence[Node]) -> dict[str, bytes]:
+    """Return the files of the pictures that `nodes` show, by digest."""
+    shown = [placed.picture for node in nodes if isinstance(node, Input) for placed in node.pictures]
+    return {picture.digest: picture.data for picture in shown}
+
+
 def _messages(node: Node) -> list[tuple[NodeContent, Any]]:
     if isinstance(node, Output):
         complete = node.stats.get("finish_reason") in COMPLETE
         state: NodeState = "complete" if complete else "cancelled" if node.ids else "streaming"
         return [(_content(node, state), "assistant")]
-    written = [(NodeContent(text=str(m["content"])), m["role"]) for m in node.messages]
+    written = [
+        (NodeContent(text=str(m["content"]), images=m.get("images", ())), m["role"]) for m in node.messages
+    ]
     # the template writes tools and effort before the first message, so only that one stores its switches
     settings = {} if node.parent else {"switches": node.switches}
     written[-1][0].update(ids=node.ids, settings=settings)

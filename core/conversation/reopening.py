@@ -9,15 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from ..engine.engine import Engine
-from ..errors import StoreError
+from ..errors import QchatError, StoreError
 from ..storage.records import Conversation, ModelIdentity, NodeContent
 from ..storage.records import Node as Stored
 from ..text.template import separate_thought
+from ..vision.images import Images
+from ..vision.picture import Picture
+from ..vision.pixels import Grid
+from ..vision.placement import PlacedPicture, is_image
 from .encoder import Encoder
 from .transcript import History, Input, Node, Output, assistant_message
 
 # the most messages that one reply answers; a file that claims more was made by hand
 MAX_MESSAGES = 1000
+DAMAGED = "this conversation's stored tokens are damaged"
+NO_FILES: Mapping[str, bytes] = {}
 
 
 @dataclass
@@ -50,18 +56,27 @@ def stored_options(about: Conversation) -> dict[str, Any]:
 
 
 def rebuild_tree(
-    about: Conversation, stored: Sequence[Stored], engine: Engine, switches: Mapping[str, Any]
+    about: Conversation,
+    stored: Sequence[Stored],
+    engine: Engine,
+    switches: Mapping[str, Any],
+    files: Mapping[str, bytes] = NO_FILES,
 ) -> StoredTree:
     """Rebuild the tree of `stored`, parents first; `switches` serve for ids that are encoded again.
 
-    Raises StoreError for something that is not a tree, TemplateError where the template refuses a message.
+    `files` are its pictures by digest; all are left out where the model sees none or one is missing. Raises
+    StoreError for something that is not a tree, TemplateError where the template refuses a message.
     """
-    model, encoder = engine.identity, Encoder(engine.template, engine.tokenizer)
-    why = _why_ids_are_invalid(about, stored, model, engine.config.vocab_size)
+    model, encoder = engine.identity, Encoder(engine.template, engine.tokenizer, engine.images)
+    pictures, trouble = _find_pictures(stored, files, engine.images)
+    why = trouble or _why_ids_are_invalid(about, stored, model, engine.config.vocab_size)
     same_tokens = model.tokenizer_hash == about.model.tokenizer_hash
     vocab_size = engine.config.vocab_size if same_tokens else 0
     id_source = _EncodedIds(encoder, switches, vocab_size) if why else _StoredIds()
-    tree = _Builder(stored, encoder, id_source).build(about)
+    tree = _Builder(stored, encoder, id_source, pictures).build(about)
+    if not why and not all(_shows_its_pictures(node) for node in tree.nodes):
+        why, id_source = DAMAGED, _EncodedIds(encoder, switches, vocab_size)
+        tree = _Builder(stored, encoder, id_source, pictures).build(about)
     if why and tree.nodes:
         tree.notices.insert(0, f"{why}: its messages were encoded again, and are read anew")
         tree.changes = _contents(tree) | tree.changes
@@ -77,9 +92,41 @@ def _why_ids_are_invalid(
     for name in ("tokenizer", "template"):
         if getattr(about.model, f"{name}_hash") != getattr(model, f"{name}_hash"):
             return f"this conversation was held with another {name}, {about.model.name or 'unnamed'}'s"
-    if any(token >= vocab_size for node in stored for token in (*node.opener, *node.ids)):
-        return "this conversation's stored tokens are damaged"
+    if any(
+        token >= vocab_size and not (is_image(token) and node.role != "assistant")
+        for node in stored
+        for token in (*node.opener, *node.ids)
+    ):
+        return DAMAGED
     return None
+
+
+def _find_pictures(
+    stored: Sequence[Stored], files: Mapping[str, bytes], images: Images
+) -> tuple[dict[int, list[PlacedPicture]], str]:
+    """Return the pictures of each message by its id, or none and the reason for it."""
+    found: dict[int, list[PlacedPicture]] = {}
+    known: dict[str, Picture] = {}
+    try:
+        for node in stored:
+            for image in node.images:
+                if image["digest"] not in files:
+                    raise StoreError("a picture of this conversation is missing or damaged in the store")
+                picture = Picture(files[image["digest"]], image["name"])
+                picture = known.setdefault(image["digest"], picture)
+                placed = images.place_again(picture, Grid(image["rows"], image["columns"]))
+                found.setdefault(node.id, []).append(placed)
+    except QchatError as error:
+        return {}, f"{error}, so its pictures are left out"
+    return found, ""
+
+
+def _shows_its_pictures(node: Node) -> bool:
+    """Whether the ids of a node hold exactly its pictures."""
+    if isinstance(node, Output):
+        return True
+    wanted = [id for placed in node.pictures for id in placed.ids]
+    return wanted == [id for id in node.ids if is_image(id)]
 
 
 class _StoredIds:
@@ -136,8 +183,14 @@ class _EncodedIds:
 class _Builder:
     """Groups stored messages into nodes: the messages before a reply form one `Input`."""
 
-    def __init__(self, stored: Sequence[Stored], encoder: Encoder, id_source: _StoredIds | _EncodedIds):
-        self.stored, self.encoder, self.id_source = stored, encoder, id_source
+    def __init__(
+        self,
+        stored: Sequence[Stored],
+        encoder: Encoder,
+        id_source: _StoredIds | _EncodedIds,
+        pictures: Mapping[int, list[PlacedPicture]],
+    ):
+        self.stored, self.encoder, self.id_source, self.pictures = stored, encoder, id_source, pictures
         self.by_id = {node.id: node for node in stored}
         self.inputs: dict[int, Input] = {}
         self.outputs: dict[int, Output] = {}
@@ -209,12 +262,17 @@ class _Builder:
         if message_id is not None and message_id not in self.outputs:
             raise StoreError(f"the stored conversation lacks the message before message {messages[-1].id}")
         parent = self.outputs[message_id] if message_id is not None else None
-        given = [{"role": node.role, "content": node.text} for node in reversed(messages)]
-        node = Input(parent, given, [], created=messages[0].created)
+        given = [self._message(node) for node in reversed(messages)]
+        shown = [placed for node in reversed(messages) for placed in self.pictures.get(node.id, ())]
+        node = Input(parent, given, [], created=messages[0].created, pictures=shown)
         self.id_source.question(node, messages[0])
         self.inputs[reply.parent] = node
         self._add(node, messages[0])
         return node
+
+    def _message(self, node: Stored) -> dict[str, Any]:
+        images = {"images": node.images} if node.id in self.pictures else {}
+        return {"role": node.role, "content": node.text, **images}
 
     def _add(self, node: Node, stored: Stored) -> None:
         self.tree.nodes.append(node)

@@ -172,7 +172,7 @@ class PendingReply:
         budget = ThinkingBudget(self.settings.thinking_token_budget, engine.tokenizer.think_close_id)
         live = self._context.live
         if self._draft_limit:
-            live.draft_memory.copies.follow(live.ids)
+            live.draft_memory.copies.follow(live.text_ids)
         decoder = make_decoder(
             engine.model,
             live.cache,

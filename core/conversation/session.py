@@ -23,6 +23,7 @@ from ..text.messages import pair_messages
 from ..text.template import check_messages
 from .encoder import Encoder, Prompt
 from .offered_tools import check_results, check_tools, promised_tools, tools_notices
+from .pictures import NOTHING, Content, UserMessage, read_messages, user_message
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options
 from .reply import PendingReply, ReplyContext, Signals, TurnCost
@@ -32,7 +33,7 @@ from .tree import Tree, turn_number
 
 OPTIONS = (
     *("history", "snapshot_budget", "context_limit", "quantized_kv", "tools", "constrain_calls"),
-    *("store", "disk_budget", "live"),
+    *("store", "disk_budget", "live", "image_tokens"),
 )
 
 
@@ -67,6 +68,7 @@ class Session:
         store: Store | None = None,
         disk_budget: int = DISK_BUDGET,
         live: LiveState | None = None,
+        image_tokens: int | None = None,
         **defaults: Any,
     ):
         """Begin a conversation under the message `system`; `defaults` are settings for its replies.
@@ -75,7 +77,8 @@ class Session:
         form; with `constrain_calls` their arguments satisfy the schemas, where llguidance is installed. With
         a `store` the conversation is recorded from its first question on, and its states beside it within
         `disk_budget`. `live` is shared with other conversations, and then decides what is kept; by default
-        the session has its own. Raises UsageError for an invalid setting, history mode or tool.
+        the session has its own. A picture gets at most `image_tokens` tokens. Raises UsageError for an
+        invalid setting, history mode or tool.
         """
         self.engine, self.system, self.defaults = engine, system, defaults
         self._default_settings = ReplySettings.parse(defaults)
@@ -83,7 +86,8 @@ class Session:
         self.live = live or LiveState(engine, snapshot_budget, quantized_kv=quantized_kv)
         if store and live is None:
             self.live.keep_on_disk(store.states_folder, disk_budget)
-        self.encoder = Encoder(engine.template, engine.tokenizer)
+        self.encoder = Encoder(engine.template, engine.tokenizer, engine.images)
+        self.image_tokens = image_tokens
         usual = "preserve" if engine.template.can_preserve_thinking else "strip"
         self._history: History = check_history(history or usual)
         self.context_limit, refusals = engine.context_limit(context_limit, quantized=quantized_kv)
@@ -109,7 +113,8 @@ class Session:
         """
         about, stored = store.conversation(conversation), store.nodes(conversation)
         session = cls(engine, store=store, **stored_options(about) | options)
-        found = rebuild_tree(about, stored, engine, session._switches(session._default_settings))
+        switches = session._switches(session._default_settings)
+        found = rebuild_tree(about, stored, engine, switches, store.pictures(conversation))
         session.tree = Tree(found.nodes, found.leaf)
         session._notices += found.notices
         session.recorder = Recorder(engine, store, session._notices, conversation, found)
@@ -131,21 +136,22 @@ class Session:
         """End an open thought at its next token, so that the answer begins; safe as `cancel` is."""
         self.signals.close_thought = True
 
-    def send(self, text: str, /, **settings: Any) -> Reply:
-        """Ask `text` and wait for the whole reply. Raises as `stream` does."""
-        *_, done = self.stream(text, **settings)
+    def send(self, content: Content, /, **settings: Any) -> Reply:
+        """Ask `content` and wait for the whole reply. Raises as `stream` does."""
+        *_, done = self.stream(content, **settings)
         if not isinstance(done, Done):
             raise TypeError("a reply ended without Done")
         return Reply(**{name: getattr(done, name) for name in Done.__dataclass_fields__})
 
-    def stream(self, text: str, /, **settings: Any) -> Generator[Event]:
-        """Ask `text`; yields events, and exactly one `Done` as the last.
+    def stream(self, content: Content, /, **settings: Any) -> Generator[Event]:
+        """Ask `content`, a text or parts with pictures; yields events, and exactly one `Done` as the last.
 
         `settings` override the session's defaults. Raises UsageError for a setting or a second reply at
         once, TemplateError for messages the template refuses, ContextLengthExceeded before anything is
         computed.
         """
-        return self._run(self._ask(self.tree.leaf, [{"role": "user", "content": text}], settings))
+        message, _held = self._user_message(content)
+        return self._run(self._ask(self.tree.leaf, [message], settings))
 
     def answer_tools(self, results: Sequence[str], /, **settings: Any) -> Generator[Event]:
         """Pass the results of the last reply's tool calls to the model, in their order; yields as `stream`.
@@ -164,20 +170,26 @@ class Session:
         opener = self._encode(node.parent, node.messages, parsed).opener
         return self._run(self._reply_to(node, opener, parsed, begun))
 
-    def edit(self, turn: int, text: str, /, **settings: Any) -> Generator[Event]:
-        """Ask `text` in place of question `turn` (from 1), on a new branch; yields as `stream`."""
+    def edit(self, turn: int, content: Content, /, **settings: Any) -> Generator[Event]:
+        """Ask `content` in place of question `turn` (from 1), on a new branch; yields as `stream`.
+
+        A text replaces the words alone: the question's pictures stay.
+        """
         node = self.tree.question(turn)
         if not node.is_question:
             raise UsageError(f"turn {turn} holds the results of tools, not a question that could be edited")
-        messages = [*node.messages[:-1], {"role": "user", "content": text}]
-        return self._run(self._ask(node.parent, messages, settings))
+        message, _held = self._user_message(content, node.messages[-1])
+        return self._run(self._ask(node.parent, [*node.messages[:-1], message], settings))
+
+    def _user_message(self, content: Content, edited: Mapping[str, Any] = NOTHING) -> UserMessage:
+        """Return a message in place of the `edited` one, and its pictures, to be held until a node does."""
+        return user_message(content, self.engine.images, self.image_tokens, edited)
 
     def _ask(
         self, parent: Output | None, messages: list[dict[str, Any]], settings: dict[str, Any]
     ) -> PendingReply:
         begun, parsed = time.perf_counter(), self._begin_request(settings)
-        node, opener = self._input(parent, messages, parsed)
-        return self._reply_to(node, opener, parsed, begun)
+        return self._reply_to(*self._input(parent, messages, parsed), parsed, begun)
 
     def _begin_request(self, settings: Mapping[str, Any]) -> ReplySettings:
         """Parse the settings of a new request; from here on a cancel counts for it."""
@@ -211,8 +223,9 @@ class Session:
         """Encode a question: its node, and the opener of the reply to it."""
         if parent is None and self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        prompt = self._encode(parent, messages, settings)
-        return Input(parent, messages, prompt.ids, self._switches(settings)), prompt.opener
+        prompt, shown = self._encode(parent, messages, settings), self.encoder.pictures_of(messages)
+        node = Input(parent, messages, prompt.ids, self._switches(settings), pictures=shown)
+        return node, prompt.opener
 
     def _encode(
         self, parent: Output | None, messages: list[dict[str, Any]], settings: ReplySettings
@@ -325,12 +338,13 @@ class Session:
         """
         given = self.defaults | settings
         self._refuse_if_busy()
+        messages, _held = read_messages(messages, self.engine.images, self.image_tokens)
         nodes: list[Node] = []
         leaf = self.tree.leaf
-        for waiting, message in pair_messages(check_messages(messages)):
+        for question, message in pair_messages(check_messages(messages)):
             thinking = bool(message.get("reasoning_content"))
             parsed = ReplySettings.parse(given | {"enable_thinking": thinking})
-            node, opener = self._input(leaf, waiting, parsed)
+            node, opener = self._input(leaf, question, parsed)
             ids = self.encoder.encode_reply(node, opener, message, node.switches)
             leaf = Output(node, opener, ids, message, stats={"finish_reason": "stop"})
             nodes += [node, leaf]
@@ -448,15 +462,16 @@ class Session:
         following = Input(leaf, [{"role": role, "content": ""}], [])
         return self.encoder.branch_ids([*branch(leaf), following], self.history)
 
-    def prompt_ids(self, text: str | None = None, /, **settings: Any) -> list[int]:
-        """Return the ids that the model reads for this branch, or would read if `text` were asked now.
+    def prompt_ids(self, content: Content | None = None, /, **settings: Any) -> list[int]:
+        """Return the ids that the model reads for this branch, or would read if `content` were asked now.
 
         Changes nothing. Raises as `stream` does.
         """
-        if text is None:
+        if content is None:
             return self.encoder.branch_ids(self.tree.branch(), self.history)
         parsed = self._begin_request(settings)
-        node, opener = self._input(self.tree.leaf, [{"role": "user", "content": text}], parsed)
+        message, _held = self._user_message(content)
+        node, opener = self._input(self.tree.leaf, [message], parsed)
         return [*self.encoder.branch_ids(branch(node), self.history), *opener]
 
     # the stored conversation

@@ -8,10 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import UsageError
 from ..quoting import quote_value
+
+if TYPE_CHECKING:
+    from ..vision.placement import PlacedPicture
 
 History = Literal["preserve", "strip"]
 _numbers = count(1)
@@ -31,8 +34,10 @@ def next_number() -> int:
 
 @dataclass(eq=False)
 class Input:
-    """Messages from outside. `ids` end where a thought would open, as the template wrote them with
-    `switches`."""
+    """Messages from outside, whose `pictures` it holds.
+
+    `ids` end where a thought would open, as the template wrote them with `switches`.
+    """
 
     parent: "Output | None"
     messages: list[dict[str, Any]]
@@ -40,6 +45,7 @@ class Input:
     switches: dict[str, Any] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
     number: int = field(default_factory=next_number)
+    pictures: "Sequence[PlacedPicture]" = ()
 
     @property
     def is_question(self) -> bool:

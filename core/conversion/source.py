@@ -1,21 +1,22 @@
 """The model to convert, read in slices of rows that are not kept, so memory does not grow with the model.
 
 A slice passes the same checks as a loaded model: raw, FP8 and converted layouts, experts in any form. Owns
-the vision tower, which the loader ignores. Refuses a folder that changes while it is being read.
+the vision tower's tensors by name. Refuses a folder that changes while it is being read.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..checkpoint.assemble import FLOATS, FP8_BLOCK, Assembler, Tensor
+from ..checkpoint.assemble import FP8_BLOCK, Assembler, Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.layouts import VISION_PREFIXES, Spec, body_specs, mtp_specs
+from ..checkpoint.layouts import Spec, body_specs, mtp_specs
 from ..checkpoint.packed import Claim, Geometry, Hints, Packed
 from ..checkpoint.reader import SliceReader
 from ..checkpoint.shards import Shards, stamp_files
 from ..checkpoint.stored import Checkpoint, Module, Stored, open_checkpoint
+from ..checkpoint.vision import VisionTensor, find_vision
 from ..checkpoint.weights import load_weights
 from ..errors import WeightsError
 from ..machine.backend import mx
@@ -45,7 +46,7 @@ class Source:
     stamps: str
     checkpoint: Checkpoint
     _small: Mapping[str, mx.array]
-    _vision: Mapping[str, "_Vision"]
+    _vision: Mapping[str, VisionTensor]
     _reader: SliceReader
     watch: Callable[[str], None] | None = None
 
@@ -54,7 +55,8 @@ class Source:
         """Open `folder` once: check every header and read the small tensors. Raises ModelError."""
         config = ModelConfig.load(folder)
         checkpoint = open_checkpoint(folder)
-        weights, vision = load_weights(checkpoint, config), _find_vision(checkpoint.vision, config)
+        weights = load_weights(checkpoint, config)
+        vision = {VISION + name: found for name, found in find_vision(checkpoint.vision, config).items()}
         blind = "vision_config" in config.raw and not vision
         raw = {**config.raw, "language_model_only": True} if blind else config.raw
         config = replace(weights.settle(config), mtp_num_hidden_layers=int(weights.has_mtp), raw=raw)
@@ -141,22 +143,6 @@ class Source:
         }
 
 
-@dataclass(frozen=True)
-class _Vision:
-    """A stored tensor of the vision tower.
-
-    A patch embedding may be in Hugging Face's order [N, C, T, H, W]; MLX has [N, T, H, W, C].
-    """
-
-    stored: Stored
-    is_channels_first: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = self.stored.entry.shape
-        return (shape[0], *shape[2:], shape[1]) if self.is_channels_first else shape
-
-
 def to_dense(tensor: Tensor, dtype: mx.Dtype) -> mx.array:
     """The tensor in `dtype`, dequantized if it is packed."""
     return tensor.dequantize(dtype) if isinstance(tensor, Packed) else tensor.astype(dtype)
@@ -171,21 +157,6 @@ def _slice_rows(stored: Stored, begin: int, end: int, rows: int) -> Stored:
     nbytes = (entry.end - entry.begin) // count
     at = (entry.begin + begin * nbytes, entry.begin + end * nbytes)
     return Stored(stored.header, replace(entry, shape=(end - begin, *rest), begin=at[0], end=at[1]))
-
-
-def _find_vision(tensors: Sequence[Stored], config: ModelConfig) -> dict[str, _Vision]:
-    """The vision tower by its names in the converted layout. Raises WeightsError if it is packed."""
-    fields = config.raw.get("vision_config")
-    channels = fields.get("in_channels", 3) if isinstance(fields, Mapping) else 3
-    found: dict[str, _Vision] = {}
-    for stored in tensors:
-        entry = stored.entry
-        if entry.dtype not in FLOATS:
-            raise stored.refuse(f"is {entry.dtype}, and a vision tower is copied in floating point only")
-        prefix = next(prefix for prefix in VISION_PREFIXES if entry.name.startswith(prefix))
-        first = len(entry.shape) == 5 and entry.shape[1] == channels and "visual." in prefix
-        found[VISION + entry.name.removeprefix(prefix)] = _Vision(stored, first)
-    return found
 
 
 def _stamps(shards: Shards) -> str:

@@ -18,6 +18,8 @@ from ..model.network import Model
 from ..storage.records import ModelIdentity
 from ..text.template import Template
 from ..text.tokenizer import Tokenizer
+from ..vision.images import Images
+from ..vision.placement import is_image
 from .followers import load_model
 from .identity import read_identity
 from .precompile import Precompiler
@@ -37,6 +39,7 @@ class Engine:
     generation_config: Mapping[str, Any]
     notices: tuple[str, ...]
     thinks_by_default: bool
+    images: Images
     precompiler: Precompiler | None = None
 
     @classmethod
@@ -67,6 +70,7 @@ class Engine:
             generation_config=load_generation_config(folder),
             notices=(*notices, *model.policy.notices),
             thinks_by_default=thinks,
+            images=Images(folder, config, model.policy, shared=model.shared),
             precompiler=precompiler,
         )
 
@@ -112,11 +116,14 @@ class Engine:
         Raises UsageError for no ids, and for an id outside the vocabulary: MLX would read past the end of it.
         """
         ids, size = list(ids), self.config.vocab_size
-        wrong = [id for id in ids if not 0 <= id < size]
+        wrong = [id for id in ids if not (0 <= id < size or is_image(id))]
         if wrong or not ids:
             found = f"the id {wrong[0]}" if wrong else "no ids"
             raise UsageError(f"cannot compute logits after {found}, wanted ids from 0 to {size - 1:,}")
-        return self.model.logits(self.model.hidden(ids, self.model.new_cache()))
+        prompt, cache = self.images.mixed_prompt(ids), self.model.new_cache()
+        if prompt and (tokens := prompt.chunk(0, len(ids))):
+            return self.model.logits(self.model.hidden_with_images(tokens, cache))
+        return self.model.logits(self.model.hidden(ids, cache))
 
 
 def _thinks_by_default(template: Template) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..errors import UsageError
 from ..machine.backend import mx, on_gpu
 from ..model.cache import Cache
-from ..model.network import Model
+from ..model.network import MixedTokens, Model
 from .constraint import Constraint
 from .draft_gate import MAX_DRAFTS
 from .draft_head import prefill_draft_head
@@ -52,11 +52,13 @@ def prefill(
     *,
     drafts: bool = False,
     timed: TimedChunks | None = None,
+    mixed: Callable[[int, int], MixedTokens | None] | None = None,
 ) -> Iterator[int]:
     """Read `ids` into the cache in chunks; yields how many ids have been read after each.
 
-    Stops between two chunks when `cancelled()`. With `drafts` the draft head reads the last chunk too. With
-    `timed` chunks are no larger than what it says.
+    Where some stand for pictures, `mixed` returns those from one place to another as the network reads them,
+    or None for a chunk of text. Stops between two chunks when `cancelled()`. With `drafts` the draft head
+    reads the last chunk too. With `timed` chunks are no larger than what it says.
     """
     most = min(GPU_PREFILL_CHUNK if on_gpu() else PREFILL_CHUNK, model.plan.chunk if model.plan else 1 << 30)
     begin = 0
@@ -64,17 +66,22 @@ def prefill(
         if cancelled():
             return
         chunk = ids[begin : begin + (min(most, timed.size) if timed else most)]
+        read = len(chunk)
         if timed:
             timed.begin()
         before = cache.hidden
-        hidden = model.hidden(chunk, cache)
-        if drafts and begin + len(chunk) == len(ids):
+        tokens = mixed(begin, begin + read) if mixed else None
+        hidden = model.hidden(chunk, cache) if tokens is None else model.hidden_with_images(tokens, cache)
+        if tokens is not None:  # the draft head reads the text after the last picture
+            text = int(tokens.places[-1]) + 1
+            before, chunk, hidden = hidden[:, text - 1 : text], chunk[text:], hidden[:, text:]
+        if drafts and begin + read == len(ids) and chunk:
             prefill_draft_head(model, cache, list(chunk), before, hidden)
         mx.eval(cache.arrays())
         mx.clear_cache()
         if timed:
-            timed.end(len(chunk))
-        begin += len(chunk)
+            timed.end(read)
+        begin += read
         yield begin
 
 

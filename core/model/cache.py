@@ -6,6 +6,8 @@ beginning (`Cache.share`). Recurrent states are written in place only by the own
 next copy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -102,11 +104,22 @@ def _with_room(buffer: mx.array | None, new: mx.array, used: int, needed: int) -
 
 @dataclass
 class KVCache:
-    """Keys and values [B, H, T, D] of an attention layer's first `length` tokens; 8-bit if `quantized`."""
+    """Keys and values [B, H, T, D] of an attention layer's first `length` tokens; 8-bit if `quantized`.
+
+    After pictures the next token's position differs from `length` by `shift`. While tokens of a picture are
+    read, `axes` [3, T] has their positions.
+    """
 
     quantized: bool = False
     buffer: KVBuffer = field(default_factory=KVBuffer)
     length: int = 0
+    shift: int = 0
+    axes: mx.array | None = None
+
+    @property
+    def place(self) -> mx.array:
+        """The position [] of the next token, or those of the tokens that are read, [3, T]."""
+        return mx.array(self.length + self.shift) if self.axes is None else self.axes
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KeysOrValues, KeysOrValues]:
         """Append keys and values [B, H, T, D]; return all so far [B, H, length, D]."""
@@ -150,7 +163,7 @@ class KVCache:
         self.buffer.written = self.length
 
     def copy(self) -> "KVCache":
-        return KVCache(self.quantized, self.buffer, self.length)
+        return KVCache(self.quantized, self.buffer, self.length, self.shift)
 
     @property
     def nbytes(self) -> int:
@@ -329,6 +342,29 @@ class Cache:
             else:
                 layer.trim(read - count)
         self.length -= read - count
+
+    @property
+    def shift(self) -> int:
+        """How far the next token's position is from `length`, after pictures."""
+        return next((layer.shift for layer in self.layers if isinstance(layer, KVCache)), 0)
+
+    @contextmanager
+    def placed_at(self, positions: mx.array, shift: int) -> Iterator[None]:
+        """Read tokens at `positions` [3, T]; those after them are at their index plus `shift`."""
+        attending = [layer for layer in self.layers if isinstance(layer, KVCache)]
+        for layer in attending:
+            layer.axes = positions
+        try:
+            yield
+        finally:
+            for layer in attending:
+                layer.axes, layer.shift = None, shift
+
+    def shift_positions(self, shift: int) -> None:
+        """Have the next tokens at their index plus `shift`."""
+        for layer in self.layers:
+            if isinstance(layer, KVCache):
+                layer.shift = shift
 
     def detach(self) -> None:
         """Give up what slices of larger arrays keep alive, once no more tokens are rolled back."""

@@ -46,12 +46,14 @@ class FusedDecoder:
         After a `speculative` step `Cache.commit` may roll back the last ones.
         """
         segments = self._speculative_segments if speculative else self._segments
-        offset = decode_attention.position(cache.length)
+        offset = turned = decode_attention.position(cache.length)
+        if shift := cache.shift:
+            turned = decode_attention.position(cache.length + shift)
         mixed: list[mx.array] = []
         for number, (segment, nets) in enumerate(zip(segments, self._nets, strict=True)):
             memories = [as_delta_state(cache.layers[place]) for place in nets]
             states = [array for memory in memories for array in memory.arrays()]
-            x, states, projected = segment(x, mixed, offset, states)
+            x, states, projected = segment(x, mixed, turned, states)
             for memory, conv, state in zip(memories, states[::2], states[1::2], strict=True):
                 if speculative:
                     memory.speculative = SpeculativeStates(conv, state)
@@ -70,7 +72,7 @@ def _segment(layers: Sequence[FusedLayer], before: int, after: int, *, every: bo
     """
 
     def run(
-        x: mx.array, mixed: list[mx.array], offset: mx.array, states: list[mx.array]
+        x: mx.array, mixed: list[mx.array], turned: mx.array, states: list[mx.array]
     ) -> tuple[mx.array, list[mx.array], tuple[mx.array, ...]]:
         first = layers[before] if before >= 0 else None
         if isinstance(first, FusedAttentionLayer):
@@ -82,6 +84,6 @@ def _segment(layers: Sequence[FusedLayer], before: int, after: int, *, every: bo
                 x, *new = layer.forward_fused(x, states[at], states[at + 1], every=every)
                 new_states += new
         last = layers[after] if after < len(layers) else None
-        return x, new_states, last.before(x, offset) if isinstance(last, FusedAttentionLayer) else ()
+        return x, new_states, last.before(x, turned) if isinstance(last, FusedAttentionLayer) else ()
 
     return run

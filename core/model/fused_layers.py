@@ -198,20 +198,23 @@ class FusedAttentionLayer:
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         """Map x [1, T, hidden] to the same shape; the cache grows by T tokens."""
         cache = as_kv_cache(cache)
-        if x.shape[1] > MAX_FUSED_ROWS or cache.quantized:
+        if x.shape[1] > MAX_FUSED_ROWS or cache.quantized or cache.axes is not None:
             return self.plain(x, cache)
         offset = decode_attention.position(cache.length)
-        projected = self._compiled_before(x[0], offset)
+        projected = self._compiled_before(x[0], decode_attention.position(cache.length + cache.shift))
         return self._compiled_after(x[0], self.attend(projected, cache, offset))[None]
 
     forward_speculative = __call__  # a KVCache is simply trimmed afterwards
 
-    def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, ...]:
-        """Map x [T, hidden] to its projections [T, width], q [1, H, T, D], k and v [1, Hkv, T, D]."""
+    def before(self, x: mx.array, place: mx.array) -> tuple[mx.array, ...]:
+        """Map x [T, hidden] at position `place` [1] to what attention needs.
+
+        These are projections [T, width], q [1, H, T, D], k and v [1, Hkv, T, D].
+        """
         mixer = self._mixer
         main = join(project(x, mixer.qkv, self._input_norm))  # [T, width]
         return main, *decode_attention.split_heads(
-            self._heads, main, mixer.q_norm, mixer.k_norm, self._frequencies, offset
+            self._heads, main, mixer.q_norm, mixer.k_norm, self._frequencies, place
         )
 
     def attend(self, projected: tuple[mx.array, ...], cache: LayerCache, offset: mx.array) -> mx.array:

@@ -60,8 +60,8 @@ class GatedAttention:
         self.out = make_linear(materialize(weights["o_proj"], policy), policy.sum)
         self.q_norm, self.k_norm = (self.rotary.scale_norm(weights.vector(f"{name}_norm")) for name in "qk")
 
-    def project(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """Map x [B, T, hidden] at position `offset` [] to q, k, v and the output gate.
+    def project(self, x: mx.array, place: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Map x [B, T, hidden] at `place`, as in `KVCache`, to q, k, v and the output gate.
 
         q is [B, H, T, D], k and v are [B, Hkv, T, D], the gate is [B, T, H*D]. The rows of q_proj are
         [query | gate] head by head.
@@ -72,7 +72,7 @@ class GatedAttention:
         k, v = (h.reshape(batch, length, self.kv_heads, self.dim) for h in (k, v))  # [B, T, Hkv, D]
         q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
         q, k, v = (h.swapaxes(1, 2) for h in (q, k, v))  # [B, H, T, D], [B, Hkv, T, D]
-        q, k = mx.split(self.rotary(mx.concatenate([q, k], axis=1), offset), [self.heads], axis=1)
+        q, k = mx.split(self.rotary(mx.concatenate([q, k], axis=1), place), [self.heads], axis=1)
         return q, k, v, gate.reshape(batch, length, -1)
 
     def finish(self, mixed: mx.array, gate: mx.array) -> mx.array:
@@ -193,18 +193,18 @@ class AttentionLayer(DecoderLayer):
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         """Map x [B, T, hidden] to the same shape; the cache grows by T tokens."""
         cache = as_kv_cache(cache)
-        step = x.shape[1] <= MAX_STEP_TOKENS
+        step = x.shape[1] <= MAX_STEP_TOKENS and cache.axes is None
         before, after = (self._compiled_before, self._compiled_after) if step else (self.before, self.after)
-        q, k, v, gate = before(x, mx.array(cache.length))
+        q, k, v, gate = before(x, cache.place)
         keys, values = cache.append(k, v)  # [B, Hkv, S, D]
         mixed = attention(q, keys, values, self.mixer.dim**-0.5)  # [B, H, T, D]
         return after(x, mixed, gate)
 
     forward_speculative = __call__  # a KVCache is simply trimmed afterwards
 
-    def before(self, x: mx.array, offset: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    def before(self, x: mx.array, place: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Return what attention needs: the result of `GatedAttention.project`."""
-        return self.mixer.project(self.enter(x), offset)
+        return self.mixer.project(self.enter(x), place)
 
     def after(self, x: mx.array, mixed: mx.array, gate: mx.array) -> mx.array:
         """Return the layer's output [B, T, hidden], given attention's [B, H, T, D]."""

@@ -153,7 +153,7 @@ class NativeDecode:
                 self._open_keys(memory, layer, len(ids))
             else:
                 open_delta(memory, layer)
-        return self._library.step(self._network, memories, ids, cache.length)
+        return self._library.step(self._network, memories, ids, cache.length, cache.shift)
 
     def _open_keys(self, memory: structures.Memory, layer: KVCache, count: int) -> None:
         """Make room for `count` tokens behind those of `layer`, and say where."""

@@ -31,7 +31,7 @@ class NativePrompt:
     def attention_layer(self, layer: AttentionLayer, x: mx.array, memory: KVCache) -> mx.array:
         """Return the layer's output [1, T, hidden]; the cache grows by T tokens."""
         mixer = layer.mixer
-        q, k, v, gate = mixer.project(self._norm(x, layer.input_norm), mx.array(memory.length))
+        q, k, v, gate = mixer.project(self._norm(x, layer.input_norm), memory.place)
         keys, values = memory.append(k, v)  # [1, Hkv, S, D]
         mixed = attention(q, keys, values, mixer.dim**-0.5, self._library.softmax)  # [1, H, T, D]
         return self._leave(layer, x, mixer.finish(mixed, gate))

@@ -5,6 +5,7 @@ Knows neither folders nor ranks: weights, policy and memory plan come from the b
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.finite import CheckedTensors
@@ -27,6 +28,22 @@ from .mtp import MTPHead
 from .native_decode import NativeDecode, may_run
 from .weight_scope import WeightScope
 from .weight_traffic import step_nbytes
+
+
+class MixedTokens(NamedTuple):
+    """Some tokens of a prompt with pictures: `ids` [T], of which those at `places` are embedded otherwise.
+
+    `embeddings` [P, hidden] are those of the pictures' tokens, and each array of `deepstack` is added to
+    theirs after one of the first layers. `positions` [3, T] are moment, row and column of all tokens; those
+    of later text are their index plus `shift`.
+    """
+
+    ids: mx.array
+    places: mx.array
+    embeddings: mx.array
+    deepstack: Sequence[mx.array]
+    positions: mx.array
+    shift: int
 
 
 def make_layer(
@@ -101,6 +118,24 @@ class Model:
             if native and ids.size > MAX_FUSED_ROWS:
                 native.adopt(self._mlx_hidden)
         cache.length += ids.size
+        cache.hidden = x[:, -1:]
+        return x
+
+    def hidden_with_images(self, tokens: MixedTokens, cache: Cache) -> mx.array:
+        """Do what `hidden` does for tokens of which some are those of pictures."""
+        native = self.native if self.native and self.native.is_used else None
+        native = native if tokens.ids.size > MAX_FUSED_ROWS else None
+        x = self.embed(tokens.ids[None])  # [1, T, hidden]
+        x[:, tokens.places] = tokens.embeddings.astype(x.dtype)
+        with cache.placed_at(tokens.positions, tokens.shift):
+            for number, (layer, memory) in enumerate(zip(self.layers, cache.layers, strict=True)):
+                x = native.read_prompt(number, layer, x, memory) if native else layer(x, memory)
+                if number < len(tokens.deepstack):
+                    x[:, tokens.places] += tokens.deepstack[number].astype(x.dtype)
+        if self.native and tokens.ids.size > MAX_FUSED_ROWS:
+            self.native.adopt(self._mlx_hidden)
+        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
+        cache.length += tokens.ids.size
         cache.hidden = x[:, -1:]
         return x
 

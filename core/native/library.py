@@ -37,6 +37,7 @@ class Library:
                 POINTER(c_int32),
                 c_int,
                 c_int64,
+                c_int64,
                 POINTER(c_float),
             ]
             lib.qchat_product.argtypes = [POINTER(Matrix), ctypes.c_void_p, c_int, POINTER(c_float)]
@@ -60,8 +61,12 @@ class Library:
         """Whether weights of this form can be read."""
         return bool(self._lib.qchat_takes(matrix))
 
-    def step(self, network: Network, memories: ctypes.Array, ids: list[int], position: int) -> mx.array:
+    def step(
+        self, network: Network, memories: ctypes.Array, ids: list[int], position: int, shift: int = 0
+    ) -> mx.array:
         """Read `ids`, MAX_ROWS at most; hidden states [1, T, hidden] after the final norm, float32.
+
+        The first id has `position` others before it, and is rotated by `shift` more.
 
         Raises ValueError for an id outside the vocabulary, MemoryError.
         """
@@ -69,7 +74,7 @@ class Library:
         if not all(0 <= id < network.vocabulary for id in ids):
             raise ValueError(f"ids {ids} are not all below {network.vocabulary:,}")
         found = (c_float * (count * network.hidden))()
-        if self._lib.qchat_step(network, memories, (c_int32 * count)(*ids), count, position, found):
+        if self._lib.qchat_step(network, memories, (c_int32 * count)(*ids), count, position, shift, found):
             raise MemoryError("no memory for one decode step")
         return _array(found, (1, count, network.hidden))
 

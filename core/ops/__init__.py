@@ -5,6 +5,7 @@ calls.
 
 Public names: attention, choices, decay_and_beta, delta_form, delta_forms, delta_speculative, Dimensions,
 Embedding, evaluate, ExpertsLinear, fused_matvec, gate_by_sigmoid, gated_delta, gated_norm, join_weights,
-l2_normalise, Linear, make_linear, make_projections, materialize, MAX_FUSED_ROWS, Norm, Projections, Result,
-Rotary, sentences, settle, sigmoid, silu, state_after, swiglu, Tuner, USUAL, Weight, winners.
+l2_normalise, Linear, make_linear, make_projections, masked_softmax, materialize, MAX_FUSED_ROWS, Norm,
+Projections, Result, Rotary, sentences, settle, sigmoid, silu, state_after, swiglu, Tuner, USUAL, Weight,
+winners.
 """

@@ -94,6 +94,7 @@ class DiskTier:
         return {
             "identity": self._identity(),
             "length": str(cache.length),
+            "shift": str(cache.shift),
             "before": before,
             "fingerprint": json.dumps(self._fingerprint(cache)),
             **{f"crc32 {key}": _checksum(tensor) for key, tensor in tensors.items()},
@@ -150,10 +151,12 @@ class DiskTier:
         try:
             parts = [self._read(name) for name in reversed(names)]
             cache = self._build_cache(parts)
+            metadata = read_header(state_path(self.folder, names[0])).metadata
+            cache.shift_positions(int(metadata.get("shift", 0)))
             read = [token for part in parts for token in part["ids"].tolist()]  # pyright: ignore
             if read != list(ids[: len(read)]):
                 raise StoreError(f"the saved state {names[0]} is damaged: it holds other ids")
-            if not self._matches(cache, read_header(state_path(self.folder, names[0])).metadata):
+            if not self._matches(cache, metadata):
                 raise StoreError(f"the saved state {names[0]} predicts something else than when it was saved")
         except StoreError:
             self._forget(names[0])

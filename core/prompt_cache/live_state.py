@@ -102,10 +102,13 @@ class LiveState:
         meanwhile begins at once.
         """
         model, timed = self.engine.model, self._timed if ahead else None
+        prompt = self.engine.images.mixed_prompt(ids)
         for end in [*self._cuts(ids), len(ids)]:
             start = len(self.ids)
-            rest = ids[start:end]
-            for done in prefill(model, self.cache, rest, cancelled, drafts=self.drafts, timed=timed):
+            rest, mixed = ids[start:end], prompt.after(start) if prompt else None
+            for done in prefill(
+                model, self.cache, rest, cancelled, drafts=self.drafts, timed=timed, mixed=mixed
+            ):
                 self.ids = list(ids[: start + done])
                 yield start + done
             if len(self.ids) < end:
@@ -179,6 +182,11 @@ class LiveState:
         if self.ids and self.ids == list(ids[: len(self.ids)]) and self.cache.length == len(self.ids):
             return kept if kept and kept.length > self.cache.length else self.cache
         return kept
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids with the template's own in place of those of pictures."""
+        return self.engine.images.without_pictures(self.ids)
 
     def logits(self) -> mx.array:
         """Compute the logits [V] float32 after the last of `ids`, without changing the live state."""

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.config import MAX_LAYERS, MAX_WIDTH, ModelConfig
+from ..checkpoint.config import ModelConfig
 from ..checkpoint.layouts import MTP_PREFIX, Spec, body_specs, mtp_specs
 from ..checkpoint.packed import Geometry
+from ..checkpoint.vision import VisionConfig, vision_specs
 from ..errors import ConfigError, QchatError, UsageError
 from ..machine.files import read_json
-from ..quoting import quote_value
 from .recipe_file import RecipeFile
 from .recipes import VARIANTS, Options, Recipe, check_parts
 from .results import AllocationSummary, PlannedClass, PlanSummary
@@ -133,41 +133,13 @@ def tensor_nbytes(name: str, shape: Sequence[int], geometry: Geometry | None) ->
 def vision_weights(config: ModelConfig) -> tuple[int, int] | None:
     """The numbers of tensors and weights of the vision tower that `config` describes; None without one.
 
-    Counted from Hugging Face's Qwen3_5VisionModel: a patch embedding, learned positions, blocks of attention
-    and MLP with biases and layer norms, and mergers that join spatial_merge_size^2 patches.
+    Raises ConfigError.
     """
-    fields = config.raw.get("vision_config")
-    if not isinstance(fields, Mapping) or config.raw.get("language_model_only") is True:
+    tower = VisionConfig.of(config)
+    if tower is None:
         return None
-    where = f"{config.source}: vision_config"
-
-    def size(name: str, limit: int = MAX_WIDTH) -> int:
-        value = fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            raise ConfigError(
-                f"{where}: {name} is {quote_value(value)}, wanted a whole number from 1 to {limit}"
-            )
-        return value
-
-    width, inner, out = size("hidden_size"), size("intermediate_size"), size("out_hidden_size")
-    depth = size("depth", MAX_LAYERS)
-    patch = size("in_channels") * size("temporal_patch_size") * size("patch_size") ** 2
-    joined = width * size("spatial_merge_size") ** 2
-    taps = fields.get("deepstack_visual_indexes") or ()
-    if not isinstance(taps, list | tuple) or len(taps) > depth:
-        raise ConfigError(
-            f"{where}: deepstack_visual_indexes is {quote_value(taps)}, wanted a list of layers"
-        )
-
-    def linear(rows: int, columns: int) -> int:
-        return rows * columns + rows
-
-    block = 4 * width + linear(3 * width, width) + linear(width, width)
-    block += linear(inner, width) + linear(width, inner)
-    project = linear(joined, joined) + linear(out, joined)
-    weights = linear(width, patch) + size("num_position_embeddings") * width + depth * block
-    weights += 2 * width + project + len(taps) * (2 * joined + project)
-    return 3 + 12 * depth + 6 * (1 + len(taps)), weights
+    shapes = vision_specs(tower).values()
+    return len(shapes), sum(map(math.prod, shapes))
 
 
 def _row(name: str, spec: Spec, geometry: Geometry | None, config: ModelConfig) -> Row:

@@ -4,10 +4,11 @@ JSON holds the whole tree, for `importer.py` to read back; Markdown and HTML hol
 runs no script and loads nothing, whatever the messages contain.
 """
 
+import base64
 import html
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +17,16 @@ from typing import Any
 from ..errors import StoreError, UsageError
 from ..machine.files import write_whole
 from .records import Conversation, KeptResult, Node
-from .store import Store
+from .store import NO_PICTURES, Store
 
 FORMAT, VERSION = "qchat-conversation", 1
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 PAGE = """<!doctype html>
 <html lang="und">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
@@ -35,6 +37,7 @@ pre {{ font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 
 pre.code {{ font-family: ui-monospace, monospace; font-size: .9em }}
 .user {{ border-left: .25rem solid; padding-left: 1rem }}
 details, footer {{ opacity: .7 }}
+img {{ max-width: 100% }}
 </style>
 </head>
 <body>
@@ -52,9 +55,11 @@ def export_conversation(store: Store, conversation: int, path: Path, *, overwrit
     Raises UsageError for another suffix or an existing file, StoreError if reading or writing fails.
     """
     formats: dict[str, Callable[[Store, int], str]] = {
-        ".md": lambda store, id: to_markdown(store.conversation(id), store.branch(id), store.results(id)),
-        ".html": lambda store, id: to_html(store.conversation(id), store.branch(id), store.results(id)),
-        ".json": lambda store, id: to_json(store.conversation(id), store.nodes(id), store.results(id)),
+        ".md": lambda store, id: to_markdown(*_parts(store, id)),
+        ".html": lambda store, id: to_html(*_parts(store, id)),
+        ".json": lambda store, id: to_json(
+            store.conversation(id), store.nodes(id), store.results(id), store.pictures(id)
+        ),
     }
     render = formats.get(path.suffix.lower())
     if render is None:
@@ -64,12 +69,20 @@ def export_conversation(store: Store, conversation: int, path: Path, *, overwrit
     _write(path, render(store, conversation))
 
 
+def _parts(store: Store, id: int) -> tuple[Conversation, list[Node], list[KeptResult], dict[str, bytes]]:
+    """Return what a page shows of a conversation."""
+    return store.conversation(id), store.branch(id), store.results(id), store.pictures(id)
+
+
 def to_markdown(
-    conversation: Conversation, branch: Sequence[Node], results: Sequence[KeptResult] = ()
+    conversation: Conversation,
+    branch: Sequence[Node],
+    results: Sequence[KeptResult] = (),
+    pictures: Mapping[str, bytes] = NO_PICTURES,
 ) -> str:
     """Render the messages verbatim under headings, and the results of jobs after them.
 
-    Reasoning is quoted; tool calls and results are fenced.
+    Reasoning is quoted; tool calls and results are fenced; pictures are part of the text, by data URLs.
     """
     parts = [f"# {_heading(conversation)}", f"*{_footer(conversation, branch)}*"]
     if system := _system(conversation, branch):
@@ -80,6 +93,7 @@ def to_markdown(
             parts.append(
                 "\n".join(f"> {line}".rstrip() for line in ["*Thought*", "", *node.thinking.split("\n")])
             )
+        parts += [f"![{_line(name)}]({url})" for name, url in _shown(node, pictures)]
         if node.text:
             parts.append(_fence(node.text, "") if node.role == "tool" else node.text)
         parts += [_fence(_indent_json(call), "json") for call in node.tool_calls]
@@ -88,21 +102,35 @@ def to_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(conversation: Conversation, branch: Sequence[Node], results: Sequence[KeptResult] = ()) -> str:
+def to_html(
+    conversation: Conversation,
+    branch: Sequence[Node],
+    results: Sequence[KeptResult] = (),
+    pictures: Mapping[str, bytes] = NO_PICTURES,
+) -> str:
     """Render one self-contained page; reasoning is collapsed."""
     system = _system(conversation, branch)
     parts = [_section("system", "System", system)] if system else []
     speakers = _speakers(branch)
-    parts += [_section(node.role, who, node.text, node) for node, who in zip(branch, speakers, strict=True)]
+    parts += [
+        _section(node.role, who, node.text, node, pictures)
+        for node, who in zip(branch, speakers, strict=True)
+    ]
     parts += map(_result_section, results)
     return PAGE.format(
+        policy=POLICY + ("; img-src data:" if any(_shown(node, pictures) for node in branch) else ""),
         title=_escape(_heading(conversation)),
         body="\n".join(parts),
         footer=_escape(_footer(conversation, branch)),
     )
 
 
-def to_json(conversation: Conversation, nodes: Sequence[Node], results: Sequence[KeptResult] = ()) -> str:
+def to_json(
+    conversation: Conversation,
+    nodes: Sequence[Node],
+    results: Sequence[KeptResult] = (),
+    pictures: Mapping[str, bytes] = NO_PICTURES,
+) -> str:
     """Serialize the whole tree, for `import_conversation` to read."""
     header = asdict(conversation)
     for name in ("id", "imported", "updated"):
@@ -113,6 +141,8 @@ def to_json(conversation: Conversation, nodes: Sequence[Node], results: Sequence
         del message["conversation"]
     kept = [{name: value for name, value in asdict(result).items() if name != "id"} for result in results]
     document = {"format": FORMAT, "version": VERSION, **header, "nodes": messages, "results": kept}
+    if pictures:
+        document["pictures"] = {name: base64.b64encode(data).decode() for name, data in pictures.items()}
     return json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -175,10 +205,36 @@ def _fence(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _section(role: str, speaker: str, text: str, node: Node | None = None) -> str:
+def _shown(node: Node, pictures: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Return names and data URLs of the pictures in a message."""
+    found: list[tuple[str, str]] = []
+    for image in node.images:
+        data = pictures.get(image["digest"], b"")
+        if kind := _media_type(data):
+            found.append((image["name"], f"data:{kind};base64,{base64.b64encode(data).decode()}"))
+    return found
+
+
+def _media_type(data: bytes) -> str:
+    """Return the media type of a picture file; empty for others."""
+    marks = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif"}
+    kind = next((kind for mark, kind in marks.items() if data.startswith(mark)), "")
+    kind = "webp" if data[8:12] == b"WEBP" else "avif" if data[4:12] == b"ftypavif" else kind
+    return f"image/{kind}" if kind else ""
+
+
+def _section(
+    role: str,
+    speaker: str,
+    text: str,
+    node: Node | None = None,
+    pictures: Mapping[str, bytes] = NO_PICTURES,
+) -> str:
     parts = [f"<h2>{_escape(speaker)}</h2>"]
     if node and node.thinking:
         parts.append(f"<details><summary>Thought</summary>{_block(node.thinking)}</details>")
+    shown = _shown(node, pictures) if node else []
+    parts += [f'<p><img alt="{_escape(name)}" src="{url}"></p>' for name, url in shown]
     if text:
         parts.append(_block(text, code=role == "tool"))
     parts += [_block(_indent_json(call), code=True) for call in (node.tool_calls if node else [])]

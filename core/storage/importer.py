@@ -4,6 +4,8 @@ The file is not trusted: its size, structure, numbers and nesting are checked. I
 marked as imported, since they cannot be verified.
 """
 
+import base64
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from .records import (
     NodeDraft,
     NodeState,
     Role,
+    check_images,
     result_nbytes,
 )
 from .store import Store
@@ -65,11 +68,25 @@ def import_conversation(store: Store, path: Path) -> int:
     created = document.time("created")
     if any(_is_huge(value) for level in levels for container in level for value in _values(container)):
         raise StoreError(f"{path} holds a number that is out of range")
-    results = _parse_results(document)
-    conversation = store.import_tree(content, drafts, None if leaf is None else positions[leaf], created)
+    results, pictures = _parse_results(document), _parse_pictures(document)
+    place = None if leaf is None else positions[leaf]
+    conversation = store.import_tree(content, drafts, place, created, pictures)
     for result in results:
         store.add_result(conversation, **result)
     return conversation
+
+
+def _parse_pictures(document: "_UntrustedObject") -> dict[str, bytes]:
+    """Return the files of the pictures by digest. Raises StoreError for one that is damaged."""
+    pictures: dict[str, bytes] = {}
+    for digest, text in document.value_of("pictures", dict, {}).items():
+        try:
+            pictures[digest] = base64.b64decode(text, validate=True)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{document.where}: a picture is not in base64") from error
+        if hashlib.sha256(pictures[digest]).hexdigest() != digest:
+            raise StoreError(f"{document.where}: the picture {quote_value(digest)} is damaged")
+    return pictures
 
 
 def _parse_results(document: "_UntrustedObject") -> list[dict[str, Any]]:
@@ -123,6 +140,7 @@ def _parse_message(node: "_UntrustedObject", parent: int | None) -> NodeDraft:
         settings=node.value_of("settings", dict, {}),
         stats=node.value_of("stats", dict, {}),
         model_name=node.text("model_name"),
+        images=node.images(),
     )
     return NodeDraft(parent, node.choice("role", get_args(Role)), node.time("created"), content)
 
@@ -173,6 +191,14 @@ class _UntrustedObject:
                 raise StoreError(f"{checked.where} has no function name")
             checked.value_of("arguments", dict, {})
         return calls
+
+    def images(self) -> list[dict[str, Any]]:
+        images = self.value_of("images", list, [])
+        try:
+            check_images(images, len(self.text("text")))
+        except ValueError as error:
+            raise StoreError(f"{self.where}: {error}") from error
+        return images
 
     def token_ids(self, name: str) -> list[int]:
         ids = self.value_of(name, list, [])

@@ -4,6 +4,7 @@ Owns the schema versions: to change the schema, append to MIGRATIONS; never edit
 """
 
 import json
+import re
 import sys
 import zlib
 from array import array
@@ -73,8 +74,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX results_by_conversation ON results (conversation)",
     ),
+    (
+        "ALTER TABLE nodes ADD COLUMN images TEXT NOT NULL DEFAULT '[]'",  # JSON list
+        """CREATE TABLE pictures (
+            conversation INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+            digest TEXT NOT NULL,    -- SHA-256 of the file
+            data BLOB NOT NULL,
+            PRIMARY KEY (conversation, digest)
+        )""",
+    ),
 )
 MAX_IDS = 1 << 24
+MAX_IMAGE_TOKENS = 1 << 16
+DIGEST = re.compile("[0-9a-f]{64}")
 ID_COLUMNS = ("ids", "opener")
 TEXT_FIELDS = ("text", "thinking", "raw_text", "tool_calls", "stop_string")
 TITLE_CHARACTERS = 60
@@ -96,7 +108,7 @@ CONVERSATION_COLUMNS = {
 NODE_COLUMNS = {
     **dict.fromkeys(("role", "text", "thinking", "state", "model_name"), str),
     **dict.fromkeys(("settings", "stats"), dict),
-    **dict.fromkeys(("tool_calls", "ids", "opener"), list),
+    **dict.fromkeys(("tool_calls", "ids", "opener", "images"), list),
     **dict.fromkeys(("id", "conversation"), int),
     "created": float,
     "parent": int | None,
@@ -145,6 +157,7 @@ class Node:
     `ids` are the message's token ids; if several messages form one question, the last one holds them all.
     `opener` holds the template's token ids right before a reply. Each tool call has a name and arguments.
     `model_name` names the model that wrote a reply; it is empty for questions and where nothing was noted.
+    `images` are the pictures in the text: digest, name, rows and columns of tokens, and place.
     """
 
     id: int
@@ -161,6 +174,7 @@ class Node:
     created: float
     opener: list[int] = field(default_factory=list)
     model_name: str = ""
+    images: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -201,6 +215,7 @@ class NodeContent(TypedDict, total=False):
     settings: Mapping[str, Any]
     stats: Mapping[str, Any]
     model_name: str
+    images: Sequence[Mapping[str, Any]]
 
 
 class ConversationContent(TypedDict, total=False):
@@ -297,7 +312,25 @@ def parse_node(row: Row) -> Node:
     for call in node.tool_calls:
         _checked(_checked(call, dict, "tool_calls").get("name"), str, "tool_calls")
         _checked(call.get("arguments", {}), dict, "tool_calls")
+    check_images(node.images, len(node.text))
     return node
+
+
+def check_images(images: Sequence[Any], characters: int) -> None:
+    """Check the pictures of a text of so many characters. Raises ValueError."""
+    begin = 0
+    for image in images:
+        fields = _checked(image, dict, "images")
+        if not DIGEST.fullmatch(_checked(fields.get("digest"), str, "images")):
+            raise ValueError("images has a digest that is none")
+        _checked(fields.get("name"), str, "images")
+        sizes = [fields.get(name) for name in ("rows", "columns", "at")]
+        if not all(type(size) is int for size in sizes):
+            raise ValueError("images has a size that is no number")
+        rows, columns, at = sizes
+        if not (0 < rows * columns <= MAX_IMAGE_TOKENS and rows > 0 and begin <= at <= characters):
+            raise ValueError("images has a number out of range")
+        begin = at
 
 
 def parse_result(row: Row) -> KeptResult | None:
@@ -311,7 +344,7 @@ def parse_result(row: Row) -> KeptResult | None:
 def _decode_columns(row: Row, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Return the decoded columns of `row` that `kinds` names: SQLite keeps any type in any column."""
     columns = {name: row[name] for name in kinds}
-    for name in columns.keys() & {"settings", "stats", "tool_calls", "model", "parts"}:
+    for name in columns.keys() & {"settings", "stats", "tool_calls", "model", "parts", "images"}:
         columns[name] = parse_json_value(_checked(columns[name], str, name), any_integer=True)
     for name in columns.keys() & set(ID_COLUMNS):
         columns[name] = unpack_ids(_checked(columns[name], bytes, name))

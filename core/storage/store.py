@@ -4,6 +4,7 @@ Owns the schedule on which a streaming reply is saved. Refuses the files that `d
 verify token ids: an imported file may hold any.
 """
 
+import hashlib
 import threading
 import time
 import zlib
@@ -40,6 +41,8 @@ from .records import (
 from .state_files import SERVED, release
 
 T = TypeVar("T")
+Pictures = Mapping[str, bytes]
+NO_PICTURES: Pictures = {}
 
 UNDO_SECONDS = 60.0
 # at most 2 s of a reply may be lost in a crash: this leaves 0.5 s for the write itself
@@ -101,23 +104,33 @@ class Store:
             return _insert_conversation(execute, content, self._clock(), imported=False)
 
     def import_tree(
-        self, content: ConversationContent, drafts: Sequence[NodeDraft], leaf: int | None, created: float
+        self,
+        content: ConversationContent,
+        drafts: Sequence[NodeDraft],
+        leaf: int | None,
+        created: float,
+        pictures: Pictures = NO_PICTURES,
     ) -> int:
         """Add a whole conversation and return its id. `leaf` is a position in `drafts`, parents first."""
         with self._database.write() as execute:
             conversation = _insert_conversation(execute, content, created, imported=True)
             ids = _insert_nodes(execute, conversation, None, drafts)
+            _insert_pictures(execute, conversation, pictures)
             _set_leaf(execute, conversation, None if leaf is None else ids[leaf])
             execute("UPDATE conversations SET updated = ? WHERE id = ?", self._clock(), conversation)
         return conversation
 
     def create_with_nodes(
-        self, content: ConversationContent, drafts: Sequence[NodeDraft]
+        self, content: ConversationContent, drafts: Sequence[NodeDraft], pictures: Pictures = NO_PICTURES
     ) -> tuple[int, list[int]]:
-        """Create a conversation with its first messages; the last is the leaf. Returns its id and theirs."""
+        """Create a conversation with its first messages; the last is the leaf. Returns its id and theirs.
+
+        `pictures` are the files that they show, by digest.
+        """
         with self._database.write() as execute:
             conversation = _insert_conversation(execute, content, self._clock(), imported=False)
             ids = _insert_nodes(execute, conversation, None, drafts)
+            _insert_pictures(execute, conversation, pictures)
             _set_leaf(execute, conversation, ids[-1])
         return conversation, ids
 
@@ -264,16 +277,23 @@ class Store:
                 _set_default_title(execute, conversation, content.get("text", ""))
         return node
 
-    def add_nodes(self, conversation: int, parent: int | None, drafts: Sequence[NodeDraft]) -> list[int]:
+    def add_nodes(
+        self,
+        conversation: int,
+        parent: int | None,
+        drafts: Sequence[NodeDraft],
+        pictures: Pictures = NO_PICTURES,
+    ) -> list[int]:
         """Add all messages or none and return their ids; the last one becomes the leaf.
 
-        A draft without a parent is added under `parent`.
+        A draft without a parent is added under `parent`. `pictures` are as in `create_with_nodes`.
         """
         with self._database.write() as execute:
             self.conversation(conversation)
             if parent is not None:
                 self._require_node(conversation, parent)
             ids = _insert_nodes(execute, conversation, parent, drafts)
+            _insert_pictures(execute, conversation, pictures)
             _set_leaf(execute, conversation, ids[-1])
             execute("UPDATE conversations SET updated = ? WHERE id = ?", self._clock(), conversation)
         return ids
@@ -309,6 +329,17 @@ class Store:
             if node is not None:
                 self._require_node(conversation, node)
             _set_leaf(execute, conversation, node)
+
+    # --- pictures ---
+
+    def pictures(self, conversation: int) -> dict[str, bytes]:
+        """Return the files that a conversation shows, by digest; damaged ones are left out."""
+        rows = self._database.read("SELECT digest, data FROM pictures WHERE conversation = ?", conversation)
+        return {
+            row["digest"]: row["data"]
+            for row in rows
+            if isinstance(row["data"], bytes) and hashlib.sha256(row["data"]).hexdigest() == row["digest"]
+        }
 
     # --- results ---
 
@@ -429,6 +460,11 @@ def _insert_nodes(
         parent = root if draft.parent is None else ids[draft.parent]
         ids.append(_insert_node(execute, conversation, parent, draft))
     return ids
+
+
+def _insert_pictures(execute: Execute, conversation: int, pictures: Pictures) -> None:
+    for digest, data in pictures.items():
+        execute("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?)", conversation, digest, data)
 
 
 def _insert_row(execute: Execute, table: str, columns: Mapping[str, Any]) -> int:

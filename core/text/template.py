@@ -1,8 +1,8 @@
 """Messages and the model's chat template, which renders them as one prompt.
 
 Owns what messages may look like before a template sees them, and the template for folders without one.
-Reads the spellings that other programs use. Refuses images, unknown roles, and tool arguments that are not an
-object.
+Reads the spellings that other programs use. Refuses pictures that nobody has placed, unknown roles, and tool
+arguments that are not an object.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ MAX_TEMPLATE_NBYTES = 1 << 20
 ROLES = ("system", "user", "assistant", "tool")
 ROLE_ALIASES = {"developer": "system"}  # as llama.cpp and the template of Qwen3.6 have it
 THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")  # the first that is given counts
+IMAGE_PART = {"type": "image"}  # where a picture stands in the content that a template renders
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 BUILT_IN = (Path(__file__).parents[1] / "embedded" / "chat_template.jinja").read_text(encoding="utf-8")
@@ -66,7 +67,7 @@ class Template:
         switches = {"enable_thinking": enable_thinking, **extra}
         variables = {
             **self._named_tokens,
-            "messages": [_check_message(m, f"message {n}") for n, m in enumerate(messages, 1)],
+            "messages": [_check_message(m, f"message {n}", placed=True) for n, m in enumerate(messages, 1)],
             "tools": None if tools is None else list(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -109,7 +110,8 @@ def separate_thought(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": answer.lstrip("\n"), "reasoning_content": thought}
 
 
-def _check_message(message: Any, where: str) -> dict[str, Any]:
+def _check_message(message: Any, where: str, *, placed: bool = False) -> dict[str, Any]:
+    """Check one message; with `placed` its content may have pictures, each as IMAGE_PART."""
     if not isinstance(message, Mapping):
         raise TemplateError(
             f"{where} must be an object with role and content, found {type(message).__name__}"
@@ -118,7 +120,9 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise TemplateError(f"{where}: role is {role!r:.40}, wanted one of {', '.join(ROLES)}")
-    checked = {**message, "role": role, "content": _content_text(message.get("content"), where)}
+    content = message.get("content")
+    has_images = placed and isinstance(content, list) and IMAGE_PART in content
+    checked = {**message, "role": role, "content": content if has_images else _content_text(content, where)}
     checked |= _reasoning(checked, where)
     if checked.get("tool_calls") is not None:
         checked["tool_calls"] = _check_tool_calls(checked["tool_calls"], where)

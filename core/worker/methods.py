@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from ..completion.completion import Completer, CompletionRequest
+from ..conversation.pictures import Content
 from ..conversation.scoring import score_reply
 from ..conversation.session import Session
 from ..conversation.summary import (
@@ -53,7 +54,7 @@ COMPILING = "compiling faster kernels for this model"
 READING_AHEAD = "reading ahead"
 TUNING = "trying which operations are fastest here"
 # parameters of `load` that configure the session
-SESSION_OPTIONS = ("system", "history", "context_limit")
+SESSION_OPTIONS = ("system", "history", "context_limit", "image_tokens")
 # session options that a stored conversation has of its own
 STORED_OPTIONS = ("system", "history")
 
@@ -320,8 +321,8 @@ class EngineMethods:
         self._replied = True
 
     def _ask(self, params: Params) -> StateResult:
-        settings = _reply_settings(params)
-        return self._stream_reply(lambda session: session.stream(params["text"], **settings))
+        settings, content = _reply_settings(params), _content(params)
+        return self._stream_reply(lambda session: session.stream(content, **settings))
 
     def _retry(self, params: Params) -> StateResult:
         settings = _reply_settings(params)
@@ -349,7 +350,9 @@ class EngineMethods:
     def _require_completer(self) -> Completer:
         session = self._require_session()
         if self._completer is None or self._completer.engine is not session.engine:
-            self._completer = Completer(session.engine, session.live, session.context_limit)
+            self._completer = Completer(
+                session.engine, session.live, session.context_limit, image_tokens=session.image_tokens
+            )
         self._completer.signals = session.signals  # whichever replies is cancelled
         return self._completer
 
@@ -491,6 +494,15 @@ def _completion_request(params: Params) -> CompletionRequest:
         raise UsageError("a reply needs either messages or a prompt")
     given = {name: value for name, value in params.items() if value is not None}
     return CompletionRequest(**given)
+
+
+def _content(params: Params) -> Content:
+    """Return what is asked: the text, after the pictures whose files are named."""
+    if not params["images"]:
+        return params["text"]
+    if not all(isinstance(path, str) for path in params["images"]):
+        raise UsageError("images has a value that is not text, wanted a list of paths")
+    return [*({"type": "image", "image": path} for path in params["images"]), params["text"]]
 
 
 def _reply_settings(params: Params) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Chat:
         self.model: ModelInfo | None = None
         self.state = NO_STATE
         self.queue: list[str] = []
+        self.pictures: dict[str, list[str]] = {}  # the files that go with a question
         self.show_stats = False
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
@@ -219,7 +220,8 @@ class Chat:
             await self._ask(text, settings)
 
     async def _ask(self, text: str, settings: Mapping[str, Any]) -> None:
-        await self._reply(ReplyRequest("send", self.state.turns, text, {"text": text}, settings))
+        images = {"images": shown} if (shown := self.pictures.get(text)) else {}
+        await self._reply(ReplyRequest("send", self.state.turns, text, {"text": text, **images}, settings))
 
     async def retry(self, **settings: Any) -> None:
         """Answer the last question again, beside its present reply."""

@@ -64,7 +64,12 @@ def parser() -> Parser:
 def _add_input(group: Any) -> None:
     group.add_argument("-p", "--prompt", type=_text, metavar="TEXT", help="answer TEXT, then end")
     group.add_argument(
-        "-f", "--file", dest="files", action="append", metavar="FILE", help="add a text file; may be repeated"
+        "-f",
+        "--file",
+        dest="files",
+        action="append",
+        metavar="FILE",
+        help="add a text file or picture; may be repeated",
     )
     group.add_argument("-s", "--system", type=_text, metavar="TEXT", help="the system prompt")
     group.add_argument(
@@ -189,6 +194,7 @@ def _add_memory(group: Any) -> None:
     )
     group.add_argument("--context-limit", type=int, metavar="N", help="refuse contexts of more than N tokens")
     group.add_argument("--snapshot-budget", metavar="SIZE", help="memory for snapshots, such as '2 GB'")
+    group.add_argument("--image-tokens", type=int, metavar="N", help="give a picture at most N tokens")
     group.add_argument("--kv-bits", type=int, choices=(8, 16), help="bits of each cached key and value (16)")
 
 

@@ -19,7 +19,7 @@ from ..chat.conversations import describe_other_model, find, model_of, open_stor
 from ..chat.start import Beginning
 from ..chat.turns import last_question
 from ..text.output import write
-from ..user.attachments import read, with_files
+from ..user.attachments import mention, read, split_pictures, with_files
 from ..user.history import History
 from ..user.keymap import Keymap
 from ..user.paths import state_dir
@@ -137,7 +137,9 @@ def _beginning(launch: Launch, store: "Store | None") -> Beginning:
     places = Locations.from_setting(launch.settings["models_dir"])
     folder, said = choose_model(launch.model or model_of(found, places), launch.settings, yes=launch.yes)
     said = describe_other_model(found, folder) or said
-    text = with_files(launch.text, [read(path, Path.cwd()) for path in launch.files]).strip()
+    pictures, files = split_pictures(launch.files)
+    text = with_files(launch.text, [read(path, Path.cwd()) for path in files])
+    text = " ".join([*map(mention, pictures), text]).strip()
     return Beginning(str(folder), found.id if found else None, text, launch.stats, said or "")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from ...core import follows, is_rank
 from ...core.errors import DoesNotFit, QchatError, UsageError
 from ..text.output import OutputError, note, write
+from ..user.attachments import split_pictures
 from .verbs import VERBS, closest_verb
 from .verbs import run as run_verb
 
@@ -136,12 +137,14 @@ def _answer(args: argparse.Namespace, settings: "Settings") -> int:
         raise UsageError("--ranks and --hostfile are a chat's: mlx.launch -n N -- qchat MODEL -p TEXT")
     if args.extract is not None and settings["schema"] is not None:
         raise UsageError("-x wants a code block and --schema nothing but JSON: leave one of them out")
-    text = _prompt(" ".join(args.words) or args.prompt, args.files or ())
+    pictures, files = split_pictures(args.files or ())
+    text = _prompt(" ".join(args.words) or args.prompt, files, empty=bool(pictures))
     from .oneshot import Request, run
 
     request = Request(
         model="",
         text=text,
+        pictures=pictures,
         form=args.form,
         extract=args.extract,
         show_thinking=settings["show_thinking"],
@@ -184,15 +187,18 @@ def _model(args: argparse.Namespace, settings: "Settings", last: str | None = No
     return str(folder)
 
 
-def _prompt(given: str | None, files: Sequence[str]) -> str:
-    """Join the text piped in, the files, and the prompt. Raises UsageError if all are missing."""
+def _prompt(given: str | None, files: Sequence[str], *, empty: bool = False) -> str:
+    """Join the text piped in, the files, and the prompt. Raises UsageError if all are missing.
+
+    Beside pictures the text may be `empty`.
+    """
     # mlx.launch gives its processes a stdin that never ends
     waiting = sys.stdin.isatty() or is_rank()
-    if waiting and given is None and not files:
+    if waiting and given is None and not files and not empty:
         raise UsageError("-p TEXT is needed where the output is no terminal")
     parts = ["" if waiting else _piped(), *_attached(files), given or ""]
     text = "\n\n".join(part for part in parts if part)
-    if not text.strip():
+    if not text.strip() and not empty:
         raise UsageError("the prompt is empty: give it with -p TEXT or pipe it in")
     return text
 

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -33,6 +33,7 @@ class Request:
 
     model: str
     text: str
+    pictures: Sequence[str] = ()  # files
     form: Literal["text", "json", "jsonl"] = "text"
     extract: str | None = None  # print only the first code block, in this language unless it is empty
     show_thinking: bool = False
@@ -42,6 +43,12 @@ class Request:
     store: "Store | None" = None  # where the `conversation` lies that this goes on with
     conversation: int | None = None
     tools: "OneShotTools | None" = None
+
+    @property
+    def content(self) -> str | list[Any]:
+        """What is asked: the text, after the pictures."""
+        pictures = [{"type": "image", "image": path} for path in self.pictures]
+        return [*pictures, self.text] if pictures else self.text
 
     def tell(self, sentence: str) -> None:
         """Note something on stderr, unless --quiet was given."""

@@ -35,7 +35,7 @@ from ..text.output import printable
 from ..text.report import Report, Table
 from ..tools.consent import Decision, Question, Scope
 from ..tools.rounds import describe_result
-from ..user.attachments import attach
+from ..user.attachments import attach, pictures
 from ..user.clipboard import copy
 from ..user.editor import edit
 from ..user.history import History
@@ -201,7 +201,8 @@ class Repl:
         """Send `line` or run its command, and wait until nothing runs."""
         try:
             if isinstance(parse(line), str):
-                line = attach(line, Path.cwd())
+                typed, line = line, attach(line, Path.cwd())
+                self.chat.pictures[line] = pictures(typed, Path.cwd())
         except QchatError as error:
             self.note(str(error), "error")
             return

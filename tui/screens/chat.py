@@ -27,7 +27,7 @@ from ..commands import confirms, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.tools import ask_about_project
 from ..commands.view import toggle_panes
-from ..user.attachments import attach
+from ..user.attachments import attach, pictures
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import Settings
@@ -250,7 +250,7 @@ class ChatScreen(Screen[None]):
         try:
             if isinstance(parse(line), str):
                 typed, line = line, attach(line, Path.cwd())
-                self.typed[line] = typed
+                self.typed[line], self.chat.pictures[line] = typed, pictures(typed, Path.cwd())
                 if absent := describe_missing(typed):
                     self.keybar.say(absent, "warning")
         except UsageError:

@@ -139,6 +139,7 @@ def _plain(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"role": role, "content": content}
         return
     texts: list[str] = []
+    pictures: list[dict[str, Any]] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     for block in content:
@@ -152,12 +153,24 @@ def _plain(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 thoughts.append(thought)
             case {"type": "redacted_thinking"}:
                 pass
+            case {"type": "image"}:
+                pictures.append(_picture(block))
             case _:
                 texts.append(_text(block, "messages"))
-    if texts or calls or thoughts or not content:
-        plain = {"role": role, "content": ("" if role == "assistant" else "\n\n").join(texts)}
+    if texts or pictures or calls or thoughts or not content:
+        text = ("" if role == "assistant" else "\n\n").join(texts)
+        parts = [*pictures, {"type": "text", "text": text}] if pictures else text
+        plain: dict[str, Any] = {"role": role, "content": parts}
         plain |= {"reasoning_content": "\n\n".join(thoughts)} if any(thoughts) else {}
         yield plain | ({"tool_calls": calls} if calls else {})
+
+
+def _picture(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a picture as the engine takes it. Raises RequestError for one that would have to be fetched."""
+    match block.get("source"):
+        case {"type": "base64", "media_type": str(kind), "data": str(data)}:
+            return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
+    raise RequestError(400, "messages: a picture must be in base64: nothing is fetched", param="messages")
 
 
 def _result(block: Mapping[str, Any]) -> str:

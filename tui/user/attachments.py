@@ -1,22 +1,27 @@
-"""Text files attached to a message: named by `@path` in it or by /read, limited in size, UTF-8 only.
+"""Files attached to a message: texts, named by `@path` in it or by /read, and pictures, named by `@path`.
 
-Refuses, in one sentence, what is not a text file, too large or unreadable. Opens only files that are named.
+Texts are limited in size, and UTF-8. Refuses, in one sentence, what is too large, unreadable or neither.
+Opens only files that are named; pictures are left to the engine.
 """
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from ...core.errors import UsageError
 
 MAX_FILE_NBYTES = 1 << 20
 MAX_ALL_NBYTES = 4 << 20
 MAX_SUGGESTIONS = 200
+MAX_PATH = 4096
 # an @ that begins a word, then a path, quoted where it has spaces
 _MENTION = re.compile(r"""(?<!\S)@(?:"([^"\n]+)"|(\S+))""")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".heic", ".heif")
 # what stands before a file's content in a message, as `with_files` appends it, but for the fence
 _HEAD = re.compile(r"\n\n([^\n]+):\Z")
 MAX_SEARCHED = 5_000  # entries of folders, for a name that begins no path
@@ -54,8 +59,46 @@ def find(text: str, folder: Path) -> list[str]:
 
 
 def attach(text: str, folder: Path) -> str:
-    """Return the message with the files that it mentions. Raises UsageError."""
-    return with_files(text, [read(path, folder) for path in find(text, folder)])
+    """Return the message with the text files that it mentions. Raises UsageError."""
+    return with_files(text, [read(path, folder) for path in find(text, folder) if not is_picture(path)])
+
+
+def pictures(text: str, folder: Path) -> list[str]:
+    """Return the pictures that `text` mentions, as whole paths."""
+    return [str(folder / Path(path).expanduser()) for path in find(text, folder) if is_picture(path)]
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return path.lower().endswith(PICTURE_SUFFIXES)
+
+
+def split_pictures(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the pictures among `paths`, and the others."""
+    return [path for path in paths if is_picture(path)], [path for path in paths if not is_picture(path)]
+
+
+def mention(path: str) -> str:
+    """Return a path as a message mentions it."""
+    return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
+
+
+def pasted_picture(text: str, folder: Path) -> str | None:
+    """Return the mention of a picture whose path was pasted or dropped on the terminal; None for other text.
+
+    Terminals quote such paths, escape their spaces, or write them as file URLs.
+    """
+    if len(text) > MAX_PATH or "\n" in text.strip():
+        return None
+    try:
+        words = shlex.split(text.strip())
+    except ValueError:
+        return None
+    for path in (text.strip(), *words) if len(words) == 1 else (text.strip(),):
+        path = unquote(urlsplit(path).path) if path.startswith("file://") else path
+        if is_picture(path) and '"' not in path and _existing(path, folder) == path:
+            return mention(path)
+    return None
 
 
 def with_files(text: str, attachments: Sequence[Attachment]) -> str:

@@ -193,6 +193,13 @@ KEYS: dict[str, Key] = {
             session="snapshot_budget",
             applies="next load",
         ),
+        Key(
+            "image_tokens",
+            Number(4, 1 << 16, whole=True),
+            "the most tokens of a picture",
+            session="image_tokens",
+            applies="next load",
+        ),
         Key("kv_bits", Choice((8, 16)), "bits of each cached key and value", 16, applies="next load"),
         Key(
             "theme",

@@ -5,6 +5,7 @@ It knows nothing about models: candidates, hints and queued messages come from c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events
@@ -13,6 +14,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from ..text.output import printable
+from ..user.attachments import pasted_picture
 from ..user.history import History
 from ..user.keymap import Keymap
 from ..user.pastes import Pastes
@@ -297,7 +299,8 @@ class Prompt(TextArea):
         event.prevent_default()
         event.stop()
         text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n"))
-        self.insert(self.pastes.fold(text))
+        picture = pasted_picture(text, Path.cwd())
+        self.insert(f"{picture} " if picture else self.pastes.fold(text))
 
     def action_delete_left(self) -> None:
         """Delete a folded paste as a whole."""

@@ -47,6 +47,7 @@ struct memory {
 /* Scratch memory of a call; the buffers below are cut from it. */
 struct scratch {
     int tokens;
+    int64_t shift;                /* of positions, after pictures */
     float *x, *normed, *attended; /* [T, hidden], [T, hidden], [T, widest] */
     float *projected[4];          /* [T, widest] each */
     float *window, *mixed;
@@ -123,13 +124,13 @@ static void place_heads(struct scratch *s, const struct network *net, const stru
         for (int h = 0; h < a->heads; h++) {
             float *q = s->mixed + ((h / shared * s->tokens + t) * shared + h % shared) * dim;
             memcpy(q, s->projected[0] + (t * a->heads + h) * 2 * dim, (size_t)dim * sizeof *q);
-            place_head(q, a, a->q_norm, position + t, net->eps);
+            place_head(q, a, a->q_norm, position + s->shift + t, net->eps);
             for (int64_t i = 0; i < dim; i++) q[i] *= scale;
         }
         for (int h = 0; h < a->kv_heads; h++) {
             int64_t to = (h * memory->capacity + position + t) * dim, from = (t * a->kv_heads + h) * dim;
             memcpy(memory->first + to, s->projected[1] + from, (size_t)dim * sizeof(float));
-            place_head(memory->first + to, a, a->k_norm, position + t, net->eps);
+            place_head(memory->first + to, a, a->k_norm, position + s->shift + t, net->eps);
             memcpy(memory->second + to, s->projected[2] + from, (size_t)dim * sizeof(float));
         }
     }
@@ -268,12 +269,13 @@ PUBLIC int qchat_threads(int wanted) {
 /* Whether there are functions for the form of this matrix. */
 PUBLIC int qchat_takes(const struct matrix *m) { return form_of(m) != NULL; }
 
-/* Read `tokens` ids at `position` into the memories; hidden states [T, hidden] after the final norm.
+/* Read `tokens` ids after `position` others into the memories, rotated by `shift` more; hidden states [T, hidden] after the final norm.
    Returns 0, or -1 without memory, which leaves the caches undefined. */
-PUBLIC int qchat_step(const struct network *net, struct memory *memories, const int32_t *ids, int tokens, int64_t position, float *hidden) {
+PUBLIC int qchat_step(const struct network *net, struct memory *memories, const int32_t *ids, int tokens, int64_t position, int64_t shift, float *hidden) {
     pthread_mutex_lock(&one_call);
     struct scratch s;
     int failed = open_scratch(&s, net, tokens);
+    s.shift = shift;
     uint64_t mode = flush_subnormals();
     for (int t = 0; !failed && t < tokens; t++)
         form_of(&net->embedding)->widen(&net->embedding, ids[t], s.x + t * net->hidden);

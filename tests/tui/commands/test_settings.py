@@ -77,6 +77,7 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     "history": [("/history strip", "strip", "/history"), ("/set history strip", "strip", "/set")],
     "context_limit": [("/set num_ctx 4096", "4096", "/set")],
     "snapshot_budget": [("/set snapshot_budget 2 KB", "2000", "/set")],
+    "image_tokens": [("/set image_tokens 256", "256", "/set")],
     "kv_bits": [("/set kv_bits 8", "8", "/set")],
     "theme": [("/theme day", "day", "/theme"), ("/set theme day", "day", "/set")],
     "panes": [("/panes", "off", "/panes"), ("/set panes off", "off", "/set")],
