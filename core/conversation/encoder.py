@@ -15,7 +15,16 @@ from ..text.tokenizer import Tokenizer
 from ..vision.images import Images
 from ..vision.placement import PlacedPicture
 from .pictures import take_pictures, with_parts
-from .transcript import History, Input, Node, Output, assistant_message, messages_of
+from .transcript import (
+    History,
+    Input,
+    Node,
+    Output,
+    assistant_message,
+    branch,
+    messages_of,
+    tool_calls_of,
+)
 
 # replaces an assistant's words to find the template's text around them; private use, so never typed
 SENTINEL = "\ue000\ue001qchat\ue001\ue000"
@@ -191,13 +200,20 @@ class Encoder:
 
     # exact ids compared with the template
 
-    def find_disagreement(self, nodes: Sequence[Node], switches: Mapping[str, Any]) -> str | None:
+    def ids_before_next(self, leaf: Output, history: History) -> list[int]:
+        """Return the ids that any next message, a question or the results of tools, will begin with."""
+        role = "tool" if tool_calls_of(leaf.message) else "user"
+        following = Input(leaf, [{"role": role, "content": ""}], [])
+        return self.branch_ids([*branch(leaf), following], history)
+
+    def find_disagreement(self, nodes: Sequence[Node]) -> str | None:
         """Find where the exact ids differ from the rendered conversation, white space and thoughts aside.
 
         Returns None where they agree. Renders and encodes the whole branch: not for the path of a reply.
         """
         exact = (node.ids if isinstance(node, Input) else self.ids_without_thoughts(node) for node in nodes)
         ours = "".join("".join(map(self.tokenizer.decode, exact)).split())
+        switches = nodes[0].switches if isinstance(nodes[0], Input) else {}
         written = self.tokenizer.encode(self.render(messages_of(nodes), switches))
         theirs = "".join(self.tokenizer.decode(self._drop_thoughts(written)).split())
         if ours == theirs:

@@ -35,6 +35,11 @@ UNREAD_CALL = "a tool call in the answer could not be read and was left as text"
 
 
 @dataclass(frozen=True)
+class Reply(Done):
+    """A finished reply: the fields of `Done`, under the name that `Session.send` returns."""
+
+
+@dataclass(frozen=True)
 class TurnCost:
     """The tokens that one reply read: the sync with the cache, and the counts of `Done`."""
 

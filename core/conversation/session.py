@@ -7,7 +7,7 @@ anything is computed. With a store the conversation is recorded there; its error
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,20 @@ from ..storage.records import ConversationContent, make_title, reply_stats
 from ..storage.store import Store
 from ..text.messages import pair_messages
 from ..text.template import check_messages
-from .encoder import Encoder, Prompt
+from .encoder import Encoder
 from .offered_tools import check_results, check_tools, promised_tools, tools_notices
 from .pictures import NOTHING, Content, UserMessage, read_messages, user_message
 from .recorder import Recorder
 from .reopening import rebuild_tree, stored_options
-from .reply import PendingReply, ReplyContext, Signals, TurnCost
+from .reply import PendingReply, Reply, ReplyContext, Signals, TurnCost
 from .switches import branch_tools, ignored_effort
-from .transcript import History, Input, Node, Output, branch, check_history, messages_of, tool_calls_of
+from .transcript import History, Input, Node, Output, branch, check_history, messages_of
 from .tree import Tree, turn_number
 
 OPTIONS = (
     *("history", "snapshot_budget", "context_limit", "quantized_kv", "tools", "constrain_calls"),
     *("store", "disk_budget", "live", "image_tokens"),
 )
-
-
-@dataclass(frozen=True)
-class Reply(Done):
-    """A finished reply: the fields of `Done`, under the name that `Session.send` returns."""
 
 
 def load_session(path: str | Path, system: str | None = None, **options: Any) -> "Session":
@@ -119,7 +114,7 @@ class Session:
         session._notices += found.notices
         session.recorder = Recorder(engine, store, session._notices, conversation, found)
         if found.leaf:
-            session.live.sync(session._next_prefix(found.leaf))
+            session.live.sync(session.encoder.ids_before_next(found.leaf, session.history))
         return session
 
     # replies
@@ -167,7 +162,7 @@ class Session:
         """Answer the last question again, beside its present reply; yields as `stream`."""
         begun = time.perf_counter()
         node, parsed = self.tree.last_reply().parent, self._begin_request(settings)
-        opener = self._encode(node.parent, node.messages, parsed).opener
+        opener = self._input(node.parent, node.messages, parsed)[1]
         return self._run(self._reply_to(node, opener, parsed, begun))
 
     def edit(self, turn: int, content: Content, /, **settings: Any) -> Generator[Event]:
@@ -223,15 +218,14 @@ class Session:
         """Encode a question: its node, and the opener of the reply to it."""
         if parent is None and self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        prompt, shown = self._encode(parent, messages, settings), self.encoder.pictures_of(messages)
-        node = Input(parent, messages, prompt.ids, self._switches(settings), pictures=shown)
-        return node, prompt.opener
-
-    def _encode(
-        self, parent: Output | None, messages: list[dict[str, Any]], settings: ReplySettings
-    ) -> Prompt:
         self.encoder.refuse_too_long(messages, self.context_limit)
-        return self.encoder.encode_prompt(branch(parent), messages, self._switches(settings))
+        switches = self._switches(settings)
+        prompt, shown = (
+            self.encoder.encode_prompt(branch(parent), messages, switches),
+            self.encoder.pictures_of(messages),
+        )
+        node = Input(parent, messages, prompt.ids, switches, pictures=shown)
+        return node, prompt.opener
 
     def _switches(self, settings: ReplySettings) -> dict[str, Any]:
         """Return the chat template's variables besides the messages."""
@@ -438,7 +432,7 @@ class Session:
             self._checked_leaf = leaf
             self._note_disagreement(leaf.parent)
             yield 0
-        target = self._next_prefix(leaf)
+        target = self.encoder.ids_before_next(leaf, self.history)
         self.reading_ahead = len(target)
         self.signals.cancelled = False
         if self.live.sync(target).cached == len(target):
@@ -450,17 +444,9 @@ class Session:
 
     def _note_disagreement(self, node: Input) -> None:
         """Note where the exact ids up to `node` differ from the template's text; each difference once."""
-        nodes = branch(node)
-        switches = nodes[0].switches if isinstance(nodes[0], Input) else {}
-        known, self._disagreement = self._disagreement, self.encoder.find_disagreement(nodes, switches)
+        known, self._disagreement = self._disagreement, self.encoder.find_disagreement(branch(node))
         if self._disagreement not in (None, known):
             self._notices.append(f"the kept tokens differ from the template's text: {self._disagreement}")
-
-    def _next_prefix(self, leaf: Output) -> list[int]:
-        """Return the ids that any next message, a question or the results of tools, will begin with."""
-        role = "tool" if tool_calls_of(leaf.message) else "user"
-        following = Input(leaf, [{"role": role, "content": ""}], [])
-        return self.encoder.branch_ids([*branch(leaf), following], self.history)
 
     def prompt_ids(self, content: Content | None = None, /, **settings: Any) -> list[int]:
         """Return the ids that the model reads for this branch, or would read if `content` were asked now.
@@ -501,13 +487,12 @@ class Session:
         leaf, owner = self.tree.leaf, self.recorder.owner()
         if leaf is None or not owner:
             return False
-        return self.live.save(self._next_prefix(leaf), owner, unasked=unasked)
+        return self.live.save(self.encoder.ids_before_next(leaf, self.history), owner, unasked=unasked)
 
     def close(self) -> None:
         """Save the live state; the store stays open, because its owner is the caller. Raises DoesNotFit."""
         self.save_state()
 
     def _save(self) -> None:
-        settings = {"history": self.history, "tools": self.tools}
-        about = ConversationContent(title=self.title, system=self.system or "", settings=settings)
-        self.recorder.save(self.tree.leaf, about)
+        kept = {"history": self.history, "tools": self.tools}
+        self.recorder.save(self.tree.leaf, ConversationContent(self.title, self.system or "", settings=kept))

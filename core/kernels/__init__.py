@@ -3,5 +3,6 @@
 Owns shapes and tilings. Never decides whether a kernel is used: `ops` does, after a self test.
 
 Public names: backend, compiler_version, decode_attention, delta_net, DENSE_WEIGHTS, dequantize, distrust,
-Experts, forced_on, MAX_EXPERTS, MAX_FUSED_ROWS, may_try, route, run_matvec, Shape, trust, tuned, WEIGHTS.
+Experts, forced_on, MAX_EXPERTS, MAX_FUSED_ROWS, may_try, route, Router, run_matvec, Shape, trust, tuned,
+WEIGHTS.
 """

@@ -79,7 +79,7 @@ def _reply(request: Request, session: "Session") -> Done:
     show, progress, tools = _view(request), _Progress(request), request.tools
     if tools is not None:
         session.set_tools(tools.schemas())
-    done, events = None, session.stream(request.text)
+    done, events = None, session.stream(request.content)
     with stopped_by_interrupt(session if tools is None else tools.beside(session)):
         while events is not None:
             for event in events:
