@@ -17,7 +17,7 @@ from ..events import Done, Event, Notice, Sync
 from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.disk_tier import DISK_BUDGET
 from ..prompt_cache.live_state import LiveState
-from ..storage.records import ConversationContent, make_title, reply_stats
+from ..storage.records import make_title, reply_stats
 from ..storage.store import Store
 from ..text.messages import pair_messages
 from ..text.template import check_messages
@@ -495,4 +495,6 @@ class Session:
 
     def _save(self) -> None:
         kept = {"history": self.history, "tools": self.tools}
-        self.recorder.save(self.tree.leaf, ConversationContent(self.title, self.system or "", settings=kept))
+        self.recorder.save(
+            self.tree.leaf, {"title": self.title, "system": self.system or "", "settings": kept}
+        )
