@@ -39,6 +39,7 @@ def tooled(folder: Path, *replies: str, store: Store | None = None) -> ChatStage
     return stage
 
 
+@pytest.mark.slow
 def test_each_round_reads_only_the_new_results(tmp_path: Path):
     stage = tooled(tmp_path, calling("2+3", "2*3"), calling("5+6"), saying("Eleven."))
 
