@@ -47,7 +47,11 @@ class OneShotTools:
         """Start the servers. Raises UsageError for an allowed tool that does not exist."""
         self._runner = asyncio.Runner()
         self._loop = self._runner.get_loop()
-        self._runner.run(self._start())
+        try:
+            self._runner.run(self._start())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +68,6 @@ class OneShotTools:
             self._tell(f"{project.path} names servers that were not started: a chat here asks about them")
         known = [tool.name for tool in self._toolbox.offered()]
         if unknown := sorted(self._allowed.difference(known)):
-            await self._toolbox.close()
             names = ", ".join(known) or "none"
             raise UsageError(f"--yes-tools: there is no tool {unknown[0]:.60}; there are {names}")
 

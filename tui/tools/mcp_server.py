@@ -27,6 +27,7 @@ MISSING = "servers of tools need the packages of their extra: pip install 'qchat
 START_SECONDS, CALL_SECONDS, STOP_SECONDS = 20.0, 120.0, 8.0
 MAX_TOOLS = 128
 MAX_PAGES = 16
+MAX_EVENT_NBYTES = 8 << 20  # of one message over HTTP; results are cut afterwards
 MAX_DESCRIPTION, MAX_SCHEMA = 2000, 50_000  # characters
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 State = Literal["off", "starting", "on", "failed"]
@@ -160,7 +161,7 @@ class McpServer:
         async with httpx2.AsyncClient(
             headers=dict(spec.headers), timeout=timeout, trust_env=not direct
         ) as web:
-            yield streamable_http_client(spec.url, http_client=web)
+            yield streamable_http_client(spec.url, http_client=web, max_sse_event_size=MAX_EVENT_NBYTES)
 
     @asynccontextmanager
     async def _stderr(self) -> AsyncIterator[Any]:

@@ -1,10 +1,11 @@
 """Tools in one-shot runs on a tiny model whose ids are scripted: what runs, what is refused, what is read."""
 
+import io
 import json
 import os
 import signal
+import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
@@ -52,6 +53,7 @@ def ask(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """Answer one prompt with a model that says `replies`; the exit code, stdout and stderr."""
 
     def run(replies: list[str], *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         tokenizer = Engine.load(model).tokenizer
         ids = chain(*(tokenizer.encode(reply) for reply in replies), repeat(70))
         real = Decoder.next
@@ -93,7 +95,7 @@ def test_the_answer_alone_is_on_stdout(ask: Ask):
         f"One moment.\n\n{call('calculate', expression='1')}\n{call('calculate', expression='2')}<|im_end|>"
     )
     code, out, _ = ask([words, ANSWER], *ON)
-    assert (code, out) == (0, "One moment.\n\nThere.\n")
+    assert (code, out.split()) == (0, ["One", "moment.", "There."])
     code, out, _ = ask([SUM, ANSWER], *ON, "--json")
     assert json.loads(out)["text"] == "There."
 
@@ -161,15 +163,20 @@ def test_a_server_of_the_settings_is_used_and_that_of_a_project_is_not_started(a
 
 
 def test_an_interrupt_ends_the_calls_and_the_run(ask: Ask, here: Path):
+    over = threading.Event()
+
     def interrupt() -> None:
         while not (here / "begun").exists():
-            time.sleep(0.01)
+            if over.wait(0.01):
+                return
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    code, out, _ = ask(
-        [f"{call('shell', command='touch begun; sleep 600')}<|im_end|>", ANSWER], "--yes-tools", "shell"
-    )
-    thread.join()
+    words = f"{call('shell', command='touch begun; sleep 600')}<|im_end|>"
+    try:
+        code, out, _ = ask([words, ANSWER], "--yes-tools", "shell")
+    finally:
+        over.set()
+        thread.join()
     assert (code, out.strip()) == (130, "")

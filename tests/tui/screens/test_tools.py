@@ -39,7 +39,7 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
 async def asked(it: Running, text: str = "go") -> AskTool:
     """Say something, and return the panel that then asks."""
     await it.say(text)
-    await it.until(lambda: isinstance(it.app.screen, AskTool) and it.app.screen.query(OptionList))
+    await it.until(lambda: isinstance(it.app.screen, AskTool) and it.app.screen.query("#reason"))
     assert isinstance(it.app.screen, AskTool)
     return it.app.screen
 
@@ -58,7 +58,7 @@ def test_the_panel_shows_the_call_and_its_first_option_allows_it_once(tmp_path: 
         for _ in range(2):
             panel = await asked(it)
             assert "The model wants to call read_file" in shown(panel)
-            assert "path: notes.txt" in shown(panel)
+            await it.until(lambda panel=panel: "path: notes.txt" in shown(panel))
             await it.pilot.press("1")
             await it.idle()
         assert results(it) == [["eggs\nmilk"]] * 2
@@ -127,7 +127,7 @@ def test_long_arguments_are_folded_until_f_shows_them_all(tmp_path: Path):
         panel = await asked(it)
         assert "▸ 22 more lines" in shown(panel) and "echo line 29" not in shown(panel)
         await it.pilot.press("f")
-        assert "echo line 29" in shown(panel)
+        await it.until(lambda: "echo line 29" in shown(panel))
         await it.pilot.press("n")
         await it.idle()
 
