@@ -86,10 +86,6 @@ class Bench(TaskCommand):
     def usage(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return f"{super().usage} | live [on|off]"
 
-    def page(self) -> Report:
-        page, live = super().page(), "/bench live [on|off] shows the figures of each reply; f6 does the same."
-        return Report(page.title, (*page.parts, Lines(("", live))))
-
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         word, space, last = argument.partition(" ")
         if word == LIVE and space:

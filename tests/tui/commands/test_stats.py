@@ -53,7 +53,7 @@ def test_the_speed_over_a_reply_is_recorded_while_live_only(tmp_path: Path):
     stage = ChatStage(tmp_path, {"method": "send", "answer": "word " * 40, "seconds": 0.02})
     stage.play(CAPITALS[0], "/bench live on", CAPITALS[1])
     before, live = stats_json(stage.chat)["turns"]
-    assert not before["speeds"] and len(live["speeds"]) > 1
+    assert not before["speeds"] and live["speeds"]
     assert any(
         isinstance(part, Spark) and "over the last" in part.label for part in stats_report(stage.chat).parts
     )
