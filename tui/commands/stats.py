@@ -173,7 +173,7 @@ def stats_report(chat: "Chat") -> Report:
         "first token",
         "read/s",
         "thought",
-        "tokens",
+        "generated",
         "tok/s",
         "peak GiB",
         *(DRAFTS if drafted else ()),

@@ -92,7 +92,7 @@ class ChatScreen(Screen[None]):
         sources = Sources(self._candidates, hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
-        self.window = Window(self._to_terminal)
+        self.window = Window(self.front.to_terminal)
         self.chat = make_chat(self.front)
         self._beginning = beginning
         self._phase = ""
@@ -177,11 +177,6 @@ class ChatScreen(Screen[None]):
             self.prompt.busy = status.phase in BUSY
             self.prompt.held = status.phase == "dead"
             self.show_facts()
-
-    def _to_terminal(self, sequence: str) -> None:
-        driver = self.app._driver
-        if driver is not None and not driver.is_headless:
-            driver.write(sequence)
 
     @property
     def running_app(self) -> App[Any]:

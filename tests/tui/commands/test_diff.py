@@ -124,7 +124,8 @@ def test_the_menu_of_a_question_with_several_answers_compares_them(tmp_path: Pat
     async def check(it: Running) -> None:
         offered: list[list[str]] = []
 
-        async def choose(_title: str, options: list[tuple[str, str]]) -> str | None:
+        async def choose(title: str, options: list[tuple[str, str]]) -> str | None:
+            assert title == "Question 1"
             offered.append([value for value, _ in options])
             return "diff" if "diff" in offered[-1] else None
 
