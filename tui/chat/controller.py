@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import ConversationState, Turn
+from ...core.conversation.summary import ConversationState
 from ...core.errors import QchatError, UsageError
-from ...core.events import Done, Logprobs, Memory, Unloaded
+from ...core.events import CallEvent, Done, Logprobs, Memory, Unloaded
 from ...core.worker.wire import LoadResult, ModelInfo, StateResult, UndoResult
 from ..user.paths import measurements_file
 from .client import Call, EngineClient, EngineDied
@@ -22,8 +22,8 @@ from .interruption import take_up
 from .job_queue import JobQueue
 from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
-from .live_bench import LiveBench, live_line
-from .meter import Meter, Phase, Status, figures
+from .live_bench import LiveBench
+from .meter import Meter, Phase, Status
 from .replies import Replies, ReplyRequest
 from .tool_turns import ToolTurns
 from .turns import NO_STATE, RunningTurn, kept_settings, messages_of, record_settings
@@ -245,16 +245,10 @@ class Chat:
 
     async def score(self, turn: int, count: int) -> list[Logprobs]:
         """Return how likely each id of the reply in `turn` was, and the `count` likeliest in its place."""
-        found: list[Logprobs] = []
+        found: list[CallEvent] = []
         with self._at_work("working"):
-            self._call = call = self.connected().call("score", turn=turn, count=count)
-            try:
-                async for batch in call:
-                    found += [event for event in batch if isinstance(event, Logprobs)]
-                await call.result()
-            finally:
-                self._call = None
-        return found
+            await self.follow(self.connected().call("score", turn=turn, count=count), keep=found)
+        return [event for event in found if isinstance(event, Logprobs)]
 
     @property
     def jobs(self) -> list[Job]:
@@ -292,16 +286,16 @@ class Chat:
                 self.view.rebuilt(replace(self.state, turns=tuple(request.before)))
             await self.tools.go_on(await self.replies.show(request), request.settings)
 
-    def figures_of(self, done: Done, turn: Turn) -> list[str]:
-        """Return the lines of figures with which a reply ends, if any are wanted."""
-        lines = [figures(done)] if self.show_stats else []
-        return [*lines, live_line(turn)] if self.settings["live_bench"] else lines
-
-    async def follow(self, call: Call, running: RunningTurn | None = None) -> Any:
-        """Show a call's events until it ends; return its result."""
+    async def follow(
+        self, call: Call, running: RunningTurn | None = None, keep: list[CallEvent] | None = None
+    ) -> Any:
+        """Show a call's events until it ends, or only keep them; return its result."""
         self._call = call
         try:
             async for batch in call:
+                if keep is not None:
+                    keep += batch
+                    continue
                 for event in batch:
                     self.meter.follow(event)
                     if isinstance(event, Unloaded):

@@ -97,7 +97,8 @@ def alternatives(token: Token) -> Bars:
                 "accent" if text == token.text else "bar",
             )
             for text, probability in (*token.others, *here)
-        ]
+        ],
+        top=1.0,
     )
 
 

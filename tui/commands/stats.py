@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 GIB = 2**30
+DRAFTS = ("drafts", "gain", "cost")
 FORMS = ("json", "csv")
 LIVE = "live"
 LIVE_ON, LIVE_OFF = "live benchmarking is on: each reply ends with its figures", "live benchmarking is off"
@@ -85,10 +86,6 @@ class Bench(TaskCommand):
     @property
     def usage(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return f"{super().usage} | live [on|off]"
-
-    def page(self) -> Report:
-        page, live = super().page(), "/bench live [on|off] shows the figures of each reply; f6 does the same."
-        return Report(page.title, (*page.parts, Lines(("", live))))
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         word, space, last = argument.partition(" ")
@@ -168,6 +165,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def stats_report(chat: "Chat") -> Report:
     """Return a row for each reply, and the speeds as a picture, a colour for each model."""
     state, replies = chat.state, shown_replies(chat)
+    drafted = any(turn.stats.performance.draft_cost for turn in replies)
     columns = (
         "turn",
         "prompt",
@@ -177,19 +175,18 @@ def stats_report(chat: "Chat") -> Report:
         "thought",
         "generated",
         "tok/s",
-        "drafts",
-        "gain",
-        "cost",
         "peak GiB",
+        *(DRAFTS if drafted else ()),
     )
-    rows = [_row(turn) for turn in replies]
+    rows = [_row(turn, drafted=drafted) for turn in replies]
     models = [turn.model_name for turn in replies]
     if set(models) - {"", chat.model.name if chat.model else ""}:  # not all of the model in the title
         columns, rows = (
             ("model", *columns),
             [(name or "–", *row) for name, row in zip(models, rows, strict=True)],
         )
-    table = Table(columns, rows, "<" * (len(columns) - 12) + ">" * 12)
+    named = columns[0] == "model"
+    table = Table(columns, rows, "<" * named + ">" * (len(columns) - named))
     used = f"context {state.tokens:,} of {state.context_limit:,} tokens"
     title = f"{chat.model.name if chat.model else 'no model'} · {used}"
     if not replies:
@@ -214,7 +211,7 @@ def _within(chat: "Chat", replies: Sequence[Turn]) -> Sequence[Spark]:
     return [Spark(speeds, f"tokens/s over the last reply, at most {max(speeds):,.1f}")] if speeds else []
 
 
-def _row(turn: Turn) -> tuple[str, ...]:
+def _row(turn: Turn, *, drafted: bool) -> tuple[str, ...]:
     stats, speed = turn.stats, turn.stats.performance
     return (
         str(turn.number),
@@ -225,8 +222,8 @@ def _row(turn: Turn) -> tuple[str, ...]:
         f"{stats.reasoning_tokens:,}",
         f"{stats.generated_tokens:,}",
         f"{speed.decode_tokens_per_s:,.1f}",
-        *_draft_columns(speed),
         f"{speed.peak_nbytes / GIB:.2f}",
+        *(_draft_columns(speed) if drafted else ()),
     )
 
 

@@ -21,7 +21,8 @@ from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.kept_results import Result
-from ..chat.meter import Status
+from ..chat.live_bench import live_line
+from ..chat.meter import Status, figures
 from ..chat.start import Beginning
 from ..chat.turns import last_question
 from ..chat.view import NoteKind, View
@@ -333,8 +334,10 @@ class Repl:
         said = done.detail or ended.get(done.finish_reason)
         if said and said != self.chat.status.reason:  # unless the chat has already told of a death
             self.note(said)
-        for line in self.chat.figures_of(done, turn):
-            self.note(line)
+        if self.chat.show_stats:
+            self.note(figures(done))
+        if self.chat.settings["live_bench"]:
+            self.note(live_line(turn))
         self._changed.set()
 
     def returned(self, text: str) -> None:

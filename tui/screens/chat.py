@@ -97,7 +97,7 @@ class ChatScreen(Screen[None]):
         sources = Sources(lambda before: candidates(before, self.chat), hint, self._take_queued)
         self.prompt = Prompt(keymap, history, self.completion, sources)
         self.panes = ScreenPanes(lambda: self.chat, self.go, lambda: self.prompt.focus())
-        self.window = Window(self._to_terminal)
+        self.window = Window(self.front.to_terminal)
         self.status_row.beside = self.panes.in_sight
         self.chat = make_chat(self.front)
         self._greeter = Greeter(self.chat, keymap, self.transcript)
@@ -188,11 +188,6 @@ class ChatScreen(Screen[None]):
             self.prompt.answering = status.phase in REPLYING
             self.prompt.show_placeholder()
             self.show_facts()
-
-    def _to_terminal(self, sequence: str) -> None:
-        driver = self.app._driver
-        if driver is not None and not driver.is_headless:
-            driver.write(sequence)
 
     @property
     def running_app(self) -> App[Any]:

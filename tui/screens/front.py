@@ -14,7 +14,8 @@ from ..chat.controller import Chat
 from ..chat.decoding import Batch
 from ..chat.jobs import Job
 from ..chat.kept_results import Result
-from ..chat.meter import Status
+from ..chat.live_bench import live_line
+from ..chat.meter import Status, figures
 from ..chat.view import NoteKind
 from ..chat.window import Window
 from ..commands.base import Screen as ScreenName
@@ -78,6 +79,12 @@ class AppFront:
     def _chat(self) -> Chat:
         return self._view.chat
 
+    def to_terminal(self, sequence: str) -> None:
+        """Write an escape sequence, if there is a terminal."""
+        driver = self._view.running_app._driver
+        if driver is not None and not driver.is_headless:
+            driver.write(sequence)
+
     # the view of the chat
 
     def question(self, turn: Turn) -> None:
@@ -91,8 +98,10 @@ class AppFront:
 
     def finished(self, done: Done, turn: Turn) -> None:
         self._view.transcript.end_answer(done, turn)
-        for line in self._chat.figures_of(done, turn):
-            self.note(line)
+        if self._chat.show_stats:
+            self.note(figures(done))
+        if self._chat.settings["live_bench"]:
+            self.note(live_line(turn))
         # a conversation gets its number with its first reply
         self._view.transcript.conversation = self._chat.state.conversation
         if not self._chat.queue:

@@ -1,5 +1,6 @@
 """An answer coloured by the probability of its tokens, and what could have come in the place of each."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
@@ -63,7 +64,7 @@ class ProbsScreen(ModalScreen[str | None]):
         bars = alternatives(token)
         room = max(2, self.size.height // 2 - 4)
         title = f"{self._text.cursor + 1:,}  {visible(token.text)}  {percent(token.probability)}"
-        return Report(title, (type(bars)(bars.rows[:room]),))
+        return Report(title, (replace(bars, rows=bars.rows[:room]),))
 
 
 def _legend() -> Content:

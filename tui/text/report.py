@@ -55,9 +55,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, scaled to the largest value."""
+    """Horizontal bars, scaled to the largest value, or to `top` if that is larger."""
 
     rows: Sequence[Bar]
+    top: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _bars(bars: Bars, width: int, glyphs: _Glyphs) -> list[Line]:
     free = width - column - max(map(cells, texts), default=0) - 2 * GAP
     length = max(min(free, BAR_CELLS), min(MIN_COLUMN, width // 4))
     values = finite([row.value for row in bars.rows])
-    top = max(values, default=0.0)
+    top = max([*values, *finite([bars.top])])
     lines: list[Line] = []
     for row, label, text, value in zip(bars.rows, labels, texts, values, strict=True):
         filled, empty = bar(value / top if top else 0.0, length, glyphs)

@@ -192,6 +192,21 @@ def test_stats_name_the_counts_and_speeds(loader: Loader, capsys: pytest.Capture
     )
 
 
+def test_a_persona_shapes_one_answer_and_flags_come_before_it(
+    loader: Loader, hermetic: Path, capsys: pytest.CaptureFixture
+):
+    folder = hermetic / "config" / "qchat" / "personas"
+    folder.mkdir(parents=True)
+    (folder / "poet.toml").write_text('system = "Answer in verse."\ntemperature = 1.2\nseed = 3\n')
+    assert main(["model", "-p", "What?", "--persona", "poet", "--seed", "9"]) == 0
+    ((_, settings),) = loader.calls
+    given = {name: settings[name] for name in ("system", "temperature", "seed")}
+    assert given == {"system": "Answer in verse.", "temperature": 1.2, "seed": 9}
+    capsys.readouterr()
+    assert main(["model", "-p", "What?", "--persona", "pot"]) == 2
+    assert "did you mean poet?" in one_sentence(capsys.readouterr().err)
+
+
 @pytest.mark.usefixtures("loader")
 def test_json_is_one_object_and_thoughts_stay_in_it(capsys: pytest.CaptureFixture):
     assert main(["some/model", "-p", "What?", "--json", "--show-thinking"]) == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qchat.core import Store
 from qchat.tui.text.diff import BESIDE_COLUMNS, Diff, diff_lines, diff_words, pairs
 from qchat.tui.text.report import report_lines, report_text
+from qchat.tui.widgets.transcript.messages import MenuRequested
 from tests.tui.chat_stage import ChatStage
 from tests.tui.running_app import Running, chatting
 
@@ -116,3 +117,25 @@ def test_in_the_app_the_difference_stands_in_the_conversation(tmp_path: Path):
         await it.say("/diff")
         await it.until(lambda: "large" in it.screen.transcript.blocks[-1].text)
         assert "answer 2/2" in it.screen.transcript.blocks[-1].text
+
+
+def test_the_menu_of_a_question_with_several_answers_compares_them(tmp_path: Path):
+    @chatting(tmp_path, *ANSWERS)
+    async def check(it: Running) -> None:
+        offered: list[list[str]] = []
+
+        async def choose(title: str, options: list[tuple[str, str]]) -> str | None:
+            assert title == "Question 1"
+            offered.append([value for value, _ in options])
+            return "diff" if "diff" in offered[-1] else None
+
+        it.front.choose = choose
+        await it.ask("What is Paris?")
+        it.screen.post_message(MenuRequested(1))
+        await it.until(lambda: len(offered) == 1)
+        assert "diff" not in offered[0]
+        await it.say("/retry")
+        await it.until(lambda: len(it.chat.state.branches) == 2)
+        await it.idle()
+        it.screen.post_message(MenuRequested(1))
+        await it.until(lambda: "answer 2/2" in it.screen.transcript.blocks[-1].text)

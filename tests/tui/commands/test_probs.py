@@ -73,6 +73,7 @@ def test_perplexity_is_that_of_the_answer():
 
 def test_a_token_that_is_none_of_the_likeliest_is_among_its_alternatives():
     bars = alternatives(Token("x", 0.01, (("y", 0.6), ("z", 0.3))))
+    assert bars.top == 1.0, "a bar is a share of all there is"
     assert [(bar.label, bar.text, bar.style) for bar in bars.rows] == [
         ("  y", "60.0%", "bar"),
         ("  z", "30.0%", "bar"),

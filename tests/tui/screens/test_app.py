@@ -449,10 +449,10 @@ def test_finding_counts_and_escape_returns_to_the_prompt(tmp_path: Path):
 
 
 def test_a_remapped_key_works_and_the_bar_shows_it(tmp_path: Path):
-    @chatting(tmp_path, keys={"thinking": "f6", "history.search": "f7"})
+    @chatting(tmp_path, keys={"thinking": "f8", "history.search": "f7"})
     async def check(it: Running) -> None:
-        assert "f6 think:on" in it.keys
-        await it.pilot.press("f6")
+        assert "f8 think:on" in it.keys
+        await it.pilot.press("f8")
         assert it.chat.settings["think"] is False
         await it.pilot.press("f7")
         assert it.prompt.searching

@@ -144,8 +144,10 @@ def test_a_chat_is_resized_loses_its_engine_goes_on_and_is_left(start: Callable[
     """One run for all, since each start costs seconds."""
     it = start("-o", "temperature=0")
     it.until_shown("○ ready", "enter send", "? keys")
+    it.until(lambda: it.told("pane_title") == "embedded · qchat")
     it.say(STORY)
     it.until_shown("tok/s", "esc stop", "answer")
+    assert it.told("pane_title").startswith("… ")
     for width, height in ((60, 16), (200, 60), (31, 9), (100, 30), (60, 16)):
         it.resize(width, height)
     it.until(lambda: it.screen.splitlines()[-1].strip() == "esc stop   ? keys")
@@ -176,6 +178,7 @@ def test_a_chat_is_resized_loses_its_engine_goes_on_and_is_left(start: Callable[
     it.keys("C-c")
     it.is_left_as_it_was(0)
     assert "qchat -c goes on with this conversation" in it.screen
+    assert "qchat" not in it.told("pane_title")
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def tables(draw: st.DrawFn) -> Table:
 
 PARTS = st.one_of(
     tables(),
-    st.builds(Bars, st.lists(st.builds(Bar, TEXT, NUMBER, TEXT), max_size=4)),
+    st.builds(Bars, st.lists(st.builds(Bar, TEXT, NUMBER, TEXT), max_size=4), NUMBER),
     st.builds(Spark, st.lists(NUMBER, max_size=20), TEXT),
     st.builds(Plot, st.lists(st.builds(Point, NUMBER, NUMBER, TEXT), max_size=30), TEXT, TEXT),
     st.builds(Gauge, NUMBER, NUMBER, TEXT),

@@ -172,6 +172,13 @@ def test_conversations_are_offered_by_number_and_title(place: Path):
     assert offered("qchat sessions rm 1 ", place) == {"1", "2", "latest"}
 
 
+def test_your_personas_are_offered(place: Path, hermetic: Path):
+    folder = hermetic / "config" / "qchat" / "personas"
+    folder.mkdir(parents=True)
+    (folder / "poet.toml").write_text("seed = 1")
+    assert offered("qchat --persona p", place) == {"poet"}
+
+
 def test_your_own_themes_are_offered(place: Path, hermetic: Path):
     folder = hermetic / "config" / "qchat" / "themes"
     folder.mkdir(parents=True)
