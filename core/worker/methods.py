@@ -29,6 +29,7 @@ from ..ops.tuning import Tuner, sentences
 from ..prompt_cache.live_state import LiveState
 from ..quoting import quote_value
 from ..storage.store import Store
+from ..vision.placement import decode_with_images
 from .jobs import EventSink, run_job
 from .memory_guard import MemoryGuard
 from .protocol import JOB_METHODS, Cancelled
@@ -405,8 +406,9 @@ class EngineMethods:
         return describe_cache(self._require_session())
 
     def _prompt(self, params: Params) -> PromptResult:
-        ids = self._require_session().prompt_ids(params["text"], **_reply_settings(params))
-        return PromptResult(self._require_session().engine.tokenizer.decode_with_special(ids), len(ids))
+        session = self._require_session()
+        ids = session.prompt_ids(params["text"], **_reply_settings(params))
+        return PromptResult(decode_with_images(ids, session.engine.tokenizer.decode_with_special), len(ids))
 
     def _count(self, params: Params) -> CountResult:
         ids = self._require_session().engine.tokenizer.encode(params["text"], special=False)
