@@ -5,5 +5,5 @@ a front end.
 
 Public names: Branch, branch, CacheSummary, ConversationState, describe_cache, describe_session, Encoder,
 History, Input, Node, Output, PendingReply, read_messages, ReplyContext, Session, Signals, SnapshotSummary,
-SOON, tool_calls_of, ToolCall, Turn, turn_number, TurnStats.
+SOON, tool_calls_of, ToolCall, Turn, turn_number, TurnStats, with_pictures.
 """

@@ -1,7 +1,7 @@
 """Towers, positions and logits of Hugging Face transformers, for `towers.npz`.
 
-`PYTHONPATH=.dev:. python tests/golden/make_towers.py` writes the file: random checkpoints of four shapes, each
-of which reads text and three pictures.
+`PYTHONPATH=.dev:. python tests/golden/make_towers.py` writes the file: random checkpoints of four shapes,
+each of which reads text and three pictures.
 """
 
 import tempfile
