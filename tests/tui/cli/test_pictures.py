@@ -48,6 +48,12 @@ def test_the_engine_process_takes_pictures_by_their_paths(seeing: Path, tmp_path
     async def talk() -> None:
         client = EngineClient()
         await client.start()
+        try:
+            await ask(client)
+        finally:
+            await client.stop()
+
+    async def ask(client: EngineClient) -> None:
         store = {"store": str(tmp_path / "c.db"), "conversation": None}
         await client.request("load", model=str(seeing), image_tokens=12, **store)
         settings = {"max_new_tokens": 2, "seed": 1}
@@ -58,7 +64,6 @@ def test_the_engine_process_takes_pictures_by_their_paths(seeing: Path, tmp_path
         assert "<|vision_start|>[picture, 12 tokens]<|vision_end|>@cat.png?" in shown.text
         with pytest.raises(UsageError, match="images has a value that is not text"):
             await client.request("send", text="x", images=[1], settings=settings)
-        await client.stop()
 
     asyncio.run(talk())
     with Store(tmp_path / "c.db") as store:
