@@ -16,6 +16,7 @@ from qchat.core.events import Done, Sync
 from qchat.core.prompt_cache.live_state import LiveState
 from qchat.core.storage import database
 from qchat.core.text.template import Template
+from qchat.core.vision.picture import Picture
 from qchat.core.vision.placement import is_image
 from tests.checkpoints import CHAT_TEMPLATE
 from tests.compare import relative_rms
@@ -306,7 +307,14 @@ def test_exports_hold_the_pictures_and_json_brings_them_back(seeing: Engine, sto
 
 
 class SeeingScript(Script):
-    """A script whose questions, edits included, show some of five pictures."""
+    """A script whose questions, edits included, show some of five pictures.
+
+    Holds them all: the live state may have read a question that was dropped, and the cold run reads it again.
+    """
+
+    def __init__(self, engine: Engine, *arguments: Any, **options: Any):
+        super().__init__(engine, *arguments, **options)
+        self.held = [engine.images.place(Picture(png(*size, seed))) for size, seed in SHOWN]
 
     def text(self) -> Any:
         words = super().text()
