@@ -48,9 +48,7 @@ class CompletionRequest:
 class Completer:
     """Replies to requests that bring their own history, with one engine."""
 
-    def __init__(
-        self, engine: Engine, live: LiveState, context_limit: int, *, image_tokens: int | None = None
-    ):
+    def __init__(self, engine: Engine, live: LiveState, context_limit: int, image_tokens: int | None = None):
         """`live` is the state that the replies read with; the limits, of a picture too, are in tokens."""
         self.engine, self.live, self.context_limit = engine, live, context_limit
         self.image_tokens = image_tokens

@@ -3,8 +3,8 @@
 Owns everything that changes while a model answers. Never re-encodes generated ids from text, and never knows
 a front end.
 
-Public names: Branch, branch, CacheSummary, check_history, Content, ConversationState, describe_cache,
+Public names: Branch, branch, CacheSummary, check_history, ConversationState, describe_cache,
 describe_replies, describe_session, Encoder, History, Input, Node, Output, PendingReply, read_messages,
 ReplyContext, score_reply, Session, Signals, SnapshotSummary, SOON, tool_calls_of, ToolCall, ToolResult, Turn,
-turn_number, TurnStats.
+turn_number, TurnStats, with_pictures.
 """

@@ -66,6 +66,13 @@ def user_message(
     return {"role": "user", **parts}, pictures
 
 
+def with_pictures(text: str, paths: Sequence[Any] | None) -> Content:
+    """Return what is asked: the text, after the pictures in the files at `paths`. Raises UsageError."""
+    if not all(isinstance(path, str) for path in paths or ()):
+        raise UsageError("images has a value that is not text, wanted a list of paths")
+    return [*({"type": "image", "image": path} for path in paths), text] if paths else text
+
+
 def read_messages(
     messages: Sequence[Mapping[str, Any]], images: Images, tokens: int | None = None
 ) -> tuple[list[Any], list[PlacedPicture]]:

@@ -3,5 +3,5 @@
 Owns which files are pictures, their pixels, the vision tower, and the ids and positions of image tokens.
 Never knows conversations, and reads no weight before the first picture.
 
-Public names: encode_png, Grid, Images, is_image, MAX_NBYTES, Picture, PlacedPicture.
+Public names: decode_with_images, encode_png, Grid, Images, is_image, MAX_NBYTES, Picture, PlacedPicture.
 """

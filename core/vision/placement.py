@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from ..errors import UsageError
@@ -39,6 +40,12 @@ def has_images(ids: Sequence[int]) -> bool:
 def is_image(id: int) -> bool:
     """Whether `id` stands for a part of a picture."""
     return IMAGE_IDS <= id < 2 * IMAGE_IDS
+
+
+def decode_with_images(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """Return the text of `ids`, which `decode` gives, with each picture as its number of tokens."""
+    stretches = ((shown, list(run)) for shown, run in groupby(ids, key=is_image))
+    return "".join(f"[picture, {len(run):,} tokens]" if shown else decode(run) for shown, run in stretches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 from ..completion.completion import Completer, CompletionRequest
-from ..conversation.pictures import Content
+from ..conversation.pictures import with_pictures
 from ..conversation.scoring import score_reply
 from ..conversation.session import Session
 from ..conversation.summary import (
@@ -33,6 +33,7 @@ from ..machine.device import copy_bandwidth, device_limit_nbytes
 from ..ops.tuning import Tuner, sentences
 from ..prompt_cache.live_state import LiveState
 from ..storage.store import Store
+from ..vision.placement import decode_with_images
 from .jobs import EventSink, run_job
 from .memory_guard import MemoryGuard
 from .model_facts import describe_model
@@ -321,12 +322,11 @@ class EngineMethods:
         self._replied = True
 
     def _ask(self, params: Params) -> StateResult:
-        settings, content = _reply_settings(params), _content(params)
-        return self._stream_reply(lambda session: session.stream(content, **settings))
+        content = with_pictures(params["text"], params["images"])
+        return self._stream_reply(lambda session: session.stream(content, **_reply_settings(params)))
 
     def _retry(self, params: Params) -> StateResult:
-        settings = _reply_settings(params)
-        return self._stream_reply(lambda session: session.retry(**settings))
+        return self._stream_reply(lambda session: session.retry(**_reply_settings(params)))
 
     def _edit(self, params: Params) -> StateResult:
         settings = _reply_settings(params)
@@ -350,9 +350,8 @@ class EngineMethods:
     def _require_completer(self) -> Completer:
         session = self._require_session()
         if self._completer is None or self._completer.engine is not session.engine:
-            self._completer = Completer(
-                session.engine, session.live, session.context_limit, image_tokens=session.image_tokens
-            )
+            limits = session.context_limit, session.image_tokens
+            self._completer = Completer(session.engine, session.live, *limits)
         self._completer.signals = session.signals  # whichever replies is cancelled
         return self._completer
 
@@ -411,8 +410,9 @@ class EngineMethods:
         return describe_cache(self._require_session())
 
     def _prompt(self, params: Params) -> PromptResult:
-        ids = self._require_session().prompt_ids(params["text"], **_reply_settings(params))
-        return PromptResult(self._require_session().engine.tokenizer.decode_with_special(ids), len(ids))
+        session = self._require_session()
+        ids = session.prompt_ids(params["text"], **_reply_settings(params))
+        return PromptResult(decode_with_images(ids, session.engine.tokenizer.decode_with_special), len(ids))
 
     def _replies(self, _: Params) -> RepliesResult:
         return RepliesResult(describe_replies(self._require_session()))
@@ -494,15 +494,6 @@ def _completion_request(params: Params) -> CompletionRequest:
         raise UsageError("a reply needs either messages or a prompt")
     given = {name: value for name, value in params.items() if value is not None}
     return CompletionRequest(**given)
-
-
-def _content(params: Params) -> Content:
-    """Return what is asked: the text, after the pictures whose files are named."""
-    if not params["images"]:
-        return params["text"]
-    if not all(isinstance(path, str) for path in params["images"]):
-        raise UsageError("images has a value that is not text, wanted a list of paths")
-    return [*({"type": "image", "image": path} for path in params["images"]), params["text"]]
 
 
 def _reply_settings(params: Params) -> dict[str, Any]:

@@ -159,6 +159,12 @@ def test_a_model_without_a_tower_sees_nothing(tmp_path: Path):
         Engine.load(tmp_path).images.place(Picture(png(30, 30)))
 
 
+def test_a_model_of_several_ranks_sees_nothing(engine: Engine):
+    images = module.Images(engine.folder, engine.config, engine.model.policy, shared=True)
+    with pytest.raises(UsageError, match="pictures do not work with several ranks"):
+        images.place(Picture(png(30, 30)))
+
+
 @pytest.mark.parametrize("change", ["missing", "misshapen", "nan"])
 def test_a_damaged_tower_is_named_with_the_first_picture_and_not_before(tmp_path: Path, change: str):
     write_seeing(tmp_path)

@@ -6,6 +6,7 @@ import anthropic
 import httpx2
 import pytest
 
+from qchat.tui.serve.anthropic_messages import _plain
 from tests.tui.serve.running_server import WEATHER_SCHEMA, RunningServer
 
 ASKED: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -191,3 +192,22 @@ def test_servers_tools_and_unknown_fields_are_ignored_and_named(http: httpx2.Cli
     response = http.post("/v1/messages", json=body)
     assert response.status_code == 200
     assert response.headers["x-qchat-ignored"] == "mcp_servers, tools[web_search]"
+
+
+def test_pictures_pass_as_data_urls_before_the_words():
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "what?"}, picture]}
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
+    assert list(_plain(asked)) == [{"role": "user", "content": [url, {"type": "text", "text": "what?"}]}]
+
+
+def test_a_picture_by_an_address_is_a_bad_request(claude: anthropic.Anthropic):
+    picture: Any = {"type": "image", "source": {"type": "url", "url": "http://localhost/cat.png"}}
+    with pytest.raises(anthropic.BadRequestError, match="nothing is fetched"):
+        claude.messages.create(messages=[{"role": "user", "content": [picture]}], **SETTINGS)
+
+
+def test_a_model_that_sees_nothing_says_so(claude: anthropic.Anthropic):
+    picture: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
+    with pytest.raises(anthropic.BadRequestError, match="this model sees no pictures"):
+        claude.messages.create(messages=[{"role": "user", "content": [picture]}], **SETTINGS)

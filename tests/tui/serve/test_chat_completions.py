@@ -267,6 +267,17 @@ def test_what_is_unknown_is_ignored_and_named(http: httpx2.Client):
         ({"messages": "hi"}, "messages: Expected array, got str"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "message 1: role is 'robot'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text parts can be read"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}],
+                    }
+                ]
+            },
+            "this model sees no pictures|nothing is fetched",
+        ),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": "hot"}, "temperature: Expected float, got str"),
         ({"max_tokens": 0}, "max_new_tokens is 0"),

@@ -113,3 +113,42 @@ def test_letters_that_begin_no_path_find_files_below(tmp_path: Path):
         (tmp_path / name).write_text("")
     assert complete("side", tmp_path) == ["src/side.py", "src/deep/sidebar.py"]
     assert complete("src/", tmp_path) == ["src/deep/", "src/side.py"]
+
+
+# --- pictures ---
+
+
+def test_pictures_are_left_to_the_engine_as_whole_paths(folder: Path):
+    (folder / "cat.PNG").write_bytes(b"\x89PNG")
+    (folder / "my cat.jpg").write_bytes(b"\xff\xd8")
+    text = 'what are @cat.PNG and @"my cat.jpg" in @notes.md?'
+    assert attachments.pictures(text, folder) == [str(folder / "cat.PNG"), str(folder / "my cat.jpg")]
+    assert attach(text, folder) == f"{text}\n\nnotes.md:\n```md\n# Notes\n```"
+    assert attachments.split_pictures(["a.txt", "b.webp", "c.Jpeg"]) == (["b.webp", "c.Jpeg"], ["a.txt"])
+
+
+@pytest.mark.parametrize(
+    ("pasted", "mentioned"),
+    [
+        ("{}/cat.png", "@{}/cat.png"),
+        ("{}/cat.png ", "@{}/cat.png"),
+        ("'{}/my cat.png'", '@"{}/my cat.png"'),
+        ("{}/my\\ cat.png", '@"{}/my cat.png"'),
+        ("{}/my cat.png", '@"{}/my cat.png"'),
+        ("file://{}/my%20cat.png", '@"{}/my cat.png"'),
+        ("cat.png", "@cat.png"),
+        ("{}/other.png", None),
+        ("{}/notes.md", None),
+        ("look at {}/cat.png", None),
+        ("{}/cat.png\n{}/cat.png", None),
+        ("it's", None),
+        ("x" * 10_000 + ".png", None),
+    ],
+)
+def test_a_pasted_or_dropped_path_of_a_picture_becomes_its_mention(
+    folder: Path, pasted: str, mentioned: str | None
+):
+    for name in ("cat.png", "my cat.png"):
+        (folder / name).write_bytes(b"\x89PNG")
+    wanted = mentioned and mentioned.replace("{}", str(folder))
+    assert attachments.pasted_picture(pasted.replace("{}", str(folder)), folder) == wanted

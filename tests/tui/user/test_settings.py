@@ -213,6 +213,7 @@ def test_every_flag_that_is_a_setting_agrees_with_its_key(tmp_path: Path):
         *("--temperature", "0.5", "--top-p", "0.5", "--top-k", "5", "--min-p", "0.1", "--seed", "1"),
         *("--repetition-penalty", "1.1", "--presence-penalty", "1", "--frequency-penalty", "1"),
         *("--history", "strip", "--context-limit", "512", "--snapshot-budget", "1 GB", "--kv-bits", "8"),
+        *("--image-tokens", "64"),
         *("--system", "x", "--show-thinking", "--plain", "--screen-reader", "--theme", "night"),
     ]
     flags = {name: value for name, value in vars(parser().parse_args(words)).items() if name in KEYS}
