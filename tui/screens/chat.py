@@ -409,7 +409,7 @@ class ChatScreen(Screen[None]):
 
     @on(EditRequested)
     def _edit_question(self, event: EditRequested) -> None:
-        turn = self._asked(event.turn)
+        turn = self._asked_turn(event.turn)
         self.put_prompt(f"/edit {turn.number} {turn.question}")
 
     @on(RetryRequested)
@@ -418,7 +418,7 @@ class ChatScreen(Screen[None]):
         if event.turn == len(self.chat.state.turns):
             self.run_line("/retry")
         else:
-            turn = self._asked(event.turn)
+            turn = self._asked_turn(event.turn)
             self.go(self.chat.edit(turn.number, turn.question))
 
     @on(ForkRequested)
@@ -451,7 +451,7 @@ class ChatScreen(Screen[None]):
             case "fork":
                 self.run_line(f"/fork {turn}")
 
-    def _asked(self, turn: int) -> Turn:
+    def _asked_turn(self, turn: int) -> Turn:
         """Return the turn of the user's question that led to a turn; results of tools may lie between."""
         turns = self.chat.state.turns[:turn]
         return last_question(turns) or turns[-1]
