@@ -4,10 +4,12 @@ Owns the toolbox of the chat and the order of its rounds. A call that is cancell
 answered to the model in a sentence, and the reply goes on.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.conversation.summary import ConversationState, ToolResult
+from ...core.errors import UsageError
 from ...core.events import Done
 from ..tools.rounds import ToolRounds, refuse_all, wants_answer
 from ..tools.toolbox import Toolbox
@@ -42,15 +44,18 @@ class ToolTurns:
         self._rounds = ToolRounds(self.toolbox, chat.view.ask_tool)
         self._offered: list[dict[str, Any]] | None = None  # what the session offers, where that is known
         self._leaving = False
+        self._waiting: asyncio.Task[None] | None = None  # for the servers that start
 
     @property
     def busy(self) -> bool:
-        """Whether calls run, or wait for the user's consent."""
-        return self._rounds.busy
+        """Whether calls run, or wait for the user's consent, or a server is waited for."""
+        return self._rounds.busy or self._waiting is not None
 
     def cancel(self) -> None:
-        """Cancel the calls that run; the model goes on without their results."""
+        """Cancel the calls that run, or the wait for a server; the model goes on without."""
         self._rounds.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def leave(self) -> None:
         """Cancel the calls, and begin no others."""
@@ -69,8 +74,12 @@ class ToolTurns:
         self._tell_problems()
         if starting := self.toolbox.starting:
             self._show(f"starting {', '.join(starting)}")
-            await self.toolbox.settled()
+            self._waiting = asyncio.create_task(self.toolbox.settled())
+            await asyncio.wait([self._waiting])
+            self._waiting = None
             self._show("")
+        if self._leaving:
+            raise UsageError("the chat ends, so nothing is asked")
         self._tell_problems()
         wanted = self.toolbox.schemas()
         names = tuple(tool["function"]["name"] for tool in wanted)

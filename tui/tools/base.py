@@ -5,7 +5,7 @@ of the model stays text, because the engine encodes it so.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]
-    run: Callable[[Mapping[str, Any]], Awaitable[str]]
+    run: Callable[[Mapping[str, Any]], Coroutine[Any, Any, str]]
     asks: Asking = "until allowed"
     key: str = ""
     owner: str = ""

@@ -264,6 +264,22 @@ def test_a_cancel_withdraws_the_question_for_consent(tmp_path: Path):
     assert results(stage) == [[CANCELLED]]
 
 
+@needs_mcp
+def test_a_server_that_does_not_start_is_not_waited_for_when_the_user_stops(tmp_path: Path):
+    program, *arguments = stdio_command("mute")
+    stage = stage_with(tmp_path, tools=(), servers={"fake": {"command": program, "args": arguments}})
+
+    async def scene(stage: ChatStage) -> None:
+        reply = asyncio.create_task(stage.chat.send("go"))
+        await stage.until(lambda: stage.chat.status.tools == "starting fake")
+        assert stage.chat.job_to_stop is None
+        stage.chat.stop()
+        await reply
+
+    front = stage.play(scene)
+    assert front.all("finished") == [("stop", "Yes.")]
+
+
 def test_leaving_ends_the_calls_that_run(tmp_path: Path, here: Path):
     call = calls(("shell", {"command": "touch begun; sleep 600"}))
     stage = stage_with(tmp_path, call, tools=("shell",), answers=(ONCE,))

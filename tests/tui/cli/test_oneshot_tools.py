@@ -65,7 +65,8 @@ def ask(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         with monkeypatch.context() as patch:
             patch.setattr(Decoder, "next", say)
             code = main([str(model), "-p", "go", "--no-think", "--max-tokens", "300", *arguments])
-        return (code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return run
 

@@ -27,7 +27,7 @@ ODD = (
 )
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 NOTHING = {"type": "object", "properties": {}}
-WISHES = dict(word.partition("=")[::2] for word in sys.argv[2:])
+WISHES = {word.partition("=")[0]: word.partition("=")[2] for word in sys.argv[2:]}
 
 
 def tools() -> list[dict[str, Any]]:
