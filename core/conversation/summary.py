@@ -230,7 +230,7 @@ def _branch(end: Output, current: Sequence[Output]) -> Branch:
     replies = [node for node in branch(end) if isinstance(node, Output)]
     shared = sum(mine is theirs for mine, theirs in zip(replies, current, strict=False))
     here = bool(current) and end is current[-1]
-    question, answer = make_title(end.parent.text), make_title(end.text)
+    question, answer = make_title(end.parent.text), make_title(str(end.message.get("content") or ""))
     return Branch(end.number, question, here, len(replies), shared, answer)
 
 
