@@ -294,7 +294,7 @@ def cache_report(cache: CacheSummary) -> Report:
         + (f", {disk}" if cache.disk_budget_nbytes else ""),
         (
             Table(("turn", "how", "reused", "read", "why"), rows, "<<>><"),
-            Table(("snapshot of turn", "why", "tokens", "MiB"), states, "<<>>"),
+            Table(("snapshot of turn", "kind", "tokens", "MiB"), states, "<<>>"),
         ),
     )
 

@@ -16,6 +16,7 @@ from ..tasks.base import Door, EngineTask, LocalTask, folder_nbytes, json_report
 from ..tasks.models import known_variants
 from ..tasks.parsers import HelpRequested, PageParser, action_names, all_actions
 from ..tasks.progress import Events
+from ..tasks.variants import Variant
 from ..text.report import Lines, Report
 from ..user.attachments import complete as complete_path
 from ..user.paths import user_path
@@ -120,14 +121,15 @@ async def start(task: EngineTask, args: argparse.Namespace, door: Door, chat: "C
     """Begin the task's job. Raises QchatError."""
     folders = [await chosen(chat, front, name) for name in task.models(args)]
     request = task.request(args, folders, door)
-    known = await asyncio.to_thread(known_variants, task, args, door)
     earlier = [job.result for job in chat.jobs if job.method == request.method and job.result]
+    known: list[Variant] = []
 
     def render(events: Events, value: Mapping[str, Any] | None) -> Report:
         return task.show(events, value, request, as_json=args.json, earlier=earlier, known=known)
 
     alone = task.memory == "all" or (task.memory == "model" and crowded(chat, *folders))
     chat.start_job(request.title, request.method, request.params, render, alone=alone)
+    known += await asyncio.to_thread(known_variants, task, args, door)
 
 
 async def perform_here(task: LocalTask, args: argparse.Namespace, door: Door, front: Front) -> None:

@@ -4,7 +4,7 @@ Reads what it shows in a thread; the transcript paints its lines for as long as 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 GB = 10**9
-KEY_COLUMN = 8  # cells
 INDENT, WIDE_INDENT = 1, 4
 LONGEST_TITLE = 40
 EXAMPLES = (
@@ -100,18 +99,16 @@ class Greeting:
         return lines
 
     def _doors(self, width: int) -> list[Line]:
-        doors = [("models", "choose or download a model")]
-        if self.around.conversations:
-            count = self.around.conversations
-            plural = "s" if count > 1 else ""
-            doors.append(
-                ("sessions", f"{count:,} earlier conversation{plural}; the last: {self.around.last}")
-            )
-        lines = [list(_entry(self.key(name), text, width)) for name, text in doors]
+        entries = [(self.key("models"), "choose or download a model", "")]
         if self.around.suggested:
             best = f"best for this machine's {self.around.limit_nbytes / GB:.0f} GB: {self.around.suggested}"
-            lines.insert(1, list(_entry("", best, width, "info")))
-        return [line for entry in lines for line in entry]
+            entries.append(("", best, "info"))
+        if self.around.conversations:
+            count = self.around.conversations
+            earlier = f"{count:,} earlier conversations" if count > 1 else "an earlier conversation"
+            entries.append((self.key("sessions"), f"{earlier}: {self.around.last}", ""))
+        column = max(cells(key) for key, _, _ in entries) + GAP
+        return [line for entry in entries for line in _entry(*entry, column, width)]
 
     def _examples(self, width: int) -> list[Line]:
         head = Line((Span("Try", "dim"),))
@@ -129,12 +126,11 @@ class Greeting:
         return Line(tuple(spans))
 
 
-def _entry(key: str, text: str, width: int, style: str = "") -> Sequence[Line]:
-    """Return a key's cap, and beside it what is behind it."""
-    blank = Span(" " * max(KEY_COLUMN - len(key), 1), "")
-    first = Line((Span(key, "cap"), blank))
-    lines = prefixed(lay([Span(text, style)], max(width - KEY_COLUMN, 8)), Span(""), Span(" " * KEY_COLUMN))
-    return [Line((*first.spans, *lines[0].spans)), *lines[1:]]
+def _entry(key: str, text: str, style: str, column: int, width: int) -> list[Line]:
+    """Return a key's cap, and in the column beside it what is behind it."""
+    first = (Span(key, "cap"), Span(" " * (column - cells(key)), ""))
+    lines = prefixed(lay([Span(text, style)], max(width - column, 8)), Span(""), Span(" " * column))
+    return [Line((*first, *lines[0].spans)), *lines[1:]]
 
 
 class Greeter:

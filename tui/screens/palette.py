@@ -85,6 +85,7 @@ class PaletteScreen(Listing):
 def _distance(row: Row, text: str) -> int:
     name = row.cells[1].removeprefix("/").casefold()
     what = row.cells[0].casefold()
+    what = what.partition(": ")[2] or what
     return 0 if name.startswith(text) else 1 if text in name else 2 if what.startswith(text) else 3
 
 

@@ -203,8 +203,9 @@ def test_the_conversation_at_hand_is_marked_and_not_deleted(tmp_path: Path, stor
         await it.until(lambda: it.chat.state.conversation == 3)
         await it.idle()
         screen = await open_screen(it, "/sessions", SessionsScreen)
-        await it.until(lambda: len(list_text(screen)) == 3)
-        assert list_text(screen)[0].startswith("●")
+        await it.until(lambda: len(list_text(screen)) == 4)
+        assert list_text(screen)[0].strip() == "Today"
+        assert list_text(screen)[1].startswith("●")
         await it.pilot.press("d")
         await it.until(lambda: it.app._notifications)
         assert len(store.conversations()) == 3

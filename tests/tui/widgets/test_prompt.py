@@ -350,7 +350,7 @@ def test_a_folded_paste_outlives_the_history():
 def test_markers_are_told_apart_and_only_their_own_are_expanded():
     pastes = Pastes()
     one, other = pastes.fold("a\n" * 20), pastes.fold("b\n" * 20)
-    assert (one, other) == ("[pasted 21 lines]", "[pasted 21 lines #2]")
+    assert (one, other) == ("[pasted 20 lines]", "[pasted 20 lines #2]")
     assert pastes.fold("a\n" * 20) == one
     assert (
         pastes.expand(f"{other} {one} [pasted 9 lines]")
