@@ -25,7 +25,7 @@ class Rotary:
 
         That is the first token's position [], or those of all tokens, [3, T]: moment, row and column.
         """
-        if place.ndim:
+        if place.ndim > 1:
             return self._rotate_by_axes(x, place)
         base = self.theta if self._wavelengths is None else None
         return mx.fast.rope(

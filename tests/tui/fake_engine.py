@@ -202,6 +202,7 @@ class Conversation:
             "current": end["node"] in here,
             "turns": len(nodes),
             "shared": len(here.intersection(nodes)),
+            "answer": end["answer"][:40],
         }
 
     def turn_of(self, node: dict[str, Any]) -> dict[str, Any]:

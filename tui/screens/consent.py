@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 
 from ..text.sanitise import printable
 from ..tools.consent import Decision, Question, Scope
+from ..widgets.hints import hint_line
 
 FOLDED_LINES = 8
 # keys that were meant for the prompt must not answer: the panel comes while the user types
@@ -51,8 +52,8 @@ class AskTool(ModalScreen[Decision]):
                 yield Static(Content(self._folded()), id="arguments")
             yield OptionList(*self._options(), compact=True)
             yield Input(placeholder=REASON, id="reason", disabled=True)
-            more = "   f show all" if self._is_folded else ""
-            yield Static(Content(f"↑↓ enter choose   n no{more}"), classes="dialog-keys")
+            unfold = [("f", "show all")] if self._is_folded else []
+            yield Static(hint_line([("↑↓ enter", "choose"), *unfold, ("n", "no")]), classes="dialog-keys")
 
     def on_mount(self) -> None:
         self.query_one(Input).display = False

@@ -21,7 +21,7 @@ OPTIONS = """
 help version prompt file system yes continue session json jsonl extract show-thinking stats quiet plain
 screen-reader theme option think no-think effort thinking-budget max-tokens stop temperature top-p top-k min-p
 repetition-penalty presence-penalty frequency-penalty seed history context-limit snapshot-budget kv-bits
-image-tokens ranks hostfile schema persona
+image-tokens ranks hostfile schema persona yes-tools
 """
 
 # the command with a session whose reply is STREAM, and which stops when asked to if HEEDED

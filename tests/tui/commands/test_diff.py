@@ -97,7 +97,7 @@ def test_another_one_is_chosen_by_its_place_and_edited_questions_are_compared_to
     [
         (("/diff",), "there is no question yet"),
         (("hello", "/diff"), "question 1 has one answer: /retry gives another one"),
-        (("hello", "/diff 2"), "wanted a whole number from 1 to 1"),
+        (("hello", "/diff 2"), "there is no question 2: this conversation has 1"),
         (("hello", "/retry", "/diff 1 2"), "answer 2 is the one shown"),
         (("hello", "/retry", "/diff 1 9"), "the other answer is 9"),
     ],

@@ -115,7 +115,7 @@ def test_an_unknown_answer_and_a_failing_engine_are_sentences(tmp_path: Path):
     failing = {"method": "score", "error": {"kind": "UsageError", "message": "no room"}}
     front = ChatStage(tmp_path, failing).play("hello", "/probs 2", "/probs")
     assert [said for kind, said in front.notes if kind == "error"] == [
-        "the question is 2, wanted a whole number from 1 to 1",
+        "there is no question 2: this conversation has 1",
         "no room",
     ]
 

@@ -371,7 +371,7 @@ def test_what_took_long_is_kept_without_a_conversation_too(tmp_path: Path, monke
     front = FakeFront()
     stage = ChatStage(tmp_path, bench_step(tmp_path / "models" / "measured"), front=front, store=store)
     stage.chat.settings = stage.chat.settings.replaced("test", models_dir=places)
-    monkeypatch.setattr(stage.chat, "_hold", lambda _: None)  # an engine without a conversation so far
+    monkeypatch.setattr(stage.chat, "hold", lambda _: None)  # an engine without a conversation so far
     stage.play("/bench measured", "/inspect measured")
     (made,) = store.conversations()
     assert made.title == "bench measured" and made.model.name == "fake-4bit"

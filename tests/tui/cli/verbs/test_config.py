@@ -209,9 +209,9 @@ def test_a_set_value_is_the_one_in_force_and_can_be_unset(capsys: pytest.Capture
     assert (code, err) == (2, f"qchat: {config_file()} does not set system\n")
 
 
-@pytest.mark.parametrize("name", sorted(KEYS.keys() - {"keys"}))
+@pytest.mark.parametrize("name", sorted(KEYS.keys() - {"keys", "servers"}))
 def test_every_setting_can_be_set_by_its_own_name(capsys: pytest.CaptureFixture[str], name: str):
-    texts = ("1", "true", "strip", "high", "16", "100", "1000", "night", "off", "speed")
+    texts = ("1", "true", "strip", "high", "16", "100", "1000", "night", "off", "speed", "shell")
     assert any(shown(capsys, "set", name, text)[0] == 0 for text in texts)
     assert name in tomllib.loads(config_file().read_text())
 
