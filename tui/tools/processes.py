@@ -29,15 +29,7 @@ async def run_program(command: Sequence[str], folder: Path, seconds: float) -> F
 
     Its output loses its middle beyond MAX_OUTPUT_NBYTES. Raises OSError if it cannot be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **QUIET},
-        start_new_session=True,
-    )
+    process = await _start(command, folder)
     output = bytearray()
     reading = asyncio.create_task(_read(process, output))
     try:
@@ -48,10 +40,42 @@ async def run_program(command: Sequence[str], folder: Path, seconds: float) -> F
         if code is not None:
             await asyncio.wait([reading], timeout=DRAIN_SECONDS)
     finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         await asyncio.shield(_close(process, reading))
     return Finished(output.decode(errors="replace"), code)
+
+
+async def _start(command: Sequence[str], folder: Path) -> asyncio.subprocess.Process:
+    """Start a program; a cancel that comes meanwhile kills what has just begun. Raises OSError."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **QUIET},
+            start_new_session=True,
+        )
+    )
+    cancelled: asyncio.CancelledError | None = None
+    while not starting.done():
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    process = starting.result()
+    if cancelled is not None:
+        _kill(process)
+        _drop(process)
+        raise cancelled
+    return process
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a program with all processes of its session."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
@@ -73,4 +97,9 @@ async def _close(process: asyncio.subprocess.Process, reading: "asyncio.Task[Non
     reading.cancel()
     with suppress(asyncio.CancelledError):
         await reading
-    process._transport.close()  # pyright: ignore[reportAttributeAccessIssue]  # what holds the pipe may live on
+    _drop(process)
+
+
+def _drop(process: asyncio.subprocess.Process) -> None:
+    """Close the pipe, which a process of another session may still hold."""
+    process._transport.close()  # pyright: ignore[reportAttributeAccessIssue]

@@ -194,6 +194,19 @@ def test_what_a_command_leaves_in_the_background_is_ended_with_it(here: Path):
     assert has_ended(int(said))
 
 
+def test_a_command_that_is_cancelled_while_it_starts_is_killed_too(here: Path):
+    async def main() -> None:
+        task = asyncio.create_task(own.run_command("sleep 300 & echo $! > pid; wait", here, 60))
+        while not (here / "pid").exists() or not (here / "pid").read_text().strip():
+            await asyncio.sleep(0)  # before the loop hears that the program runs
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_async(main())
+    assert has_ended(int((here / "pid").read_text()))
+
+
 def test_a_cancelled_command_is_killed_with_its_children(here: Path):
     async def main() -> None:
         task = asyncio.create_task(own.run_command("sleep 300 & echo $! > pid; wait", here, 60))
