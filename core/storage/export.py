@@ -93,7 +93,7 @@ def to_markdown(
             parts.append(
                 "\n".join(f"> {line}".rstrip() for line in ["*Thought*", "", *node.thinking.split("\n")])
             )
-        parts += [f"![{_line(name)}]({url})" for name, url in _shown(node, pictures)]
+        parts += [f"![{re.sub(r'[^\w .-]', '', _line(name))}]({url})" for name, url in _shown(node, pictures)]
         if node.text:
             parts.append(_fence(node.text, "") if node.role == "tool" else node.text)
         parts += [_fence(_indent_json(call), "json") for call in node.tool_calls]
