@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from qchat.core import Store
-from qchat.core.errors import UsageError
-from qchat.tui.chat.client import EngineClient
+from qchat.tui.chat.client import EngineClient, EngineError
 from tests.run_async import run_async
 from tests.tui.cli.test_oneshot import qchat
 from tests.vision_checkpoints import png, write_seeing
@@ -62,7 +61,7 @@ def test_the_engine_process_takes_pictures_by_their_paths(seeing: Path, tmp_path
         assert asked.state.turns[0].question == "@cat.png?"
         shown = await client.request("prompt", text=None)
         assert "<|vision_start|>[picture, 8 tokens]<|vision_end|>@cat.png?" in shown.text
-        with pytest.raises(UsageError, match="images has a value that is not text"):
+        with pytest.raises(EngineError, match="images has a value that is not text"):
             await client.request("send", text="x", images=[1], settings=settings)
 
     run_async(talk())
