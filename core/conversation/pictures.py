@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..quoting import quote_value
+from ..quoting import printable, quote_value
 from ..text.template import IMAGE_PART
 from ..vision.images import Images
 from ..vision.picture import MAX_NBYTES, Picture, encode_png
@@ -171,7 +171,7 @@ def read_picture_file(path: Path) -> Picture:
             data = file.read(MAX_NBYTES + 1)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return Picture(data, path.name)
+    return Picture(data, printable(path.name))
 
 
 def _is_text(part: Any) -> bool:

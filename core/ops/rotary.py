@@ -23,9 +23,9 @@ class Rotary:
     def __call__(self, x: mx.array, place: mx.array) -> mx.array:
         """Rotate the first columns of x [B, H, T, D] by the positions `place`.
 
-        That is the first token's position [], or those of all tokens, [3, T]: moment, row and column.
+        That is the first token's position [] or [1], or those of all tokens, [3, T]: moment, row and column.
         """
-        if place.ndim > 1:
+        if place.ndim == 2:
             return self._rotate_by_axes(x, place)
         base = self.theta if self._wavelengths is None else None
         return mx.fast.rope(

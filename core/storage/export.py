@@ -93,7 +93,7 @@ def to_markdown(
             parts.append(
                 "\n".join(f"> {line}".rstrip() for line in ["*Thought*", "", *node.thinking.split("\n")])
             )
-        parts += [f"![{_line(name)}]({url})" for name, url in _shown(node, pictures)]
+        parts += [f"![{name}]({url})" for name, url in _shown(node, pictures)]
         if node.text:
             parts.append(_fence(node.text, "") if node.role == "tool" else node.text)
         parts += [_fence(_indent_json(call), "json") for call in node.tool_calls]
@@ -211,7 +211,8 @@ def _shown(node: Node, pictures: Mapping[str, bytes]) -> list[tuple[str, str]]:
     for image in node.images:
         data = pictures.get(image["digest"], b"")
         if kind := _media_type(data):
-            found.append((image["name"], f"data:{kind};base64,{base64.b64encode(data).decode()}"))
+            name = re.sub(r"[^\w .-]", "", _line(image["name"]))  # it ends no link
+            found.append((name, f"data:{kind};base64,{base64.b64encode(data).decode()}"))
     return found
 
 

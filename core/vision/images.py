@@ -70,12 +70,15 @@ class Images:
     def place(self, picture: Picture, tokens: int | None = None) -> PlacedPicture:
         """Prepare a picture for a prompt, with at most `tokens` tokens.
 
-        Raises UsageError for one that cannot be read, DoesNotFit, ConfigError.
+        Decodes a new one, so that a damaged file is refused before anything is read. Raises UsageError for
+        one that cannot be read, DoesNotFit, ConfigError.
         """
         settings = self.settings.within(tokens)
         self.pad_id  # noqa: B018  refuses models without one
         grid = grid_of(picture, settings)
-        self._refuse_too_large(picture, grid)
+        if self._find(image_ids(picture.digest, grid, settings.digest)[:KEY_TOKENS]) is None:
+            self._refuse_too_large(picture, grid)
+            picture.decode()
         return self.place_again(picture, grid)
 
     def place_again(self, picture: Picture, grid: Grid) -> PlacedPicture:

@@ -153,8 +153,8 @@ def _plain(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 thoughts.append(thought)
             case {"type": "redacted_thinking"}:
                 pass
-            case {"type": "image"}:
-                pictures.append(_picture(block))
+            case {"type": "image", "source": {**source}}:
+                pictures.append(_picture(source))
             case _:
                 texts.append(_text(block, "messages"))
     if texts or pictures or calls or thoughts or not content:
@@ -165,9 +165,9 @@ def _plain(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield plain | ({"tool_calls": calls} if calls else {})
 
 
-def _picture(block: Mapping[str, Any]) -> dict[str, Any]:
+def _picture(source: Mapping[str, Any]) -> dict[str, Any]:
     """Return a picture as the engine takes it. Raises RequestError for one that would have to be fetched."""
-    match block.get("source"):
+    match source:
         case {"type": "base64", "media_type": str(kind), "data": str(data)}:
             return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
     raise RequestError(400, "messages: a picture must be in base64: nothing is fetched", param="messages")

@@ -86,6 +86,7 @@ def test_a_picture_may_be_a_path_bytes_an_image_or_a_data_url(seeing: Engine, tm
         (image("/no/such/file.png"), "cannot be read"),
         (image(7), "a picture is int"),
         (image(b"no picture"), "is not a PNG"),
+        (image(RED[: len(RED) // 2]), "cannot be decoded"),
         ({"type": "video", "video": "x"}, "only text parts and pictures"),
         ({"type": "text", "text": 7}, "only text parts and pictures"),
         (3, "only text parts and pictures"),

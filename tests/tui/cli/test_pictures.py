@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from qchat.core import Store
-from qchat.core.errors import UsageError
-from qchat.tui.chat.client import EngineClient
+from qchat.tui.chat.client import EngineClient, EngineError
 from tests.run_async import run_async
 from tests.tui.cli.test_oneshot import qchat
 from tests.vision_checkpoints import png, write_seeing
@@ -28,7 +27,7 @@ def test_a_picture_of_a_file_is_part_of_the_prompt(seeing: Path, tmp_path: Path)
     assert code == 0, err
     _, plain, _ = qchat(seeing, "-p", "hi", *settings)
     counts = [json.loads(text)["usage"]["prompt_tokens"] for text in (out, plain)]
-    assert counts[0] - counts[1] == 7 * 5 + 2  # the picture between its two marks
+    assert counts[0] - counts[1] == 8 * 5 + 2  # the picture between its two marks
     _, out, _ = qchat(seeing, "-f", str(tmp_path / "cat.png"), "--image-tokens", "12", *settings, piped="")
     assert json.loads(out)["usage"]["prompt_tokens"] < counts[0]
 
@@ -61,8 +60,8 @@ def test_the_engine_process_takes_pictures_by_their_paths(seeing: Path, tmp_path
         asked = await client.request("send", text="@cat.png?", images=images, settings=settings)
         assert asked.state.turns[0].question == "@cat.png?"
         shown = await client.request("prompt", text=None)
-        assert "<|vision_start|>[picture, 12 tokens]<|vision_end|>@cat.png?" in shown.text
-        with pytest.raises(UsageError, match="images has a value that is not text"):
+        assert "<|vision_start|>[picture, 8 tokens]<|vision_end|>@cat.png?" in shown.text
+        with pytest.raises(EngineError, match="images has a value that is not text"):
             await client.request("send", text="x", images=[1], settings=settings)
 
     run_async(talk())
