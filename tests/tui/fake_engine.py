@@ -181,6 +181,7 @@ class Conversation:
             "current": end["node"] in here,
             "turns": len(nodes),
             "shared": len(here.intersection(nodes)),
+            "answer": end["answer"][:40],
         }
 
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
