@@ -725,10 +725,6 @@ def test_the_readme_has_every_command_and_key_as_they_are():
 
 
 def test_branches_of_one_question_are_told_apart_by_their_answers():
-    asked = "What is the capital of France?"
-    one, other = (
-        Branch(4, asked, current=True, answer="Paris."),
-        Branch(7, asked, current=False, answer="Lyon."),
-    )
-    assert _branch_label(one) == f"{asked} → Paris. (here)"
-    assert _branch_label(other) == f"{asked} → Lyon."
+    asked, label = "What is the capital of France?", commands.conversation._branch_label
+    assert label(Branch(4, asked, current=True, answer="Paris.")) == f"{asked} → Paris. (here)"
+    assert label(Branch(7, asked, current=False, answer="Lyon.")) == f"{asked} → Lyon."
