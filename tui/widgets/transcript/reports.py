@@ -4,11 +4,10 @@ A failure is red as a whole. Copied text has no frame.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from ...text.markdown import Frame, Line, Span, document
 from ...text.markdown.lines import width_of
-from ...text.report import Bars, Curve, Markdown, Plot, Report, Spark, Table, report_lines, report_text
+from ...text.report import Bars, Curve, Markdown, Part, Plot, Report, Spark, Table, report_lines, report_text
 from ...text.sanitise import cells, cut, printable
 from .blocks import Block, Look
 
@@ -58,13 +57,15 @@ class Reported(Block):
 def body(report: Report, frame: Frame) -> list[Line]:
     """Return the lines of a report's parts."""
     lines: list[Line] = []
-    for before, part in pairwise((None, *report.parts)):
+    before: Part | None = None
+    for part in report.parts:
         if isinstance(part, PICTURES) and isinstance(before, PICTURES | Spark):
             lines.append(Line(()))
         if isinstance(part, Markdown):
             lines += document(printable(part.source), frame)
         else:
             lines += _drawn(Report("", (part,)), frame.wide)
+        before = part
     return lines
 
 
