@@ -37,7 +37,7 @@ from qchat.tui.user.history import History  # noqa: E402
 from qchat.tui.user.keymap import Keymap  # noqa: E402
 from qchat.tui.user.settings import Settings  # noqa: E402
 
-SECONDS = 60
+SECONDS = 180
 USUAL = (100, 30)
 # the sizes at which a streaming answer is photographed
 SIZES = {

@@ -241,8 +241,8 @@ class Listing(ModalScreen[str | None]):
             self.options.add_option(Option(Content.styled(said, "$text-muted"), disabled=True))
         header = painted(Row("", tuple(c.title for c in self.COLUMNS)), self.COLUMNS, width, "$text-muted")
         self.query_one("#sheet-columns", Static).update(header)
-        real = [(place, row) for place, row in enumerate(self._visible) if not row.heading]
-        places = [place for place, row in real if row.id == before] or [place for place, _ in real]
+        shown = [(place, row) for place, row in enumerate(self._visible) if not row.heading]
+        places = [place for place, row in shown if row.id == before] or [place for place, _ in shown]
         self._bright = None
         self.options.highlighted = next(iter(places), None)
         self._paint_cursor()

@@ -5,7 +5,7 @@ Typing filters; what begins with the words comes first, then what holds them in 
 
 import asyncio
 import shlex
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
@@ -14,6 +14,7 @@ from ...core.errors import QchatError
 from ...core.hub.library import Locations, model_names
 from ..commands import COMMANDS
 from ..commands.base import Command
+from ..commands.parameters import format_value
 from ..commands.view import theme_names
 from ..user.keymap import ACTIONS, Keymap
 from ..user.settings import KEYS as SETTINGS
@@ -111,8 +112,14 @@ def _sentence(command: Command) -> str:
 def named_rows(chat: "Chat") -> list[Row]:
     """Return the themes, and the settings with their values."""
     themes = [_named("theme", name, f"/theme {name}") for name in theme_names()]
-    values = [_named("setting", f"{name} = {chat.settings[name]}", f"/set {name} ") for name in SETTINGS]
+    values = [
+        _named("setting", f"{name} = {_value(chat.settings[name])}", f"/set {name} ") for name in SETTINGS
+    ]
     return [*themes, *values]
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else format_value(value)
 
 
 def stored_rows(chat: "Chat") -> list[Row]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAX_OUTPUT_NBYTES = 1 << 20
 POLL_SECONDS = 0.01
@@ -41,7 +42,9 @@ async def run_program(command: Sequence[str], folder: Path, seconds: float) -> F
             await asyncio.wait([reading], timeout=DRAIN_SECONDS)
     finally:
         _kill(process)
-        await asyncio.shield(_close(process, reading))
+        cancelled = await _settle(asyncio.ensure_future(_close(process, reading)))
+        if cancelled is not None:
+            raise cancelled
     return Finished(output.decode(errors="replace"), code)
 
 
@@ -58,18 +61,27 @@ async def _start(command: Sequence[str], folder: Path) -> asyncio.subprocess.Pro
             start_new_session=True,
         )
     )
-    cancelled: asyncio.CancelledError | None = None
-    while not starting.done():
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError as error:
-            cancelled = error
+    cancelled = await _settle(starting)
     process = starting.result()
     if cancelled is not None:
         _kill(process)
+        await _settle(asyncio.ensure_future(_ended(process)))
         _drop(process)
         raise cancelled
     return process
+
+
+async def _settle(task: "asyncio.Future[Any]") -> asyncio.CancelledError | None:
+    """Wait until `task` is done, whatever cancels come meanwhile; return the last of them."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:
+            break  # which `result` raises
+    return cancelled
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -138,9 +138,9 @@ class Status(Line):
         if facts.answer_tokens:
             pieces.append(Piece((("dim", "answer "), ("", _n(facts.answer_tokens))), 3))
         pieces += self._form(5)
-        if facts.drafts_accepted is not None:
+        if facts.drafts_accepted is not None and alone:
             pieces.append(Piece((("dim", "drafts "), ("", f"{facts.drafts_accepted:.0%}")), 7))
-        if facts.draft_gain and facts.draft_cost:
+        if facts.draft_gain and facts.draft_cost and alone:
             gain, cost = ("", f"×{facts.draft_gain:.2f}"), ("", f"×{facts.draft_cost:.2f}")
             pieces.append(Piece((("dim", "gain "), gain, ("dim", " cost "), cost), 9))
         if facts.bandwidth_share and alone:

@@ -722,3 +722,9 @@ def test_the_readme_has_every_command_and_key_as_they_are():
     assert markdown_table() in readme
     for keys, meaning in Keymap().rows():
         assert f"| {' '.join(f'`{key}`' for key in keys.split())} | {meaning} |" in readme
+
+
+def test_branches_of_one_question_are_told_apart_by_their_answers():
+    asked, label = "What is the capital of France?", commands.conversation._branch_label
+    assert label(Branch(4, asked, current=True, answer="Paris.")) == f"{asked} → Paris. (here)"
+    assert label(Branch(7, asked, current=False, answer="Lyon.")) == f"{asked} → Lyon."

@@ -8,6 +8,7 @@ from textual.widgets import OptionList
 
 from qchat.core import Store
 from qchat.tui.commands.stats import stats_report
+from qchat.tui.screens.dialogs import Choose
 from qchat.tui.text.report import report_text
 from qchat.tui.user import editor
 from qchat.tui.widgets.transcript.blocks import Answer, ModelChange, Question
@@ -315,3 +316,17 @@ def test_the_conversation_shows_where_another_model_goes_on(tmp_path: Path):
         assert "one-4bit" in table
         await it.ask("other")
         assert rules(it) == expected
+
+
+def test_a_question_stands_over_the_conversation_which_stays_in_sight(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.ask("what was asked")
+        for _ in range(2):
+            await it.say("/retry")
+            await it.idle()
+        await it.say("/switch")
+        await it.until(lambda: isinstance(it.app.screen, Choose))
+        ground = it.app.screen.styles.background
+        assert 0 < ground.a < 1
+        await it.pilot.press("escape")

@@ -199,6 +199,7 @@ def test_a_click_goes_to_a_branch_and_one_elsewhere_does_nothing(tmp_path: Path)
         await branched(it)
         panel = it.screen.panes.panel
         await it.pilot.click(panel, offset=Offset(5, 2))
+        await it.until(lambda: any("└─● two" in line for line in lines_of(panel)))
         row = next(y for y, line in enumerate(lines_of(panel)) if "└─● two" in line)
         await it.pilot.click(panel, offset=Offset(5, row))
         await it.until(lambda: it.chat.state.turns[-1].question == "two")

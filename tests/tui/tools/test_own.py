@@ -194,17 +194,31 @@ def test_what_a_command_leaves_in_the_background_is_ended_with_it(here: Path):
     assert has_ended(int(said))
 
 
-def test_a_command_that_is_cancelled_while_it_starts_is_killed_too(here: Path):
+def test_a_command_that_is_cancelled_while_it_starts_is_killed_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The loop may hear of the program only after the program has begun its own."""
+    start, pid, cancelled = asyncio.create_subprocess_exec, here / "pid", asyncio.Event()
+
+    async def start_slowly(*words: Any, **how: Any) -> asyncio.subprocess.Process:
+        process = await start(*words, **how)
+        await cancelled.wait()
+        return process
+
     async def main() -> None:
         task = asyncio.create_task(own.run_command("sleep 300 & echo $! > pid; wait", here, 60))
-        while not (here / "pid").exists() or not (here / "pid").read_text().strip():
-            await asyncio.sleep(0)  # before the loop hears that the program runs
-            task.cancel()
+        while not pid.exists() or not pid.read_text().strip():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        cancelled.set()
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_slowly)
     run_async(main())
-    assert has_ended(int((here / "pid").read_text()))
+    assert has_ended(int(pid.read_text()))
 
 
 def test_a_cancelled_command_is_killed_with_its_children(here: Path):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...text.markdown import Frame, Line, Span, document
 from ...text.markdown.lines import width_of
-from ...text.report import Bars, Curve, Markdown, Plot, Report, Spark, Table, report_lines, report_text
+from ...text.report import Bars, Curve, Markdown, Part, Plot, Report, Spark, Table, report_lines, report_text
 from ...text.sanitise import cells, cut, printable
 from .blocks import Block, Look
 
@@ -57,14 +57,15 @@ class Reported(Block):
 def body(report: Report, frame: Frame) -> list[Line]:
     """Return the lines of a report's parts."""
     lines: list[Line] = []
-    for place, part in enumerate(report.parts):
-        before = report.parts[place - 1] if place else None
+    before: Part | None = None
+    for part in report.parts:
         if isinstance(part, PICTURES) and isinstance(before, PICTURES | Spark):
             lines.append(Line(()))
         if isinstance(part, Markdown):
             lines += document(printable(part.source), frame)
         else:
             lines += _drawn(Report("", (part,)), frame.wide)
+        before = part
     return lines
 
 
