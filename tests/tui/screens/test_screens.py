@@ -101,8 +101,9 @@ def in_sessions(tmp_path: Path, store: Store, **options: Any) -> Callable[[Check
 def test_conversations_are_listed_in_windows_of_all_sizes(tmp_path: Path, store: Store, size):
     @in_sessions(tmp_path, store, size=size)
     async def check(it: Running, screen: SessionsScreen) -> None:
-        await it.until(lambda: len(list_text(screen)) == 3)
-        assert "cheese" in list_text(screen)[0]
+        await it.until(lambda: len(list_text(screen)) == 1 + 3)
+        assert "today" in list_text(screen)[0].lower(), "the day stands over its conversations"
+        assert "cheese" in list_text(screen)[1]
         assert "\x1b" not in "".join(list_text(screen))
         wide = size[0] >= 80
         assert screen.query_one("#sheet-detail").display == wide

@@ -274,7 +274,7 @@ def test_only_the_open_rest_is_laid_out_again():
 
 def test_code_lines_use_the_whole_width_and_are_broken_only_there():
     source = "```\n" + "x" * 70 + "\n```"
-    assert rows(source, 40, 60)[1:3] == ["  " + "x" * 58, "  " + "x" * 12]
+    assert rows(source, 40, 60)[1:3] == ["  " + "x" * 58, "↩ " + "x" * 12]
     assert "x" * 70 in selected(source)
 
 

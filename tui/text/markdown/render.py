@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BULLETS = "•◦▪"
 _BOXES = {"[ ] ": "☐ ", "[x] ": "☑ ", "[X] ": "☑ "}
 _INDENT = 2  # cells before code
+_GOES_ON = "↩ "  # in their place where a line of code goes on
 
 
 def render(piece: Piece, frame: Frame) -> list[Line]:
@@ -170,13 +171,16 @@ def fence_bottom(frame: Frame) -> Line:
 
 
 def code_rows(code: str, info: str, frame: Frame, *, closed: bool) -> list[Line]:
-    """Return highlighted code on a background as wide as the rules or as its longest line."""
+    """Return highlighted code on a background as wide as the rules or as its longest line.
+
+    What is too long for the window goes on in another row, with a mark that is not copied.
+    """
     room = frame.wide - _INDENT
-    indent = Span(" " * _INDENT, "ground", "")
+    indent, more = Span(" " * _INDENT, "ground", ""), Span(_GOES_ON, "ground rule", "")
     rows = []
     for source in highlight(code, language_of(info), closed):
-        for line in lay_hard(styled(source, "ground"), room):
+        for place, line in enumerate(lay_hard(styled(source, "ground"), room)):
             free = max(frame.width - _INDENT - width_of(line.spans), 0)
             pad = (Span(" " * free, "ground", ""),) if free else ()
-            rows.append(Line((indent, *line.spans, *pad), line.joint))
+            rows.append(Line((more if place else indent, *line.spans, *pad), line.joint))
     return rows

@@ -66,6 +66,8 @@ _STAND_INS = {
     "key-bg": "panel",
 }
 _STAND_INS |= {"gauge-ok": "success", "gauge-warn": "warning", "gauge-hot": "error"}
+# lines of a diff, for which few code styles have colours of their own
+_DIFF_TOKENS = {"Generic.Deleted": "error", "Generic.Inserted": "success"}
 # for themes of the terminal's own sixteen colours
 _ANSI_TOKENS = {
     "Keyword": "ansi_blue",
@@ -135,6 +137,8 @@ class Palette:
         return color if solid else self._ground.blend(color.with_alpha(1), color.a)
 
     def _token(self, kind: str) -> Style:
+        if kind in _DIFF_TOKENS:
+            return Style(color=self._rich(_DIFF_TOKENS[kind]))
         if self.theme.ansi:
             parts = kind.split(".")
             color = next((_ANSI_TOKENS[part] for part in reversed(parts) if part in _ANSI_TOKENS), None)
