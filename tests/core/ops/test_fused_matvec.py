@@ -75,18 +75,25 @@ def logits(model: Model, pieces: list[int]) -> mx.array:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
-def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(moe, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "after_mixer"),
+    [
+        ({}, 2),
+        ({"moe": True}, 3),  # the shared expert is stacked behind the others, whose first product routes
+        ({"moe": True, "shared_expert_intermediate_size": 128}, 6),
+    ],
+    ids=["dense", "moe", "moe with another shared expert"],
+)
+def test_a_model_on_kernels_of_few_rows_equals_the_plain_one(shape, after_mixer, tmp_path, monkeypatch):
     """Steps of one and of several positions, through states, caches and residuals."""
-    write_checkpoint(tmp_path, moe=moe, **SIZES)
+    write_checkpoint(tmp_path, **SIZES, **shape)
     plain = logits(load(tmp_path, monkeypatch, kernels=False)[0], [8])
     model, ran = load(tmp_path, monkeypatch, kernels=True)
     ran.clear()
     # bfloat16 activations alone are 2 to 5 % off in this model
     assert relative_rms(logits(model, [3, 1, 1, 3]), plain) <= 0.06
     assert {"delta_steps", "split_heads", "attend", "join_splits"} <= set(ran)
-    assert ("route" in ran) == moe
-    after_mixer = 6 if moe else 2
+    assert ("route" in ran) == (after_mixer == 6)
     assert len(ran) == 4 * (3 * (3 + after_mixer) + 5 + after_mixer + 1)
 
 

@@ -322,8 +322,9 @@ def test_a_question_stands_over_the_conversation_which_stays_in_sight(tmp_path: 
     @chatting(tmp_path)
     async def check(it: Running) -> None:
         await it.ask("what was asked")
-        for _ in range(2):
+        for asked in (1, 2):
             await it.say("/retry")
+            await it.until(lambda asked=asked: len(it.engine.asked("retry")) == asked)
             await it.idle()
         await it.say("/switch")
         await it.until(lambda: isinstance(it.app.screen, Choose))
