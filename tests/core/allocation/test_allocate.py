@@ -48,6 +48,7 @@ def sizes(folder: Path) -> range:
     return range(first, last, (last - first) // 4)
 
 
+@pytest.mark.slow
 def test_the_files_never_exceed_the_budget_and_use_it_up(model: Path, tmp_path: Path):
     for nbytes in sizes(model):
         allocation = allocate(model, BEST, Budget(nbytes=nbytes))

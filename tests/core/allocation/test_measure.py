@@ -73,7 +73,7 @@ def rounded_copy(folder: Path, stored: str, code: Geometry) -> Path:
         pytest.param("layers.0.mlp.up_proj.weight", {}, marks=pytest.mark.slow),
         pytest.param("embed_tokens.weight", {}, marks=pytest.mark.slow),
         pytest.param("lm_head.weight", {"tied": False}, marks=pytest.mark.slow),
-        ("layers.2.mlp.experts.down_proj", {"moe": True}),
+        pytest.param("layers.2.mlp.experts.down_proj", {"moe": True}, marks=pytest.mark.slow),
         pytest.param(
             "layers.3.mlp.shared_expert.gate_proj.weight",
             {"moe": True, "tied": False},

@@ -212,6 +212,7 @@ def test_a_raw_prompt_is_continued_as_it_is(trained: Engine):
     assert "".join(event.text for event in by_text if isinstance(event, Text)) == done.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", [0, 3], ids=["without drafts", "with drafts"])
 def test_logprobs_are_those_of_the_models_logits(trained: Engine, drafts: int):
     replier = completer(trained)

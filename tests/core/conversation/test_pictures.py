@@ -208,6 +208,7 @@ def test_a_stateless_request_reuses_its_pictures(seeing: Engine):
     assert third.cached_tokens < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafting", [1, 3, 16])
 def test_drafts_change_no_reply_about_a_picture(seeing: Engine, drafting: int):
     """The draft head reads the text after the picture; copies never propose a part of one."""
@@ -232,6 +233,7 @@ def test_an_8_bit_cache_reads_pictures_too(tmp_path: Path):
 # --- kept ---
 
 
+@pytest.mark.slow
 def test_a_reopened_conversation_has_its_pictures_and_its_state(seeing: Engine, store: Store):
     session = Session(seeing, store=store, max_new_tokens=4, seed=1)
     session.send(["see ", image(RED)])

@@ -51,6 +51,7 @@ def test_a_scored_reply_has_the_probabilities_of_its_draw(engine: Engine, snapsh
     assert describe_session(session) == state
 
 
+@pytest.mark.slow
 def test_scoring_changes_no_later_reply(engine: Engine):
     def replies(scores: bool) -> list[str]:
         session = Session(engine, **SETTINGS, draft_tokens=3)

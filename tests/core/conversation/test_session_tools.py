@@ -118,6 +118,7 @@ def test_a_loop_of_tools_is_read_once_and_says_what_the_template_would(engine, h
     assert [turn.role for turn in describe_session(session).turns] == ["user", "tool", "user"]
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_readme_answers_every_call(engine, monkeypatch, capsys):
     script(monkeypatch, engine, LOOK, SUNNY)
     sessions: list[Session] = []
@@ -198,6 +199,7 @@ def test_results_are_taken_for_calls_alone_and_for_each_one(engine, monkeypatch)
         session.edit(2, "what?")
 
 
+@pytest.mark.slow
 def test_other_tools_are_offered_on_a_new_branch_and_the_same_ones_on_this(engine, monkeypatch):
     script(monkeypatch, engine, LOOK, SUNNY)
     session = talking(engine)
@@ -225,6 +227,7 @@ def test_other_tools_are_offered_on_a_new_branch_and_the_same_ones_on_this(engin
     assert describe_session(session).tools == ("weather",)
 
 
+@pytest.mark.slow
 def test_a_call_that_cannot_be_read_may_be_answered_beside_the_others(engine, monkeypatch):
     broken = '<tool_call>\n{"name": weather of Paris}\n</tool_call><|im_end|>'
     script(monkeypatch, engine, f"Hm.\n</think>\n\n{broken}", SUNNY, LOOK, SUNNY)
@@ -241,6 +244,7 @@ def test_a_call_that_cannot_be_read_may_be_answered_beside_the_others(engine, mo
         session.answer_tools(["sun", "rain", "snow"])
 
 
+@pytest.mark.slow
 def test_a_turn_has_its_results_under_the_names_of_their_calls(engine, monkeypatch):
     script(monkeypatch, engine, LOOK, SUNNY)
     session = talking(engine)

@@ -88,6 +88,7 @@ def test_a_revision_can_be_asked_for(repo: Repo):
         library.find_model(f"{ID}@v3")
 
 
+@pytest.mark.slow
 def test_progress_counts_up_to_all_bytes(server: Hub, files: Files):
     server.always = Fault("slow", seconds=0.3)
     told: list[DownloadProgress] = []
@@ -171,6 +172,7 @@ def test_what_an_earlier_run_left_is_checked(files: Files):
         hubcache.Repository(wanted.cache, ID).blob(big.digest).unlink()
 
 
+@pytest.mark.slow
 def test_two_fetches_at_once_share_the_work(server: Hub, files: Files):
     server.always = Fault("slow", seconds=0.3)
     wanted = plan_download(ID)

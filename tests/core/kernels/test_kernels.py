@@ -382,6 +382,7 @@ def test_experts_are_those_that_ids_name(geometry):
     near(fused_matvec.shared_sum(hidden[:3], first, shares[:3], add=x), alone)
 
 
+@pytest.mark.slow
 @needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("geometry", [AFFINE[2], None], ids=str)

@@ -400,6 +400,7 @@ def coarse(raw: Path) -> Path:
     return raw.parent / "coarse"
 
 
+@pytest.mark.slow
 def test_each_of_several_models_has_its_row_and_the_others_are_behind_the_closest(
     raw: Path, packed: Path, coarse: Path, passage: Path
 ):

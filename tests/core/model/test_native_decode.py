@@ -137,6 +137,7 @@ def test_keys_and_values_grow_over_several_stretches(tmp_path: Path):
     assert_same(model, model.new_cache(), model.new_cache(), *parts)
 
 
+@pytest.mark.slow
 def test_a_copy_is_not_changed_by_what_is_read_later(tmp_path: Path):
     """Neither one made after a prompt nor one made between steps; and both may go on."""
     model = tiny(tmp_path)

@@ -28,6 +28,7 @@ def declare(folder: Path, count: int, special: bool) -> None:
     path.write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_very_many_declared_tokens_are_refused_at_once(tmp_path: Path):
     write_checkpoint(tmp_path)
     declare(tmp_path, 200_000, special=True)

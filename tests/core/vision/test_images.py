@@ -75,6 +75,7 @@ def test_a_converted_tower_sees_the_same(tmp_path: Path):
     assert mx.array_equal(*rows)
 
 
+@pytest.mark.slow
 def test_a_prompt_read_in_any_chunks_leaves_the_same_state(engine: Engine):
     first, second = (engine.images.place(Picture(png(60, 40 + seed, seed))) for seed in (0, 1))
     ids = [1, 2, *first.ids, 3, 4, 5, *second.ids, *range(6, 26)]

@@ -94,6 +94,7 @@ def test_settings_switch_both_off(tmp_path: Path):
     assert it.all == ["\x1b]9;qchat: done\a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("focused", [True, False])
 def test_the_end_of_a_long_reply_is_told_to_whoever_looks_elsewhere(tmp_path: Path, focused: bool):
     @chatting(tmp_path, ENDLESS)

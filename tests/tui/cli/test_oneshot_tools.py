@@ -91,6 +91,7 @@ def test_a_call_is_answered_and_only_the_result_is_read(ask: Ask, model: Path):
     assert "calculate · 0.0 s · 1 B" in err
 
 
+@pytest.mark.slow
 def test_the_answer_alone_is_on_stdout(ask: Ask):
     words = (
         f"One moment.\n\n{call('calculate', expression='1')}\n{call('calculate', expression='2')}<|im_end|>"
@@ -136,6 +137,7 @@ def test_a_chat_has_no_use_for_tools_that_were_named(capsys: pytest.CaptureFixtu
     assert "--yes-tools is for one prompt: in a chat you are asked" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_limit_of_rounds_ends_a_model_that_calls_for_ever(ask: Ask):
     code, out, err = ask([SUM] * 9, *ON, "-o", "max_tool_rounds=2", "--jsonl")
     results = [one["text"] for line in out.splitlines() if (one := json.loads(line))["event"] == "toolresult"]

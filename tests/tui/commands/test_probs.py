@@ -144,6 +144,7 @@ def here(screen: ProbsScreen) -> str:
     return str(screen.query_one("#probs-here").content)  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_in_the_app_the_cursor_tells_what_else_could_have_come(tmp_path: Path):
     @chatting(tmp_path, SCORE)
     async def check(it: Running) -> None:

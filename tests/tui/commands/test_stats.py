@@ -49,6 +49,7 @@ def test_while_live_the_replies_of_all_branches_and_models_are_shown(tmp_path: P
     assert said[0].startswith("live benchmarking is on") and "live benchmarking is off" in said
 
 
+@pytest.mark.slow
 def test_the_speed_over_a_reply_is_recorded_while_live_only(tmp_path: Path):
     stage = ChatStage(tmp_path, {"method": "send", "answer": "word " * 40, "seconds": 0.02})
     stage.play(CAPITALS[0], "/bench live on", CAPITALS[1])

@@ -203,6 +203,7 @@ def test_several_answers_are_counted_at_once(tmp_path: Path, again: str):
         await it.idle()
 
 
+@pytest.mark.slow
 def test_the_key_bar_and_the_header_follow_commands_at_once(tmp_path: Path):
     @chatting(tmp_path, store=Store(tmp_path / "conversations.db"))
     async def check(it: Running) -> None:

@@ -50,6 +50,7 @@ def test_a_wide_window_shows_every_pane_of_a_reply_on_its_way(tmp_path: Path):
         assert it.screen.status_row.size.width == WIDE[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "place"),
     [
@@ -174,6 +175,7 @@ async def branched(it: Running) -> None:
     await it.until(lambda: "└─" in panel_of(it))
 
 
+@pytest.mark.slow
 def test_enter_goes_to_the_branch_under_the_cursor(tmp_path: Path):
     @chatting(tmp_path, size=WIDE)
     async def check(it: Running) -> None:

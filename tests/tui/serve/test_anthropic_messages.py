@@ -60,6 +60,7 @@ def test_a_thought_ends_at_its_budget(claude: anthropic.Anthropic):
     assert message.usage.output_tokens < full.usage.output_tokens
 
 
+@pytest.mark.slow
 def test_usage_tells_what_was_cached(claude: anthropic.Anthropic):
     system: Any = [
         {"type": "text", "text": "Be kind. " * 30, "cache_control": {"type": "ephemeral"}},
@@ -88,6 +89,7 @@ def test_a_limit_is_told(claude: anthropic.Anthropic):
     assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(
     "options",

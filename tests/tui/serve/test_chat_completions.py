@@ -44,6 +44,7 @@ def test_an_answer_comes_whole(client: openai.OpenAI):
     assert 0 < usage.completion_tokens_details.reasoning_tokens < usage.completion_tokens
 
 
+@pytest.mark.slow
 def test_a_stream_adds_up_to_the_whole_answer(client: openai.OpenAI):
     whole = client.chat.completions.create(messages=[PARIS], **GREEDY)  # pyright: ignore
     chunks = list(
@@ -129,6 +130,7 @@ def test_logprobs_equal_the_models_own(client: openai.OpenAI):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("effort", ["none", pytest.param("medium", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(

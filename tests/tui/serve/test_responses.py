@@ -64,6 +64,7 @@ def test_the_next_response_continues_the_one_before(client: openai.OpenAI):
     assert by_id.output_text == by_history.output_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(
     "by_id", [pytest.param(False, marks=pytest.mark.slow), True], ids=["stateless", "by id"]

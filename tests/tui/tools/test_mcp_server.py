@@ -181,6 +181,7 @@ def test_an_address_where_nobody_listens_is_a_sentence():
     with_server(ServerSpec("fake", "settings", url="http://127.0.0.1:9/mcp"), check)
 
 
+@pytest.mark.slow
 def test_stopping_leaves_no_process(tmp_path: Path):
     """Not even one that ignores the end of its input, and a signal to end."""
     note = tmp_path / "pid"
