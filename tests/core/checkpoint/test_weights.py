@@ -121,6 +121,7 @@ def test_a_raw_folder_gives_its_tensors_with_the_norms_shifted(tmp_path, experts
     assert any("1 was added" in repair for repair in weights.repairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True])
 @pytest.mark.parametrize("triple", AFFINE + FLOAT, ids=str)
 def test_a_converted_folder_gives_what_quantizing_in_memory_gives(tmp_path, moe, triple):

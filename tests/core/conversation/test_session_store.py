@@ -385,6 +385,7 @@ def test_in_strip_mode_a_state_before_the_thought_is_saved(engine, store):
     assert asked - 12 <= done.cached_tokens <= asked
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_refused_read_again_and_said(engine, store):
     session = Session(engine, store=store, history="preserve", **SETTINGS)
     session.send("hello " * 30)

@@ -177,6 +177,7 @@ def test_a_reply_that_is_cut_inside_a_call_stays_text(engine, monkeypatch):
     assert session.messages[-1]["content"].endswith(done.text.strip())
 
 
+@pytest.mark.slow
 def test_without_tools_calls_are_text(engine, monkeypatch):
     script(monkeypatch, engine, LOOK)
     session = Session(engine, enable_thinking=True)

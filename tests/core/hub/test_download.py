@@ -292,6 +292,7 @@ def test_trouble_that_stays_ends_the_fetch(server: Hub):
     assert_nothing_to_load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["corrupt", "short", "long", "page"])
 @pytest.mark.usefixtures("hasty")
 def test_a_wrong_answer_is_never_taken(server: Hub, files: Files, kind: str):

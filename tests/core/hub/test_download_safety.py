@@ -193,6 +193,7 @@ def random_fault(draw: random.Random) -> Fault | None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SCRIPTS))
 @pytest.mark.usefixtures("hasty")
 def test_any_script_of_faults_ends_whole_or_in_a_sentence(server: Hub, files: Files, seed: int):

@@ -91,6 +91,7 @@ def slow(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", [endless, packed])
 def test_a_listing_of_any_length_is_cut_off(serve: Callable[[Send], list[int]], send: Send):
     sent = serve(send)

@@ -471,6 +471,7 @@ def test_the_fused_delta_net_equals_its_parts(length):
     near(found[2], wide(wanted[2]), 2e-6)
 
 
+@pytest.mark.slow
 @needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("length", [1, 3, 8])

@@ -85,6 +85,7 @@ def test_pieces_joined_are_the_text_that_was_encoded(folder: Path, text: str):
     assert streamed(loaded(folder), ids) == visible(folder, ids)
 
 
+@pytest.mark.slow
 def test_no_piece_holds_part_of_a_character(folder: Path):
     tokenizer = loaded(folder)
     detokenizer = tokenizer.detokenizer()

@@ -115,6 +115,7 @@ def test_ruinous_rules_end_in_a_sentence(tmp_path: Path, name: str):
     assert after * unit < PEAK_NBYTES or after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED_AT_ONCE)
 def test_rules_larger_than_any_tokenizer_needs_are_refused_when_loaded(tmp_path: Path, name: str):
     folder = write(tmp_path, **REFUSED_AT_ONCE[name])

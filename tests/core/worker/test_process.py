@@ -472,6 +472,7 @@ def test_shutdown_ends_it_after_what_was_asked_before():
         assert driver.wait(5) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS continues no stopped process")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 def test_a_stopped_engine_ends_when_its_front_end_is_killed():

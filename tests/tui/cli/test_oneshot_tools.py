@@ -110,6 +110,7 @@ def test_a_call_that_asks_is_refused_in_a_sentence(ask: Ask):
     assert "the model wants to call read_file, which was refused: --yes-tools read_file allows it" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "name", "said"),
     [(READ, "read_file", "eggs"), (f"{call('shell', command='echo hi')}<|im_end|>", "shell", "hi")],

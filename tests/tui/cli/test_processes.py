@@ -117,6 +117,7 @@ def test_an_interrupt_with_json_still_prints_the_object():
     assert json.loads(out)["finish_reason"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_session_that_does_not_stop():
     endless = Endless(heeded=False)
     for _ in range(2):
@@ -126,6 +127,7 @@ def test_a_second_interrupt_ends_a_session_that_does_not_stop():
     assert (code, err) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--jsonl"]])
 def test_a_closed_pipe_ends_silently(form: list[str]):
     endless = Endless(*form)

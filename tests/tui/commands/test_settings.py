@@ -195,6 +195,7 @@ def test_front_ends_share_one_object_and_none_keeps_a_copy(tmp_path: Path):
         assert it.app._settings["theme"] == "day"
 
 
+@pytest.mark.slow
 def test_keys_and_the_theme_picker_change_the_settings_too(tmp_path: Path):
     @chatting(tmp_path, show_thinking=False)
     async def check(it: Running) -> None:

@@ -368,6 +368,7 @@ def test_screens_have_keys_and_escape_leaves_them(tmp_path: Path, key: str):
         assert it.app.focused is it.prompt
 
 
+@pytest.mark.slow
 def test_a_conversation_is_saved_while_a_reply_is_written_once_that_has_ended(tmp_path: Path):
     long = {"method": "send", "answer": "word " * 60, "seconds": 0.01}
 

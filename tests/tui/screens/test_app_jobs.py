@@ -226,6 +226,7 @@ def names(it: Running, method: str) -> Job:
     return next(job for job in it.chat.jobs if job.method == method)
 
 
+@pytest.mark.slow
 def test_a_benchmark_waits_for_other_jobs_and_can_be_taken_out_of_the_queue(tmp_path: Path):
     places = models_here(tmp_path, "measured")
     slow = {**SLOW, "method": "eval"}

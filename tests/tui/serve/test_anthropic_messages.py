@@ -72,6 +72,7 @@ def test_usage_tells_what_was_cached(claude: anthropic.Anthropic):
     assert again.input_tokens == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 def test_a_stop_sequence_is_named(claude: anthropic.Anthropic, streams: bool):
     options: Any = {**SETTINGS, "messages": ASKED, "stop_sequences": [" is", "zzz"]}

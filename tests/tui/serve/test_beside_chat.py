@@ -90,6 +90,7 @@ def test_leaving_the_app_ends_the_server_and_its_requests(tmp_path: Path):
 # --- turns ---
 
 
+@pytest.mark.slow
 def test_a_request_and_the_chats_reply_take_turns(tmp_path: Path):
     async def scene(stage: ChatStage) -> None:
         chat = stage.chat

@@ -22,6 +22,7 @@ def test_a_raw_prompt_is_continued(client: openai.OpenAI):
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_ids_are_a_prompt_too(client: openai.OpenAI):
     ids = Engine.load(BUILT_IN_MODEL).tokenizer.encode(PROMPT)
     for prompt in (ids, [ids], [PROMPT]):

@@ -37,6 +37,7 @@ def test_an_evaluation_has_a_row_for_every_kind_of_text(raw: Path, monkeypatch: 
     assert len({len(line) for line in table}) == 1
 
 
+@pytest.mark.slow
 def test_without_a_reference_an_evaluation_says_nothing_of_divergence(raw: Path, tmp_path: Path):
     (tmp_path / "passage.txt").write_text(PASSAGE)
     told = report_plain(

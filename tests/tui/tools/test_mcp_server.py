@@ -52,6 +52,7 @@ def spec_of(kind: str) -> Iterator[ServerSpec]:
         yield ServerSpec("fake", "settings", url=url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stdio", "http"])
 def test_tools_are_listed_and_called_over_both_transports(kind: str):
     async def check(server: McpServer) -> None:
@@ -135,6 +136,7 @@ def test_a_call_that_hangs_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch):
     with_server(stdio_spec("fake"), check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stdio", "http"])
 def test_a_server_that_never_answers_initialize_fails_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, kind: str

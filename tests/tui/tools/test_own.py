@@ -180,6 +180,7 @@ def has_ended(pid: int) -> bool:
     return not is_alive(pid)
 
 
+@pytest.mark.slow
 def test_a_command_that_takes_too_long_is_killed_with_its_children(here: Path):
     began = time.monotonic()
     said = run(here, "shell", command="sleep 300 & echo $!; trap '' TERM; sleep 300", seconds=1)
