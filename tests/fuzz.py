@@ -78,7 +78,7 @@ def mutate_json(draw: random.Random, value: Any) -> str:
             case 1 if isinstance(container, dict):
                 container[draw.choice([f"{key} ", *NEW_KEYS])] = deepcopy(draw.choice(ODD_VALUES))
             case 2:
-                other, there = draw.choice(places(value))
+                other, there = draw.choice(places(value) or [([value], 0)])
                 container[key] = json.loads(json.dumps(other[there]))
             case _:
                 container[key] = deepcopy(draw.choice(ODD_VALUES))
