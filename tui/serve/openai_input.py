@@ -124,9 +124,13 @@ def choose_tools(
     raise RequestError(400, "tool_choice is neither auto, none, required nor a function", param="tool_choice")
 
 
-def constraint_of(form: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def constraint_of(form: Any) -> dict[str, Any] | None:
     """Return the form that the answer must have, from a `response_format`; None for any text."""
-    if form is None or form.get("type") in (None, "text"):
+    if form is None:
+        return None
+    if not isinstance(form, Mapping):
+        raise RequestError(400, "response_format is no object", param="response_format")
+    if form.get("type") in (None, "text"):
         return None
     if form["type"] == "json_object":
         return {"type": "json_object"}
