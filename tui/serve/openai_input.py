@@ -128,16 +128,15 @@ def constraint_of(form: Any) -> dict[str, Any] | None:
     """Return the form that the answer must have, from a `response_format`; None for any text."""
     if form is None:
         return None
-    if not isinstance(form, Mapping):
-        raise RequestError(400, "response_format is no object", param="response_format")
-    if form.get("type") in (None, "text"):
-        return None
-    if form["type"] == "json_object":
-        return {"type": "json_object"}
-    given = form.get("json_schema", form)
-    schema = given.get("schema") if isinstance(given, Mapping) else None
-    if form["type"] == "json_schema" and isinstance(schema, Mapping):
-        return {"type": "json_schema", "schema": dict(schema)}
+    if isinstance(form, Mapping):
+        kind, given = form.get("type"), form.get("json_schema", form)
+        if kind in (None, "text"):
+            return None
+        if kind == "json_object":
+            return {"type": "json_object"}
+        schema = given.get("schema") if isinstance(given, Mapping) else None
+        if kind == "json_schema" and isinstance(schema, Mapping):
+            return {"type": "json_schema", "schema": dict(schema)}
     raise RequestError(400, "response_format is no text, json_object or json_schema", param="response_format")
 
 

@@ -128,6 +128,14 @@ def test_a_bad_input_is_one_sentence(client: openai.OpenAI, given: Any, words: s
         client.responses.create(input=given, **QUICK)
 
 
+@pytest.mark.parametrize("form", ["json", 1, ["json_object"], {"type": "poem"}])
+def test_a_format_that_is_none_is_one_sentence(client: openai.OpenAI, form: Any):
+    with pytest.raises(
+        openai.BadRequestError, match="response_format is no text, json_object or json_schema"
+    ):
+        client.responses.create(input="Hi", text={"format": form}, **QUICK)
+
+
 def test_the_memory_of_responses_is_bounded():
     memory = ResponseMemory(max_responses=3, max_characters=1000)
     message = {"role": "user", "content": "x" * 100}
