@@ -187,6 +187,11 @@ def turn_number(chat: "Chat", text: str) -> int:
     return whole(text.removeprefix("#"), "the question", 1, count)
 
 
+def turn_or_last(chat: "Chat", text: str) -> int:
+    """Read the number of a question, of the last one if `text` is empty. Raises as `turn_number` does."""
+    return turn_number(chat, text or str(len(turns(chat)) or 1))
+
+
 def complete_turn(chat: "Chat", argument: str) -> list[str]:
     return starting(argument, [str(turn.number) for turn in reversed(turns(chat))])
 

@@ -21,6 +21,7 @@ from .base import (
     plural,
     starting,
     turn_number,
+    turn_or_last,
     turns,
     whole,
 )
@@ -68,7 +69,7 @@ class Retry(Command):
         )
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        turn_number(chat, str(len(turns(chat)) or 1))
+        turn_or_last(chat, "")
         await chat.retry(**parse_pairs(argument, "/retry"))
 
 

@@ -8,7 +8,7 @@ from ...core.errors import UsageError
 from ...core.worker.wire import RepliesResult
 from ..text.diff import Diff
 from ..text.report import Lines, Report
-from .base import Command, Front, complete_turn, first_words, need_model, turn_number, turns, whole
+from .base import Command, Front, complete_turn, first_words, need_model, turn_or_last, turns, whole
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -30,7 +30,7 @@ class DiffCommand(Command):
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         need_model(chat)
         number, _, other = argument.partition(" ")
-        turn = turns(chat)[turn_number(chat, number or str(max(len(turns(chat)), 1))) - 1]
+        turn = turns(chat)[turn_or_last(chat, number) - 1]
         found: RepliesResult = await chat.request("replies")
         answers = [one for one in found.turns if one.node in turn.siblings]
         if len(answers) < 2:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..chat.probabilities import ALTERNATIVES, ScoredAnswer, probabilities_report, tokens_of
-from .base import Command, Front, complete_turn, need_model, turn_number, turns
+from .base import Command, Front, complete_turn, need_model, turn_or_last
 
 if TYPE_CHECKING:
     from ..chat.controller import Chat
@@ -24,7 +24,7 @@ class Probs(Command):
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         need_model(chat)
-        turn = turn_number(chat, argument or str(max(len(turns(chat)), 1)))
+        turn = turn_or_last(chat, argument)
         chat.scored = ScoredAnswer(turn, tokens_of(await chat.score(turn, ALTERNATIVES)))
         if not front.screen("probs"):
             front.report(probabilities_report(chat.scored))

@@ -172,12 +172,13 @@ class _Glyphs:
     vertical: str
     corner: str
     horizontal: str
+    unicode: bool
 
     @classmethod
     def of(cls, unicode: bool) -> "_Glyphs":
         if unicode:
-            return cls("━", "╌", "╸", "▁▂▃▄▅▆▇█", "│", "└", "─")
-        return cls("#", ".", "", "_.:-=+*#", "|", "+", "-")
+            return cls("━", "╌", "╸", "▁▂▃▄▅▆▇█", "│", "└", "─", unicode)
+        return cls("#", ".", "", "_.:-=+*#", "|", "+", "-", unicode)
 
 
 def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
@@ -193,7 +194,7 @@ def _part_lines(part: Part, width: int, glyphs: _Glyphs) -> list[Line]:
         case Curve():
             return _curve(part, width, glyphs)
         case Trend():
-            return trend_lines(part, width, bool(glyphs.half))
+            return trend_lines(part, width, glyphs.unicode)
         case Diff():
             return diff_lines(part, width)
         case Gauge():
