@@ -23,10 +23,7 @@ VOCAB_SIZE = 288
 FP8_MAX = 448.0
 FP8_BLOCK = 128
 ZERO_CENTRED = ("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
-{%- endfor %}
+OPENER_TEMPLATE = """\
 {%- if add_generation_prompt %}
 {{- '<|im_start|>assistant\\n<think>\\n' }}
 {%- if enable_thinking is defined and enable_thinking is false %}
@@ -34,6 +31,14 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 {%- endif %}
 """
+CHAT_TEMPLATE = (
+    """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+"""
+    + OPENER_TEMPLATE
+)
 
 
 def tiny_config(

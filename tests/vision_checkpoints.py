@@ -13,7 +13,7 @@ from qchat.core.checkpoint.config import ModelConfig
 from qchat.core.checkpoint.vision import VisionConfig, vision_specs
 from qchat.core.machine.backend import mx
 from qchat.core.vision.picture import encode_png
-from tests.checkpoints import BYTE_TOKENS, Tensors, raw_tensors, tiny_config, write_folder
+from tests.checkpoints import BYTE_TOKENS, OPENER_TEMPLATE, Tensors, raw_tensors, tiny_config, write_folder
 
 VISION: dict[str, Any] = {
     "model_type": "qwen3_5",
@@ -37,7 +37,8 @@ PREPROCESSOR = {
     "image_std": [0.5, 0.25, 0.2],
 }
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-TEMPLATE = """\
+TEMPLATE = (
+    """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
 {%- if message.content is string %}{{- message.content }}
@@ -48,13 +49,9 @@ TEMPLATE = """\
 {%- endif %}
 {{- '<|im_end|>\\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n<think>\\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}
-{{- '\\n</think>\\n\\n' }}
-{%- endif %}
-{%- endif %}
 """
+    + OPENER_TEMPLATE
+)
 PAD = BYTE_TOKENS + 9 + VISION_TOKENS.index("<|image_pad|>")
 
 

@@ -3,7 +3,7 @@
 import gc
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from qchat.core.engine.engine import Engine
 from qchat.core.errors import UsageError
 from qchat.core.events import Done, Notice, Sync
 from qchat.core.machine.backend import mx
-from qchat.core.storage import database
 from qchat.core.text.template import Template
 from tests.checkpoints import write_checkpoint
 from tests.compare import needs_qtiny, relative_rms
@@ -51,13 +50,6 @@ def tiny(tmp_path_factory) -> Engine:
     folder = tmp_path_factory.mktemp("model")
     write_checkpoint(folder, hv_ratio=3)
     return Engine.load(folder)
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(database, "SYNCHRONOUS", "OFF")
-    with Store(tmp_path / "conversations.db") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import base64
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from qchat.core.conversation.pictures import read_picture
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Sync
 from qchat.core.prompt_cache.live_state import LiveState
-from qchat.core.storage import database
 from qchat.core.text.template import Template
 from qchat.core.vision.picture import Picture
 from qchat.core.vision.placement import is_image
@@ -42,13 +40,6 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tmp_path_factory.mktemp("model")
     write_seeing(folder, hv_ratio=3)
     return Engine.load(folder)
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(database, "SYNCHRONOUS", "OFF")
-    with Store(tmp_path / "conversations.db") as opened:
-        yield opened
 
 
 def check(session: Session) -> None:

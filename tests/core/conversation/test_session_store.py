@@ -18,18 +18,14 @@ from qchat.core.conversation.transcript import Input, Output
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import StoreError, UsageError
 from qchat.core.events import Done, Notice, Text
-from qchat.core.storage import database
 from qchat.core.text.template import Template
 from tests.checkpoints import write_checkpoint
 from tests.compare import needs_qtiny, relative_rms
 from tests.paths import QTINY
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
+
 SETTINGS: dict[str, Any] = {"max_new_tokens": 8, "seed": 1}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(database, "SYNCHRONOUS", "OFF")
 
 
 @pytest.fixture(scope="module")

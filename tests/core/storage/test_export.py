@@ -14,16 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qchat.core.errors import StoreError, UsageError
-from qchat.core.storage import database, export, importer, records
+from qchat.core.storage import export, importer, records
 from qchat.core.storage.records import Conversation, ModelIdentity, Node
 from qchat.core.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
+
 NASTY = "</pre></details><script>alert(1)</script><img src=http://x.test/a onerror=alert(1)>&lt;\x00\x1b[31m"
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(database, "SYNCHRONOUS", "OFF")
 
 
 @pytest.fixture

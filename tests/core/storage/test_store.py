@@ -25,10 +25,7 @@ from qchat.core.storage.store import Store, StreamWriter
 from qchat.core.text.template import ROLES
 from tests.fake_clock import FakeClock
 
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(database, "SYNCHRONOUS", "OFF")
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture

@@ -17,21 +17,13 @@ from qchat.tui.tools.rounds import CANCELLED, NO_MORE, UNREAD
 from tests.tui.chat_stage import ChatStage
 from tests.tui.fake_front import FakeFront
 from tests.tui.tools.mcp_stage import needs_mcp, stdio_command
+from tests.tui.tools.scene import ANSWER, calls, work_in
 
 ONCE, NO = Decision(True), Decision(False)
 
 
-def calls(*called: tuple[str, dict[str, Any]], method: str = "send", **step: Any) -> dict[str, Any]:
-    """A reply that calls tools."""
-    named = [{"name": name, "arguments": arguments} for name, arguments in called]
-    return {"method": method, "answer": "", "calls": named, **step}
-
-
 def sums(*expressions: str, **step: Any) -> dict[str, Any]:
     return calls(*(("calculate", {"expression": one}) for one in expressions), **step)
-
-
-ANSWER = {"method": "answer_tools", "answer": "There."}
 
 
 def stage_with(
@@ -52,11 +44,7 @@ def results(stage: ChatStage) -> list[list[str]]:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a file."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("eggs")
-    monkeypatch.chdir(folder)
-    return folder
+    return work_in(tmp_path, monkeypatch, notes="eggs")
 
 
 READ = ("read_file", {"path": "notes.txt"})

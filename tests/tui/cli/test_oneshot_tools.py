@@ -19,6 +19,7 @@ from qchat.tui.cli.main import main
 from qchat.tui.user.paths import config_file, make_config_dir
 from tests.checkpoints import write_checkpoint
 from tests.tui.tools.mcp_stage import needs_mcp, stdio_command
+from tests.tui.tools.scene import work_in
 
 ANSWER = "There.<|im_end|>"
 
@@ -38,11 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a file."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("eggs")
-    monkeypatch.chdir(folder)
-    return folder
+    return work_in(tmp_path, monkeypatch, notes="eggs")
 
 
 Ask = Callable[..., tuple[int, str, str]]

@@ -10,21 +10,12 @@ import pytest
 from qchat.tui.tools.rounds import CANCELLED
 from tests.tui.plain.test_reader import ReplScene
 from tests.tui.tools.mcp_stage import needs_mcp, stdio_command
-
-ANSWER = {"method": "answer_tools", "answer": "There."}
+from tests.tui.tools.scene import ANSWER, call, work_in
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("eggs\nmilk")
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def call(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"method": "send", "answer": "", "calls": [{"name": name, "arguments": arguments}]}
+    return work_in(tmp_path, monkeypatch, notes="eggs\nmilk")
 
 
 def results(scene: ReplScene) -> list[list[str]]:

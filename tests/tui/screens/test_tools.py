@@ -1,7 +1,6 @@
 """Tools in the app: the panel that asks, the status row, the folded results, esc."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from textual.widgets import OptionList, Static
@@ -12,28 +11,20 @@ from qchat.tui.tools.rounds import CANCELLED
 from qchat.tui.widgets.transcript.tool_blocks import Results, Tools
 from tests.tui.running_app import Running, chatting, quick_keys
 from tests.tui.tools.mcp_stage import needs_mcp, stdio_command
+from tests.tui.tools.scene import ANSWER, call, work_in
 
 __all__ = ["quick_keys"]
 pytestmark = pytest.mark.usefixtures("quick_keys")
-ANSWER = {"method": "answer_tools", "answer": "There."}
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("eggs\nmilk")
-    monkeypatch.chdir(folder)
-    return folder
+    return work_in(tmp_path, monkeypatch, notes="eggs\nmilk")
 
 
 @pytest.fixture(autouse=True)
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consent, "GUARD_SECONDS", 0.0)
-
-
-def call(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"method": "send", "answer": "", "calls": [{"name": name, "arguments": arguments}]}
 
 
 async def asked(it: Running, text: str = "go") -> AskTool:
