@@ -31,7 +31,8 @@ class CompletionRequest:
     """A request: `messages`, or a raw `prompt` as text or ids.
 
     `tools` are in the template's form. `forced_call` makes the answer a tool call: of that tool, or of any if
-    it is empty. The arguments of `strict_tools` satisfy their schemas, as those of forced calls do.
+    it is empty; it ends before it repeats a call. The arguments of `strict_tools` satisfy their schemas, as
+    those of forced calls do. Without `parallel_calls` the reply ends with its first call.
     `settings` are those of a reply. `constraint` is the form that the answer must have:
     `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`; None for any.
     """
@@ -41,6 +42,7 @@ class CompletionRequest:
     tools: Sequence[Mapping[str, Any]] = ()
     forced_call: str | None = None
     strict_tools: Sequence[str] = ()
+    parallel_calls: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     constraint: Mapping[str, Any] | None = None
 
@@ -93,6 +95,7 @@ class Completer:
             is_plain=request.prompt is not None,
             forced_call=request.forced_call,
             strict_tools=frozenset(request.strict_tools),
+            parallel_calls=request.parallel_calls,
         )
         reply = PendingReply(context, output, history_ids, settings, turn=turn_number(output), begun=begun)
         return self._run(reply, output.message["content"])

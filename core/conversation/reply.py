@@ -64,8 +64,9 @@ class ReplyContext:
 
     `update` receives the answer, the thought and the ids so far, after every id. Snapshots are kept for
     `conversation`. `is_plain` means that all ids are text, as after a prompt that is no conversation.
-    `forced_call` makes the answer a call of that tool, or of any if it is empty. The arguments of
-    `strict_tools` satisfy their schemas.
+    `forced_call` makes the answer a call of that tool, or of any if it is empty; it ends before it repeats
+    one. The arguments of `strict_tools` satisfy their schemas. Without `parallel_calls` the reply ends with
+    its first call.
     """
 
     engine: Engine
@@ -78,6 +79,7 @@ class ReplyContext:
     is_plain: bool = False
     forced_call: str | None = None
     strict_tools: Collection[str] = ()
+    parallel_calls: bool = True
 
 
 class PendingReply:
@@ -120,6 +122,8 @@ class PendingReply:
             tools=context.tools,
             include_reasoning=settings.include_reasoning,
             is_plain=context.is_plain,
+            one_call=not context.parallel_calls,
+            distinct_calls=context.forced_call is not None,
         )
         self._reason: FinishReason = "length"
         self._detail = ""
@@ -288,7 +292,7 @@ class PendingReply:
             self._roll_back()
 
     def _roll_back(self) -> None:
-        """Take back what the user was not shown: the stop string, from the ids and from the live state.
+        """Take back what the user was not shown, a stop string or a repeated call, from ids and live state.
 
         A recurrent state cannot be trimmed, so a snapshot is restored; the shown ids are read again with the
         next prompt, or before it in idle time.

@@ -1,6 +1,7 @@
 """The text of one reply as its ids are drawn: thought, answer and tool calls, as events.
 
 Holds back what may become a stop string or a tool call. A call that the end of the reply cuts off stays text.
+A limit on the calls ends the reply as a stop string does.
 Whole calls at the end of a thought count where no answer follows: models forget to end the thought.
 """
 
@@ -30,14 +31,22 @@ class ReplyText:
         tools: Sequence[dict[str, Any]],
         include_reasoning: bool,
         is_plain: bool = False,
+        one_call: bool = False,
+        distinct_calls: bool = False,
     ):
-        """`thinking` means that the prompt leaves a thought open, `is_plain` that thoughts are text too."""
+        """`thinking` means that the prompt leaves a thought open, `is_plain` that thoughts are text too.
+
+        With `one_call` the reply ends with its first call, with `distinct_calls` before it repeats one.
+        """
         self._tokenizer = tokenizer
         self._parser = PlainParser(tokenizer) if is_plain else ReplyParser(tokenizer, inside=thinking)
         self._stops = StopStrings(stops)
         self._tools = tools
         self._call_parser = ToolCallParser(tools) if tools else None
         self._include_reasoning = include_reasoning
+        self._one_call, self._distinct_calls = one_call, distinct_calls
+        self._called_enough = False
+        self._last_call = 0  # ids up to the end of the last call
         self._unreported = 0
         self._answer_text = ""  # with what stop strings hold back or end
         self._answer_lengths: list[int] = []  # of it, after each id
@@ -55,8 +64,8 @@ class ReplyText:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was found."""
-        return self._stops.found
+        """Whether a stop string was found, or no further call may follow."""
+        return self._stops.found or self._called_enough
 
     @property
     def stop_string(self) -> str:
@@ -82,12 +91,14 @@ class ReplyText:
         yield from self._split(pieces)
 
     def shown_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return the reply's `ids` without the stop string that ended it, and what came with it.
+        """Return the reply's `ids` without what ended it: a stop string or a repeated call, and all after it.
 
         Words that share an id with the stop string are encoded anew.
         """
         if not self.stopped:
             return list(ids)
+        if self._called_enough:
+            return list(ids[: self._last_call])
         end = self._stops.passed
         kept = list(ids[: bisect_right(self._answer_lengths, end)])
         while kept and self._tokenizer.decode(kept).endswith("\ufffd"):  # the beginning of a character
@@ -100,9 +111,9 @@ class ReplyText:
         yield from self._split(self._parser.flush())
         yield from self._answer(self._stops.flush())
         if self._call_parser:
-            yield from map(self._report, self._call_parser.flush(cut=cut))
+            yield from self._report(self._call_parser.flush(cut=cut))
         if self._tools and not (cut or self.calls or self.text.strip()):
-            yield from map(self._report, self._calls_in_thought())
+            yield from self._report(self._calls_in_thought())
 
     def _calls_in_thought(self) -> list[ToolUse]:
         """Return the whole calls that end the thought."""
@@ -127,17 +138,29 @@ class ReplyText:
 
     def _answer(self, text: str) -> Iterator[TextEvent]:
         if text:
-            # a list first: the parser's state must not depend on when the events are consumed
-            yield from [
-                self._report(p) for p in (self._call_parser.add(text) if self._call_parser else [text])
-            ]
+            yield from self._report(self._call_parser.add(text) if self._call_parser else [text])
 
-    def _report(self, piece: Piece) -> Text | ToolUse:
-        if isinstance(piece, ToolUse):
-            self.calls.append(replace(piece, tokens=self._claim_tokens()))
-            return self.calls[-1]
-        self.text += piece
-        return Text(piece, self._claim_tokens())
+    def _report(self, pieces: Iterable[Piece]) -> list[Text | ToolUse]:
+        """Return the events of all pieces: the state must not depend on when they are consumed."""
+        events: list[Text | ToolUse] = []
+        for piece in pieces:
+            if isinstance(piece, ToolUse):
+                self._called_enough = self._called_enough or self._repeats(piece)
+            if self._called_enough:
+                break
+            if isinstance(piece, ToolUse):
+                self.calls.append(replace(piece, tokens=self._claim_tokens()))
+                self._last_call, self._called_enough = len(self._answer_lengths), self._one_call
+                events.append(self.calls[-1])
+            else:
+                self.text += piece
+                events.append(Text(piece, self._claim_tokens()))
+        return events
+
+    def _repeats(self, call: ToolUse) -> bool:
+        """Whether a small model that must call has begun to repeat itself."""
+        said = [(past.name, past.arguments) for past in self.calls]
+        return self._distinct_calls and (call.name, call.arguments) in said
 
     def _claim_tokens(self) -> int:
         """Return how many ids were drawn since the previous event."""

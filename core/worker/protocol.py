@@ -73,6 +73,7 @@ CHAT_METHODS: Mapping[str, Parameters] = {
         "tools": list | None,
         "forced_call": str | None,
         "strict_tools": list | None,
+        "parallel_calls": bool | None,
         "constraint": dict | None,
         **_SETTINGS,
     },

@@ -6,7 +6,7 @@ Knows no HTTP.
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -27,9 +27,9 @@ class Completion:
     """What the engine is asked: messages or a raw prompt, tools, and the settings of the reply.
 
     `forced_call` names a tool that must be called; empty means any. The arguments of `strict_tools` satisfy
-    their schemas. `constraint` is the form that the answer
-    must have, as the client wrote it: `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`.
-    Without `parallel_calls` the reply ends with its first call, and a forced one before it repeats a call.
+    their schemas. `constraint` is the form that the answer must have, as the client wrote it:
+    `{"type": "json_object"}` or `{"type": "json_schema", "schema": ...}`. Without `parallel_calls` the reply
+    ends with its first call.
     """
 
     messages: list[dict[str, Any]] | None = None
@@ -43,7 +43,7 @@ class Completion:
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the engine's method `complete`."""
-        return {name: value for name, value in vars(self).items() if name != "parallel_calls"}
+        return dict(vars(self))
 
 
 @dataclass
@@ -110,13 +110,12 @@ class Backend:
         """
         async with self._activity(client, path) as activity, self.queue.turn(client):
             activity.running = True
-            async with self._call("complete", completion.parameters()) as call:
-                events = self._follow(call, activity)
-                if not completion.parallel_calls or completion.forced_call is not None:
-                    events = _bounded_calls(events, call, one=not completion.parallel_calls)
-                async with aclosing(events):
-                    async for event in events:
-                        yield event
+            async with (
+                self._call("complete", completion.parameters()) as call,
+                aclosing(self._follow(call, activity)) as events,
+            ):
+                async for event in events:
+                    yield event
 
     async def count(self, completion: Completion, client: str, path: str) -> int:
         """Return the number of tokens of the request's prompt. Raises RequestError."""
@@ -185,27 +184,3 @@ async def _finish(call: Call) -> None:
     with suppress(QchatError):
         call.cancel()
         await call.result()
-
-
-async def _bounded_calls(
-    events: AsyncGenerator[CallEvent], call: Call, *, one: bool
-) -> AsyncGenerator[CallEvent]:
-    """Yield the events up to the first call if `one` is wanted, or to the first that repeats an earlier one.
-
-    Then `Done` as if the reply had ended there: a small model that must call repeats itself.
-    """
-    taken: list[ToolUse] = []
-    ended = False
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Done):
-                yield replace(event, finish_reason="stop", tool_calls=tuple(taken)) if ended else event
-            elif isinstance(event, ToolUse) and not ended:
-                repeats = any((event.name, event.arguments) == (past.name, past.arguments) for past in taken)
-                if not repeats:
-                    taken.append(event)
-                    yield event
-                if ended := one or repeats:
-                    call.cancel()
-            elif not ended:
-                yield event

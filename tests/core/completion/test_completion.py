@@ -154,6 +154,24 @@ def test_calls_and_their_results_come_back_exactly(tiny: Engine, monkeypatch: py
     assert_equals_cold(replier)
 
 
+def test_without_parallel_calls_nothing_comes_after_the_first(tiny: Engine, monkeypatch: pytest.MonkeyPatch):
+    script(monkeypatch, tiny, LOOK, "Done.\n</think>\n\nSunny.<|im_end|>")
+    replier = completer(tiny, 4096)
+    settings = {"enable_thinking": True, "max_new_tokens": 400}
+    asked: Any = {"tools": TOOLS, "parallel_calls": False, "settings": settings}
+    first = done_of(complete(replier, [PARIS], **asked))
+    assert ([call.arguments["city"] for call in first.tool_calls], first.text.strip()) == (
+        ["Paris"],
+        "One moment.",
+    )
+    assert (first.finish_reason, first.unread_call) == ("stop", False)
+    assert first.raw_text.endswith("</tool_call>")
+    result = {"role": "tool", "tool_call_id": "call_0", "content": "dry"}
+    second = done_of(complete(replier, [PARIS, answer(first), result], **asked))
+    assert second.cached_tokens == first.prompt_tokens + first.generated_tokens
+    assert_equals_cold(replier)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weather", ""], ids=["one tool", "any tool"])
 def test_a_forced_call_begins_the_answer_after_the_thought(

@@ -1,4 +1,6 @@
-"""The events of a reply's text: calls in the answer, and calls at the end of a thought without an answer."""
+"""The events of a reply's text: calls in the answer, all of them or those before it repeats itself, and calls
+at the end of a thought without an answer.
+"""
 
 import tempfile
 from pathlib import Path
@@ -61,3 +63,30 @@ def test_a_call_that_cannot_be_read_stays_text_and_is_told_of(tokenizer: Tokeniz
     text, events = said(tokenizer, f"Hm.</think>{CALL}")
     assert isinstance(events[-1], ToolUse)
     assert not text.has_unread_call
+
+
+@pytest.mark.parametrize(
+    ("limits", "cities"),
+    [
+        ({}, "ABAC"),
+        ({"one_call": True}, "A"),
+        ({"distinct_calls": True}, "AB"),
+        ({"one_call": True, "distinct_calls": True}, "A"),
+    ],
+)
+@pytest.mark.parametrize(
+    "cut", ["", "<tool_call>\n<function=look>\n<parameter=at>\nOs"], ids=["whole", "cut"]
+)
+def test_a_reply_ends_with_the_last_call_that_may_be(
+    tokenizer: Tokenizer, limits: dict[str, Any], cities: str, cut: str
+):
+    text = ReplyText(tokenizer, thinking=False, stops=(), tools=TOOLS, include_reasoning=True, **limits)
+    ids = tokenizer.encode("\n".join([*(CALL.replace("Paris", city) for city in "ABAC"), cut]))
+    events = [event for id in ids for event in text.add(id)] + list(text.flush(cut=True))
+    assert [event for event in events if isinstance(event, ToolUse)] == text.calls
+    assert "".join(call.arguments["at"] for call in text.calls) == cities
+    assert text.stopped == bool(limits)
+    assert text.text.strip() == ("" if limits else cut)
+    if limits:
+        shown = "\n".join(CALL.replace("Paris", city) for city in cities)
+        assert tokenizer.decode(text.shown_ids(ids)) == shown

@@ -17,7 +17,8 @@ SCHEMA: dict[str, Any] = {
 WEATHER = {"name": "weather", "description": "the weather", "parameters": SCHEMA}
 RAIN = {"name": "rain", "parameters": {"type": "object", "properties": {"mm": {"type": "integer"}}}}
 ASKED: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
-HOT: Any = {"model": "any", "temperature": 1.5, "seed": 4, "max_tokens": 300}
+LIMIT = 2000  # more than eight calls of the most tokens
+HOT: Any = {"model": "any", "temperature": 1.5, "seed": 4, "max_tokens": LIMIT}
 IMPOSSIBLE = {"type": "integer", "minimum": 2, "maximum": 1}
 
 
@@ -88,7 +89,7 @@ def test_a_required_use_of_a_tool_satisfies_its_schema(claude: anthropic.Anthrop
     tool: Any = {"name": "weather", "input_schema": SCHEMA}
     hot = {"temperature": 1.5}
     reply = claude.messages.create(
-        model="any", max_tokens=300, messages=ASKED, tools=[tool], tool_choice=choice, extra_body=hot
+        model="any", max_tokens=LIMIT, messages=ASKED, tools=[tool], tool_choice=choice, extra_body=hot
     )
     assert reply.stop_reason == "tool_use"
     for block in reply.content:
