@@ -41,7 +41,6 @@ UNREAD = frozenset(
     ("allOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies")
 )
 UNREAD_OF_ALL = UNREAD | {"anyOf", "oneOf", "propertyNames", "patternProperties"}
-UNREAD_TYPES = {"enum", "const"}
 
 
 @dataclass

@@ -52,7 +52,6 @@ CLOSER = _pattern(END_PARAMETER)
 LAST_CLOSER = _pattern(rf"\s*{END_PARAMETER}\s*\Z")
 TAG = _pattern(r"</?tool_call>|</?function|</?parameter")
 QUOTE = re.compile(r'\\.|"', re.DOTALL)
-BRACKET = re.compile(r"\s*[{\[]")
 FENCE = re.compile(r"\s*(?:```\w*\s*)?")
 
 
