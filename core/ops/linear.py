@@ -2,7 +2,8 @@
 
 Weights are [N, K] (experts [E, N, K]) and a product maps x [..., K] to [..., N]; packed weights have MLX's
 triple of group_size, bits and mode. Products of many rows dequantize a packed weight first: MLX's packed
-product uses no GEMM on a CPU and a slower one on CUDA. A few rows on a GPU go to `fused_matvec`.
+product uses no GEMM on a CPU and a slower one on CUDA. A few rows on a GPU go to `fused_matvec`, some more
+and those of experts to CUDA's tensor cores.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Protocol
 from ..checkpoint.packed import Packed
 from ..kernels.dequantize import dequantize
 from ..kernels.launch import backend
+from ..kernels.tensor_product import MAX_TENSOR_ROWS, experts_product, fits, group_rows, tensor_product
 from ..machine.backend import Policy, mx, on_gpu
 from ..native.library import wanted as native_wanted
 from . import fused_matvec
@@ -89,6 +91,8 @@ class PackedLinear:
     def __call__(self, x: mx.array) -> mx.array:
         if _takes_own_matvec(x, self.weight):
             return fused_matvec.product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
+        if _takes_tensor_cores(x, self.weight):
+            return tensor_product(_rows(x), self.weight).reshape(*x.shape[:-1], -1)
         if _dequantizes(x):
             return x @ dense_form(self.weight, x.dtype).T
         return fused_matvec.mlx_product(x, self.weight)
@@ -107,6 +111,16 @@ def _takes_own_matvec(x: mx.array, weight: Weight) -> bool:
 def _fits_matvec(x: mx.array) -> bool:
     """Whether x has the dtype and at most the number of rows that our matvec kernel takes."""
     return x.dtype == mx.bfloat16 and x.size <= fused_matvec.MAX_FUSED_ROWS * x.shape[-1]
+
+
+def _takes_tensor_cores(x: mx.array, weight: Weight) -> bool:
+    """Whether x has more rows than our matvec kernel takes, and not so many that dequantizing pays."""
+    some = fused_matvec.MAX_FUSED_ROWS < x.size // x.shape[-1] <= MAX_TENSOR_ROWS
+    return some and isinstance(weight, Packed) and _fits_tensor_cores(x, weight)
+
+
+def _fits_tensor_cores(x: mx.array, weight: Packed) -> bool:
+    return backend() == "cuda" and fits(x, weight) and fused_matvec.supports(weight)
 
 
 def _dequantizes(x: mx.array) -> bool:
@@ -133,9 +147,14 @@ class ExpertsLinear:
         w = self.weight
         if isinstance(w, Packed) and ordered and backend() == "cuda":
             # MLX has a grouped GEMM for dense weights only; its packed product goes row by row
+            if _fits_tensor_cores(x, w):
+                groups = group_rows(index, w.weight.shape[0])
+                return experts_product(_rows(x), w, groups).reshape(*x.shape[:-1], -1)
             w = dense_form(w, x.dtype)
         if isinstance(w, mx.array):
             w = w.astype(x.dtype)
+            # on CUDA, gather_mm takes the stride of rows from axis -2, which is 1 where indexing inserted it
+            x = _rows(x).reshape(x.shape)
             return mx.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=index, sorted_indices=ordered)
         return mx.gather_qmm(
             x,
@@ -167,7 +186,8 @@ class Group:
         self.parts = [make_linear(part) for part in parts] if len(parts) > 1 else [self.joined]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        if x.size > fused_matvec.MAX_FUSED_ROWS * x.shape[-1] or len(self.parts) == 1:
+        few = _takes_tensor_cores(x, self.weight) or x.size <= fused_matvec.MAX_FUSED_ROWS * x.shape[-1]
+        if not few or len(self.parts) == 1:
             return [part(x) for part in self.parts]
         return list(mx.split(self.joined(x), self.cuts, axis=-1))
 

@@ -14,12 +14,14 @@ from qchat.core.kernels import expert_routing
 from qchat.core.kernels.decode_attention import Heads, attend, position, rope_frequencies, split_heads
 from qchat.core.kernels.delta_net import MAX_STEPS, DeltaKernels, Gates, Net
 from qchat.core.kernels.dequantize import dequantize
+from qchat.core.kernels.tensor_product import tensor_product
 from qchat.core.machine.backend import mx
 from qchat.core.model.layers import convolve
 from qchat.core.ops import fused_matvec
 from qchat.core.ops.attention import attention
 from qchat.core.ops.elementwise import decay_and_beta, gated_norm, l2_normalise
 from qchat.core.ops.gated_delta import delta_chunks
+from qchat.core.ops.linear import ExpertsLinear
 
 LIMIT = 5e-3
 EPS = 1e-6
@@ -88,6 +90,26 @@ def products(rows: list[int]) -> Checks:
             )
         if isinstance(gate, Packed):
             yield f"{name}: as bfloat16", dequantize(gate), gate32
+
+
+def prompts() -> Checks:
+    """Products of a prompt's rows, and of those of 35B-A3B sorted by expert, in both forms."""
+    count, width, inner = 256, 2048, 512
+    index = mx.sort(mx.random.randint(0, count, (2000,)).astype(mx.uint32))
+    for geometry in GEOMETRIES:
+        for outputs, columns in ((INNER, WIDTH), (WIDTH, INNER)):
+            weight, weight32 = pack(geometry, outputs, columns)
+            x = normal(40, columns)
+            name = f"{geometry}: {outputs} outputs, 40 rows"
+            yield name, tensor_product(x, weight), wide(x) @ weight32.T  # pyright: ignore[reportArgumentType]
+    for geometry in (Geometry(4, 64, "affine"), Geometry(8, 32, "mxfp8"), Geometry(4, 16, "nvfp4")):
+        weight, weight32 = pack(geometry, count, inner, width)
+        x = normal(index.size, width)
+        parts = [slice(first, first + 50) for first in range(0, index.size, 50)]
+        wanted = mx.concatenate([weight32[index[part]] @ wide(x)[part, :, None] for part in parts])
+        for form, stored in (("packed", weight), ("dense", weight32.astype(mx.bfloat16))):
+            found = ExpertsLinear(stored)(x[:, None], index, True)
+            yield f"{geometry}: sorted rows, {form} experts", found[:, 0], wanted[:, :, 0]
 
 
 def experts() -> Checks:
@@ -195,7 +217,8 @@ def main() -> int:
         parser.error("wanted MLX_ENABLE_TF32=0: float32 products would keep ten bits")
     del GEOMETRIES[args.formats :]
     worst = 0.0
-    for checks in (delta_net([1, 2, 8, 9, 700]), attends([2, 300, 5000]), experts(), products(args.rows)):
+    kinds = delta_net([1, 2, 8, 9, 700]), attends([2, 300, 5000]), experts(), prompts(), products(args.rows)
+    for checks in kinds:
         for name, found, wanted in checks:
             error = relative_rms(found, wanted)
             worst = max(worst, error)

@@ -26,3 +26,21 @@ inline uint __byte_perm(uint low, uint high, uint picks) {
 template <class T> T __ldcs(const T* p) { return *p; }
 inline float __shfl_xor_sync(uint, float x, uint mask) { return from_lane_xor(x, mask); }
 inline void __syncthreads() { wait_for_block(); }
+static uint tiles_given[2][1024][6];
+inline void multiply_tiles(float (&sum)[4], uint a, uint b, uint c, uint d, uint x, uint y) {
+  const uint self = current, first = self / 32 * 32, lane = self % 32, turn = ++fibers[self].shuffles;
+  const uint words[6] = {a, b, c, d, x, y};
+  memcpy(tiles_given[turn & 1][self], words, sizeof words);
+  for (uint i = first; i < first + 32; ++i)
+    while (!fibers[i].done && fibers[i].shuffles < turn) wait_for_others();
+  const auto given = tiles_given[turn & 1] + first;
+  for (uint i = 0; i < 4; ++i) {
+    const uint row = lane / 4 * 4, column = (lane % 4 * 2 + i % 2) * 4;
+    for (uint k = 0; k < 4; ++k)
+      for (uint half = 0; half < 2; ++half) {  // columns 2 k and 2 k + 1, and 8 further
+        const uint weights = given[row + k][2 * half + i / 2], inputs = given[column + k][4 + half];
+        sum[i] += __uint_as_float(weights << 16) * __uint_as_float(inputs << 16);
+        sum[i] += __uint_as_float(weights & 0xffff0000u) * __uint_as_float(inputs & 0xffff0000u);
+      }
+  }
+}

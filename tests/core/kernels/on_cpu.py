@@ -72,6 +72,7 @@ def _program(
     parameters = ", ".join(f"{kind} {name}" for kind, name in zip(types, names, strict=True))
     arguments = ", ".join(f"({kind})arrays[{place}]" for place, kind in enumerate(types))
     header = re.sub(r"#include <cuda.*", "", header)
+    header = re.sub(r"__device__ inline void multiply_tiles.*?\n}\n", "", header, flags=re.DOTALL)  # assembly
     return f"""#include "{HERE}/fibers.h"
 #include "{HERE}/{backend}_shim.h"
 {header}

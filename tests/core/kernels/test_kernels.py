@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from functools import partialmethod
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from qchat.core.kernels import (
     expert_routing,
     launch,
     matvec,
+    tensor_product,
 )
 from qchat.core.kernels.unpack import unpacking
 from qchat.core.machine.backend import mx
 from qchat.core.model.layers import convolve
-from qchat.core.ops import fused_matvec
+from qchat.core.ops import fused_matvec, linear
 from qchat.core.ops.elementwise import decay_and_beta, gated_norm, l2_normalise
 from qchat.core.ops.gated_delta_reference import gated_delta_rule
+from qchat.core.ops.linear import ExpertsLinear, make_linear
 from qchat.core.ops.rotary import Rotary
 from tests.checkpoints import tiny_config
 from tests.compare import relative_rms
@@ -65,6 +68,11 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.Kernel, "__call__", on_cpu.run)
     monkeypatch.setattr(launch, "_device", lambda: "cuda")
     monkeypatch.setenv("QCHAT_KERNELS", "on")
+
+
+@pytest.fixture
+def on_the_cpu_as_cuda(monkeypatch: pytest.MonkeyPatch, on_the_cpu: None) -> None:  # noqa: ARG001
+    monkeypatch.setattr(launch.Kernel, "__call__", partialmethod(on_cpu.run, backend="cuda"))
 
 
 def every_kernel() -> list[launch.Kernel]:
@@ -426,6 +434,70 @@ def test_a_weight_written_out_is_the_dequantized_one(geometry):
     weight, dense = pack(geometry, 3, 10, 256)
     assert isinstance(weight, Packed)
     near(dequantize.dequantize(weight), dense, 2e-3)
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu_as_cuda")
+@pytest.mark.parametrize("geometry", [*AFFINE, *FLOATS, *GROUPS], ids=str)
+@pytest.mark.parametrize(("rows", "outputs", "columns"), [(9, 40, 256), (70, 17, 1280)])
+def test_tensor_cores_multiply_rows_with_a_packed_weight(geometry, rows, outputs, columns):
+    weight, dense = pack(geometry, outputs, columns)
+    assert isinstance(weight, Packed)
+    x = normal(rows, columns, seed=1)
+    near(tensor_product.tensor_product(x, weight), wide(x) @ dense.T, LIMIT)
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu_as_cuda")
+@pytest.mark.parametrize("geometry", [AFFINE[1], AFFINE[2], *FLOATS], ids=str)
+def test_tensor_cores_multiply_sorted_rows_with_their_experts(geometry):
+    weight, dense = pack(geometry, 5, 40, 384)
+    assert isinstance(weight, Packed)
+    index = np.repeat([0, 1, 3, 4], [84, 25, 37, 64])
+    x = normal(len(index), 384, seed=1)
+    groups = tensor_product.group_rows(mx.array(index.astype(np.uint32)), 5)
+    wanted = [[0, 0, 64], [0, 64, 20], [1, 84, 25], [3, 109, 37], [4, 146, 64]]
+    assert np.array(groups)[:5].tolist() == wanted
+    assert not np.array(groups)[5:, 2].any()
+    products = np.einsum("sk,snk->sn", wide(x), dense[index])
+    near(tensor_product.experts_product(x, weight, groups), products, LIMIT)
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu_as_cuda")
+def test_a_prompt_takes_tensor_cores_until_dequantizing_pays(monkeypatch):
+    weight, dense = pack(AFFINE[2], 24, 256)
+    most, taken = tensor_product.MAX_TENSOR_ROWS, []
+
+    def multiply(x: mx.array, weight: Packed) -> mx.array:
+        taken.append(len(x))
+        return tensor_product.tensor_product(x, weight)
+
+    monkeypatch.setattr(linear, "tensor_product", multiply)
+    for rows in (1, most, most + 1):
+        x = normal(1, rows, 256)
+        near(make_linear(weight)(x).reshape(rows, -1), wide(x)[0] @ dense.T, LIMIT)
+    assert taken == [most]
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu_as_cuda")
+@pytest.mark.parametrize("columns", [256, 192])
+def test_rows_with_experts_are_multiplied_in_every_form(columns, monkeypatch):
+    weight, dense = pack(AFFINE[2], 3, 24, columns)
+    index = np.repeat([0, 2], [30, 40])
+    x = normal(len(index), columns)[:, None]
+    plain, distances = mx.gather_mm, []
+
+    def gather(x: mx.array, weight: mx.array, **options) -> mx.array:
+        view: Any = memoryview(x)  # pyright: ignore[reportArgumentType]
+        distances.append(view.strides[-2] // x.dtype.size)
+        return plain(x.astype(mx.float32), weight.astype(mx.float32), **options)
+
+    monkeypatch.setattr(mx, "gather_mm", gather)
+    found = ExpertsLinear(weight)(x, mx.array(index.astype(np.uint32)), True)
+    near(found[:, 0], np.einsum("sk,snk->sn", wide(x)[:, 0], dense[index]), LIMIT)
+    assert distances == ([] if columns == 256 else [columns])
 
 
 def delta_arguments(length: int) -> dict[str, mx.array]:
