@@ -73,6 +73,12 @@ bench-convert: ## race mlx_lm.convert on 8 GB: seconds, MB/s, memory (needs the 
 bench-quality: ## measure KL against size: ours, mlx-lm's, and llama.cpp's with LLAMA_CPP=FOLDER (needs the `peers` group)
 	$(PYTHON) tests/peers/bench_quality.py $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
+bench-pictures: ## measure seconds and memory of hostile and of the largest picture files
+	PYTHONPATH=.dev:. $(PYTHON) tests/bench_pictures.py
+
+bench-memory: ## measure the memory of --q-recipe best with --rounding gptq at the widths of 27B and 35B-A3B, killed and resumed
+	PYTHONPATH=.dev:. $(PYTHON) tests/bench_memory.py
+
 bench-drafts: ## measure tokens/s with and without drafts where a reply rewrites a file of its prompt
 	PYTHONPATH=.dev:. $(PYTHON) tests/bench_drafts.py
 

@@ -10,6 +10,7 @@ from .resize import resize
 from .settings import PixelSettings
 
 MAX_ASPECT = 200
+STRIP = 256  # rows of pixels
 
 
 class Grid(NamedTuple):
@@ -53,14 +54,26 @@ def patches(picture: Picture, grid: Grid, settings: PixelSettings) -> mx.array:
 
     A picture is one moment: its frame is repeated. Raises UsageError.
     """
-    image = picture.decode()
-    pixels = mx.array(memoryview(image.tobytes()))  # pyright: ignore[reportArgumentType]
-    pixels = pixels.reshape(image.height, image.width, 3)
-    pixels = resize(pixels, grid.rows * settings.factor, grid.columns * settings.factor)
-    mean, std = (255 * mx.array(values, mx.float32) for values in (settings.mean, settings.std))
-    pixels = (pixels.astype(mx.float32) - mean) / std
+    pixels = resize(_pixels(picture), grid.rows * settings.factor, grid.columns * settings.factor)
     patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
     cut = pixels.reshape(grid.rows, merge, patch, grid.columns, merge, patch, 3)
     cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)  # [rows, columns, merge, merge, C, P, P]
-    cut = mx.repeat(cut[:, :, :, :, :, None], frames, axis=5)
-    return cut.reshape(grid.tokens * merge**2, -1)
+    cut = mx.repeat(cut.reshape(-1, 3, 1, patch**2), frames, axis=2)
+    mx.eval(cut)  # so that the pixels can go before numbers take four times their memory
+    del pixels
+    mx.clear_cache()
+    mean, std = (255 * mx.array(values, mx.float32) for values in (settings.mean, settings.std))
+    normalised = (cut.astype(mx.float32) - mean[:, None, None]) / std[:, None, None]
+    return normalised.reshape(grid.tokens * merge**2, -1)
+
+
+def _pixels(picture: Picture) -> mx.array:
+    """Return the pixels [H, W, 3] uint8. Raises UsageError."""
+    image = picture.decode()
+    width, height = image.size
+    data = bytearray(3 * width * height)
+    for top in range(0, height, STRIP):  # `tobytes` of the whole picture would take twice its size
+        bottom = min(top + STRIP, height)
+        data[3 * width * top : 3 * width * bottom] = image.crop((0, top, width, bottom)).tobytes()
+    del image
+    return mx.array(memoryview(data)).reshape(height, width, 3)  # pyright: ignore[reportArgumentType]

@@ -11,33 +11,35 @@ from ..machine.backend import mx
 
 CUBIC = -0.5  # the parameter of the cubic with antialiasing
 MAX_PRECISION = 22
-BAND_VALUES = 1 << 16  # of one pass; what a core's cache holds
+BAND_VALUES = 1 << 17  # of the results of one pass; what a core's cache holds
 
 
 def resize(pixels: mx.array, height: int, width: int) -> mx.array:
     """Resize pixels [H, W, C] uint8 to [height, width, C] uint8."""
     if width != pixels.shape[1]:
-        pixels = _resize_rows(pixels, width)
+        pixels = _resize_columns(pixels.swapaxes(0, 1), width).swapaxes(0, 1)
     if height != pixels.shape[0]:
-        pixels = _resize_rows(pixels.swapaxes(0, 1), height).swapaxes(0, 1)
+        pixels = _resize_columns(pixels, height)
     return pixels
 
 
-def _resize_rows(pixels: mx.array, width: int) -> mx.array:
-    """Resize the second axis of pixels [H, W, C]."""
-    rows, before, channels = pixels.shape
-    first, weights, precision = _taps(before, width)
+def _resize_columns(pixels: mx.array, height: int) -> mx.array:
+    """Resize the first axis of pixels [H, W, C], a band of columns at a time."""
+    before, width, channels = pixels.shape
+    first, weights, precision = _taps(before, height)
     places = [mx.minimum(first + tap, before - 1) for tap in range(weights.shape[0])]
-    step = max(1, BAND_VALUES // (width * channels))
+    step = max(1, BAND_VALUES // (height * channels))
     bands = []
-    for begin in range(0, rows, step):
-        band = pixels[begin : begin + step]
-        total = mx.full((band.shape[0], width, channels), 1 << (precision - 1), mx.int32)
+    for begin in range(0, width, step):
+        band = mx.contiguous(pixels[:, begin : begin + step]).reshape(before, -1)
+        total = mx.full((height, band.shape[1]), 1 << (precision - 1), mx.int32)
         for place, weight in zip(places, weights, strict=True):
-            total = total + mx.take(band, place, axis=1).astype(mx.int32) * weight[:, None]
-        bands.append(mx.clip(total >> precision, 0, 255).astype(mx.uint8))
+            total = total + band[place].astype(mx.int32) * weight[:, None]
+        bands.append(mx.clip(total >> precision, 0, 255).astype(mx.uint8).reshape(height, -1, channels))
         mx.eval(bands[-1])
-    return mx.concatenate(bands, axis=0)
+    joined = mx.concatenate(bands, axis=1)
+    mx.eval(joined)
+    return joined
 
 
 def _taps(before: int, after: int) -> tuple[mx.array, mx.array, int]:

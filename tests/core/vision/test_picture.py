@@ -1,7 +1,6 @@
 """Files of all kinds: the right picture, or one sentence."""
 
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -139,7 +138,6 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_ends_in_one_sentence(name: str):
     data, words = HOSTILE[name]
-    begun = time.monotonic()
     picture = Picture(data, "photo.png")
     if words:
         with pytest.raises(UsageError, match=words) as caught:
@@ -148,7 +146,6 @@ def test_a_hostile_file_ends_in_one_sentence(name: str):
         assert "\n" not in str(caught.value)
     else:
         assert picture.decode().size == picture.size
-    assert time.monotonic() - begun < 5
 
 
 def test_a_file_beyond_the_limit_is_refused_before_pillow_sees_it(monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,6 @@ from qchat.tui.chat.client import EngineClient
 from qchat.tui.serve.backend import Backend
 from qchat.tui.serve.engines import OwnEngine
 from qchat.tui.serve.server import ServeOptions, Server
-from tests.run_async import run_async
 
 # an engine whose model calls the tool `weather`
 CALLING = (sys.executable, "-P", str(Path(__file__).with_name("calling_model.py")))
@@ -46,7 +45,7 @@ class RunningServer:
         self.backend = Backend(self.source, settings=settings, max_waiting=max_waiting)
         self._options = options or ServeOptions(port=0)
         self._ready: Future[str] = Future()
-        self._thread = threading.Thread(target=lambda: run_async(self._serve(), SECONDS))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.url = ""
 
     def __enter__(self) -> "RunningServer":
@@ -56,7 +55,8 @@ class RunningServer:
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._server.stop)
-        self._thread.join()
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive(), "the server does not stop"
 
     async def _serve(self) -> None:
         try:
