@@ -22,6 +22,7 @@ from ..generation.reply_settings import ReplySettings
 from ..prompt_cache.live_state import LiveState
 from ..prompt_cache.snapshots import SnapshotKind
 from ..text.reply_parser import leaves_thought_open
+from ..vision.placement import count_images
 from .reply_clock import ReplyClock
 from .reply_text import ReplyText
 from .transcript import Output, assistant_message
@@ -41,12 +42,16 @@ class Reply(Done):
 
 @dataclass(frozen=True)
 class TurnCost:
-    """The tokens that one reply read: the sync with the cache, and the counts of `Done`."""
+    """The tokens that one reply read: the sync with the cache, and the counts of `Done`.
+
+    `image_tokens` of the prompt are those of pictures.
+    """
 
     number: int
     sync: Sync
     prompt_tokens: int
     prefilled_tokens: int
+    image_tokens: int = 0
 
 
 @dataclass
@@ -137,6 +142,10 @@ class PendingReply:
     def prefilled_tokens(self) -> int:
         """How many prompt tokens have been read so far."""
         return self._read - self._cached
+
+    def cost(self, sync: Sync) -> TurnCost:
+        """Return what the reply's turn costs as soon as the prompt is synced: nothing has been read yet."""
+        return TurnCost(self._turn, sync, len(self.prompt), 0, count_images(self.prompt))
 
     def run(self) -> Iterator[Event]:
         """Yield the reply's events. A failed computation ends it with a `Done` that gives the error."""

@@ -257,7 +257,7 @@ class Session:
             yield from self._take_notices()
             for event in reply.run():
                 if isinstance(event, Sync):
-                    self.turns.append(TurnCost(turn_number(output), event, len(reply.prompt), 0))
+                    self.turns.append(reply.cost(event))
                 if isinstance(event, Done):
                     done = event
                     self._finish(reply, done)

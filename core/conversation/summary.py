@@ -131,7 +131,10 @@ class ConversationState:
 
 @dataclass(frozen=True)
 class TurnReuse:
-    """How one reply's prompt used the cache: how it was synced, why, and the tokens of each kind."""
+    """How one reply's prompt used the cache: how it was synced, why, and the tokens of each kind.
+
+    `image_tokens` of the prompt are those of pictures.
+    """
 
     turn: int
     how: Literal["extend", "restore", "rebuild"]
@@ -139,6 +142,7 @@ class TurnReuse:
     prompt_tokens: int
     cached_tokens: int
     prefilled_tokens: int
+    image_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -323,6 +327,7 @@ def _reuse(turn: "TurnCost") -> TurnReuse:
         prompt_tokens=turn.prompt_tokens,
         cached_tokens=turn.sync.cached,
         prefilled_tokens=turn.prefilled_tokens,
+        image_tokens=turn.image_tokens,
     )
 
 

@@ -13,7 +13,9 @@ OVERHEAD_NBYTES = 300 << 20
 class MemoryPlan:
     """Limits of a running model: the longest `context` and the prefill `chunk` in tokens, the rest in bytes.
 
-    `free_nbytes` is the free memory it was planned for; 0 means unknown, and nothing is limited.
+    `free_nbytes` is the free memory it was planned for; 0 means unknown, and nothing is limited. The first
+    picture, of up to `picture_tokens`, takes `picture_nbytes` besides, for the vision tower and its
+    activations; both are 0 for a model without a tower.
     """
 
     context: int
@@ -25,6 +27,8 @@ class MemoryPlan:
     transient_nbytes: int
     snapshot_nbytes: int
     free_nbytes: int
+    picture_tokens: int = 0
+    picture_nbytes: int = 0
 
     @property
     def process_nbytes(self) -> int:

@@ -3,5 +3,6 @@
 Owns which files are pictures, their pixels, the vision tower, and the ids and positions of image tokens.
 Never knows conversations, and reads no weight before the first picture.
 
-Public names: decode_with_images, encode_png, Grid, Images, is_image, MAX_NBYTES, Picture, PlacedPicture.
+Public names: count_images, decode_with_images, encode_png, Grid, Images, is_image, MAX_NBYTES, Picture,
+PlacedPicture, with_pictures.
 """

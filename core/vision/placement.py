@@ -37,6 +37,11 @@ def has_images(ids: Sequence[int]) -> bool:
     return max(ids, default=0) >= IMAGE_IDS and any(map(is_image, ids))
 
 
+def count_images(ids: Sequence[int]) -> int:
+    """Return how many of `ids` stand for a part of a picture."""
+    return sum(map(is_image, ids)) if has_images(ids) else 0
+
+
 def is_image(id: int) -> bool:
     """Whether `id` stands for a part of a picture."""
     return IMAGE_IDS <= id < 2 * IMAGE_IDS

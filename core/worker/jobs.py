@@ -31,6 +31,7 @@ from ..quant.plan import GB, load_config
 from ..quant.recipe_file import RoundingMethod
 from ..quant.recipes import Options
 from ..quoting import quote_value
+from ..vision.memory import with_pictures
 from .protocol import JOB_METHODS
 
 Params = Mapping[str, Any]
@@ -253,7 +254,9 @@ def _plan(params: Params, send_event: EventSink) -> dict[str, Any]:
 
 def _memory_plan(params: Params, send_event: EventSink) -> dict[str, Any]:
     _announce("reading the headers", send_event)
-    return plan_folder(Path(params["model"]), context=params["context"], kv_bits=params["kv_bits"]).as_json()
+    folder = Path(params["model"])
+    plan = plan_folder(folder, context=params["context"], kv_bits=params["kv_bits"])
+    return with_pictures(plan, folder, params["image_tokens"]).as_json()
 
 
 def _download(params: Params, send_event: EventSink) -> dict[str, Any]:

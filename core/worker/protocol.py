@@ -132,7 +132,12 @@ JOB_METHODS: Mapping[str, Parameters] = {
         "measure": bool | None,
         **_ALLOCATION,
     },
-    "memory_plan": {"model": str, "context": int | None, "kv_bits": int | None},
+    "memory_plan": {
+        "model": str,
+        "context": int | None,
+        "kv_bits": int | None,
+        "image_tokens": int | None,
+    },
     "fetch": {"id": str, "revision": str | None},
 }
 METHODS: Mapping[str, Parameters] = {**CHAT_METHODS, **URGENT_METHODS, **JOB_METHODS}

@@ -281,9 +281,16 @@ class Cache(Command):
 
 def cache_report(cache: CacheSummary) -> Report:
     """Return the prompt cache as tables."""
+    seen = any(turn.image_tokens for turn in cache.turns)
     rows = [
-        (str(t.turn), t.how, f"{t.cached_tokens:,}", f"{t.prefilled_tokens:,}", t.why) for t in cache.turns
+        (
+            *(str(t.turn), t.how, f"{t.cached_tokens:,}", f"{t.prefilled_tokens:,}"),
+            *([f"{t.image_tokens:,}"] if seen else []),
+            t.why,
+        )
+        for t in cache.turns
     ]
+    columns = ("turn", "how", "reused", "read", *(["of pictures"] if seen else []), "why")
     states = [
         (str(s.turn), s.kind, f"{s.tokens:,}", f"{s.state_nbytes / 2**20:,.1f}") for s in cache.snapshots
     ]
@@ -294,7 +301,7 @@ def cache_report(cache: CacheSummary) -> Report:
         f"Cache · history {cache.history} · {plural(len(states), 'snapshot')}{others}, {memory} in memory"
         + (f", {disk}" if cache.disk_budget_nbytes else ""),
         (
-            Table(("turn", "how", "reused", "read", "why"), rows, "<<>><"),
+            Table(columns, rows, "<<>>><" if seen else "<<>><"),
             Table(("snapshot of turn", "kind", "tokens", "MiB"), states, "<<>>"),
         ),
     )

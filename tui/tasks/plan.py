@@ -30,6 +30,9 @@ class Plan(EngineTask["MemoryPlan"]):
         parser.add_argument("model", nargs="?", default="", metavar="MODEL", help="a model's folder or name")
         parser.add_argument("--context", type=int, metavar="N", help="tokens of context that must fit")
         parser.add_argument("--kv-bits", type=int, choices=(8,), help="keep keys and values at 8 bits")
+        parser.add_argument(
+            "--image-tokens", type=int, metavar="N", help="a picture of N tokens must fit besides"
+        )
         add_json(parser)
 
     def check(self, args: argparse.Namespace, door: Door) -> None:
@@ -40,7 +43,8 @@ class Plan(EngineTask["MemoryPlan"]):
         from ...core.model.memory_figures import MemoryPlan
 
         (model,) = folders
-        params = {"model": str(model), "context": args.context, "kv_bits": args.kv_bits}
+        limits = {"context": args.context, "kv_bits": args.kv_bits, "image_tokens": args.image_tokens}
+        params = {"model": str(model), **limits}
         return JobRequest(f"plan {model.name}", "memory_plan", params, MemoryPlan)
 
     def report(self, result: "MemoryPlan") -> Report:
@@ -55,7 +59,11 @@ class Plan(EngineTask["MemoryPlan"]):
         )
         rows = [(name, f"{nbytes / GB:,.2f} GB") for name, nbytes in needs]
         free = f"{result.free_nbytes / GB:,.2f} GB" if result.free_nbytes else "unknown"
-        return Report("", (Table(("", ""), [*rows, ("this machine can give", free)], "<>"),))
+        rows.append(("this machine can give", free))
+        if result.picture_nbytes:
+            name = f"besides, a picture of up to {result.picture_tokens:,} tokens and the vision tower"
+            rows.append((name, f"{result.picture_nbytes / GB:,.2f} GB"))
+        return Report("", (Table(("", ""), rows, "<>"),))
 
 
 TASK = Plan()

@@ -10,6 +10,7 @@ import pytest
 from qchat.core import Engine, Session, Store, export_conversation, import_conversation
 from qchat.core.completion.completion import Completer, CompletionRequest
 from qchat.core.conversation.pictures import read_picture
+from qchat.core.conversation.summary import describe_cache
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Sync
 from qchat.core.prompt_cache.live_state import LiveState
@@ -46,6 +47,15 @@ def check(session: Session) -> None:
     """The live state is that of a cold run."""
     assert relative_rms(session.live.logits(), session.engine.logits(session.ids)[-1]) <= LIMIT
     assert session.live.cache.length == len(session.ids)
+
+
+def test_the_tokens_of_pictures_are_counted_apart(seeing: Engine):
+    session = Session(seeing, max_new_tokens=2, seed=1)
+    session.send("hello")
+    session.send([image(RED), "what is it?"])
+    session.send("and now?")
+    tokens = seeing.images.place(Picture(RED)).grid.tokens
+    assert [turn.image_tokens for turn in describe_cache(session).turns] == [0, tokens, tokens]
 
 
 # --- what content may be ---

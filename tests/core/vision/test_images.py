@@ -1,16 +1,21 @@
 """Pictures in prompts: ids, positions, and the network that reads them."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.checkpoint.vision import VisionConfig
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import ConfigError, DoesNotFit, UsageError, WeightsError
 from qchat.core.machine.backend import mx
+from qchat.core.model.memory_plan import plan_folder
 from qchat.core.prompt_cache.live_state import LiveState
 from qchat.core.vision import images as module
+from qchat.core.vision.memory import tower_nbytes, transient_nbytes, with_pictures
 from qchat.core.vision.picture import Picture
 from qchat.core.vision.pixels import Grid
 from qchat.core.vision.placement import IMAGE_IDS, PlacedPicture, image_ids, is_image
@@ -205,3 +210,27 @@ def test_a_chat_without_pictures_never_reads_the_tower(engine: Engine, tmp_path:
     fresh.logits([1, 2, 3])
     assert "_tower" not in vars(fresh.images)
     assert isinstance(engine.images.place(Picture(png(9, 9))), PlacedPicture)
+
+
+def test_the_plan_tells_what_the_first_picture_takes(tmp_path: Path):
+    write_seeing(tmp_path / "seeing")
+    write_checkpoint(tmp_path / "blind")
+    blind, seeing = (plan_folder(tmp_path / name) for name in ("blind", "seeing"))
+    assert with_pictures(blind, tmp_path / "blind") == blind
+    whole = with_pictures(seeing, tmp_path / "seeing")
+    small = with_pictures(seeing, tmp_path / "seeing", 4)
+    assert (whole.picture_tokens, small.picture_tokens) == (60, 4)
+    sizes = VisionConfig.of(ModelConfig.load(tmp_path / "seeing"))
+    assert sizes is not None
+    assert whole.picture_nbytes == tower_nbytes(sizes) + transient_nbytes(sizes, 60, 2)
+    assert tower_nbytes(sizes) < small.picture_nbytes < whole.picture_nbytes
+    tight = replace(seeing, free_nbytes=seeing.total_nbytes - seeing.snapshot_nbytes + small.picture_nbytes)
+    assert with_pictures(tight, tmp_path / "seeing", 4).picture_tokens == 4
+    with pytest.raises(
+        DoesNotFit, match=r"a picture of 60 tokens needs [\d.]+ GB and .* with --image-tokens"
+    ):
+        with_pictures(tight, tmp_path / "seeing", 60)
+    with pytest.raises(UsageError, match="this model sees no pictures"):
+        with_pictures(blind, tmp_path / "blind", 60)
+    with pytest.raises(UsageError, match="a picture can have 4 to 65,536 tokens, and 1 were asked for"):
+        with_pictures(seeing, tmp_path / "seeing", 1)

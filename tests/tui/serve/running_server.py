@@ -17,10 +17,11 @@ from qchat.tui.chat.client import EngineClient
 from qchat.tui.serve.backend import Backend
 from qchat.tui.serve.engines import OwnEngine
 from qchat.tui.serve.server import ServeOptions, Server
+from tests.run_async import run_async
 
 # an engine whose model calls the tool `weather`
 CALLING = (sys.executable, "-P", str(Path(__file__).with_name("calling_model.py")))
-SECONDS = 600.0
+SECONDS, LIFETIME = 600.0, 86400.0
 KEY = "secret"
 WEATHER_SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 Result = TypeVar("Result")
@@ -45,7 +46,7 @@ class RunningServer:
         self.backend = Backend(self.source, settings=settings, max_waiting=max_waiting)
         self._options = options or ServeOptions(port=0)
         self._ready: Future[str] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=lambda: run_async(self._serve(), LIFETIME), daemon=True)
         self.url = ""
 
     def __enter__(self) -> "RunningServer":

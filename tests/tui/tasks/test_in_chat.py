@@ -78,8 +78,9 @@ def test_a_conversion_is_planned_and_a_config_is_enough(tmp_path: Path):
 
 def test_memory_is_planned_for_the_loaded_model(tmp_path: Path):
     stage = ChatStage(tmp_path, {"method": "memory_plan", "result": results()["memory_plan"]})
-    stage.play("/plan --context 512 --kv-bits 8", at_rest)
-    assert stage.fake.asked("memory_plan") == [{"model": "/models/fake-4bit", "context": 512, "kv_bits": 8}]
+    stage.play("/plan --context 512 --kv-bits 8 --image-tokens 256", at_rest)
+    asked = {"model": "/models/fake-4bit", "context": 512, "kv_bits": 8, "image_tokens": 256}
+    assert stage.fake.asked("memory_plan") == [asked]
 
 
 def test_a_notice_of_the_engine_stays_below_the_result(tmp_path: Path):
