@@ -388,6 +388,8 @@ class Engine:
         for message in messages:
             if message["role"] == "user":
                 question = message["content"]
+                if isinstance(question, list):
+                    question = "".join(part.get("text", "") for part in question)
             elif message["role"] == "assistant":
                 said = {
                     "thinking": message.get("reasoning_content", ""),

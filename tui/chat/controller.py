@@ -24,9 +24,10 @@ from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
 from .live_bench import LiveBench
 from .meter import Meter, Phase, Status
+from .priming import prime
 from .replies import Replies, ReplyRequest
 from .tool_turns import ToolTurns
-from .turns import NO_STATE, RunningTurn, kept_settings, messages_of, record_settings
+from .turns import NO_STATE, RunningTurn, kept_settings, record_settings
 from .view import Companion, View
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Chat:
         self.meter.bytes_per_token = loaded.model.bytes_per_token
         self.hold(loaded.state)
         if self.store is None and kept.turns:
-            self.hold((await client.request("prime", messages=messages_of(kept.turns))).state)
+            self.hold((await prime(client.request, kept.turns, self.pictures, self.view)).state)
         self._rebuild(kept.conversation)
 
     async def restart(self, *, context_limit: int | None = None) -> None:

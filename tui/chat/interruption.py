@@ -3,9 +3,10 @@
 from typing import Any, Protocol
 
 from ...core.conversation.summary import ConversationState, Turn
+from .priming import prime
 from .replies import Replies
 from .tool_turns import ToolTurns
-from .turns import has_reply, messages_of, reply_text
+from .turns import has_reply, reply_text
 from .view import View
 
 
@@ -15,6 +16,7 @@ class Resuming(Protocol):
     view: View
     state: ConversationState
     queue: list[str]
+    pictures: dict[str, list[str]]
     tools: ToolTurns
     replies: Replies
 
@@ -35,7 +37,7 @@ async def take_up(chat: Resuming, turn: Turn) -> None:
     elif kept:
         await chat.request("undo")
     if has_reply(turn):
-        await chat.request("prime", messages=messages_of([turn]))
+        await prime(chat.request, [turn], chat.pictures, chat.view)
     elif turn.role == "user":
         chat.queue.insert(0, turn.question)
     chat.view.rebuilt(chat.state)

@@ -1,6 +1,7 @@
 """The controller against a scripted engine: what a view is told, what waits, and what a death costs."""
 
 import asyncio
+import base64
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,6 +211,31 @@ def test_another_model_goes_on_with_the_conversation(tmp_path: Path, stored: boo
             {"role": "user", "content": "one"},
             {"role": "assistant", "content": "Yes.", "reasoning_content": "hm"},
         ]
+
+
+@pytest.mark.parametrize("kind", ["seen", "gone", "refused"])
+def test_another_engine_sees_the_pictures_again_or_the_text_alone(tmp_path: Path, kind: str):
+    """As after a death without a store: the files are read anew, if they are there and the model sees."""
+    blind = {"method": "prime", "error": {"kind": "UsageError", "message": "this model sees no pictures"}}
+    stage = ChatStage(tmp_path, *([blind, {"method": "prime"}] if kind == "refused" else []))
+    path = tmp_path / "red.png"
+    path.write_bytes(b"picture")
+
+    async def scene(stage: ChatStage) -> None:
+        stage.chat.pictures["what is @red.png?"] = [str(path)]
+        await stage.chat.send("what is @red.png?")
+        if kind == "gone":
+            path.unlink()
+        await stage.chat.load("/models/b")
+
+    stage.play(scene)
+    first, *others = [asked["messages"][0]["content"] for asked in stage.fake.asked("prime")]
+    url = f"data:image/*;base64,{base64.b64encode(b'picture').decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is @red.png?"}]
+    wanted = {"seen": (parts, []), "gone": (parts[1]["text"], []), "refused": (parts, [parts[1]["text"]])}
+    assert (first, others) == wanted[kind]
+    told = [text for _, text in stage.front.notes if "goes on without its pictures" in text]
+    assert len(told) == (kind != "seen")
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_chat_as_it_was(tmp_path: Path):
