@@ -5,13 +5,16 @@ unknown names and values that are not numbers are left out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ..errors import ConfigError, UsageError
 from ..events import Done, FinishReason, Performance
 from ..generation.draft_gate import MAX_DRAFTS
 from ..storage.records import make_title
+from ..vision.picture import Thumbnail
 from .switches import branch_tools
 from .transcript import History, Node, Output, branch, tool_calls_of
 
@@ -52,6 +55,17 @@ class ToolResult:
 
 
 @dataclass(frozen=True)
+class ShownPicture:
+    """A picture in a message: its file's `name`, its width and height in pixels, and its tokens."""
+
+    name: str
+    width: int
+    height: int
+    tokens: int
+    thumbnail: Thumbnail
+
+
+@dataclass(frozen=True)
 class TurnStats:
     """The token counts of a reply, as in `Done`, and its `performance`; zero where nothing was stored."""
 
@@ -70,6 +84,7 @@ class Turn:
     `node` is the reply's node number. `siblings` are those of the replies to the same question and to its
     edits, itself included. `created` is in seconds since 1970. `model_name` names the model that replied, and
     is empty where that is unknown. `results` are those of a tool's turn, in the order of the calls.
+    `pictures` are those of the question that are still known.
     """
 
     number: int
@@ -85,6 +100,7 @@ class Turn:
     created: float
     model_name: str = ""
     results: tuple[ToolResult, ...] = ()
+    pictures: tuple[ShownPicture, ...] = ()
 
     @property
     def seconds_thinking(self) -> float:
@@ -187,7 +203,7 @@ def describe_session(session: "Session") -> ConversationState:
         tokens=len(session.prompt_ids()),
         context_limit=session.context_limit,
         leaf=tree.leaf.number if tree.leaf else None,
-        turns=tuple(_turn(number, node, siblings) for number, node in enumerate(outputs, 1)),
+        turns=tuple(_turn(session, number, node, siblings) for number, node in enumerate(outputs, 1)),
         branches=tuple(_branch(end, outputs) for end in tree.branch_ends()),
         tools=_tool_names(session),
     )
@@ -207,7 +223,7 @@ def describe_replies(session: "Session") -> tuple[Turn, ...]:
     for node in nodes:  # a reply comes after the one that it follows
         if isinstance(node, Output):
             numbers[node.number] = number = numbers.get(_previous_reply(node), 0) + 1
-            turns.append(_turn(number, node, siblings))
+            turns.append(_turn(session, number, node, siblings))
     return tuple(turns)
 
 
@@ -224,7 +240,9 @@ def _previous_reply(node: Output) -> int | None:
     return node.parent.parent.number if node.parent.parent else None
 
 
-def _turn(number: int, node: Output, siblings: Mapping[int | None, Sequence[int]]) -> Turn:
+def _turn(
+    session: "Session", number: int, node: Output, siblings: Mapping[int | None, Sequence[int]]
+) -> Turn:
     reason: Any = node.stats.get("finish_reason")
     return Turn(
         number=number,
@@ -240,7 +258,18 @@ def _turn(number: int, node: Output, siblings: Mapping[int | None, Sequence[int]
         created=node.created,
         model_name=node.model_name,
         results=tuple(_results(node)),
+        pictures=tuple(_pictures(session, node)),
     )
+
+
+def _pictures(session: "Session", node: Output) -> Iterator[ShownPicture]:
+    """Yield the pictures that a reply follows, without those that are missing."""
+    for message in node.parent.messages:
+        for image in message.get("images", ()):
+            with suppress(UsageError, ConfigError):
+                picture = session.engine.images.picture_of(image)
+                tokens = image["rows"] * image["columns"]
+                yield ShownPicture(image["name"], *picture.size, tokens, picture.thumbnail)
 
 
 def _results(node: Output) -> Iterator[ToolResult]:

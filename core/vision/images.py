@@ -4,9 +4,10 @@ Knows a picture as long as somebody holds it. Refuses pictures for models withou
 and those for which the memory does not suffice, with numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from ..checkpoint.config import ModelConfig
@@ -96,6 +97,10 @@ class Images:
         if found is None:
             raise UsageError(MISSING)
         return found
+
+    def picture_of(self, image: Mapping[str, Any]) -> Picture:
+        """Return the picture of an entry of a message's `images`. Raises UsageError for a missing one."""
+        return self.placed(image["digest"], Grid(image["rows"], image["columns"])).picture
 
     def mixed_prompt(self, ids: Sequence[int]) -> MixedPrompt | None:
         """Return a prompt with pictures as the network reads it; None if all of it is text.

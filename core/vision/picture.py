@@ -31,6 +31,18 @@ DECODING_ERRORS = (
 )
 
 
+THUMBNAIL = 32, 20  # pixels at most
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture; `pixels` are its rows of RGB values in hexadecimal, six digits each."""
+
+    width: int
+    height: int
+    pixels: str
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A picture file. `name` is what messages call it."""
@@ -55,6 +67,21 @@ class Picture:
             except DECODING_ERRORS as error:
                 raise self._refuse(error) from error
         return (height, width) if turned else (width, height)
+
+    @cached_property
+    def thumbnail(self) -> Thumbnail:
+        """The picture within THUMBNAIL pixels. Raises UsageError."""
+        self.size  # noqa: B018  refuses what is too large
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                image = self._open()
+                image.draft("RGB", (8 * THUMBNAIL[0], 8 * THUMBNAIL[1]))  # JPEG decodes to an eighth at once
+                small = _to_rgb(_upright(image))
+                small.thumbnail(THUMBNAIL)
+            except DECODING_ERRORS as error:
+                raise self._refuse(error) from error
+        return Thumbnail(*small.size, small.tobytes().hex())
 
     def decode(self) -> "Image":
         """Return the upright picture in RGB. Raises UsageError."""

@@ -211,7 +211,7 @@ class Conversation:
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
         siblings = [other["node"] for other in self.nodes if other["parent"] == node["parent"]]
         own = _without(node, "parent")
-        return {"number": number, **own, "siblings": siblings}
+        return {"number": number, **own, "siblings": siblings, "pictures": []}
 
 
 class Engine:
@@ -429,6 +429,7 @@ class Engine:
                 "prompt_tokens": 20,
                 "cached_tokens": 10,
                 "prefilled_tokens": 10,
+                "image_tokens": 0,
             }
             for number, _ in enumerate(self.here.branch(), 1)
         ]

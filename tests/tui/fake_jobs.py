@@ -188,6 +188,8 @@ RESULTS_OF_JOBS: dict[str, dict[str, Any]] = {
         "state_nbytes": 1_646_592,
         "kv_nbytes": 8_388_608,
         "kv_nbytes_per_token": 4096,
+        "picture_tokens": 0,
+        "picture_nbytes": 0,
         "transient_nbytes": 126_877_696,
         "snapshot_nbytes": 5 << 30,
         "free_nbytes": 22 << 30,

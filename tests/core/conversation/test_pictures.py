@@ -10,7 +10,7 @@ import pytest
 from qchat.core import Engine, Session, Store, export_conversation, import_conversation
 from qchat.core.completion.completion import Completer, CompletionRequest
 from qchat.core.conversation.pictures import read_picture
-from qchat.core.conversation.summary import describe_cache
+from qchat.core.conversation.summary import describe_cache, describe_session
 from qchat.core.errors import ContextLengthExceeded, TemplateError, UsageError
 from qchat.core.events import Done, Sync
 from qchat.core.prompt_cache.live_state import LiveState
@@ -56,6 +56,22 @@ def test_the_tokens_of_pictures_are_counted_apart(seeing: Engine):
     session.send("and now?")
     tokens = seeing.images.place(Picture(RED)).grid.tokens
     assert [turn.image_tokens for turn in describe_cache(session).turns] == [0, tokens, tokens]
+
+
+def test_turns_tell_of_their_pictures(seeing: Engine, tmp_path: Path):
+    store = Store(tmp_path / "store.db")
+    session = Session(seeing, store=store, max_new_tokens=2, seed=1)
+    session.send("hello")
+    session.send([image(RED), "what is it?"])
+    number = session.conversation
+    assert number is not None
+    for one in (session, Session.reopen(seeing, store, number)):
+        first, second = describe_session(one).turns
+        assert first.pictures == ()
+        (shown,) = second.pictures
+        assert (shown.width, shown.height) == (60, 40)
+        assert shown.tokens == seeing.images.place(Picture(RED)).grid.tokens
+        assert (shown.thumbnail.width, shown.thumbnail.height) == (30, 20)
 
 
 # --- what content may be ---

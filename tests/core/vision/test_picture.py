@@ -158,3 +158,17 @@ def test_without_pillow_one_sentence_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(UsageError, match=r"pictures need Pillow: pip install"):
         Picture(WHOLE).decode()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_thumbnail_is_the_picture_in_few_pixels(form: str):
+    large = halves().resize((2000, 1000), Image.Resampling.NEAREST)
+    found = Picture(saved(large, form)).thumbnail
+    assert (found.width, found.height) == (32, 16)
+    rows = [found.pixels[begin : begin + 6 * 32] for begin in range(0, len(found.pixels), 6 * 32)]
+    for row in rows:
+        for place, wanted in ((0, RED), (31, GREEN)):
+            pixel = bytes.fromhex(row[6 * place : 6 * place + 6])
+            assert max(abs(a - b) for a, b in zip(pixel, wanted, strict=True)) <= 8
+    with pytest.raises(UsageError, match="cannot be decoded"):
+        Picture(WHOLE[: len(WHOLE) // 2]).thumbnail  # noqa: B018

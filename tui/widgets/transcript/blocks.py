@@ -14,6 +14,7 @@ from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, docum
 from ...text.markdown.lines import lay, styled, width_of
 from ...text.sanitise import Cleaner, cells, cut, printable
 from ...user.attachments import Attached, split_attached
+from .thumbnails import picture_lines
 
 Thoughts = Literal["folded", "open", "live"]
 NoteKind = Literal["info", "warning", "error"]
@@ -124,10 +125,12 @@ class Question(Block):
         self._typed, self._files = split_attached(self._text)
         self._created = turn.created
         self.siblings = place_of(turn)
+        self._pictures = turn.pictures
 
     def update(self, turn: Turn) -> None:
         """Show the facts of the turn as it was stored; the text stays."""
         self._created, self.siblings = turn.created, place_of(turn)
+        self._pictures = turn.pictures
         self.forget()
 
     @property
@@ -135,6 +138,13 @@ class Question(Block):
         return self._text
 
     def build(self, look: Look) -> list[Line]:
+        shown = [line for one in self._pictures for line in picture_lines(one, look.frame.width)]
+        return [*self._band(look), *shown]
+
+    def guess(self, look: Look) -> int:
+        return super().guess(look) + sum(len(picture_lines(one, look.frame.width)) for one in self._pictures)
+
+    def _band(self, look: Look) -> list[Line]:
         facts = self._facts()
         room = look.frame.width - sum(cells(span.text) for span in facts) - 2
         if room < 16:

@@ -108,6 +108,9 @@ class Palette:
         return found
 
     def _look(self, name: str) -> Style:
+        if name.startswith("rgb:"):  # two pixels, one above the other
+            upper, lower = name[4:].split(":")
+            return Style(color=f"#{upper}", bgcolor=f"#{lower}")
         look = Style()
         for word in _LOOKS.get(name, "").split():
             if word[0] == "$":
