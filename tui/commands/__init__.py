@@ -82,6 +82,7 @@ COMMANDS: tuple[Command, ...] = (
     view.Copy(),
     view.Stop(),
     view.Read(),
+    view.Paste(),
     conversation.Fork(),
     conversation.Switch(),
     conversation.Rewind(),

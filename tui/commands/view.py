@@ -2,8 +2,8 @@
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
+import asyncio
 import platform
-import re
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ from ...core.errors import UsageError
 from .. import __version__
 from ..tasks.words import words
 from ..text.report import Lines, Report, Table
+from ..user import clipboard
 from ..user.attachments import complete as complete_path
-from ..user.attachments import read
+from ..user.attachments import mention, read
 from ..user.keymap import Keymap
-from ..user.paths import user_path
+from ..user.paths import state_dir, user_path
 from ..user.settings import PANE_NAMES, save
 from .base import Command, Front, choice, plural, starting, switch, turns, whole
 from .parameters import change
@@ -85,8 +86,19 @@ class Read(Command):
         if len(paths) > MAX_FILES:
             raise UsageError(f"{len(paths):,} files match, at most {MAX_FILES} can be attached")
         size = sum(len(read(path, Path.cwd()).text) for path in paths)
-        front.put_prompt(" ".join(map(_mention, paths)) + " ")
+        front.put_prompt(" ".join(map(mention, paths)) + " ")
         front.note(f"{plural(len(paths), 'file')} with {size:,} characters will go with the message")
+
+
+class Paste(Command):
+    """Attach the picture on the clipboard to the next message."""
+
+    names = ("paste",)
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        path = await asyncio.to_thread(clipboard.picture, state_dir() / "pasted")
+        front.put_prompt(f"{mention(str(path))} ")
+        front.note("the clipboard's picture will go with the message")
 
 
 def _matching(word: str) -> list[str]:
@@ -102,10 +114,6 @@ def _matching(word: str) -> list[str]:
 def _glob(word: str) -> list[str]:
     # Path.glob refuses absolute patterns
     return glob(str(user_path(word)) if word.startswith("~") else word, recursive=True)  # noqa: PTH207
-
-
-def _mention(path: str) -> str:
-    return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
 
 
 class Find(Command):
