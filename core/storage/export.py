@@ -1,7 +1,7 @@
 """Writing a conversation to a file: Markdown, JSON or one HTML page.
 
 JSON holds the whole tree, for `importer.py` to read back; Markdown and HTML hold one branch. The HTML page
-runs no script and loads nothing, whatever the messages contain.
+lays out the Markdown of answers; it runs no script and loads nothing, whatever the messages contain.
 """
 
 import base64
@@ -11,14 +11,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError, UsageError
 from ..machine.files import write_whole
 from .records import Conversation, KeptResult, Node
 from .store import NO_PICTURES, Store
 
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+
+CONTROLS, REPLACEMENT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"), "\ufffd"
 FORMAT, VERSION = "qchat-conversation", 1
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -34,7 +39,12 @@ PAGE = """<!doctype html>
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }}
 h2 {{ font-size: 1rem; margin: 2rem 0 .5rem }}
 pre {{ font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }}
-pre.code {{ font-family: ui-monospace, monospace; font-size: .9em }}
+pre.code, code {{ font-family: ui-monospace, monospace; font-size: .9em }}
+pre:has(code) {{ background: color-mix(in srgb, currentColor 8%, transparent) }}
+pre:has(code), blockquote {{ margin: 1rem 0; padding: .5rem 1rem }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }}
+th, td {{ border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .25rem .6rem }}
+blockquote {{ border-left: .25rem solid color-mix(in srgb, currentColor 25%, transparent) }}
 .user {{ border-left: .25rem solid; padding-left: 1rem }}
 details, footer {{ opacity: .7 }}
 img {{ max-width: 100% }}
@@ -108,7 +118,7 @@ def to_html(
     results: Sequence[KeptResult] = (),
     pictures: Mapping[str, bytes] = NO_PICTURES,
 ) -> str:
-    """Render one self-contained page; reasoning is collapsed."""
+    """Render one self-contained page; reasoning is collapsed, answers are laid out by their Markdown."""
     system = _system(conversation, branch)
     parts = [_section("system", "System", system)] if system else []
     speakers = _speakers(branch)
@@ -237,9 +247,21 @@ def _section(
     shown = _shown(node, pictures) if node else []
     parts += [f'<p><img alt="{_escape(name)}" src="{url}"></p>' for name, url in shown]
     if text:
-        parts.append(_block(text, code=role == "tool"))
+        parts.append(_laid_out(text) if role == "assistant" else _block(text, code=role == "tool"))
     parts += [_block(_indent_json(call), code=True) for call in (node.tool_calls if node else [])]
     return f'<section class="{role}">\n' + "\n".join(parts) + "\n</section>"
+
+
+def _laid_out(text: str) -> str:
+    """Return an answer's Markdown as HTML. Tags in it are text, and pictures links: a page loads nothing."""
+    return _markdown().render(CONTROLS.sub(REPLACEMENT, text)).rstrip("\n")
+
+
+@cache
+def _markdown() -> "MarkdownIt":
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("image")
 
 
 def _block(text: str, *, code: bool = False) -> str:
@@ -250,4 +272,4 @@ def _block(text: str, *, code: bool = False) -> str:
 
 def _escape(text: str) -> str:
     """Escape `text` for HTML and replace control characters that HTML does not allow."""
-    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\ufffd", text))
+    return html.escape(CONTROLS.sub(REPLACEMENT, text))

@@ -334,6 +334,62 @@ def test_a_page_holds_every_text_as_text_and_nothing_that_acts(books: Store, tex
     assert page.said["head/title"] == clean.strip() or "\n" in text
 
 
+ANSWER = """\
+# Title
+
+A *word*, `code` and ~~less~~, [a link](https://example.org/a?b=c).
+
+| a | b |
+|---|---|
+| 1 | <2> |
+
+```python
+if a < b: pass
+```
+- one
+- two
+"""
+EVIL = """\
+<script>alert(1)</script> <img src=x onerror=alert(1)> <a href="javascript:alert(1)">a</a>
+
+[js](javascript:alert(1)) [data](data:text/html,<script>1</script>) ![picture](https://example.org/a.png)
+[file](file:///etc/passwd) <javascript:alert(1)> \x1b[2J
+
+```"><script>alert(1)</script>
+x
+```
+"""
+LAID_OUT = HARMLESS | {
+    *("p", "em", "code", "s", "a", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"),
+}
+
+
+def answered(books: Store, text: str) -> Page:
+    conversation = books.create(title="t")
+    books.add_node(conversation, books.add_node(conversation, None, "user", text="q"), "assistant", text=text)
+    return Page(export.to_html(books.conversation(conversation), books.branch(conversation)))
+
+
+def test_the_markdown_of_an_answer_is_laid_out(books: Store):
+    page = answered(books, ANSWER)
+    assert page.open == [] and {"em", "s", "table", "td", "code", "li"} <= set(page.tags) <= LAID_OUT
+    assert page.said["section/h1"] == "Title"
+    assert page.said["pre/code"] == "if a < b: pass\n"
+    assert page.said["tr/td"] == "1<2>"
+    assert ("href", "https://example.org/a?b=c") in page.attributes
+
+
+def test_an_answer_acts_and_loads_nothing(books: Store):
+    page = answered(books, EVIL)
+    assert page.open == [] and set(page.tags) <= LAID_OUT
+    links = [value or "" for name, value in page.attributes if name in ("href", "src")]
+    assert links == ["https://example.org/a.png"]
+    names = {name for name, _ in page.attributes}
+    assert names <= {"lang", "charset", "http-equiv", "content", "name", "class", "href"}
+    assert "<script>alert(1)</script>" in page.said["section/p"]
+    assert "\x1b" not in "".join(page.said.values())
+
+
 def test_thoughts_are_folded(books: Store, capitals: int):
     page = export.to_html(books.conversation(capitals), books.branch(capitals))
     assert "<details><summary>Thought</summary><pre>\nYes.</pre></details>" in page
