@@ -66,7 +66,7 @@ CHANGING = ("README.md", "conversion.json")  # they tell seconds
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure the memory of conversions.")
     parser.add_argument("models", nargs="*", default=list(CUTS), help=", ".join(CUTS))
     parser.add_argument("--kills", type=int, default=3, help="how often the second run is killed (3)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of death (0)")

@@ -257,7 +257,12 @@ def with_details(model: LocalModel) -> LocalModel:
 
 def load_problem(folder: Path) -> str | None:
     """Return why the model in `folder` cannot be loaded, judged by file names and headers; None if it can."""
-    return with_details(LocalModel(folder.name, folder, "recently used")).problem
+    return local_model(folder).problem
+
+
+def local_model(folder: Path) -> LocalModel:
+    """Return the model in `folder`, wherever that is, with its sizes."""
+    return with_details(LocalModel(folder.name, folder, "recently used"))
 
 
 def _read_details(model: LocalModel) -> LocalModel:

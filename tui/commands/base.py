@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 Screen = Literal[
-    "models", "sessions", "rewind", "help", "stats", "theme", "keys", "serve", "probs", "palette"
+    "models",
+    "sessions",
+    "rewind",
+    "help",
+    "stats",
+    "theme",
+    "keys",
+    "serve",
+    "probs",
+    "palette",
+    "convert",
 ]
 SWITCH = {
     "on": True,

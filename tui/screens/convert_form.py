@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ...core.quant.results import PlanSummary
     from ..chat.client import EngineClient
     from ..chat.controller import Chat
+    from ..commands import Front
 
 GB = 10**9
 FLOAT_BITS = 10  # a weight; with fewer a model is quantized already
@@ -254,3 +255,13 @@ def plan_line(plan: "PlanSummary", target: Path) -> str:
     free = f" of {shutil.disk_usage(there).free / GB:,.2f} GB free" if there else ""
     size = f"→ {plan.total_bytes / GB:,.2f} GB, {plan.bits_per_weight:.2f} bits per weight"
     return "\n".join((f"{size}; needs {plan.disk_bytes / GB:,.2f} GB{free}", *plan.notes))
+
+
+def make(chat: "Chat", front: "Front") -> ConvertForm:
+    """Return the form for the loaded model. Raises UsageError without one."""
+    from ...core.hub.library import local_model
+
+    del front
+    if chat.model is None:
+        raise UsageError("say which model to convert: /convert MODEL")
+    return ConvertForm(local_model(Path(chat.model.path)), chat)

@@ -38,7 +38,7 @@ from .panes import ScreenPanes
 
 # the module of each screen; without one a report is printed
 NAMES = ("models", "sessions", "rewind", "help", "stats", "theme", "serve", "probs", "palette")
-SCREENS = {name: name for name in NAMES} | {"keys": "help"}
+SCREENS = {name: name for name in NAMES} | {"keys": "help", "convert": "convert_form"}
 JOB_SECONDS = 0.25
 ARMED_SECONDS = 2.0  # in which a second press counts
 

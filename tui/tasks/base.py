@@ -93,7 +93,7 @@ class Task:
     name: ClassVar[str]
     usage: ClassVar[str] = "[OPTIONS]"
     most_models: ClassVar[int] = 1
-    screen: ClassVar[Literal["", "models", "sessions"]] = ""
+    screen: ClassVar[Literal["", "models", "sessions", "convert"]] = ""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the task's options and words."""

@@ -59,10 +59,11 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
     MODEL is quantized by a recipe, or stored in bfloat16; --plan predicts the result from config.json alone.
     For example: convert built-in -o small -q --q-bits 2 --q-recipe unsloth. A stopped run resumes. In a chat
     FOLDER is in the models folder by default, and weights get 4 bits (-q --q-bits 4) unless a flag says how
-    to store them.
+    to store them. Without any word the app opens a form for the loaded model.
     """
 
     name = "convert"
+    screen = "convert"
     usage = "MODEL [FOLDER] [OPTIONS]"
     interrupted = "the same command goes on from the last finished shard"
 

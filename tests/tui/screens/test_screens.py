@@ -319,6 +319,24 @@ async def convert_form(it: Running, screen: ModelsScreen) -> ConvertForm:
     return form
 
 
+def test_convert_alone_opens_the_form_for_the_loaded_model(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await go_to(it, screen, "beta")
+        await it.pilot.press("enter")
+        await it.until(lambda: it.engine.asked("load")[-1]["model"] == str(models / "beta"))
+        await it.until(lambda: it.app.chat.status.phase == "idle" and not it.app.chat.busy)
+        loaded = it.app.chat.model
+        assert loaded is not None
+        it.app.chat.model = replace(loaded, path=str(models / "beta"))
+        await it.say("/convert")
+        await it.until(lambda: isinstance(it.app.screen, ConvertForm))
+        form = cast(ConvertForm, it.app.screen)
+        await it.until(lambda: form.plan is not None)
+        assert "Convert beta" in words_of(form)
+        await it.pilot.press("escape")
+
+
 def words_of(form: ConvertForm) -> str:
     return "\n".join(str(one.content) for one in form.query(Static))
 
