@@ -40,8 +40,14 @@ class RunningServer:
         max_waiting: int = 64,
         options: ServeOptions | None = None,
         settings: dict[str, Any] | None = None,
+        snapshot_budget: int | None = None,
     ):
-        loading = {"model": str(model), "context_limit": context_limit, "store": store and str(store)}
+        loading = {
+            "model": str(model),
+            "context_limit": context_limit,
+            "store": store and str(store),
+            "snapshot_budget": snapshot_budget,
+        }
         self.source = OwnEngine(factory, loading)
         self.backend = Backend(self.source, settings=settings, max_waiting=max_waiting)
         self._options = options or ServeOptions(port=0)

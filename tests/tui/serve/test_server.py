@@ -171,8 +171,8 @@ BODIES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def small_server() -> Iterator[RunningServer]:
-    """A server whose replies are short, whatever they are asked for."""
-    with RunningServer(context_limit=320) as server:
+    """A server whose replies are short, whatever they are asked for, and whose prompt cache is soon full."""
+    with RunningServer(context_limit=320, snapshot_budget=40 << 20) as server:
         yield server
 
 
