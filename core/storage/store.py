@@ -181,6 +181,11 @@ class Store:
                 names.setdefault(row["conversation"], []).append(row["model_name"])
         return names
 
+    def question_counts(self) -> dict[int, int]:
+        """Return how many questions each conversation holds, on all branches, by its id."""
+        counted = "SELECT conversation, COUNT(*) FROM nodes WHERE role = 'user' GROUP BY conversation"
+        return {row[0]: row[1] for row in self._database.read(counted)}
+
     def latest(self) -> Conversation | None:
         """Return the most recently updated conversation that can be read."""
         return next((found for found in self.conversations() if not found.damaged), None)

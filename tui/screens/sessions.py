@@ -41,7 +41,13 @@ class SessionsScreen(Listing):
     EMPTY = "No conversation yet. Ask something, and it is kept here."
     NOT_FOUND = "No conversation has all these words. Try fewer of them; esc lists all conversations."
     HINT = "/ searches everything said"
-    COLUMNS = (Column("", 1), Column("title"), Column("changed", 10, "right"), Column("model", 18, rank=1))
+    COLUMNS = (
+        Column("", 1),
+        Column("title"),
+        Column("questions", 9, "right", rank=2),
+        Column("changed", 10, "right"),
+        Column("model", 18, rank=1),
+    )
     KEYS: ClassVar[Keys] = (
         ("enter", "open"),
         ("/", "search"),
@@ -97,17 +103,18 @@ class SessionsScreen(Listing):
         try:
             found = await asyncio.to_thread(self._store.conversations, LISTED, self.filter.value)
             models = await asyncio.to_thread(self._store.model_names)
+            counts = await asyncio.to_thread(self._store.question_counts)
         except QchatError as error:
             self.say(str(error), "error")
             return
         if self.is_open:
             self._days = {str(one.id): day_of(one.updated) for one in found}
-            self.show_rows([self._row(one, models.get(one.id, ())) for one in found])
+            self.show_rows([self._row(one, models.get(one.id, ()), counts.get(one.id, 0)) for one in found])
 
-    def _row(self, one: "Conversation", models: Sequence[str]) -> Row:
+    def _row(self, one: "Conversation", models: Sequence[str], questions: int) -> Row:
         mark = "●" if one.id == self._here else ""
         _, number, changed, model, title = row(one, models, here=self._here)
-        return Row(number, (mark, title, changed, model))
+        return Row(number, (mark, title, f"{questions:,}", changed, model))
 
     def highlighted(self, row: Row | None) -> None:
         self.preview(int(row.id) if row else None)

@@ -760,3 +760,13 @@ def test_replies_of_an_older_schema_name_no_model(path: Path, monkeypatch: pytes
     with Store(path) as books:
         assert [(node.text, node.model_name) for node in books.nodes(1)] == [("kept", "")]
         assert books.results(1) == [] and books.model_names() == {}
+
+
+def test_questions_are_counted_on_all_branches(tmp_path: Path):
+    with Store(tmp_path / "counted.db") as store:
+        one, two, empty = (store.create(model=ModelIdentity("m")) for _ in range(3))
+        for question in ("a", "b"):
+            asked = store.add_node(one, None, "user", text=question)
+            store.add_node(one, asked, "assistant", text="x")
+        store.add_node(two, None, "user", text="c")
+        assert store.question_counts() == {one: 2, two: 1} and empty not in store.question_counts()
