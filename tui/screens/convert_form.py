@@ -9,6 +9,7 @@ import asyncio
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,24 +173,26 @@ class ConvertForm(ModalScreen[str | None]):
     async def refresh_plan(self) -> None:
         """Show what the fields give: the line, its folder, and the predicted size."""
         self.plan, self.problem = None, ""
-        try:
-            target = Path(self._request().params["target"])
-            self._suggest(target)
-            self._show(f"/convert {shlex.join(self.words)}", "planning…")
-            if target.exists():
-                raise UsageError(f"{target} exists already: choose another folder")
-            request = self._request("--plan")
-            client = await self._planner()
-            params = {**request.params, "measure": False}  # that would take minutes
-            plan = decode(await client.request(request.method, **params), request.result)
-            quality = self._quality(plan)
-            self._show(f"/convert {shlex.join(self.words)}", f"{plan_line(plan, target)}{quality}")
-            self.plan = plan
-        except NoMatches:  # the form was closed meanwhile
-            return
-        except QchatError as error:
-            self.problem = str(error)
-            self._show("", self.problem, "$error")
+        with suppress(NoMatches):  # the form was closed meanwhile
+            try:
+                await self._refresh_plan()
+            except QchatError as error:
+                self.problem = str(error)
+                self._show("", self.problem, "$error")
+
+    async def _refresh_plan(self) -> None:
+        target = Path(self._request().params["target"])
+        self._suggest(target)
+        self._show(f"/convert {shlex.join(self.words)}", "planning…")
+        if target.exists():
+            raise UsageError(f"{target} exists already: choose another folder")
+        request = self._request("--plan")
+        client = await self._planner()
+        params = {**request.params, "measure": False}  # that would take minutes
+        plan = decode(await client.request(request.method, **params), request.result)
+        quality = self._quality(plan)
+        self._show(f"/convert {shlex.join(self.words)}", f"{plan_line(plan, target)}{quality}")
+        self.plan = plan
 
     def _quality(self, plan: "PlanSummary") -> str:
         """Draw the curve of KL against size where there is room, or say what is measured first."""

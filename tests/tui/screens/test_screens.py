@@ -319,6 +319,25 @@ async def convert_form(it: Running, screen: ModelsScreen) -> ConvertForm:
     return form
 
 
+def test_a_plan_that_fails_after_its_form_was_closed_does_no_harm(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        form = await convert_form(it, screen)
+
+        async def closed() -> None:
+            form.dismiss(None)
+            await it.until(lambda: not form.is_attached)
+            raise UsageError("the engine has stopped")
+
+        monkeypatch.setattr(form, "_planner", closed)
+        plan: Any = ConvertForm.refresh_plan
+        await plan.__wrapped__(form)  # the worker itself would be cancelled
+        assert form.problem == "the engine has stopped"
+        assert it.app._exception is None
+
+
 def test_convert_alone_opens_the_form_for_the_loaded_model(tmp_path: Path, models: Path):
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:
