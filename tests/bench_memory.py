@@ -25,12 +25,6 @@ from tests.paths import ROOT
 
 BUDGET_NBYTES = 3_000_000_000
 TEXT_CHARACTERS = 12_000  # more text takes longer, and no more memory
-HEADS = {
-    "head_dim": 256,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16,
-}
 COMMON = {
     "num_hidden_layers": 2,
     "layer_types": ["linear_attention", "full_attention"],
