@@ -6,7 +6,7 @@ from string import Template
 from ..checkpoint.packed import Geometry, Packed
 from ..machine.backend import mx
 from .launch import Kernel
-from .unpack import WEIGHTS, load_text, scale_count, unpacking
+from .unpack import WEIGHTS, load_text, scale_count, values_text
 
 THREADS = 128
 
@@ -21,8 +21,7 @@ _DEQUANTIZE = Template("""
     uint word[1][$words];
     float scale[1][$scales], bias[1] = {0}, value[32];
     $load
-    $setup
-    $pairs
+    $values
     UNROLL for (uint i = 0; i < 4; ++i) {
       const uint4 four = {
         float_pair(value[8 * i], value[8 * i + 1]), float_pair(value[8 * i + 2], value[8 * i + 3]),
@@ -53,25 +52,13 @@ def dequantize(packed: Packed) -> mx.array:
 
 @cache
 def dequantize_kernel(geometry: Geometry, rank: int) -> Kernel:
-    code = unpacking(geometry)
-    pairs = []
-    for place, pair in enumerate(code.pairs):
-        group = 2 * place * scale_count(geometry) // WEIGHTS
-        scale = f"scale[0][{group}] * {2.0 ** (code.exponent - pair.shift)}f"
-        code_text = f"const halves code = bits_halves({pair.text.replace('word[', 'word[0][')});"
-        low, high = (
-            f"value[{i}] = halves_{half}(code) * ({scale}) + bias[0];"
-            for i, half in ((pair.low, "low"), (pair.high, "high"))
-        )
-        pairs.append(f"{{ {code_text} {low} {high} }}")
     parts = {
         "threads": THREADS,
         "slots": " * ".join(f"uint(weight_shape[{axis}])" for axis in range(rank)) + f" / {geometry.bits}",
         "words": geometry.bits,
         "scales": scale_count(geometry),
         "load": load_text(geometry),
-        "setup": code.setup.replace("word[", "word[0]["),
-        "pairs": "\n    ".join(pairs),
+        "values": values_text(geometry),
     }
     inputs = ("weight", "scales", "biases") if geometry.mode == "affine" else ("weight", "scales")
     return Kernel(

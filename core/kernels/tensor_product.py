@@ -12,7 +12,7 @@ from string import Template
 from ..checkpoint.packed import Geometry, Packed
 from ..machine.backend import mx
 from .launch import Kernel
-from .unpack import WEIGHTS, load_text, scale_count, unpacking
+from .unpack import load_text, scale_count, values_text
 
 # more rows of x cost less with the weight written out once, as measured on an H200 at the dimensions of 27B
 MAX_TENSOR_ROWS = 40
@@ -111,8 +111,7 @@ _PRODUCT = Template("""
     uint two[2][16];
     UNROLL for (uint r = 0; r < 2; ++r) {
       float value[32];
-      $setup
-      $pairs
+      $values
       UNROLL for (uint i = 0; i < 16; ++i) two[r][i] = float_pair(value[2 * i], value[2 * i + 1]);
     }
     UNROLL for (uint eight = 0; eight < 4; ++eight) {
@@ -201,16 +200,6 @@ def arrange_kernel(*, experts: bool) -> Kernel:
 
 @cache
 def product_kernel(geometry: Geometry, *, experts: bool) -> Kernel:
-    code = unpacking(geometry)
-    pairs = []
-    for place, pair in enumerate(code.pairs):
-        group = 2 * place * scale_count(geometry) // WEIGHTS
-        scale = f"scale[r][{group}] * {2.0 ** (code.exponent - pair.shift)}f"
-        low, high = (
-            f"value[{i}] = halves_{half}(code) * ({scale}) + bias[r];"
-            for i, half in ((pair.low, "low"), (pair.high, "high"))
-        )
-        pairs.append(f"{{ const halves code = bits_halves({pair.text}); {low} {high} }}")
     cases = [f"outputs >= {least} ? {n} :" for least, n in SPLITS.items() if least]
     parts = {
         "group": GROUP,
@@ -223,8 +212,7 @@ def product_kernel(geometry: Geometry, *, experts: bool) -> Kernel:
         "bits": geometry.bits,
         "scales": scale_count(geometry),
         "load_next": load_text(geometry, into="next_"),
-        "setup": code.setup.replace("word[", "word[r]["),
-        "pairs": "\n      ".join(pairs).replace("word[", "word[r]["),
+        "values": values_text(geometry),
     }
     scales = ("scales", "biases") if geometry.mode == "affine" else ("scales",)
     return Kernel(

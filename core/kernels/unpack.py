@@ -99,6 +99,21 @@ def unpacking(geometry: Geometry) -> Unpacking:
     return _e2m1() if geometry.bits == 4 else _e4m3()
 
 
+def values_text(geometry: Geometry) -> str:
+    """Return text that unpacks row `r` of words to `value[32]`, floats in the order of the weights."""
+    code = unpacking(geometry)
+    lines = [code.setup]
+    for place, pair in enumerate(code.pairs):
+        group = 2 * place * scale_count(geometry) // WEIGHTS
+        scale = f"scale[r][{group}] * {2.0 ** (code.exponent - pair.shift)}f"
+        low, high = (
+            f"value[{i}] = halves_{half}(code) * ({scale}) + bias[r];"
+            for i, half in ((pair.low, "low"), (pair.high, "high"))
+        )
+        lines.append(f"{{ const halves code = bits_halves({pair.text}); {low} {high} }}")
+    return "\n      ".join(lines).replace("word[", "word[r][")
+
+
 def _integers(bits: int) -> Unpacking:
     """Pair codes i and i + h in one word, where h codes fill whole bytes, at least two."""
     half = {2: 8, 3: 8, 4: 4, 5: 8, 6: 4, 8: 2}[bits]
