@@ -8,6 +8,8 @@ import hashlib
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -58,38 +60,36 @@ class Picture:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height of the upright picture, from the file's header. Raises UsageError."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                image = self._open()
-                width, height = image.size
-                turned = image.getexif().get(ORIENTATION, 1) in TURNED
-            except DECODING_ERRORS as error:
-                raise self._refuse(error) from error
+        with self._reading():
+            image = self._open()
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in TURNED
         return (height, width) if turned else (width, height)
 
     @cached_property
     def thumbnail(self) -> Thumbnail:
         """The picture within THUMBNAIL pixels. Raises UsageError."""
         self.size  # noqa: B018  refuses what is too large
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                image = self._open()
-                image.draft("RGB", (8 * THUMBNAIL[0], 8 * THUMBNAIL[1]))  # JPEG decodes to an eighth at once
-                small = _to_rgb(_upright(image))
-                small.thumbnail(THUMBNAIL)
-            except DECODING_ERRORS as error:
-                raise self._refuse(error) from error
+        with self._reading():
+            image = self._open()
+            image.draft("RGB", (8 * THUMBNAIL[0], 8 * THUMBNAIL[1]))  # JPEG decodes to an eighth at once
+            small = _to_rgb(_upright(image))
+            small.thumbnail(THUMBNAIL)
         return Thumbnail(*small.size, small.tobytes().hex())
 
     def decode(self) -> "Image":
         """Return the upright picture in RGB. Raises UsageError."""
         self.size  # noqa: B018  refuses what is too large
+        with self._reading():
+            return _to_rgb(_upright(self._open()))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Make what Pillow raises a UsageError."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
             try:
-                return _to_rgb(_upright(self._open()))
+                yield
             except DECODING_ERRORS as error:
                 raise self._refuse(error) from error
 

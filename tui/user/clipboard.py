@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...core.errors import UsageError
@@ -42,6 +42,10 @@ def _program() -> list[str] | None:
         commands = [["wl-copy"]] if os.environ.get("WAYLAND_DISPLAY") else []
         if os.environ.get("DISPLAY"):
             commands += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
+    return _first_installed(commands)
+
+
+def _first_installed(commands: Sequence[list[str]]) -> list[str] | None:
     return next((command for command in commands if shutil.which(command[0])), None)
 
 
@@ -105,7 +109,7 @@ def _picture_program() -> list[str]:
         if os.environ.get("DISPLAY"):
             commands.append(["xclip", "-selection", "clipboard", "-target", "image/png", "-out"])
         names = "wl-paste or xclip, and a desktop"
-    found = next((command for command in commands if shutil.which(command[0])), None)
+    found = _first_installed(commands)
     if found is None:
         raise UsageError(f"no program here reads pictures from the clipboard (wanted {names})")
     return found

@@ -142,7 +142,7 @@ class Question(Block):
         return [*self._band(look), *shown]
 
     def guess(self, look: Look) -> int:
-        return super().guess(look) + sum(len(picture_lines(one, look.frame.width)) for one in self._pictures)
+        return super().guess(look) + sum(1 + one.thumbnail.height // 2 for one in self._pictures)
 
     def _band(self, look: Look) -> list[Line]:
         facts = self._facts()
