@@ -13,13 +13,13 @@ from typing import Any
 from ..checkpoint.assemble import Tensor
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.packed import Geometry
+from ..checkpoint.weights import WeightScope
 from ..conversion.source import Source, to_dense
 from ..machine.backend import Policy, mx
 from ..model.cache import Cache, DeltaState, LayerCache
 from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention
 from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
-from ..model.weight_scope import WeightScope
 from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
 from ..quant.rounding import quantize
 

@@ -232,3 +232,26 @@ def _note_sentences(assembler: Assembler) -> tuple[str, ...]:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         sentences.append(f"{sentence}: {names[0]}{more}")
     return tuple(sentences)
+
+
+class WeightScope:
+    """The weights whose names begin with `prefix`, looked up by what follows it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = ""):
+        self.tensors = tensors
+        self.prefix = prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.prefix + name]
+
+    def within(self, name: str) -> "WeightScope":
+        """Return the scope of the submodule `name`."""
+        return WeightScope(self.tensors, f"{self.prefix}{name}.")
+
+    def vector(self, name: str) -> mx.array:
+        """Return a dense tensor, evaluated. Raises TypeError for a packed one."""
+        value = self[name]
+        if not isinstance(value, mx.array):
+            raise TypeError(f"{self.prefix}{name} is packed, and a vector never is")
+        mx.eval(value)
+        return value

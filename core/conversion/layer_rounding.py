@@ -18,13 +18,13 @@ from ..checkpoint.assemble import Tensor
 from ..checkpoint.finite import is_finite, not_finite
 from ..checkpoint.header import read_header
 from ..checkpoint.packed import Packed
+from ..checkpoint.weights import WeightScope
 from ..errors import UsageError
 from ..machine.backend import Policy, mx
 from ..machine.files import read_text, whole_file
 from ..model.cache import Cache
 from ..model.layers import AttentionLayer, DeltaLayer, rms_norm
 from ..model.network import make_layer
-from ..model.weight_scope import WeightScope
 from ..ops.gated_delta import USUAL
 from ..quant.folds import Folds
 from ..quant.gptq import compensate

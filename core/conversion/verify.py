@@ -11,13 +11,13 @@ from itertools import cycle
 
 from ..checkpoint.assemble import Tensor
 from ..checkpoint.stored import Checkpoint
+from ..checkpoint.weights import WeightScope
 from ..errors import WeightsError
 from ..machine.backend import choose_policy, mx
 from ..model.cache import Cache
 from ..model.fused_layers import kernel_form
 from ..model.layers import rms_norm
 from ..model.network import make_layer
-from ..model.weight_scope import WeightScope
 from ..ops.candidates import Dimensions
 from ..ops.linear import make_linear, materialize
 from ..ops.tuning import settle

@@ -46,6 +46,12 @@ _CONSTANTS = Template("""
   constexpr uint SHARERS = HEADS / KV, TILE = $tile, WARPS = D / 32;
   constexpr uint AT_ONCE = $at_once;
 """)
+# five words tell where a cache is: two each are the addresses of keys and values, the last is the capacity
+WORDS = 5
+_FOUND = Template("""
+  ${mutable}bf16* $first = (${mutable}bf16*)(found_at[0] | (unsigned long long)found_at[1] << 32);
+  ${mutable}bf16* $second = (${mutable}bf16*)(found_at[2] | (unsigned long long)found_at[3] << 32);
+""")
 _SPLIT = Template("""
   // a block is one head of one position: of queries, of keys, then of values
   const uint part = block_x, t = block_y, steps = main_shape[0];
@@ -67,12 +73,12 @@ _SPLIT = Template("""
     value = value * exact_cos(angle) + (low ? -other : other) * exact_sin(angle);
   }
   if (is_query) q[(part * steps + t) * D + tid] = bf16(value);
-  else if (is_key) k[((part - HEADS) * steps + t) * D + tid] = bf16(value);
-  else v[((part - HEADS - KV) * steps + t) * D + tid] = bf16(value);
+  else if (is_key) k[((part - HEADS) * $stride + t) * D + tid] = bf16(value);
+  else v[((part - HEADS - KV) * $stride + t) * D + tid] = bf16(value);
 """)
 _ATTEND = Template("""
   const uint split = block_x, kv = block_y, t = block_z, warp = tid / 32;
-  const uint steps = q_shape[2], capacity = keys_shape[2];
+  const uint steps = q_shape[2], capacity = $capacity;
   const uint visible = uint(offset[0]) + t + 1;
   const uint stretch = (visible + $splits - 1) / $splits;
   const uint begin = min(split * stretch, visible), end = min(begin + stretch, visible);
@@ -222,6 +228,29 @@ def split_heads(
     )
 
 
+def split_heads_into(
+    heads: Heads,
+    main: mx.array,
+    q_norm: mx.array,
+    k_norm: mx.array,
+    frequencies: mx.array,
+    offset: mx.array,
+    place: mx.array,
+    found_at: mx.array,
+) -> mx.array:
+    """Do the same, but write keys and values into a cache from position `place` [1] int32 on; return q.
+
+    `found_at` are the WORDS that tell where the cache is.
+    """
+    steps = main.shape[0]
+    (q,) = split_kernel(heads, cached=True)(
+        [main, q_norm, k_norm, frequencies, offset, place, found_at],
+        blocks=(heads.heads + 2 * heads.kv_heads, steps, 1),
+        results=[((1, heads.heads, steps, HEAD_DIM), mx.bfloat16)],
+    )
+    return q
+
+
 def attend(
     heads: Heads, main: mx.array, q: mx.array, keys: mx.array, values: mx.array, offset: mx.array
 ) -> mx.array:
@@ -231,10 +260,25 @@ def attend(
     gates are in the projections `main` [T, width]. All but the offset are bfloat16. Returns [T, H * 256]
     bfloat16.
     """
-    steps = q.shape[2]
     splits = split_count(keys.shape[2])
-    parts, weights = attend_kernel(heads, splits)(
-        [q, keys, values, offset],
+    kernel = attend_kernel(heads, splits)
+    return _attend(heads, splits, kernel, main, q, [keys, values, offset])
+
+
+def attend_at(
+    heads: Heads, main: mx.array, q: mx.array, found_at: mx.array, offset: mx.array, splits: int
+) -> mx.array:
+    """Do what `attend` does over the cache that `found_at` tells, in so many splits."""
+    kernel = attend_kernel(heads, splits, cached=True)
+    return _attend(heads, splits, kernel, main, q, [found_at, offset])
+
+
+def _attend(
+    heads: Heads, splits: int, kernel: Kernel, main: mx.array, q: mx.array, cache: list[mx.array]
+) -> mx.array:
+    steps = q.shape[2]
+    parts, weights = kernel(
+        [q, *cache],
         blocks=(splits, heads.kv_heads, steps),
         results=[
             ((splits, steps, heads.heads, HEAD_DIM), mx.float32),
@@ -273,18 +317,23 @@ def _constants(heads: Heads) -> str:
 
 
 @cache
-def split_kernel(heads: Heads) -> Kernel:
-    inputs = ("main", "q_norm", "k_norm", "turns", "offset")
-    body = _constants(heads) + _SPLIT.substitute(eps=f"{heads.norm_eps!r}f")
-    return Kernel("split_heads", inputs, ("q", "k", "v"), body, HEAD_DIM)
+def split_kernel(heads: Heads, *, cached: bool = False) -> Kernel:
+    """Return the kernel that splits heads; `cached`, keys and values go into a cache that words tell."""
+    inputs = ("main", "q_norm", "k_norm", "turns", "offset", *(("place", "found_at") if cached else ()))
+    stride = "uint(found_at[4]) + uint(place[0])" if cached else "steps"
+    found = _FOUND.substitute(mutable="", first="k", second="v") if cached else ""
+    body = found + _constants(heads) + _SPLIT.substitute(eps=f"{heads.norm_eps!r}f", stride=stride)
+    return Kernel("split_heads", inputs, ("q",) if cached else ("q", "k", "v"), body, HEAD_DIM)
 
 
 @cache
-def attend_kernel(heads: Heads, splits: int) -> Kernel:
-    body = _constants(heads) + _ATTEND.substitute(splits=splits)
-    return Kernel(
-        "attend", ("q", "keys", "values", "offset"), ("parts", "weights"), body, HEAD_DIM, resident=2
-    )
+def attend_kernel(heads: Heads, splits: int, *, cached: bool = False) -> Kernel:
+    """Return the kernel that attends in splits; `cached`, to a cache that words tell."""
+    capacity = "uint(found_at[4])" if cached else "keys_shape[2]"
+    found = _FOUND.substitute(mutable="const ", first="keys", second="values") if cached else ""
+    body = found + _constants(heads) + _ATTEND.substitute(splits=splits, capacity=capacity)
+    inputs = ("q", "found_at", "offset") if cached else ("q", "keys", "values", "offset")
+    return Kernel("attend", inputs, ("parts", "weights"), body, HEAD_DIM, resident=2)
 
 
 @cache

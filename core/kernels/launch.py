@@ -5,7 +5,8 @@ define. `backend()` says whether our kernels run on this machine's device.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal, TypeVar
@@ -22,6 +23,8 @@ T = TypeVar("T")
 #   low_float, high_float      the bfloat16 in the lower, upper half of 32 bits; float_pair makes such bits
 #   exact_cos, exact_sin       accurate for angles of thousands of turns, too
 #   picked<a, b, c, d>(v, w)   the bytes a, b, c, d of the eight in v and w, 0 being the lowest
+#   WAIT_FIRST                 a kernel of a graph begins before the last one has ended, and waits for that;
+#                              helpers may put BEGIN_EARLY in its place and WAIT_FOR_INPUTS into the body
 #   stream2, stream4           load two, four words that no one reads again
 #   lane_xor, lanes_sum        the value of the lane whose number is lane ^ mask; the sum over all 32 lanes
 CUDA_PRELUDE = """
@@ -35,6 +38,14 @@ typedef __nv_bfloat16 bf16;
 #define SHARED __shared__
 #define UNROLL _Pragma("unroll")
 #define BARRIER() __syncthreads()
+#if __CUDA_ARCH__ >= 900
+#define BEGIN_EARLY() asm volatile("griddepcontrol.launch_dependents;")
+#define WAIT_FOR_INPUTS() asm volatile("griddepcontrol.wait;" ::: "memory")
+#else
+#define BEGIN_EARLY()
+#define WAIT_FOR_INPUTS()
+#endif
+#define WAIT_FIRST() BEGIN_EARLY(); WAIT_FOR_INPUTS()
 __device__ inline halves make_halves(float low, float high) { return __floats2half2_rn(low, high); }
 __device__ inline halves bits_halves(uint bits) { return *reinterpret_cast<halves*>(&bits); }
 __device__ inline halves halves_fma(halves a, halves b, halves c) { return __hfma2(a, b, c); }
@@ -62,6 +73,7 @@ __device__ inline float lanes_sum(float x) {
 }
 """
 CUDA_OPENING = """
+  WAIT_FIRST();
   const uint tid = threadIdx.x, lane = threadIdx.x % 32;
   const uint block_x = blockIdx.x, block_y = blockIdx.y, block_z = blockIdx.z;
 """
@@ -77,6 +89,9 @@ typedef bfloat bf16;
 #define SHARED threadgroup
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
+#define BEGIN_EARLY()
+#define WAIT_FOR_INPUTS()
+#define WAIT_FIRST()
 inline halves make_halves(float low, float high) { return halves(half(low), half(high)); }
 inline halves bits_halves(uint bits) { return as_type<halves>(bits); }
 inline halves halves_fma(halves a, halves b, halves c) { return fma(a, b, c); }
@@ -101,6 +116,7 @@ inline float lane_xor(float x, uint mask) { return simd_shuffle_xor(x, ushort(ma
 inline float lanes_sum(float x) { return simd_sum(x); }
 """
 METAL_OPENING = """
+  WAIT_FIRST();
   const uint tid = thread_position_in_threadgroup.x, lane = thread_position_in_threadgroup.x % 32;
   const uint block_x = threadgroup_position_in_grid.x, block_y = threadgroup_position_in_grid.y;
   const uint block_z = threadgroup_position_in_grid.z;
@@ -131,7 +147,12 @@ class Kernel:
         blocks: tuple[int, int, int],
         results: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     ) -> list[mx.array]:
-        """Launch so many `blocks` on `arrays`; return outputs of the shapes and dtypes in `results`."""
+        """Launch so many `blocks` on `arrays`; return outputs of the shapes and dtypes in `results`.
+
+        While launches are recorded (`recorded_by`), write this one down instead.
+        """
+        if _recorder is not None:
+            return _recorder(self, arrays, blocks, results)
         launch = {
             "inputs": list(arrays),
             "grid": (blocks[0] * self.threads, blocks[1], blocks[2]),
@@ -141,18 +162,20 @@ class Kernel:
         }
         device = backend() or "metal"
         if device == "cuda":
-            signature = tuple((array.dtype, array.ndim) for array in arrays)
-            made = _machine_code(self, signature, tuple(launch["output_dtypes"]))
+            made = cuda_code(self, arrays, launch["output_dtypes"])
             if made is not None:
-                lengths = [n for _, array in self.with_shapes(arrays) for n in array.shape]
                 return mx.fast.precompiled_cuda_kernel(
                     name=made[0],
                     compiled_source=made[1],
-                    scalars=lengths,
+                    scalars=self.lengths(arrays),
                     ensure_row_contiguous=True,
                     **launch,
                 )
         return _build(self, device)(**launch)
+
+    def lengths(self, arrays: Sequence[mx.array]) -> list[int]:
+        """Return what follows the pointers in a launch on `arrays`: the lengths that the body uses."""
+        return [length for _, array in self.with_shapes(arrays) for length in array.shape]
 
     def with_shapes(self, values: Sequence[T]) -> list[tuple[str, T]]:
         """Return the name of each input whose shape the body uses, with its one of `values`."""
@@ -204,6 +227,37 @@ def cuda_program(
     name = unique_name(f"qchat_{kernel.name}", header, body, *parameters)
     head = f'extern "C" __global__ void {name}({", ".join(parameters)})'
     return f"{header}\n{head} {{\n{''.join(shapes)}{body}\n}}\n", name
+
+
+# what records a launch: of a kernel with inputs, blocks, and the shapes and dtypes of its outputs
+Recorder = Callable[
+    [Kernel, Sequence[mx.array], tuple[int, int, int], Sequence[tuple[tuple[int, ...], mx.Dtype]]],
+    list[mx.array],
+]
+_recorder: Recorder | None = None
+
+
+@contextmanager
+def recorded_by(recorder: Recorder) -> Iterator[None]:
+    """Let `recorder` take the place of MLX for every kernel that is called meanwhile."""
+    global _recorder
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
+
+
+def is_recorded() -> bool:
+    """Whether kernels are recorded in place of being run, so that nothing but kernels may compute."""
+    return _recorder is not None
+
+
+def cuda_code(
+    kernel: Kernel, inputs: Sequence[mx.array], outputs: Sequence[mx.Dtype]
+) -> tuple[str, bytes] | None:
+    """Return the name and machine code of a kernel for these arrays; None where MLX has to compile it."""
+    return _machine_code(kernel, tuple((array.dtype, array.ndim) for array in inputs), tuple(outputs))
 
 
 @cache

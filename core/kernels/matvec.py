@@ -48,6 +48,11 @@ class Shape:
     router: Router | None = None
 
     @property
+    def begins_early(self) -> bool:
+        """Whether the first rows of weights are known, and can be loaded, before the inputs are there."""
+        return self.experts in ("none", "shared")
+
+    @property
     def slot(self) -> int:
         """Weights of a slot."""
         return WEIGHTS if self.geometry else DENSE_WEIGHTS
@@ -123,6 +128,10 @@ _BODY = Template("""
     const uint slot = inside ? wanted : SLOTS - 1;
     const uint place = slot / PIECES, piece = slot % PIECES;
     const uint expert = $expert;
+    uint next_word[AT_ONCE][WORDS];
+    $declare_next
+    $load_first_rows
+    $wait
     $declare_inputs
     UNROLL for (uint t = 0; t < INPUTS; ++t) {
       const uint row = $input_row;
@@ -139,9 +148,6 @@ _BODY = Template("""
       $change_inputs
       $keep_inputs
     }
-    uint next_word[AT_ONCE][WORDS];
-    $declare_next
-    $load_first_rows
     for (uint pass = 0; pass < PASSES; ++pass) {
       uint word[AT_ONCE][WORDS];
       $declare_scales
@@ -185,6 +191,10 @@ _BODY = Template("""
     if (output < rows && row < $output_rows) y[row * rows + output] = $cast(total[0]);
   }
 """)
+_BEGIN_EARLY = """
+#undef WAIT_FIRST
+#define WAIT_FIRST() BEGIN_EARLY()
+"""
 _ROUTE = Template("""uint routed = 0;
   {
     const uint token = block_y / TOP, wanted = block_y % TOP;
@@ -267,6 +277,7 @@ def matvec_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -
         "words": geometry.bits if geometry else DENSE_WEIGHTS // 2,
         "chains": _chains(geometry),
         "scales": scale_count(geometry) if geometry else 1,
+        "wait": "WAIT_FOR_INPUTS();" if shape.begins_early else "",
         "cast": "float" if wide else "bf16",
         "route": _ROUTE.substitute(choose=choose_text(shape.router)) if shape.router else "",
         **_indices(shape),
@@ -278,7 +289,8 @@ def matvec_kernel(shape: Shape, tiling: Tiling, rank: int, wide: bool = False) -
     name = f"matvec_{geometry.mode}{geometry.bits}" if geometry else "matvec_bf16"
     outputs = ("y", "ids", "shares") if shape.router else ("y",)
     body = _BODY.substitute(parts)
-    return Kernel(name, tuple(_names(shape)), outputs, body, tiling.threads, resident=tiling.resident)
+    helpers = _BEGIN_EARLY if shape.begins_early else ""
+    return Kernel(name, tuple(_names(shape)), outputs, body, tiling.threads, helpers, tiling.resident)
 
 
 def _chains(geometry: Geometry | None) -> int:

@@ -4,5 +4,5 @@ Owns the forward pass. Never reads a file, never samples, and knows neither fold
 
 Public names: AttentionLayer, Cache, DeltaLayer, DeltaState, DenseMLP, FeedForward, GatedAttention,
 kernel_form, KVBuffer, KVCache, LayerCache, make_layer, MemoryPlan, MixedTokens, MixtureOfExperts, Model,
-observe, observe_layer, plain_form, plan_folder, plan_memory, rms_norm, WeightScope.
+observe, observe_layer, plain_form, plan_folder, plan_memory, rms_norm.
 """

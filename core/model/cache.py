@@ -6,7 +6,7 @@ beginning (`Cache.share`). Recurrent states are written in place only by the own
 next copy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -217,13 +217,15 @@ class SpeculativeStates(NamedTuple):
 class DeltaState:
     """The last K-1 convolution inputs [B, K-1, channels] and the recurrent state [B, Hv, Dk, Dv], float32.
 
-    Both may be written in place while `private` is `state`: then no copy shares them.
+    Both may be written in place while `private` is `state`: then no copy shares them. While `lent` is `state`
+    they are not this state's own, and their owner may write them as soon as this state has others.
     """
 
     conv: mx.array
     state: mx.array
     speculative: Speculative | None = None
     private: mx.array | None = None
+    lent: mx.array | None = None
 
     def commit(self, count: int) -> None:
         """Commit the first `count` of the speculative tokens; roll back the rest.
@@ -237,10 +239,11 @@ class DeltaState:
 
     def detach(self) -> None:
         """Give up what a slice keeps alive: the states after tokens that were rolled back."""
-        if self.private is not self.state:
+        if self.private is not self.state and self.lent is not self.state:
             self.conv, self.state = mx.contiguous(self.conv), mx.contiguous(self.state)
 
     def copy(self) -> "DeltaState":
+        give_back([self])
         self.private = None
         return DeltaState(self.conv, self.state)
 
@@ -250,6 +253,14 @@ class DeltaState:
 
     def arrays(self) -> list[mx.array]:
         return [self.conv, self.state]
+
+
+def give_back(states: Sequence[DeltaState]) -> None:
+    """Let `states` have arrays of their own in place of lent ones, computed."""
+    lent = [state for state in states if state.lent is state.state]
+    for state in lent:
+        state.conv, state.state = state.conv * 1, state.state * 1
+    mx.eval([array for state in lent for array in state.arrays()])
 
 
 LayerCache = KVCache | DeltaState
@@ -285,7 +296,8 @@ class Cache:
         )
 
     def copy(self) -> "Cache":
-        """Return a cache that later reads leave as it is; no array is copied."""
+        """Return a cache that later reads leave as it is; no array is copied, but for those that are lent."""
+        give_back([layer for layer in self.layers if isinstance(layer, DeltaState)])
         layers = [layer.copy() for layer in self.layers]
         return Cache(layers, self.length, self.hidden, self.draft.copy(), self.draft_end)
 

@@ -25,6 +25,7 @@ class FusedDecoder:
     """The layers of a model as compiled segments with an attention between each two of them."""
 
     def __init__(self, layers: Sequence[FusedLayer]):
+        self.layers = layers
         self._places = [i for i, layer in enumerate(layers) if isinstance(layer, FusedAttentionLayer)]
         self._attentions = [layer for layer in layers if isinstance(layer, FusedAttentionLayer)]
         bounds = list(zip([-1, *self._places], [*self._places, len(layers)], strict=True))

@@ -11,7 +11,8 @@ from typing import Protocol
 from ..checkpoint.packed import Packed
 from ..kernels import decode_attention, delta_net
 from ..kernels.expert_routing import Router, route
-from ..kernels.launch import backend, forced_on
+from ..kernels.launch import backend, forced_on, is_recorded
+from ..kernels.rows import join as join_rows
 from ..machine.backend import Policy, fuse, mx
 from ..ops import choices, fused_matvec
 from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
@@ -192,6 +193,8 @@ class FusedAttentionLayer:
         self.plain, self._mixer, self._feed_forward = plain, plain.mixer, feed_forward
         self._input_norm, self._post_norm = layer_norms(plain)
         self._heads = attention_heads(plain.mixer)
+        # a token's keys or values
+        self.key_like = mx.zeros((1, plain.mixer.kv_heads, 1, plain.mixer.dim), mx.bfloat16)
         rotary = plain.mixer.rotary
         own = decode_attention.rope_frequencies(rotary.dims, rotary.theta)
         self._frequencies = rotary.frequencies if rotary.is_scaled else own
@@ -219,6 +222,20 @@ class FusedAttentionLayer:
         return main, *decode_attention.split_heads(
             self._heads, main, mixer.q_norm, mixer.k_norm, self._frequencies, place
         )
+
+    def attend_in_place(
+        self, x: mx.array, turned: mx.array, offset: mx.array, found_at: mx.array, splits: int
+    ) -> mx.array:
+        """Return attention's gated output [T, H*D] for x [T, hidden] over the cache that `found_at` tells.
+
+        Keys and values go into that from position `offset` [1] on, and are rotated as those at `turned` [1].
+        """
+        mixer = self._mixer
+        main = join(project(x, mixer.qkv, self._input_norm))  # [T, width]
+        q = decode_attention.split_heads_into(
+            self._heads, main, mixer.q_norm, mixer.k_norm, self._frequencies, turned, offset, found_at
+        )
+        return decode_attention.attend_at(self._heads, main, q, found_at, offset, splits)
 
     def attend(self, projected: tuple[mx.array, ...], cache: LayerCache, offset: mx.array) -> mx.array:
         """Return attention's gated output [T, H*D] from what `before` returned; grow the cache by T."""
@@ -370,4 +387,6 @@ def project(x: mx.array, projections: Projections, norm: Norm) -> list[mx.array]
 
 def join(parts: list[mx.array]) -> mx.array:
     """Return `parts` [T, N] side by side."""
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+    if len(parts) == 1:
+        return parts[0]
+    return join_rows(parts) if is_recorded() else mx.concatenate(parts, axis=-1)

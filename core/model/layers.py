@@ -8,6 +8,7 @@ heads of Dk and Hv value heads of Dv columns in a delta net, whose convolution h
 from typing import Protocol
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.weights import WeightScope
 from ..machine.backend import Policy, fuse, mx
 from ..ops.attention import attention
 from ..ops.elementwise import decay_and_beta, gate_by_sigmoid, gated_norm, l2_normalise, silu, swiglu
@@ -15,7 +16,6 @@ from ..ops.gated_delta import delta_forms, delta_speculative, gated_delta
 from ..ops.linear import make_linear, make_projections, materialize
 from ..ops.rotary import Rotary
 from .cache import LayerCache, SpeculativeTokens, as_delta_state, as_kv_cache
-from .weight_scope import WeightScope
 
 # Up to this many tokens a layer is compiled as a whole. Of more, the products take the time, and compiling
 # around those breaks vectorised loops apart.

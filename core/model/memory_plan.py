@@ -13,7 +13,7 @@ from ..errors import DoesNotFit, UsageError
 from ..hub.names import model_name
 from ..machine.backend import Policy, choose_policy, on_gpu
 from ..machine.device import device_free_nbytes
-from . import native_decode
+from . import native_decode, step_graph
 from .cache import QUANTIZED_BITS, QUANTIZED_GROUP
 from .memory_figures import OVERHEAD_NBYTES, MemoryPlan
 
@@ -94,13 +94,14 @@ def need_of(config: ModelConfig, weights: int, policy: Policy, *, kv_bits: int |
     inner = config.intermediate_size or (
         config.num_experts_per_tok * config.moe_intermediate_size + config.shared_expert_intermediate_size
     )
+    homes = 2 if step_graph.wanted() else 0  # beside those of the cache
     # the widest point of a layer: queries with gates, keys, values; or the delta net's; or gate and up
     delta = 2 * config.conv_dim + 2 * config.value_dim
     attention = (2 * heads[0] + 2 * heads[1]) * config.head_dim
     row = size * (3 * config.hidden_size + max(attention, 2 * delta, 3 * inner))
     return Need(
         weights_nbytes=weights,
-        state_nbytes=deltas * (state + conv),
+        state_nbytes=(1 + homes) * deltas * (state + conv),
         kv_nbytes_per_token=int(attending * 2 * heads[1] * config.head_dim * kv_item),
         row_nbytes=row,
         score_nbytes=0 if _scores_are_fused(config) else size * heads[0],

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.weights import WeightScope
 from ..machine.backend import Policy, mx
 from ..ops.elementwise import sigmoid, swiglu
 from ..ops.linear import ExpertsLinear, make_linear, materialize
 from .layers import DenseMLP
-from .weight_scope import WeightScope
 
 # from this many choices on, rows are sorted by expert so that each expert's weights are read once
 SORT_FROM = 64

@@ -1,11 +1,11 @@
 """The multi-token-prediction head: from a hidden state and the token after it, the token after that."""
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.weights import WeightScope
 from ..machine.backend import Policy, mx
 from ..ops.linear import make_linear, materialize
 from .cache import KVCache
 from .layers import Layer, rms_norm
-from .weight_scope import WeightScope
 
 
 class MTPHead:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.finite import CheckedTensors
-from ..checkpoint.weights import Progress, Watched, Weights
+from ..checkpoint.weights import Progress, Watched, Weights, WeightScope
 from ..errors import WeightsError
 from ..machine.backend import Policy, mx
 from ..native.library import MAX_ROWS
 from ..ops.candidates import Dimensions
-from ..ops.fused_matvec import MAX_FUSED_ROWS
+from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
 from ..ops.linear import Embedding, make_linear, materialize
 from ..ops.tuning import settle
 from .cache import QUANTIZED_BITS, Cache, KVCache
@@ -26,7 +26,7 @@ from .memory_plan import fit, need_of
 from .moe import MixtureOfExperts
 from .mtp import MTPHead
 from .native_decode import NativeDecode, may_run
-from .weight_scope import WeightScope
+from .step_graph import Ends, StepGraph
 from .weight_traffic import step_nbytes
 
 
@@ -97,6 +97,8 @@ class Model:
         ]
         self.fused_decoder = FusedDecoder.of(self.layers)
         self.norm = scope.vector("norm")
+        self.graph = self._step_graph()
+        self._latest: tuple[mx.array | None, mx.array | None] = None, None  # a hidden state and its logits
         self.native = self._native(weights, shared=self.gathers)
         self.mtp = self._mtp_head(scope.within("mtp")) if weights.has_mtp else None
 
@@ -113,6 +115,10 @@ class Model:
         native = self.native
         if native and native.supports(ids.size, cache):
             x = native.hidden(ids.tolist(), cache)  # pyright: ignore[reportArgumentType]
+        elif self.graph and self.graph.takes(ids, cache):
+            rows, logits = self.graph.read(ids, cache, self._read_fused)
+            x = rms_norm(rows[None], self.norm, self.config.rms_norm_eps)
+            self._latest = x, logits
         else:
             x = self._mlx_hidden(ids, cache, native)
             if native and ids.size > MAX_FUSED_ROWS:
@@ -139,10 +145,16 @@ class Model:
         cache.hidden = x[:, -1:]
         return x
 
+    def _read_fused(self, ids: mx.array, cache: Cache) -> mx.array:
+        """Read a few ids by the fused layers; return x [T, hidden] before the final norm."""
+        if self.fused_decoder is None:
+            raise ValueError("some layers are not fused")
+        return self.fused_decoder(self.embed(ids), cache)
+
     def _mlx_hidden(self, ids: mx.array, cache: Cache, native: NativeDecode | None = None) -> mx.array:
         """Compute `hidden` by MLX, with `native` between a prompt's products; leaves the cache's length."""
         if self.fused_decoder and ids.size <= MAX_FUSED_ROWS and not cache.quantized:
-            x = self.fused_decoder(self.embed(ids), cache)[None]  # [1, T, hidden]
+            x = self._read_fused(ids, cache)[None]  # [1, T, hidden]
         else:
             native = native if native and native.is_used and ids.size > MAX_FUSED_ROWS else None
             x = self.embed(ids[None])  # [1, T, hidden]
@@ -152,7 +164,10 @@ class Model:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Map hidden states [1, T, hidden] to logits [T, V] in float32."""
-        logits = self.native.logits(hidden) if self.native else None
+        if hidden is self._latest[0]:
+            logits = self._latest[1]
+        else:
+            logits = self.native.logits(hidden) if self.native else None
         logits = self.head(hidden)[0].astype(mx.float32) if logits is None else logits
         if not self._proven:
             self.check_finite(logits)
@@ -207,6 +222,13 @@ class Model:
             return None
         return native
 
+    def _step_graph(self) -> StepGraph | None:
+        """The step of a token as one graph; None where it cannot be."""
+        if self.fused_decoder is None or self.gathers:
+            return None
+        norm = Norm(self.norm, self.config.rms_norm_eps)
+        return StepGraph.of(self.fused_decoder.layers, Ends(self.embed.table, norm, self.head.weight))
+
     @property
     def delta_forms(self) -> str:
         """Names of the delta rule's forms in use, which round differently."""
@@ -258,6 +280,7 @@ class Model:
         """Run on the plain layers from now on, so that a caller may replace their parts; return them."""
         plain = [plain_form(layer) for layer in self.layers]
         self.layers, self.fused_decoder, self.native = list[Layer](plain), None, None
+        self.graph = None
         if self.mtp is not None:
             self.mtp.layer = plain_form(self.mtp.layer)
         return plain

@@ -31,8 +31,11 @@ def forget() -> None:
 
 
 def winner(operation: str, shape: str) -> str | None:
-    """Return the winner of a race; None if none was held, or with QCHAT_TUNE=off."""
-    return _winners.get((operation, shape)) if tuned() else None
+    """Return the winner of a race; None if none was held, or with QCHAT_TUNE=off.
+
+    On CUDA none counts: only our kernels can be part of the graph that a step is there, which saves more.
+    """
+    return _winners.get((operation, shape)) if tuned() and backend() != "cuda" else None
 
 
 def takes_ours(operation: str, shape: str) -> bool:

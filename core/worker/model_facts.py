@@ -12,6 +12,8 @@ def describe_model(engine: Engine, session: Session) -> ModelInfo:
     """Describe the model of a session's engine."""
     model, thinks = engine.model, engine.thinks_by_default
     forms = {operation: form for (operation, _), form in sorted(model.tuner.winners.items())}
+    if model.graph is not None:
+        forms["step, 1 token"] = "launches" if model.graph.notice else "one graph"
     return ModelInfo(
         name=engine.name,
         path=str(engine.folder),

@@ -11,8 +11,11 @@ typedef unsigned short ushort;
 typedef _Float16 half;
 struct uint2 { uint x, y; };
 struct uint3 { uint x, y, z; };
-struct alignas(16) uint4 { uint x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
+#ifndef FOUR_ALIGNMENT
+#define FOUR_ALIGNMENT 16
+#endif
+struct alignas(FOUR_ALIGNMENT) uint4 { uint x, y, z, w; };
+struct alignas(FOUR_ALIGNMENT) float4 { float x, y, z, w; };
 template <class T, class U> T bits_as(U x) {
   static_assert(sizeof(T) == sizeof(U), "bits keep their number");
   T y;

@@ -47,6 +47,21 @@ def run(
     return [_typed(output, *result) for output, result in zip(outputs, results, strict=True)]
 
 
+def run_at(
+    kernel: Kernel,
+    inputs: Sequence[mx.array],
+    outputs: Sequence[mx.array],
+    places: Sequence[int],
+    blocks: tuple[int, int, int],
+) -> None:
+    """Run on the memory at `places`, as CUDA; the arrays only tell dtypes and shapes."""
+    source = _program(kernel, "cuda", [a.dtype for a in inputs], [a.dtype for a in outputs])
+    source = f"#define FOUR_ALIGNMENT 8  // as MLX allocates on a CPU\n{source}"
+    shapes = [np.array(array.shape, np.int32) for array in inputs]
+    pointers = [*places, *(shape.ctypes.data for shape in shapes)]
+    _library(source).run((ctypes.c_void_p * len(pointers))(*pointers), *blocks, kernel.threads)
+
+
 def _plain(array: mx.array) -> np.ndarray:
     return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 

@@ -20,6 +20,7 @@ from qchat.core.kernels import (
     expert_routing,
     launch,
     matvec,
+    rows,
     tensor_product,
 )
 from qchat.core.kernels.unpack import unpacking
@@ -87,6 +88,8 @@ def every_kernel() -> list[launch.Kernel]:
     return [
         *(matvec.matvec_kernel(shape, tiling, 2) for shape in shapes),
         *(dequantize.dequantize_kernel(geometry, 2) for geometry in [*AFFINE, *FLOATS]),
+        *(rows.embed_kernel(geometry) for geometry in [*AFFINE, *FLOATS, None]),
+        rows.join_kernel(3),
         delta_net.steps_kernel(NET, every=True),
         delta_net.steps_kernel(NET, every=True, gated=(64, EPS)),
         delta_net.mix_kernel(NET, 32),
@@ -229,7 +232,7 @@ def picked(places: tuple[int, ...], low: int, high: int) -> int:
 
 @pytest.mark.slow
 @needs_a_compiler
-@pytest.mark.parametrize("what", ["product", "delta net", "attention", "experts", "written out"])
+@pytest.mark.parametrize("what", ["product", "delta net", "attention", "experts", "written out", "rows"])
 def test_both_texts_compute_the_same(what, monkeypatch):
     """The preludes differ, and what is made of a body with them must not."""
     monkeypatch.setattr(launch, "_device", lambda: "cuda")
@@ -272,12 +275,18 @@ def sample_written_out() -> list[mx.array]:
     return [dequantize.dequantize(weight)]
 
 
+def sample_rows() -> list[mx.array]:
+    table, _ = pack(AFFINE[2], 5, 256)
+    return [rows.join([rows.embed(mx.array([4], mx.uint32), table), normal(1, 40)])]
+
+
 SAMPLES = {
     "product": sample_product,
     "delta net": sample_delta_net,
     "attention": sample_attention,
     "experts": sample_experts,
     "written out": sample_written_out,
+    "rows": sample_rows,
 }
 
 
@@ -437,6 +446,21 @@ def test_a_weight_written_out_is_the_dequantized_one(geometry):
 
 
 @needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("geometry", [*AFFINE, *FLOATS, None], ids=str)
+def test_ids_choose_rows_of_an_embedding(geometry):
+    weight, dense = pack(geometry, 10, 5248)
+    near(rows.embed(mx.array([7, 0, 7], mx.uint32), weight), dense[[7, 0, 7]], 2e-3)
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu")
+def test_parts_of_rows_are_put_side_by_side():
+    parts = [normal(3, width, seed=width) for width in (200, 1, 64)]
+    assert mx.array_equal(rows.join(parts), mx.concatenate(parts, axis=-1))
+
+
+@needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu_as_cuda")
 @pytest.mark.parametrize("geometry", [*AFFINE, *FLOATS, *GROUPS], ids=str)
 @pytest.mark.parametrize(("rows", "outputs", "columns"), [(9, 40, 256), (70, 17, 1280)])
@@ -474,9 +498,9 @@ def test_a_prompt_takes_tensor_cores_until_dequantizing_pays(monkeypatch):
         return tensor_product.tensor_product(x, weight)
 
     monkeypatch.setattr(linear, "tensor_product", multiply)
-    for rows in (1, most, most + 1):
-        x = normal(1, rows, 256)
-        near(make_linear(weight)(x).reshape(rows, -1), wide(x)[0] @ dense.T, LIMIT)
+    for count in (1, most, most + 1):
+        x = normal(1, count, 256)
+        near(make_linear(weight)(x).reshape(count, -1), wide(x)[0] @ dense.T, LIMIT)
     assert taken == [most]
 
 
@@ -617,8 +641,8 @@ def test_queries_and_keys_are_rotated_by_yarn():
     q, k, _ = decode_attention.split_heads(HEADS, main, *norms, rotary.frequencies, offset)
     queries = main[:, : 6 * 512].reshape(2, 6, 2, 256)[:, :, 0]
     keys = main[:, 6 * 512 :].reshape(2, 4, 256)[:, :2]
-    for found, rows, norm in ((q, queries, norms[0]), (k, keys, norms[1])):
-        plain = mx.fast.rms_norm(rows.astype(mx.float32).swapaxes(0, 1)[None], norm, EPS)
+    for found, heads, norm in ((q, queries, norms[0]), (k, keys, norms[1])):
+        plain = mx.fast.rms_norm(heads.astype(mx.float32).swapaxes(0, 1)[None], norm, EPS)
         near(found, wide(rotary(plain, offset)))
     assert float(norms[0][0] / q_norm[0]) == pytest.approx(0.1 * math.log(4) + 1)
 
