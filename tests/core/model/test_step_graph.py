@@ -67,7 +67,7 @@ def played_read(
     number: mx.array, arrays: Sequence[mx.array], also: Sequence[mx.array] = ()
 ) -> tuple[int, list[int]]:
     mx.eval(number, *arrays, *also)
-    return int(number.reshape(-1)[0].item()), [address(array) for array in arrays]
+    return int(number.reshape(-1)[0]), [address(array) for array in arrays]
 
 
 def played_copies(_done: mx.array, _ticket: int, arrays: Sequence[mx.array]) -> list[mx.array]:
@@ -159,7 +159,6 @@ def test_steps_of_caches_that_are_copied_and_take_turns_equal_launches(
         one.check_states()
     assert model.graph is not None and model.graph.notice is None
     assert driver.runs > 15
-    assert {len(graph) for graph in (step.graph.launches for step in model.graph._steps.values())} != {0}
 
 
 @needs_a_compiler
