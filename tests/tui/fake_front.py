@@ -105,6 +105,9 @@ class FakeFront:
     def show_thinking(self, shown: bool) -> None:
         self.calls.append(("show_thinking", shown))
 
+    def show_pictures(self, how: str) -> None:
+        self.calls.append(("show_pictures", how))
+
     def show_panes(self, names: Sequence[str]) -> bool:
         self.calls.append(("show_panes", list(names)))
         return True
