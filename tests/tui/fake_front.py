@@ -32,6 +32,9 @@ class FakeFront:
         self.text = ""
         self.calls.append(("results", turn.results) if turn.results else ("question", turn.question))
 
+    def pictures(self, turn: Turn) -> None:
+        self.calls.append(("pictures", [picture.name for picture in turn.pictures]))
+
     def events(self, batch: Batch) -> None:
         self.text += "".join(event.text for event in batch if isinstance(event, Text))
 

@@ -71,19 +71,16 @@ class Replies:
         chat = self._chat
         running = self._running(request)
         chat.view.question(running.turn)
-        looking = asyncio.ensure_future(self._look(request.params.get("images", ()), running))
         settings = {**chat.settings.reply(), **request.settings}
         try:
             call = chat.connected().call(request.method, **request.params, settings=settings)
-            result: StateResult = await chat.follow(call, running)
+            result = await self._follow(call, running, request.params.get("images", ()))
         except EngineDied:
             self._keep_partial(request.before, running)
             raise
         except QchatError:
             self.give_back(request)
             raise
-        finally:
-            looking.cancel()  # the turn as it was stored has its pictures
         chat.hold(result.state)
         if len(chat.state.turns) <= len(request.before):  # no reply, so the question does not count as asked
             self.give_back(request)
@@ -106,6 +103,14 @@ class Replies:
         self._chat.view.rebuilt(self._chat.state)
         if self.gives_back and not request.results:
             self._chat.view.returned(request.question)
+
+    async def _follow(self, call: Call, running: RunningTurn, paths: Sequence[str]) -> StateResult:
+        """Follow the call, and meanwhile look at the files that go with its question."""
+        looking = asyncio.ensure_future(self._look(paths, running))
+        try:
+            return await self._chat.follow(call, running)
+        finally:
+            await looking
 
     async def _look(self, paths: Sequence[str], running: RunningTurn) -> None:
         """Show the pictures in the files that go with a question, once they are read."""

@@ -1,6 +1,7 @@
 """Pictures in the app: at once, in half blocks or by Kitty's protocol, whatever happens to them."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -370,3 +371,21 @@ def test_other_terminals_are_sent_nothing(
         assert not drawn.look().parts
         assert any("▨ one.png" in row for row in rows(it))
         assert any("▀▀▀" in row for row in rows(it)) == drawn_in_blocks
+
+
+def test_tmux_passes_pictures_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where it has no 24-bit colours it writes the nearest of 256, so numbers are of those."""
+    _terminal(monkeypatch, "tmux-256color")
+    (tmp_path / "tmux").write_text("#!/bin/sh\necho on xterm-kitty 256,title\n")
+    (tmp_path / "tmux").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("TMUX", "/tmp/socket,1,0")
+
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        drawn = Drawn(it, behind_tmux=True)
+        await it.ask("@one.png what is it?")
+        await it.until(lambda: drawn.terminal.pictures)
+        assert [number & 0xFFFFFF < 256 for number in drawn.terminal.pictures] == [True]
+        await it.say("/new")
+        await it.until(lambda: not drawn.terminal.pictures)
