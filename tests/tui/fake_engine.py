@@ -221,10 +221,12 @@ class Conversation:
 
 
 def _shown(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What a turn tells of the pictures in files, which have 77 tokens each."""
+    """What a turn tells of the pictures in files, with a token for each 32 by 32 pixels."""
     for picture in map(read_picture_file, map(Path, paths)):
         with suppress(UsageError):  # a file that only claims to be one
-            yield asdict(ShownPicture(picture.name, *picture.size, 77, picture.thumbnail, picture.digest))
+            width, height = picture.size
+            tokens = max(width // 32, 1) * max(height // 32, 1)
+            yield asdict(ShownPicture(picture.name, width, height, tokens, picture.thumbnail, picture.digest))
 
 
 class Engine:

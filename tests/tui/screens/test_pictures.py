@@ -95,7 +95,7 @@ def test_pictures_appear_with_the_question_and_learn_their_tokens_from_the_reply
         assert any("▀▀▀" in row for row in rows(it))
         it.chat.stop()
         await it.idle()
-        assert "77 tokens" in next(row for row in rows(it) if "▨" in row)
+        assert "1.0k tokens" in next(row for row in rows(it) if "▨" in row)
 
 
 def test_a_retry_and_an_edit_show_the_pictures_from_the_beginning(tmp_path: Path):

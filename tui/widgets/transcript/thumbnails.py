@@ -1,6 +1,7 @@
 """A picture in a message as lines: what it is, and a thumbnail, by default of half blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 from ....core.conversation.summary import ShownPicture
 from ...text.figures import format_tokens
@@ -18,7 +19,7 @@ def draw_blocks(picture: ShownPicture) -> list[Line]:
     pixels, step = picture.thumbnail.pixels, 6 * picture.thumbnail.width
     rows = [pixels[begin : begin + step] for begin in range(0, len(pixels), step)]
     pairs = zip(rows[::2], [*rows[1::2], rows[-1]], strict=False)  # the last row stands for a missing one
-    return [Line(tuple(map(_cell, _colours(upper), _colours(lower)))) for upper, lower in pairs]
+    return [Line(tuple(_spans(upper, lower))) for upper, lower in pairs]
 
 
 def draw_nothing(_: ShownPicture) -> list[Line]:
@@ -54,5 +55,7 @@ def _colours(row: str) -> list[str]:
     return [row[begin : begin + 6] for begin in range(0, len(row), 6)]
 
 
-def _cell(upper: str, lower: str) -> Span:
-    return Span(HALF, f"rgb:{upper}:{lower}", "")
+def _spans(upper: str, lower: str) -> Iterator[Span]:
+    """Yield a span for each run of cells with the same two colours."""
+    for (above, below), run in groupby(zip(_colours(upper), _colours(lower), strict=True)):
+        yield Span(HALF * len(list(run)), f"rgb:{above}:{below}", "")
