@@ -190,6 +190,8 @@ class KittyTerminal:
             self._at = row + 1, column
         elif character == "\r":
             self._at = row, 0
+        elif character == "\b":
+            self._at = row, max(column - 1, 0)
         elif unicodedata.combining(character):
             if (row, column - 1) in self.cells:
                 self.cells[row, column - 1] += character

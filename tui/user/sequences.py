@@ -22,6 +22,7 @@ Notices = Literal["9", "777"]
 # terminals that draw pictures in the cells of Kitty's protocol; what has another part of it draws only boxes
 PICTURE_TERMS = ("xterm-kitty", "xterm-ghostty")
 ASK_TMUX = "#{allow-passthrough} #{client_termname} #{client_termfeatures}"
+TMUX_PASSES = ("1", "on", "all")  # 1 is that of tmux 3.3
 TMUX_SECONDS = 2.0
 
 
@@ -84,7 +85,7 @@ def _graphics_behind_tmux(env: Mapping[str, str], *, truecolor: bool) -> Graphic
     except (OSError, subprocess.SubprocessError):
         return None
     passes, term, features = [*told.stdout.split(), "", "", ""][:3]
-    if passes not in ("on", "all") or term not in PICTURE_TERMS:
+    if passes not in TMUX_PASSES or term not in PICTURE_TERMS:
         return None
     return Graphics(truecolor and "RGB" in features.split(","), in_tmux=True)
 

@@ -97,6 +97,8 @@ def test_pictures_are_for_terminals_that_draw_them_in_cells(how, colours, env, g
         ("on xterm-kitty 256,RGB,title", Graphics(True, in_tmux=True)),
         ("all xterm-ghostty 256,title", Graphics(False, in_tmux=True)),
         ("on xterm-kitty", Graphics(False, in_tmux=True)),
+        ("1 xterm-kitty RGB", Graphics(True, in_tmux=True)),
+        ("0 xterm-kitty RGB", None),
         ("off xterm-kitty 256,RGB", None),
         ("on xterm-256color 256,RGB", None),
         ("xterm-kitty 256,RGB", None),  # a tmux that knows no allow-passthrough
