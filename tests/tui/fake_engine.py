@@ -355,7 +355,7 @@ class Engine:
             pictures = last["pictures"]
         if request.method == "edit":
             edited = here.turn(request.params["turn"])
-            parent, pictures = edited["parent"], edited["pictures"]
+            parent, pictures = edited["parent"], pictures or edited["pictures"]
         if request.method == "answer_tools":
             texts = request.params["results"]
             names = [call["name"] for call in (here.node(parent) or {}).get("tool_calls", ())]

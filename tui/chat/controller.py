@@ -7,7 +7,7 @@ cannot be served now.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -236,12 +236,18 @@ class Chat:
             ReplyRequest("retry", turns[:-1], last.question, {}, settings, last.results, last.pictures)
         )
 
-    async def edit(self, turn: int, text: str, **settings: Any) -> None:
-        """Ask `text` in place of question `turn`, on a new branch."""
+    async def edit(self, turn: int, text: str, images: Sequence[str] = (), **settings: Any) -> None:
+        """Ask `text` in place of question `turn`, on a new branch.
+
+        The files `images`, if there are any, replace its pictures.
+        """
         turns = self.state.turns
         if not 1 <= turn <= len(turns):
             raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
-        params, pictures = {"turn": turn, "text": text}, turns[turn - 1].pictures
+        edited = turns[turn - 1]
+        self.pictures[text] = list(images) or self.pictures.get(edited.question, [])
+        params = {"turn": turn, "text": text} | ({"images": list(images)} if images else {})
+        pictures = () if images else edited.pictures
         request = ReplyRequest("edit", turns[: turn - 1], text, params, settings, pictures=pictures)
         await self._reply(request)
 

@@ -91,11 +91,12 @@ def test_pictures_appear_with_the_question_and_learn_their_tokens_from_the_reply
         await it.say("@one.png what is it?")
         await it.until(lambda: any("▨ one.png · 1,280 × 800" in row for row in rows(it)))
         assert it.chat.busy, "the reply is still being written"
-        assert "tokens" not in next(row for row in rows(it) if "▨" in row)
+        assert [one.tokens for one in questions(it)[0].pictures] == [0], "nobody has counted them"
         assert any("▀▀▀" in row for row in rows(it))
         it.chat.stop()
         await it.idle()
-        assert "1.0k tokens" in next(row for row in rows(it) if "▨" in row)
+        it.screen.transcript.scroll_home(animate=False)
+        await it.until(lambda: any("▨ one.png · 1,280 × 800 · 1.0k tokens" in row for row in rows(it)))
 
 
 def test_a_retry_and_an_edit_show_the_pictures_from_the_beginning(tmp_path: Path):
@@ -114,6 +115,27 @@ def test_a_retry_and_an_edit_show_the_pictures_from_the_beginning(tmp_path: Path
             assert [picture.name for picture in questions(it)[-1].pictures] == ["one.png"]
             it.chat.stop()
             await it.idle()
+
+
+def test_pictures_that_an_edit_names_replace_those_of_the_question(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        await it.ask("@one.png @two.png which?")
+        for text, names in (
+            ("@one.png alone?", ["one.png"]),
+            ("and now?", ["one.png"]),
+            ("@two.png?", ["two.png"]),
+        ):
+            await it.say(f"/edit 1 {text}")
+            await it.until(lambda text=text: it.chat.state.turns[0].question == text)
+            await it.idle()
+            assert [picture.name for picture in questions(it)[0].pictures] == names
+        asked = [edit["images"] for edit in it.engine.asked("edit")]
+        assert asked == [[str(Path("one.png").absolute())], None, [str(Path("two.png").absolute())]]
+        await it.say("/undo")
+        await it.until(lambda: not it.chat.state.turns)
+        await it.idle()
+        assert "4 branches" in it.screen.header.render_line(0).text
 
 
 def test_a_file_that_cannot_be_read_is_left_to_the_engine(tmp_path: Path):
