@@ -86,7 +86,9 @@ def questions(it: Running) -> list[Question]:
 
 
 def test_pictures_appear_with_the_question_and_learn_their_tokens_from_the_reply(tmp_path: Path):
-    @chatting(tmp_path, ENDLESS)
+    slow = {"method": "send", "answer": "word " * 100, "seconds": 0.5}  # too few to scroll
+
+    @chatting(tmp_path, slow, size=(100, 50))
     async def check(it: Running) -> None:
         await it.say("@one.png what is it?")
         await it.until(lambda: any("▨ one.png · 1,280 × 800" in row for row in rows(it)))
@@ -95,7 +97,6 @@ def test_pictures_appear_with_the_question_and_learn_their_tokens_from_the_reply
         assert any("▀▀▀" in row for row in rows(it))
         it.chat.stop()
         await it.idle()
-        it.screen.transcript.scroll_home(animate=False)
         await it.until(lambda: any("▨ one.png · 1,280 × 800 · 1.0k tokens" in row for row in rows(it)))
 
 
