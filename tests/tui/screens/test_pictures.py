@@ -86,7 +86,7 @@ def questions(it: Running) -> list[Question]:
 
 
 def test_pictures_appear_with_the_question_and_learn_their_tokens_from_the_reply(tmp_path: Path):
-    slow = {"method": "send", "answer": "word " * 100, "seconds": 0.5}  # too few to scroll
+    slow = {"method": "send", "answer": "word " * 100, "seconds": 0.1}  # too few to scroll
 
     @chatting(tmp_path, slow, size=(100, 50))
     async def check(it: Running) -> None:
@@ -95,6 +95,7 @@ def test_pictures_appear_with_the_question_and_learn_their_tokens_from_the_reply
         assert it.chat.busy, "the reply is still being written"
         assert [one.tokens for one in questions(it)[0].pictures] == [0], "nobody has counted them"
         assert any("▀▀▀" in row for row in rows(it))
+        await it.until(lambda: it.phase == "answering")  # a question without any reply would be given back
         it.chat.stop()
         await it.idle()
         await it.until(lambda: any("▨ one.png · 1,280 × 800 · 1.0k tokens" in row for row in rows(it)))
