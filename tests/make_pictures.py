@@ -4,6 +4,7 @@
     PYTHONPATH=.dev:. python tests/make_pictures.py FOLDER     all of them, into FOLDER
 
 Conversations, models and settings are kept in a temporary folder: nothing of the user's is seen or changed.
+The model in the package sees no pictures: what is said about those comes from the tests' scripted engine.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ os.environ |= {
     "TEXTUAL_ANIMATIONS": "none",
 }
 
-from textual.pilot import Pilot  # noqa: E402  after the environment is set
+from PIL import Image, ImageDraw, ImageFilter  # noqa: E402  after the environment is set
+from textual.pilot import Pilot  # noqa: E402
 
 from qchat.core import BUILT_IN_MODEL, Store  # noqa: E402
 from qchat.tui.chat.controller import Chat  # noqa: E402
@@ -36,6 +38,7 @@ from qchat.tui.screens.chat import ChatScreen  # noqa: E402
 from qchat.tui.user.history import History  # noqa: E402
 from qchat.tui.user.keymap import Keymap  # noqa: E402
 from qchat.tui.user.settings import Settings  # noqa: E402
+from tests.tui.fake_engine import FakeEngine  # noqa: E402
 
 SECONDS = 180
 USUAL = (100, 30)
@@ -49,7 +52,7 @@ SIZES = {
 # the pictures that the READMEs show; empty for all
 SHOWN = {
     *("first", "panes", "answering", "thought", "convert", "compare", "bench", "eval"),
-    *("models", "sessions", "help", "palette", "narrow"),
+    *("models", "sessions", "help", "palette", "narrow", "seeing"),
 }
 CAPITALS = ("What is the capital of France?", "What about Germany?", "And Japan?")
 
@@ -235,6 +238,53 @@ async def narrow(folder: Path) -> None:
         await it.chat.quit()
 
 
+async def seeing(folder: Path) -> None:
+    """Ask about two pictures, on a scripted engine."""
+    os.chdir(HOME)
+    draw_house(HOME / "house.png")
+    draw_moon(HOME / "moon.jpg")
+    answers = (
+        "A house with a **red roof** stands before two green hills, under a low sun.",
+        "Both have one bright disc in the sky. `house.png` shows it by day, `moon.jpg` by night, over water.",
+    )
+    engine = FakeEngine(HOME, *({"method": "send", "answer": answer} for answer in answers))
+    options = Settings.load({"theme": "night", "panes": False})
+    app = QchatApp(
+        lambda view: Chat(view, engine.client, settings=options),
+        settings=options,
+        beginning=Beginning("/models/Qwen3.5-4B-UD-Q4_K_XL-mlx"),
+    )
+    async with app.run_test(size=(100, 34)) as pilot:
+        it = DrivenApp(app, pilot, folder)
+        await it.idle()
+        await it.ask("@house.png What is in this picture?")
+        await it.ask("@moon.jpg And what do both have in common?")
+        await it.photograph("seeing")
+        await it.chat.quit()
+
+
+def draw_house(path: Path) -> None:
+    image = Image.new("RGB", (640, 400), "#8ecae6")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((500, 40, 580, 120), fill="#ffd166")
+    draw.ellipse((-200, 220, 360, 700), fill="#588157")
+    draw.ellipse((240, 260, 900, 800), fill="#3a7d44")
+    draw.rectangle((220, 190, 420, 340), fill="#f1e9da")
+    draw.polygon([(190, 190), (320, 90), (450, 190)], fill="#c1440e")
+    draw.rectangle((290, 250, 350, 340), fill="#6b4226")
+    image.save(path)
+
+
+def draw_moon(path: Path) -> None:
+    image = Image.new("RGB", (640, 400), "#0b1d3a")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 270, 640, 400), fill="#12355b")
+    draw.ellipse((270, 60, 390, 180), fill="#f4f1de")
+    for row, width in enumerate((90, 130, 60, 110)):
+        draw.rectangle((330 - width, 285 + 28 * row, 330 + width, 295 + 28 * row), fill="#c9d6df")
+    image.filter(ImageFilter.GaussianBlur(6)).save(path, quality=92)
+
+
 async def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     app, size = make_app(USUAL, seed=7)
@@ -254,6 +304,7 @@ async def main(folder: Path) -> None:
             await scene()
         await it.chat.quit()
     await narrow(folder)
+    await seeing(folder)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ PUBLIC_MODULES = {
     "quoting",
     "storage.records",
     "storage.store",
+    "vision.picture",
     "worker.protocol",
     "worker.wire",
 }

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..quoting import printable, quote_value
+from ..quoting import quote_value
 from ..text.template import IMAGE_PART
 from ..vision.images import Images
-from ..vision.picture import MAX_NBYTES, Picture, encode_png
+from ..vision.picture import MAX_NBYTES, Picture, encode_png, read_picture_file
 from ..vision.pixels import Grid
 from ..vision.placement import PlacedPicture
 
@@ -162,16 +162,6 @@ def _picture_value(part: Mapping[str, Any]) -> Any:
     kind = part.get("type", "image")
     value = part.get("image" if kind == "image" else "image_url") if kind in PICTURE_PARTS else None
     return value.get("url") if isinstance(value, Mapping) else value
-
-
-def read_picture_file(path: Path) -> Picture:
-    """Read a picture's file. Raises UsageError."""
-    try:
-        with path.expanduser().open("rb") as file:
-            data = file.read(MAX_NBYTES + 1)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return Picture(data, printable(path.name))
 
 
 def _is_text(part: Any) -> bool:

@@ -56,13 +56,17 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """A picture in a message: its file's `name`, its width and height in pixels, and its tokens."""
+    """A picture in a message: its file's `name`, its width and height in pixels, and its tokens.
+
+    `tokens` are 0 before a model has seen it; `digest` is the SHA-256 of the file.
+    """
 
     name: str
     width: int
     height: int
     tokens: int
     thumbnail: Thumbnail
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,7 @@ def _pictures(session: "Session", node: Output) -> Iterator[ShownPicture]:
             with suppress(UsageError, ConfigError):
                 picture = session.engine.images.picture_of(image)
                 tokens = image["rows"] * image["columns"]
-                yield ShownPicture(image["name"], *picture.size, tokens, picture.thumbnail)
+                yield ShownPicture(image["name"], *picture.size, tokens, picture.thumbnail, image["digest"])
 
 
 def _results(node: Output) -> Iterator[ToolResult]:

@@ -337,9 +337,10 @@ class Store:
 
     # --- pictures ---
 
-    def pictures(self, conversation: int) -> dict[str, bytes]:
-        """Return the files that a conversation shows, by digest; damaged ones are left out."""
-        rows = self._database.read("SELECT digest, data FROM pictures WHERE conversation = ?", conversation)
+    def pictures(self, conversation: int, digest: str | None = None) -> dict[str, bytes]:
+        """Return the files that a conversation shows, or the one of `digest`, by digest; none is damaged."""
+        sql = "SELECT digest, data FROM pictures WHERE conversation = ? AND digest = ifnull(?, digest)"
+        rows = self._database.read(sql, conversation, digest)
         return {
             row["digest"]: row["data"]
             for row in rows
@@ -447,12 +448,7 @@ def _insert_conversation(
 
 
 def _insert_node(execute: Execute, conversation: int, parent: int | None, draft: NodeDraft) -> int:
-    columns = {
-        "conversation": conversation,
-        "parent": parent,
-        "role": draft.role,
-        "created": draft.created,
-    }
+    columns = {"conversation": conversation, "parent": parent, "role": draft.role, "created": draft.created}
     return _insert_row(execute, "nodes", columns | encode_columns(draft.content))
 
 

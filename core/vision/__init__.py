@@ -4,5 +4,5 @@ Owns which files are pictures, their pixels, the vision tower, and the ids and p
 Never knows conversations, and reads no weight before the first picture.
 
 Public names: count_images, decode_with_images, encode_png, Grid, Images, is_image, MAX_NBYTES, Picture,
-PlacedPicture, Thumbnail, with_pictures.
+PlacedPicture, read_picture_file, Thumbnail, with_pictures.
 """

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -69,13 +70,22 @@ class Picture:
     @cached_property
     def thumbnail(self) -> Thumbnail:
         """The picture within THUMBNAIL pixels. Raises UsageError."""
+        small = self._within(*THUMBNAIL, gap=8)
+        return Thumbnail(*small.size, small.tobytes().hex())
+
+    def png_within(self, width: int, height: int) -> bytes:
+        """Return the upright picture as a PNG file of at most so many pixels. Raises UsageError."""
+        return encode_png(self._within(width, height, gap=2))
+
+    def _within(self, width: int, height: int, gap: int) -> "Image":
+        """Return the picture made smaller; a JPEG is decoded at `gap` times the size where that is less."""
         self.size  # noqa: B018  refuses what is too large
         with self._reading():
             image = self._open()
-            image.draft("RGB", (8 * THUMBNAIL[0], 8 * THUMBNAIL[1]))  # JPEG decodes to an eighth at once
+            image.draft("RGB", (gap * width, gap * height))
             small = _to_rgb(_upright(image))
-            small.thumbnail(THUMBNAIL)
-        return Thumbnail(*small.size, small.tobytes().hex())
+            small.thumbnail((width, height))
+        return small
 
     def decode(self) -> "Image":
         """Return the upright picture in RGB. Raises UsageError."""
@@ -132,6 +142,16 @@ def import_pillow() -> Any:
     except ImportError as error:
         raise UsageError(WITHOUT_PILLOW) from error
     return Image
+
+
+def read_picture_file(path: Path) -> Picture:
+    """Read a picture's file. Raises UsageError."""
+    try:
+        with path.expanduser().open("rb") as file:
+            data = file.read(MAX_NBYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return Picture(data, printable(path.name))
 
 
 def encode_png(image: "Image") -> bytes:

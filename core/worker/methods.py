@@ -329,8 +329,8 @@ class EngineMethods:
         return self._stream_reply(lambda session: session.retry(**_reply_settings(params)))
 
     def _edit(self, params: Params) -> StateResult:
-        settings = _reply_settings(params)
-        return self._stream_reply(lambda session: session.edit(params["turn"], params["text"], **settings))
+        settings, content = _reply_settings(params), with_pictures(params["text"], params["images"])
+        return self._stream_reply(lambda session: session.edit(params["turn"], content, **settings))
 
     def _answer_tools(self, params: Params) -> StateResult:
         settings, results = _reply_settings(params), params["results"]

@@ -47,7 +47,7 @@ CHAT_METHODS: Mapping[str, Parameters] = {
     "unload": {},
     "send": {"text": str, "images": list | None, **_SETTINGS},
     "retry": _SETTINGS,
-    "edit": {"turn": int, "text": str, **_SETTINGS},
+    "edit": {"turn": int, "text": str, "images": list | None, **_SETTINGS},
     "answer_tools": {"results": list, **_SETTINGS},
     "undo": {},
     "fork": {"turn": int},

@@ -28,11 +28,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from qchat.core.conversation.summary import ShownPicture
 from qchat.core.errors import QchatError, UsageError
+from qchat.core.vision.picture import read_picture_file
 from qchat.core.worker.protocol import PROTOCOL_VERSION, Cancelled, Request, decode, encode, error_message
 
 sys.path[:0] = [str(Path(__file__).parents[2])]  # this file is run by its path
@@ -143,6 +147,7 @@ class Conversation:
         done: dict[str, Any],
         model_name: str = "",
         results: Sequence[dict[str, Any]] = (),
+        pictures: Sequence[dict[str, Any]] = (),
     ) -> None:
         number = 2 * len(self.nodes) + 2
         stats = {
@@ -170,6 +175,7 @@ class Conversation:
                 "model_name": model_name,
                 "role": "tool" if results else "user",
                 "results": list(results),
+                "pictures": list(pictures),
             }
         )
         self.leaf = number
@@ -211,7 +217,16 @@ class Conversation:
     def _turn(self, number: int, node: dict[str, Any]) -> dict[str, Any]:
         siblings = [other["node"] for other in self.nodes if other["parent"] == node["parent"]]
         own = _without(node, "parent")
-        return {"number": number, **own, "siblings": siblings, "pictures": []}
+        return {"number": number, **own, "siblings": siblings}
+
+
+def _shown(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What a turn tells of the pictures in files, with a token for each 32 by 32 pixels."""
+    for picture in map(read_picture_file, map(Path, paths)):
+        with suppress(UsageError):  # a file that only claims to be one
+            width, height = picture.size
+            tokens = max(width // 32, 1) * max(height // 32, 1)
+            yield asdict(ShownPicture(picture.name, width, height, tokens, picture.thumbnail, picture.digest))
 
 
 class Engine:
@@ -333,11 +348,14 @@ class Engine:
         done = next(event for event in told if event["event"] == "done")
         here, parent, question = self.here, self.here.leaf, request.params.get("text") or ""
         results: list[dict[str, Any]] = []
+        pictures = list(_shown(request.params.get("images") or ()))
         if request.method == "retry":
             last = here.turn(len(here.branch()))
             parent, question, results = last["parent"], last["question"], last["results"]
+            pictures = last["pictures"]
         if request.method == "edit":
-            parent = here.turn(request.params["turn"])["parent"]
+            edited = here.turn(request.params["turn"])
+            parent, pictures = edited["parent"], pictures or edited["pictures"]
         if request.method == "answer_tools":
             texts = request.params["results"]
             names = [call["name"] for call in (here.node(parent) or {}).get("tool_calls", ())]
@@ -345,7 +363,7 @@ class Engine:
             results = [{"name": name, "text": text, "seconds": None} for name, text in pairs]
             question = "\n".join(texts)
         if done["text"] or done["thinking"] or done["tool_calls"]:
-            here.add(parent, question, done, self._model_name, results)
+            here.add(parent, question, done, self._model_name, results, pictures)
         return {"state": here.state()}
 
     def _usual(self, request: Request) -> dict[str, Any]:

@@ -32,6 +32,9 @@ class FakeFront:
         self.text = ""
         self.calls.append(("results", turn.results) if turn.results else ("question", turn.question))
 
+    def pictures(self, turn: Turn) -> None:
+        self.calls.append(("pictures", [picture.name for picture in turn.pictures]))
+
     def events(self, batch: Batch) -> None:
         self.text += "".join(event.text for event in batch if isinstance(event, Text))
 
@@ -104,6 +107,9 @@ class FakeFront:
 
     def show_thinking(self, shown: bool) -> None:
         self.calls.append(("show_thinking", shown))
+
+    def show_pictures(self, how: str) -> None:
+        self.calls.append(("show_pictures", how))
 
     def show_panes(self, names: Sequence[str]) -> bool:
         self.calls.append(("show_panes", list(names)))

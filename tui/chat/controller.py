@@ -7,7 +7,7 @@ cannot be served now.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from .jobs import Job, Render, keep_speeds
 from .kept_results import KeptResults
 from .live_bench import LiveBench
 from .meter import Meter, Phase, Status
+from .picture_files import PictureFiles
 from .priming import prime
 from .replies import Replies, ReplyRequest
 from .tool_turns import ToolTurns
@@ -67,6 +68,7 @@ class Chat:
         self.state = NO_STATE
         self.queue: list[str] = []
         self.pictures: dict[str, list[str]] = {}  # the files that go with a question
+        self.picture_files = PictureFiles(store)
         self.show_stats = False
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
@@ -230,15 +232,24 @@ class Chat:
         if not turns:
             raise UsageError("there is no question yet")
         last = turns[-1]
-        await self._reply(ReplyRequest("retry", turns[:-1], last.question, {}, settings, last.results))
+        await self._reply(
+            ReplyRequest("retry", turns[:-1], last.question, {}, settings, last.results, last.pictures)
+        )
 
-    async def edit(self, turn: int, text: str, **settings: Any) -> None:
-        """Ask `text` in place of question `turn`, on a new branch."""
+    async def edit(self, turn: int, text: str, images: Sequence[str] = (), **settings: Any) -> None:
+        """Ask `text` in place of question `turn`, on a new branch.
+
+        The files `images`, if there are any, replace its pictures.
+        """
         turns = self.state.turns
         if not 1 <= turn <= len(turns):
             raise UsageError(f"there is no question {turn}: this branch has {len(turns)}")
-        params = {"turn": turn, "text": text}
-        await self._reply(ReplyRequest("edit", turns[: turn - 1], text, params, settings))
+        edited = turns[turn - 1]
+        self.pictures[text] = list(images) or self.pictures.get(edited.question, [])
+        params = {"turn": turn, "text": text} | ({"images": list(images)} if images else {})
+        pictures = () if images else edited.pictures
+        request = ReplyRequest("edit", turns[: turn - 1], text, params, settings, pictures=pictures)
+        await self._reply(request)
 
     async def close_thought(self) -> None:
         """End the thought, so that the answer begins."""

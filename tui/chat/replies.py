@@ -1,17 +1,19 @@
 """One reply at a time: asked for, shown as it comes, and what becomes of its question if it never came."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...core.conversation.summary import ConversationState, ToolResult, Turn
+from ...core.conversation.summary import ConversationState, ShownPicture, ToolResult, Turn
 from ...core.errors import QchatError
 from ...core.events import Done
 from ...core.worker.wire import ModelInfo, StateResult
 from .client import Call, EngineClient, EngineDied
 from .live_bench import LiveBench
 from .meter import Meter, Status
-from .turns import RunningTurn
+from .picture_files import PictureFiles
+from .turns import RunningTurn, new_turn
 from .view import View
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 class ReplyRequest:
     """A reply to ask the engine for by `method`: to a question, or to the `results` of tools.
 
-    `before` are the turns that stay before it; `settings` are for this reply alone.
+    `before` are the turns that stay before it; `settings` are for this reply alone. `pictures` are those of a
+    question that was asked before.
     """
 
     method: str
@@ -31,6 +34,7 @@ class ReplyRequest:
     params: Mapping[str, Any]
     settings: Mapping[str, Any]
     results: Sequence[ToolResult] = ()
+    pictures: Sequence[ShownPicture] = ()
 
 
 class Replier(Protocol):
@@ -42,6 +46,7 @@ class Replier(Protocol):
     model: ModelInfo | None
     meter: Meter
     live_bench: LiveBench
+    picture_files: PictureFiles
 
     @property
     def status(self) -> Status: ...
@@ -69,7 +74,7 @@ class Replies:
         settings = {**chat.settings.reply(), **request.settings}
         try:
             call = chat.connected().call(request.method, **request.params, settings=settings)
-            result: StateResult = await chat.follow(call, running)
+            result = await self._follow(call, running, request.params.get("images", ()))
         except EngineDied:
             self._keep_partial(request.before, running)
             raise
@@ -99,9 +104,24 @@ class Replies:
         if self.gives_back and not request.results:
             self._chat.view.returned(request.question)
 
+    async def _follow(self, call: Call, running: RunningTurn, paths: Sequence[str]) -> StateResult:
+        """Follow the call, and meanwhile look at the files that go with its question."""
+        looking = asyncio.ensure_future(self._look(paths, running))
+        try:
+            return await self._chat.follow(call, running)
+        finally:
+            await looking
+
+    async def _look(self, paths: Sequence[str], running: RunningTurn) -> None:
+        """Show the pictures in the files that go with a question, once they are read."""
+        if paths:
+            running.show(await asyncio.to_thread(self._chat.picture_files.look, paths))
+            self._chat.view.pictures(running.turn)
+
     def _running(self, request: ReplyRequest) -> RunningTurn:
         name = self._chat.model.name if self._chat.model else ""
-        return RunningTurn(len(request.before) + 1, request.question, name, request.results)
+        number = len(request.before) + 1
+        return RunningTurn(new_turn(number, request.question, name, request.results, request.pictures))
 
     def _keep_partial(self, before: Sequence[Turn], running: RunningTurn) -> None:
         """Keep what an engine said before it died."""

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.conversation.summary import ConversationState, ToolCall, ToolResult, Turn, TurnStats
+from ...core.conversation.summary import (
+    ConversationState,
+    ShownPicture,
+    ToolCall,
+    ToolResult,
+    Turn,
+    TurnStats,
+)
 from ...core.events import CallEvent, Done, Text, Thought, ToolUse
 from ...core.worker.wire import ModelInfo
 
@@ -25,7 +32,13 @@ NO_STATE = ConversationState(
 )
 
 
-def new_turn(number: int, question: str, model_name: str = "", results: Sequence[ToolResult] = ()) -> Turn:
+def new_turn(
+    number: int,
+    question: str,
+    model_name: str = "",
+    results: Sequence[ToolResult] = (),
+    pictures: Sequence[ShownPicture] = (),
+) -> Turn:
     """Return a turn without a reply, which the named model will write; the engine has no node for it yet.
 
     With the `results` of tools it is a tool's turn.
@@ -44,15 +57,20 @@ def new_turn(number: int, question: str, model_name: str = "", results: Sequence
         created=time.time(),
         model_name=model_name,
         results=tuple(results),
+        pictures=tuple(pictures),
     )
 
 
 class RunningTurn:
     """A turn while it is being answered: the `turn` so far, and its `done`, cancelled until the end."""
 
-    def __init__(self, number: int, question: str, model_name: str = "", results: Sequence[ToolResult] = ()):
-        self.turn = new_turn(number, question, model_name, results)
+    def __init__(self, turn: Turn):
+        self.turn = turn
         self.done = Done("cancelled")
+
+    def show(self, pictures: Sequence[ShownPicture]) -> None:
+        """Add the question's pictures."""
+        self.turn = replace(self.turn, pictures=tuple(pictures))
 
     def collect(self, batch: Sequence[CallEvent]) -> None:
         """Add a batch of events to the turn."""

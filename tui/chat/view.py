@@ -45,6 +45,10 @@ class View(Protocol):
         """Show the question of a new turn, or the results of tools."""
         ...
 
+    def pictures(self, turn: Turn) -> None:
+        """Show the pictures of the question, which come a moment after it."""
+        ...
+
     def events(self, batch: Batch) -> None:
         """Show a batch of events of the turn being answered."""
         ...

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import Branch, CacheSummary, Turn
@@ -12,6 +13,7 @@ from ..chat.client import EngineError
 from ..chat.kept_results import list_results
 from ..chat.turns import last_question, messages_of
 from ..text.report import Report, Table
+from ..user.attachments import pictures
 from .base import (
     Command,
     Front,
@@ -74,7 +76,10 @@ class Retry(Command):
 
 
 class Edit(Command):
-    """Change question N, or the last one, on a new branch; without TEXT in your editor."""
+    """Change question N, or the last one, on a new branch; without TEXT in your editor.
+
+    The question keeps its pictures, unless TEXT names others as @PATH.
+    """
 
     names = ("edit", "editor")
     usage = "[N] [TEXT]"
@@ -95,7 +100,13 @@ class Edit(Command):
         if text is None or text.strip() in ("", before.strip()):
             front.note("nothing changed")
             return
-        await chat.edit(turn, text.strip())
+        await chat.edit(turn, text.strip(), _other_pictures(turns(chat)[turn - 1], text))
+
+
+def _other_pictures(turn: Turn, text: str) -> list[str]:
+    """Return the pictures that `text` mentions if they are others than those of the turn, by their names."""
+    mentioned = pictures(text, Path.cwd())
+    return mentioned if [Path(path).name for path in mentioned] != [one.name for one in turn.pictures] else []
 
 
 class Undo(Command):

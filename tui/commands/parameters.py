@@ -118,6 +118,10 @@ async def _apply_show_thinking(_chat: "Chat", front: Front, shown: bool) -> None
     front.show_thinking(shown)
 
 
+async def _apply_pictures(_chat: "Chat", front: Front, how: str) -> None:
+    front.show_pictures(how)
+
+
 async def _apply_panes(chat: "Chat", front: Front, shown: bool) -> None:
     front.show_panes(chat.settings["shown_panes"] if shown else ())
 
@@ -133,6 +137,7 @@ _EFFECTS: Mapping[str, Callable[["Chat", Front, Any], Awaitable[None]]] = {
     "theme": _apply_theme,
     "mouse": _apply_mouse,
     "show_thinking": _apply_show_thinking,
+    "pictures": _apply_pictures,
     "panes": _apply_panes,
     "shown_panes": _apply_shown_panes,
 }

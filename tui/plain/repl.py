@@ -290,6 +290,12 @@ class Repl:
         self.out.begin_answer()
         self._answering = False
 
+    def pictures(self, turn: Turn) -> None:
+        """Tell of the question's pictures in a sentence each, at a terminal."""
+        for picture in turn.pictures if self.attended else ():
+            name = first_words(printable(picture.name), 200)
+            self.note(f"picture {name}, {picture.width:,} by {picture.height:,} pixels")
+
     def events(self, batch: Batch) -> None:
         for event in batch:
             match event:
@@ -354,6 +360,7 @@ class Repl:
         last, asked = state.turns[-1], last_question(state.turns)
         self.out.line(f"{state.title or 'conversation'} · {len(state.turns)} turns", "title")
         self.out.line(f"{self._prompt}{first_words((asked or last).question, 200)}", "dim")
+        self.pictures(asked or last)
         self.out.line(last.answer[-RECAP_CHARACTERS:])
 
     def status(self, status: Status) -> None:
@@ -486,6 +493,9 @@ class Repl:
 
     def show_thinking(self, shown: bool) -> None:
         """Do nothing: every thought asks the chat whether it is shown."""
+
+    def show_pictures(self, how: str) -> None:
+        """Do nothing: pictures are told of in lines."""
 
     def show_panes(self, names: Sequence[str]) -> bool:
         del names

@@ -102,13 +102,16 @@ class QchatApp(App[Goal]):
         # back from the shell, the terminal has nothing of what was painted
         self.app_resume_signal.subscribe(self, self._resumed)
         window = self.chat_screen.window
-        self.app_suspend_signal.subscribe(self, lambda _: window.pause(), immediate=True)
+        gallery = self.chat_screen.transcript.gallery
+        for lend in (window.pause, gallery.pause):
+            self.app_suspend_signal.subscribe(self, lambda _, lend=lend: lend(), immediate=True)
         for problem in self.shelf.problems:
             self.chat_screen.front.note(problem, "warning")
         self.action_look(self._settings["theme"])
         self.call_after_refresh(_rest)
 
     def _resumed(self, _: App[Any]) -> None:
+        self.chat_screen.transcript.gallery.resume()
         self.chat_screen.window.resume()
         self.chat_screen.window.show(self.chat)
         self.refresh(layout=True)
@@ -159,6 +162,7 @@ class QchatApp(App[Goal]):
         self.chat_screen.prompt.keep_draft()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.chat.quit(), LEAVE_SECONDS)
+        self.chat_screen.transcript.gallery.close()  # while the terminal still has the app's screen
         self.exit(to, return_code=self._code)
 
     def _listen_to_signals(self) -> None:
@@ -182,6 +186,7 @@ class QchatApp(App[Goal]):
         error = self._exception
         self.failure = error.error if isinstance(error, WorkerFailed) else error
         self.chat_screen.prompt.keep_draft()
+        self.chat_screen.transcript.gallery.close()
         self._close_messages_no_wait()
 
 

@@ -3,6 +3,8 @@
 Keys arrive as action ids of the keymap; every line, typed or chosen, goes through `run_line`.
 """
 
+import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -30,6 +32,7 @@ from ..commands.view import toggle_panes
 from ..user.attachments import attach, pictures
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
+from ..user.sequences import find_graphics
 from ..user.settings import Settings
 from ..widgets.completion import Completion
 from ..widgets.findbar import OPEN_SECONDS, FindBar
@@ -39,6 +42,7 @@ from ..widgets.panes.panes import Panel
 from ..widgets.prompt import Prompt, Sources
 from ..widgets.queued import Queued
 from ..widgets.status import Status
+from ..widgets.transcript.gallery import Gallery
 from ..widgets.transcript.messages import (
     CopyRequested,
     EditRequested,
@@ -91,7 +95,8 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self.keymap = keymap
         self.front = AppFront(self, keymap)
-        self.transcript = Transcript(settings["measure"])
+        gallery = Gallery(self.front.to_terminal, self._read_picture)
+        self.transcript = Transcript(settings["measure"], gallery=gallery)
         self.status_row, self.header, self.keybar, self.queued = Status(), Header(), Keybar(), Queued()
         self.find_bar, self.completion = FindBar(), Completion()
         sources = Sources(lambda before: candidates(before, self.chat), hint, self._take_queued)
@@ -125,7 +130,7 @@ class ChatScreen(Screen[None]):
             "scroll_down": lambda: self.transcript.scroll_page_down(animate=False),
             "top": lambda: self.transcript.scroll_home(animate=False),
             "follow": self.transcript.go_to_end,
-            "redraw": lambda: self.app.refresh(repaint=True, layout=True),
+            "redraw": self._redraw,
             "suspend": lambda: self.app.action_suspend_process(),
             "quit": self._leave,
             "editor": lambda: self.go(self._edit_prompt()),
@@ -151,6 +156,7 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.front.show_thinking(self.chat.settings["show_thinking"])
+        self.show_pictures(self.chat.settings["pictures"])
         self.show_status(self.chat.status)
         self.panes.show(opened(self.chat))
         self.call_after_refresh(lambda: self.go(self._greeter.read()))  # after the first paint
@@ -205,6 +211,17 @@ class ChatScreen(Screen[None]):
         place = "completion" if self.completion.open else place
         names = useful_keys(self.chat, "search" if self.prompt.searching else place, self._half_context())
         self.keybar.show([(self.keymap.shown(name), label) for name, label in names])
+
+    def show_pictures(self, how: str) -> None:
+        """Show pictures as the setting says and this terminal can; without colours only name them."""
+        self.go(self._show_pictures(how))
+
+    async def _show_pictures(self, how: str) -> None:
+        graphics = await asyncio.to_thread(find_graphics, how, self.app.console.color_system, os.environ)
+        self.transcript.draw_pictures(graphics, shown=how != "off" and not self.app.no_color)
+
+    def _read_picture(self, digest: str) -> bytes | None:
+        return self.chat.picture_files.read(digest, self.chat.state.conversation)
 
     # --- lines ---
 
@@ -317,6 +334,10 @@ class ChatScreen(Screen[None]):
 
     def action_do(self, action: str) -> None:
         self._doing[action]()
+
+    def _redraw(self) -> None:
+        self.transcript.gallery.resume()
+        self.app.refresh(repaint=True, layout=True)
 
     def _restart(self) -> None:
         """Restart a dead engine; enter with nothing to send does so."""

@@ -61,6 +61,7 @@ class ChatView(Protocol):
     def show_status(self, status: Status) -> None: ...
     def show_keys(self) -> None: ...
     def put_prompt(self, text: str) -> None: ...
+    def show_pictures(self, how: str) -> None: ...
     def run_chosen(self, line: str | None) -> None: ...
 
 
@@ -91,6 +92,9 @@ class AppFront:
         self._view.transcript.add_question(turn)
         self._view.transcript.begin_answer(turn)
         self._view.panes.begin()
+
+    def pictures(self, turn: Turn) -> None:
+        self._view.transcript.show_pictures(turn)
 
     def events(self, batch: Batch) -> None:
         self._view.transcript.feed(batch)
@@ -236,6 +240,9 @@ class AppFront:
 
     def show_thinking(self, shown: bool) -> None:
         self._view.transcript.thoughts = "open" if shown else "live"
+
+    def show_pictures(self, how: str) -> None:
+        self._view.show_pictures(how)
 
     def show_panes(self, names: Sequence[str]) -> bool:
         self._view.panes.show(names)

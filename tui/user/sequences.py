@@ -6,7 +6,9 @@ can end a sequence or begin another.
 
 import base64
 import os
+import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, TextIO
 
 ESC, BELL = "\x1b", "\a"
@@ -17,6 +19,19 @@ NO_PROGRESS, FAILED_PROGRESS, BUSY_PROGRESS = (f"{ESC}]9;4;{state};0{BELL}" for 
 # where OSC 777 is the one for notifications; others know OSC 9, or neither
 RXVT_LIKE = ("rxvt", "foot")
 Notices = Literal["9", "777"]
+# terminals that draw pictures in the cells of Kitty's protocol; what has another part of it draws only boxes
+PICTURE_TERMS = ("xterm-kitty", "xterm-ghostty")
+ASK_TMUX = "#{allow-passthrough} #{client_termname} #{client_termfeatures}"
+TMUX_PASSES = ("1", "on", "all")  # 1 is that of tmux 3.3
+TMUX_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Graphics:
+    """How the terminal takes pictures: with 24-bit colours or else 256, and whether tmux stands before it."""
+
+    truecolor: bool
+    in_tmux: bool = False
 
 
 def takes_sequences(stream: TextIO, env: Mapping[str, str] | None = None) -> bool:
@@ -38,6 +53,41 @@ def kind_of_notices(env: Mapping[str, str]) -> Notices:
     """Return the number of the sequence for notifications here."""
     by_vte = bool(env.get("VTE_VERSION"))
     return "777" if by_vte or env.get("TERM", "").startswith(RXVT_LIKE) else "9"
+
+
+def knows_pictures(env: Mapping[str, str]) -> bool:
+    """Whether the terminal draws pictures in the cells of Kitty's protocol, and nothing stands before it."""
+    if any(env.get(name) for name in ("TMUX", "STY", "ZELLIJ")):
+        return False
+    return env.get("TERM") in PICTURE_TERMS or env.get("TERM_PROGRAM", "").lower() == "ghostty"
+
+
+def find_graphics(how: str, colours: str | None, env: Mapping[str, str]) -> Graphics | None:
+    """Return the graphics to draw by for a value of the setting `pictures`; None for half blocks.
+
+    `colours` is what the toolkit writes: "truecolor", "256" or less. Asks tmux, which takes a moment.
+    """
+    if how not in ("auto", "kitty") or colours not in ("truecolor", "256"):
+        return None
+    truecolor = colours == "truecolor"
+    if env.get("TMUX"):
+        return _graphics_behind_tmux(env, truecolor=truecolor)
+    return Graphics(truecolor) if how == "kitty" or knows_pictures(env) else None
+
+
+def _graphics_behind_tmux(env: Mapping[str, str], *, truecolor: bool) -> Graphics | None:
+    """Return the graphics of the terminal around tmux, if tmux lets sequences pass."""
+    command = ["tmux", "display-message", "-p", "-t", env.get("TMUX_PANE", ""), ASK_TMUX]
+    try:
+        told = subprocess.run(
+            command, env=dict(env), capture_output=True, text=True, timeout=TMUX_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    passes, term, features = [*told.stdout.split(), "", "", ""][:3]
+    if passes not in TMUX_PASSES or term not in PICTURE_TERMS:
+        return None
+    return Graphics(truecolor and "RGB" in features.split(","), in_tmux=True)
 
 
 def title(text: str) -> str:

@@ -216,6 +216,12 @@ KEYS: dict[str, Key] = {
             project=True,
             applies="next start",
         ),
+        Key(
+            "pictures",
+            Choice(("auto", "kitty", "blocks", "off")),
+            "draw pictures by Kitty's protocol or in half blocks; auto: as the terminal can; off: name them",
+            "auto",
+        ),
         Key("panes", Flag(), "show the live panes", True),
         Key("shown_panes", Several(PANE_NAMES), "which panes there are", list(PANE_NAMES)),
         Key("live_bench", Flag(), "show the figures of each reply, and /stats of all branches", False),

@@ -42,5 +42,5 @@ class Header(Line):
     def _branch(self) -> str:
         if len(self._branches) < 2:
             return ""
-        place = next((n for n, branch in enumerate(self._branches, 1) if branch.current), 1)
-        return f"branch {place}/{len(self._branches)}"
+        place = next((n for n, branch in enumerate(self._branches, 1) if branch.current), None)
+        return f"branch {place}/{len(self._branches)}" if place else f"{len(self._branches)} branches"

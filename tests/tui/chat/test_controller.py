@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from qchat.core.errors import QchatError, UsageError
 from qchat.tui.chat.client import EngineDied, EngineError
@@ -236,6 +238,22 @@ def test_another_engine_sees_the_pictures_again_or_the_text_alone(tmp_path: Path
     assert (first, others) == wanted[kind]
     told = [text for _, text in stage.front.notes if "goes on without its pictures" in text]
     assert len(told) == (kind != "seen")
+
+
+def test_a_turn_in_which_the_engine_dies_keeps_its_pictures(tmp_path: Path):
+    stage = ChatStage(tmp_path, {"method": "send", "answer": "One two three", "die": "SIGKILL"})
+    path = tmp_path / "red.png"
+    Image.new("RGB", (20, 10)).save(path)
+
+    async def scene(stage: ChatStage) -> None:
+        stage.chat.pictures["what is @red.png?"] = [str(path)]
+        with suppress(EngineDied):
+            await stage.chat.send("what is @red.png?")
+
+    stage.play(scene)
+    assert stage.front.all("pictures") == [["red.png"]]
+    (turn,) = stage.chat.state.turns
+    assert [(one.name, one.width, one.tokens) for one in turn.pictures] == [("red.png", 20, 0)]
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_chat_as_it_was(tmp_path: Path):

@@ -80,6 +80,11 @@ CHANGES: dict[str, list[tuple[str, str, str]]] = {
     "image_tokens": [("/set image_tokens 256", "256", "/set")],
     "kv_bits": [("/set kv_bits 8", "8", "/set")],
     "theme": [("/theme day", "day", "/theme"), ("/set theme day", "day", "/set")],
+    "pictures": [
+        ("/set pictures blocks", "blocks", "/set"),
+        ("/set pictures off", "off", "/set"),
+        ("/set pictures default", "auto", "default"),
+    ],
     "panes": [("/panes", "off", "/panes"), ("/set panes off", "off", "/set")],
     "shown_panes": [
         ("/panes speed", "'memory' 'context' 'thinking' 'branches'", "/panes"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from qchat.core import Store
 from qchat.core.errors import QchatError
@@ -225,6 +226,15 @@ def test_a_screen_reader_hears_who_speaks(tmp_path, capsys):
     ReplScene(tmp_path, reply, screen_reader=True).play("Why?")
     out = capsys.readouterr().out
     assert re.search(r"Thought \(\d+\.\d s\)\.\nQwen: Yes\.", out)
+
+
+def test_pictures_are_told_of_in_a_sentence_each(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (1280, 800)).save(name)
+    ReplScene(tmp_path, {"method": "send", "answer": "Yes."}, screen_reader=True).play("@a.png @b.png Why?")
+    err = capsys.readouterr().err
+    assert "picture a.png, 1,280 by 800 pixels\npicture b.png, 1,280 by 800 pixels\n" in err
 
 
 def test_undo_gives_the_question_back_to_the_prompt(tmp_path):

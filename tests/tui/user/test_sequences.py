@@ -1,6 +1,7 @@
 """Escape sequences by their bytes, and that no text can end one or begin another."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from qchat.tui.user import sequences
 from qchat.tui.user.sequences import (
+    Graphics,
     clipboard,
+    find_graphics,
     kind_of_notices,
     knows_progress,
     link,
@@ -65,6 +68,54 @@ def test_no_text_ends_a_sequence_or_begins_another(text: str):
 )
 def test_progress_is_for_terminals_that_would_not_take_it_for_a_notification(env, shown: bool):
     assert knows_progress(env) == shown
+
+
+@pytest.mark.parametrize(
+    ("how", "colours", "env", "graphics"),
+    [
+        ("auto", "truecolor", {"TERM": "xterm-kitty"}, Graphics(True)),
+        ("auto", "256", {"TERM": "xterm-ghostty"}, Graphics(False)),
+        ("auto", "truecolor", {"TERM": "xterm-256color", "TERM_PROGRAM": "ghostty"}, Graphics(True)),
+        ("auto", "truecolor", {"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, None),
+        ("auto", "truecolor", {"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, None),
+        ("kitty", "truecolor", {"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, Graphics(True)),
+        ("auto", "truecolor", {"TERM": "xterm-kitty", "ZELLIJ": "0"}, None),
+        ("auto", "truecolor", {"TERM": "xterm-kitty", "STY": "1.pts"}, None),
+        ("kitty", "standard", {"TERM": "xterm-kitty"}, None),
+        ("kitty", None, {"TERM": "xterm-kitty"}, None),
+        ("blocks", "truecolor", {"TERM": "xterm-kitty"}, None),
+        ("off", "truecolor", {"TERM": "xterm-kitty"}, None),
+    ],
+)
+def test_pictures_are_for_terminals_that_draw_them_in_cells(how, colours, env, graphics):
+    assert find_graphics(how, colours, env) == graphics
+
+
+@pytest.mark.parametrize(
+    ("told", "graphics"),
+    [
+        ("on xterm-kitty 256,RGB,title", Graphics(True, in_tmux=True)),
+        ("all xterm-ghostty 256,title", Graphics(False, in_tmux=True)),
+        ("on xterm-kitty", Graphics(False, in_tmux=True)),
+        ("1 xterm-kitty RGB", Graphics(True, in_tmux=True)),
+        ("0 xterm-kitty RGB", None),
+        ("off xterm-kitty 256,RGB", None),
+        ("on xterm-256color 256,RGB", None),
+        ("xterm-kitty 256,RGB", None),  # a tmux that knows no allow-passthrough
+        ("", None),
+    ],
+)
+def test_tmux_tells_whether_pictures_reach_the_terminal(tmp_path: Path, told: str, graphics: Graphics | None):
+    program = tmp_path / "tmux"
+    program.write_text(f'#!/bin/sh\ntest "$4" = %3 && echo "{told}"\n')
+    program.chmod(0o755)
+    env = {"TMUX": "/tmp/socket,1,0", "TMUX_PANE": "%3", "TERM": "tmux-256color", "PATH": f"{tmp_path}:/bin"}
+    assert find_graphics("auto", "truecolor", env) == graphics
+    assert find_graphics("kitty", "truecolor", env) == graphics
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert find_graphics("auto", "truecolor", env) is None
+    program.unlink()
+    assert find_graphics("auto", "truecolor", env | {"PATH": str(tmp_path)}) is None
 
 
 def test_notifications_have_the_number_that_the_terminal_knows():

@@ -220,7 +220,7 @@ def test_every_flag_that_is_a_setting_agrees_with_its_key(tmp_path: Path):
     settings = Settings.load({**flags, "model": None}, tmp_path)
     missing = {"model", "models_dir", "measure", "copy_on_select", "mouse", "keys", "drafts", "stop_loops"}
     missing |= {"panes", "shown_panes", "tools", "max_tool_rounds", "servers"}
-    missing |= {"live_bench", "notify", "window_title"}
+    missing |= {"live_bench", "notify", "pictures", "window_title"}
     assert {name for name in KEYS if not settings.given(name)} == missing
     assert settings.origin("top_p") == "--top-p"
     assert settings.reply()["schema"] == {"type": "string"}

@@ -95,7 +95,9 @@ def brief_branches(facts: PaneFacts, width: int) -> Line:
     branches = sorted(_ordered(facts), key=lambda branch: branch.number)
     if len(branches) < 2:
         return []
-    place = next(n for n, branch in enumerate(branches, 1) if branch.current)
+    place = next((n for n, branch in enumerate(branches, 1) if branch.current), None)
+    if place is None:  # the first question was taken back
+        return [("dim", f"{len(branches)} branches")]
     return [("here", f"{HERE} {place}"), ("dim", f" of {len(branches)}")]
 
 

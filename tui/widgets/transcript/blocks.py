@@ -14,7 +14,7 @@ from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, docum
 from ...text.markdown.lines import lay, styled, width_of
 from ...text.sanitise import Cleaner, cells, cut, printable
 from ...user.attachments import Attached, split_attached
-from .thumbnails import picture_lines
+from .thumbnails import Draw, draw_blocks, picture_lines, size_in_cells
 
 Thoughts = Literal["folded", "open", "live"]
 NoteKind = Literal["info", "warning", "error"]
@@ -38,6 +38,7 @@ class Look:
 
     frame: Frame
     thoughts: Thoughts = "live"
+    draw: Draw = draw_blocks
 
 
 class Block:
@@ -125,12 +126,12 @@ class Question(Block):
         self._typed, self._files = split_attached(self._text)
         self._created = turn.created
         self.siblings = place_of(turn)
-        self._pictures = turn.pictures
+        self.pictures = turn.pictures
 
     def update(self, turn: Turn) -> None:
         """Show the facts of the turn as it was stored; the text stays."""
         self._created, self.siblings = turn.created, place_of(turn)
-        self._pictures = turn.pictures
+        self.pictures = turn.pictures
         self.forget()
 
     @property
@@ -138,11 +139,11 @@ class Question(Block):
         return self._text
 
     def build(self, look: Look) -> list[Line]:
-        shown = [line for one in self._pictures for line in picture_lines(one, look.frame.width)]
+        shown = [line for one in self.pictures for line in picture_lines(one, look.frame.width, look.draw)]
         return [*self._band(look), *shown]
 
     def guess(self, look: Look) -> int:
-        return super().guess(look) + sum(1 + one.thumbnail.height // 2 for one in self._pictures)
+        return super().guess(look) + sum(1 + size_in_cells(one)[1] for one in self.pictures)
 
     def _band(self, look: Look) -> list[Line]:
         facts = self._facts()

@@ -4,6 +4,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
+from ...text.kitty import PLACEHOLDER
 from ...text.markdown import Line
 from ...text.sanitise import cells
 from .palette import Palette
@@ -21,12 +22,12 @@ def strip_of(line: Line, width: int, palette: Palette) -> Strip:
 
 
 def over(strip: Strip, start: int, end: int, style: Style) -> Strip:
-    """Return the strip with `style` on its characters from `start` to `end`."""
+    """Return the strip with `style` on its characters from `start` to `end`; pictures stay as they are."""
     segments: list[Segment] = []
     at = 0
     for text, own, _ in strip:
         first, last = max(start - at, 0), min(end - at, len(text))
-        if first < last:
+        if first < last and not text.startswith(PLACEHOLDER):
             parts = (text[:first], own), (text[first:last], own + style if own else style), (text[last:], own)
             segments += [Segment(part, look) for part, look in parts if part]
         else:

@@ -111,6 +111,8 @@ class Palette:
         if name.startswith("rgb:"):  # two pixels, one above the other
             upper, lower = name[4:].split(":")
             return Style(color=f"#{upper}", bgcolor=f"#{lower}")
+        if name.startswith("ink:"):  # a colour that says something, on the theme's background
+            return Style(color=f"#{name[4:]}")
         look = Style()
         for word in _LOOKS.get(name, "").split():
             if word[0] == "$":

@@ -22,6 +22,7 @@ from .blocks import Block, Look, Thoughts
 from .paint import strip_of
 from .palette import Palette
 from .rows import Rows
+from .thumbnails import Draw, draw_blocks
 
 _MARGINS = 4  # cells: two before the text, one after it, one under the scrollbar
 _IDLE_SECONDS, _SLICE_SECONDS, _PAUSE_SECONDS = 0.05, 0.008, 0.25
@@ -41,6 +42,7 @@ class BlockView(ScrollView, can_focus=True):
         self.follow = True
         self._measure = measure
         self._thoughts: Thoughts = "live"
+        self._draw: Draw = draw_blocks
         self._look = Look(Frame(80, 80))
         self._rows = Rows()
         self._width = self._height = 0
@@ -81,7 +83,8 @@ class BlockView(ScrollView, can_focus=True):
         if not self._width:
             return
         room = max(self._width - _MARGINS, 8)
-        look = Look(Frame(min(self._measure, room) if self._measure else room, room), self._thoughts)
+        frame = Frame(min(self._measure, room) if self._measure else room, room)
+        look = Look(frame, self._thoughts, self._draw)
         known = look.frame == self._look.frame and len(self._rows) == len(self.blocks)
         with self.kept_in_place():
             self._look = look
@@ -147,6 +150,14 @@ class BlockView(ScrollView, can_focus=True):
         self.follow = False
         self._settle((block, row - above))
         self.follow = self.scroll_offset.y >= self.max_scroll_y
+
+    @property
+    def in_sight(self) -> Sequence[Block]:
+        """The blocks that have a row on the screen."""
+        if not self._rows.total:
+            return ()
+        y = self.scroll_offset.y
+        return self.blocks[self._rows.at(y)[0] : self._rows.at(y + self._height - 1)[0] + 1]
 
     def go_to_end(self) -> None:
         self.follow = True

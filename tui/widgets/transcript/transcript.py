@@ -4,6 +4,7 @@ Owns the choice of blocks; `Reader` owns what users do with them, `BlockView` ho
 Never imports screens or the app.
 """
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,9 +12,10 @@ from itertools import count
 from typing import Any
 
 from ....core import events
-from ....core.conversation.summary import ConversationState, ToolCall, Turn
+from ....core.conversation.summary import ConversationState, ShownPicture, ToolCall, Turn
 from ....core.events import CallEvent
 from ...text.report import Report
+from ...user.sequences import Graphics
 from .blocks import (
     Answer,
     Block,
@@ -24,8 +26,10 @@ from .blocks import (
     Question,
     Thought,
 )
+from .gallery import Gallery
 from .reader import Reader
 from .reports import Reported
+from .scroll import Place
 from .tool_blocks import Results, Tools
 
 _FASTEST, _SLOWEST = 1 / 30, 0.5  # seconds between two flushes
@@ -44,10 +48,17 @@ class Transcript(Reader):
     """
 
     def __init__(
-        self, measure: int = 100, *, clock: Callable[[], float] = time.monotonic, id: str | None = None
+        self,
+        measure: int = 100,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        gallery: Gallery | None = None,
+        id: str | None = None,
     ) -> None:
         super().__init__(measure, id)
         self._clock = clock
+        self.gallery = gallery or Gallery(lambda _: None, lambda _: None)
+        self._draw = self.gallery.draw
         self.conversation: int | None = None
         self._turns: dict[int, Turn] = {}
         self._replying = 0  # number of the turn that is being answered
@@ -82,6 +93,7 @@ class Transcript(Reader):
             self.follow = self.follow or not same
             self.replace_all(blocks)
         self._turns = turns
+        self.call_later(self._keep_pictures)  # a retry shows the question again at once
 
     # a turn
 
@@ -178,6 +190,51 @@ class Transcript(Reader):
             for block in reply:
                 block.end()
                 self.changed(block)
+
+    # pictures
+
+    def show_pictures(self, turn: Turn) -> None:
+        """Show the pictures of the question that is being answered."""
+        if turn.number != self._replying:
+            return
+        with self.kept_in_place():
+            for block in self._blocks_of_turn(turn.number):
+                if isinstance(block, Question):
+                    block.update(turn)
+                    self.changed(block)
+
+    def draw_pictures(self, graphics: Graphics | None, *, shown: bool) -> None:
+        """Draw all pictures by `graphics` from now on, or in half blocks, or not at all unless `shown`."""
+        self.gallery.use(graphics, shown=shown)
+        self._redraw_pictures()
+
+    def _redraw_pictures(self, digest: str = "") -> None:
+        """Draw the picture of this `digest` anew, or all of them."""
+        with self.kept_in_place():
+            for question in self._questions:
+                if any(digest in ("", picture.digest) for picture in question.pictures):
+                    question.forget()
+                    self.changed(question)
+
+    @property
+    def _questions(self) -> list[Question]:
+        return [block for block in self.blocks if isinstance(block, Question)]
+
+    def _settle(self, place: Place | None) -> None:
+        """Settle, then send what came into sight."""
+        super()._settle(place)
+        questions = [block for block in self.in_sight if isinstance(block, Question)]
+        for picture in self.gallery.take_unsent(one for block in questions for one in block.pictures):
+            self.run_worker(self._send(picture))
+
+    async def _send(self, picture: ShownPicture) -> None:
+        png = await asyncio.to_thread(self.gallery.prepare, picture)
+        if png:
+            self.gallery.send(picture, png)
+            self._redraw_pictures(picture.digest)
+
+    def _keep_pictures(self) -> None:
+        self.gallery.keep({picture.digest for question in self._questions for picture in question.pictures})
 
     # between turns
 

@@ -63,3 +63,10 @@ def test_no_branch_and_one_branch_need_no_place_in_a_strip():
     assert drawn(PANE, facts_of(state=conversation())) == ["an edit or a retry begins a branch"]
     assert PANE.brief(facts_of(), 40) == []
     assert text_of(PANE.brief(facts_of(state=STATE), 40)) == "◉ 1 of 3"
+
+
+def test_before_the_first_question_no_branch_is_the_one_here():
+    """An undo of the first question goes there, and its answers stay as branches."""
+    state = replace(conversation(), branches=tuple(replace(one, current=False, shared=0) for one in TREE))
+    assert text_of(PANE.brief(facts_of(state=state), 40)) == "3 branches"
+    assert all("◉" not in row for row in drawn(PANE, facts_of(state=state)))
