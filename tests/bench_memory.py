@@ -56,6 +56,14 @@ CUTS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 32,
     },
 }
+# as coarsely as the whole models are measured
+QCHAT = """
+import sys
+from qchat.core.allocation import design
+from qchat.tui.cli.main import main
+design.DETAILS = design.DETAILS[-1:]
+sys.exit(main())
+"""
 CHANGING = ("README.md", "conversion.json")
 
 
@@ -140,7 +148,7 @@ class _Bench:
         options = ["--q-recipe", "best", "--target-bpw", "4", "--rounding", "gptq", "--json"]
         files = ["--calibration", str(self.place / "text.txt"), "--sensitivity", str(self.sensitivity(name))]
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "qchat.tui", "convert", *folders, *options, *files],
+            [sys.executable, "-P", "-c", QCHAT, "convert", *folders, *options, *files],
             env=os.environ | {"PYTHONPATH": str(ROOT / ".dev")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -12,19 +12,21 @@ from typing import Any
 
 from ..checkpoint.assemble import Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.packed import Geometry
+from ..checkpoint.packed import Geometry, Packed
 from ..conversion.source import Source, to_dense
-from ..machine.backend import Policy, mx
+from ..machine.backend import Policy, mx, on_gpu
 from ..model.cache import Cache, DeltaState, LayerCache
 from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention
 from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
 from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
+from ..quant.codes import unpack
 from ..quant.rounding import quantize
 
 DENSE_NBYTES = 1 << 30  # up to which a layer's weights are kept in float32
-TILE_NBYTES = 128 << 20  # of weights in float32 that are cast or rounded at once
+TILE_NBYTES = 128 << 20  # of weights in float32 that are cast at once
+ROUNDING_NBYTES = 8 << 20  # of weights in float32 that are rounded at once
 
 
 class TiledExperts:
@@ -152,16 +154,27 @@ def _rounded(product: Product | ExpertsLinear, code: Geometry, policy: Policy) -
 
 
 def round_weight(weight: Weight, code: Geometry, dtype: mx.Dtype) -> mx.array:
-    """Return the weight rounded to `code`, dense in `dtype` and evaluated."""
+    """Return the weight rounded to an affine `code`, dense in `dtype` and evaluated."""
     dense = to_dense(weight, dtype)
-    step = max(1, TILE_NBYTES // (4 * math.prod(dense.shape[1:])))
+    # rounding takes several times the memory of what it rounds, and is fastest in a processor's caches
+    step = max(1, ROUNDING_NBYTES // (4 * math.prod(dense.shape[1:])))
     parts = []
-    for begin in range(0, len(dense), step):  # rounding takes several times the memory of what it rounds
-        parts.append(quantize(dense[begin : begin + step], code).dequantize(dtype))
+    for begin in range(0, len(dense), step):
+        parts.append(_dequantize(quantize(dense[begin : begin + step], code), dtype))
         mx.eval(parts[-1])
     rounded = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     mx.eval(rounded)
     return rounded
+
+
+def _dequantize(packed: Packed, dtype: mx.Dtype) -> mx.array:
+    """Return what an affine matrix means; a few times as fast as MLX's own on a CPU."""
+    if on_gpu() or packed.biases is None:
+        return packed.dequantize(dtype)
+    levels = unpack(packed.weight, packed.bits).astype(mx.float32)
+    groups = levels.reshape(*packed.scales.shape, packed.group_size)
+    scales, biases = (part.astype(mx.float32)[..., None] for part in (packed.scales, packed.biases))
+    return (groups * scales + biases).astype(dtype).reshape(*packed.scales.shape[:-1], -1)
 
 
 def _empty_cache(config: ModelConfig, index: int, rows: int) -> LayerCache:

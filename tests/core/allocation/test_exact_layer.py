@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from qchat.core.allocation import exact_layer
-from qchat.core.allocation.exact_layer import ExactLayer, TiledExperts
-from qchat.core.checkpoint.packed import Geometry
+from qchat.core.allocation.exact_layer import ExactLayer, TiledExperts, round_weight
+from qchat.core.checkpoint.packed import AFFINE_BITS, Geometry
 from qchat.core.conversion.source import Source
 from qchat.core.machine.backend import mx
 from qchat.core.ops.linear import ExpertsLinear
+from qchat.core.quant.rounding import quantize
 from tests.checkpoints import write_checkpoint
 
 
@@ -21,6 +22,18 @@ def test_experts_in_tiles_are_the_experts_at_once(monkeypatch: pytest.MonkeyPatc
     x = mx.random.normal((7, 1, 32))
     expected = ExpertsLinear(weight)(x, index, True)
     assert np.allclose(TiledExperts(weight)(x, index, True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+@pytest.mark.parametrize("shape", [(16, 128), (4, 6, 128)])
+def test_a_rounded_weight_is_what_its_codes_mean(
+    bits: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exact_layer, "ROUNDING_NBYTES", 4 * 128 * 7)
+    weight, code = mx.random.normal(shape).astype(mx.bfloat16), Geometry(bits, 64, "affine")
+    expected = quantize(weight, code).dequantize(mx.float32)
+    assert np.allclose(round_weight(weight, code, mx.float32), expected, rtol=0, atol=1e-6)
+    assert mx.array_equal(round_weight(weight, code, mx.bfloat16), expected.astype(mx.bfloat16))
 
 
 @pytest.mark.parametrize("moe", [False, True])
