@@ -1,6 +1,6 @@
 """Peak memory of measuring sensitivities, choosing bits and rounding with compensation, at true widths.
 
-`PYTHONPATH=.dev:. python tests/bench_memory.py [27B] [35B-A3B]` writes random models of two layers with the
+`PYTHONPATH=.dev:. python tests/bench_memory.py [27B] [35B-A3B]` writes random models of a few layers with the
 widths and experts of the published ones, and converts each twice under a budget: once straight, once killed
 at random moments, while it measures as well as while it rounds, and resumed. Exit code 1 if the straight run
 takes more than BUDGET_NBYTES and one layer in bfloat16, or if the two give different bytes.
@@ -27,8 +27,6 @@ BUDGET_NBYTES = 3_000_000_000
 VOCABULARY = 16_384  # the published one is 248,320; the head is read in slices
 CHARACTERS = 700  # of text, each a token; more text takes longer, and no more memory
 COMMON = {
-    "num_hidden_layers": 2,
-    "layer_types": ["linear_attention", "full_attention"],
     "mtp": False,
     "tied": False,
     "head_dim": 256,
@@ -73,12 +71,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=2, help="how often each phase is killed (2)")
     parser.add_argument("--characters", type=int, default=CHARACTERS, help=f"of text ({CHARACTERS})")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help=f"tokens ({VOCABULARY})")
+    parser.add_argument("--layers", type=int, default=2, help="how many are left of the model (2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of death (0)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write:
         (name,) = args.models
-        write_checkpoint(args.write, **COMMON, **CUTS[name], vocab_size=args.vocabulary)
+        kinds = ["linear_attention" if i % 2 == 0 else "full_attention" for i in range(args.layers)]
+        depth = {"num_hidden_layers": args.layers, "layer_types": kinds}
+        write_checkpoint(args.write, **COMMON, **CUTS[name], **depth, vocab_size=args.vocabulary)
         return 0
     fine = True
     for name in args.models:
@@ -94,8 +95,8 @@ class _Bench:
         self.name, self.place, self.kills, self.choose = name, place, args.kills, choose
         self.source = place / "source"
         # in a process of its own: a child's peak counts that of its parent
-        write = ["--write", str(self.source), "--vocabulary", str(args.vocabulary)]
-        subprocess.run([sys.executable, __file__, name, *write], check=True)
+        sizes = ["--vocabulary", str(args.vocabulary), "--layers", str(args.layers)]
+        subprocess.run([sys.executable, __file__, name, "--write", str(self.source), *sizes], check=True)
         (place / "text.txt").write_text(CALIBRATION_TEXT.read_text()[: args.characters])
 
     def run(self) -> bool:
