@@ -21,36 +21,12 @@ from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
 from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
+from ..ops.tiled_experts import TiledExperts
 from ..quant.codes import unpack
 from ..quant.rounding import quantize
 
 DENSE_NBYTES = 1 << 30  # up to which a layer's weights are kept in float32
-TILE_NBYTES = 128 << 20  # of weights in float32 that are cast at once
 ROUNDING_NBYTES = 8 << 20  # of weights in float32 that are rounded at once
-
-
-class TiledExperts:
-    """`ExpertsLinear` a few experts at a time, whose weights alone are cast to the activations' dtype."""
-
-    def __init__(self, weight: Weight):
-        self.weight = weight
-
-    def __call__(self, x: mx.array, index: mx.array, ordered: bool) -> mx.array:
-        """Map x [R, 1, K] and index [R] to [R, 1, N]; `ordered` promises that index is sorted."""
-        weight = self.weight
-        if not isinstance(weight, mx.array) or weight.dtype == x.dtype or not ordered:
-            return ExpertsLinear(weight)(x, index, ordered)
-        experts, rows, columns = weight.shape
-        step = max(1, TILE_NBYTES // (4 * rows * columns))
-        firsts = range(0, experts, step)
-        ends = [int((index < first + step).sum()) for first in firsts]
-        parts = []
-        for first, begin, end in zip(firsts, [0, *ends], ends, strict=False):
-            if begin < end:
-                tile = ExpertsLinear(weight[first : first + step])
-                parts.append(tile(x[begin:end], index[begin:end] - first, ordered))
-                mx.eval(parts[-1])  # so that the cast weights can go
-        return mx.concatenate(parts)
 
 
 Product = Linear | TiledExperts

@@ -23,9 +23,11 @@ from ..machine.backend import Policy, mx
 from ..machine.files import read_text, whole_file
 from ..model.cache import Cache
 from ..model.layers import AttentionLayer, DeltaLayer, rms_norm
+from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
 from ..ops.gated_delta import USUAL
+from ..ops.tiled_experts import TiledExperts
 from ..quant.folds import Folds
 from ..quant.gptq import compensate
 from ..quant.rounding import quantize
@@ -310,6 +312,11 @@ class _LayerPass:
         layer = make_layer(self.config, WeightScope(tensors).within(name), kind, policy)
         if isinstance(layer, DeltaLayer):
             layer.mixer.forms = USUAL  # whatever won its race, so that another run computes the same
+        block = layer.feed_forward
+        if isinstance(block, MixtureOfExperts):
+            block.gate, block.up, block.down = (
+                TiledExperts(part.weight) for part in (block.gate, block.up, block.down)
+            )
         return layer
 
     def _forward(

@@ -1,4 +1,4 @@
-"""A layer in which single matrices are rounded: large ones computed in tiles, all put back."""
+"""A layer in which single matrices are rounded: all put back."""
 
 from pathlib import Path
 
@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 
 from qchat.core.allocation import exact_layer
-from qchat.core.allocation.exact_layer import ExactLayer, TiledExperts, round_weight
+from qchat.core.allocation.exact_layer import ExactLayer, round_weight
 from qchat.core.checkpoint.packed import AFFINE_BITS, Geometry
 from qchat.core.conversion.source import Source
 from qchat.core.machine.backend import mx
-from qchat.core.ops.linear import ExpertsLinear
 from qchat.core.quant.rounding import quantize
 from tests.checkpoints import write_checkpoint
-
-
-def test_experts_in_tiles_are_the_experts_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(exact_layer, "TILE_NBYTES", 4 * 16 * 32 * 3)
-    weight = mx.random.normal((8, 16, 32)).astype(mx.bfloat16)
-    index = mx.array([0, 0, 1, 4, 4, 4, 7])  # a tile without rows among them
-    x = mx.random.normal((7, 1, 32))
-    expected = ExpertsLinear(weight)(x, index, True)
-    assert np.allclose(TiledExperts(weight)(x, index, True), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", AFFINE_BITS)

@@ -85,6 +85,20 @@ def test_a_factor_made_in_blocks_is_that_of_the_whole(monkeypatch: pytest.Monkey
                 assert np.allclose(inverse @ upper[begin:end, begin:end], np.eye(32), atol=1e-3)
 
 
+def test_a_factor_takes_little_more_memory_than_half_of_the_matrix_that_it_is_of(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(gptq, "BLOCK", 64)
+    x = inputs(width=1024)
+    rows = [mx.contiguous(row) for row in cut_lower((x.T @ x)[None])]
+    mx.eval(rows)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    factor = factorise(rows)
+    assert mx.get_peak_memory() - before < 0.75 * 4 * 1024 * 1024
+    assert len(factor.rows) == 16
+
+
 def test_inputs_that_are_independent_leave_weighted_rounding():
     x, weight, code = inputs(), weights(40, 128), Geometry(3, 64, "affine")
     diagonal = mx.square(x).sum(axis=0)
