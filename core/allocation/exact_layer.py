@@ -21,7 +21,7 @@ from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
 from ..model.weight_scope import WeightScope
 from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
-from ..ops.tiled_experts import TiledExperts
+from ..ops.tiled import TiledExperts
 from ..quant.codes import unpack
 from ..quant.rounding import quantize
 

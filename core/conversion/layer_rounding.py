@@ -23,11 +23,12 @@ from ..machine.backend import Policy, mx
 from ..machine.files import read_text, whole_file
 from ..model.cache import Cache
 from ..model.layers import AttentionLayer, DeltaLayer, rms_norm
-from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
+from ..model.observers import observe_layer
 from ..model.weight_scope import WeightScope
 from ..ops.gated_delta import USUAL
-from ..ops.tiled_experts import TiledExperts
+from ..ops.linear import Projections
+from ..ops.tiled import TiledExperts, TiledLinear
 from ..quant.folds import Folds
 from ..quant.gptq import compensate
 from ..quant.rounding import quantize
@@ -312,11 +313,9 @@ class _LayerPass:
         layer = make_layer(self.config, WeightScope(tensors).within(name), kind, policy)
         if isinstance(layer, DeltaLayer):
             layer.mixer.forms = USUAL  # whatever won its race, so that another run computes the same
-        block = layer.feed_forward
-        if isinstance(block, MixtureOfExperts):
-            block.gate, block.up, block.down = (
-                TiledExperts(part.weight) for part in (block.gate, block.up, block.down)
-            )
+        if not policy.dense:
+            for _ in observe_layer(layer, name, self.config.num_experts, _tiled):
+                pass
         return layer
 
     def _forward(
@@ -343,6 +342,16 @@ class _LayerPass:
         mx.eval(x)
         self.tick(name, share)
         return x
+
+
+def _tiled(product: Callable, _names: tuple[str, ...], experts: int) -> Callable:
+    """Return what computes the same as a layer's `product` without holding its dense weights."""
+    if experts:
+        return TiledExperts(product.weight)  # pyright: ignore[reportFunctionMemberAccess]
+    if isinstance(product, Projections):
+        parts = [TiledLinear(weight) for weight in product.weights]
+        return lambda x: [part(x) for part in parts]
+    return TiledLinear(product.weight)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _save(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:

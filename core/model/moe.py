@@ -6,7 +6,7 @@ from ..checkpoint.config import ModelConfig
 from ..machine.backend import Policy, mx
 from ..ops.elementwise import sigmoid, swiglu
 from ..ops.linear import ExpertsLinear, make_linear, materialize
-from ..ops.tiled_experts import TiledExperts
+from ..ops.tiled import TiledExperts
 from .layers import DenseMLP
 from .weight_scope import WeightScope
 

@@ -17,7 +17,7 @@ from qchat.core.conversion.source import Source, to_dense
 from qchat.core.conversion.verify import relative_error, stream_logits
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
-from qchat.core.ops import tiled_experts
+from qchat.core.ops import tiled
 from qchat.core.ops.linear import ExpertsLinear, Weight
 from qchat.core.quant.recipes import Options
 from qchat.core.quant.rounding import quantize
@@ -163,8 +163,8 @@ def test_experts_of_a_large_layer_are_cast_a_few_at_a_time(tmp_path: Path, monke
 
     write_checkpoint(tmp_path / "raw", moe=True, num_experts=8, hidden_size=64)
     monkeypatch.setattr(layer_rounding, "DENSE_NBYTES", 0)
-    monkeypatch.setattr(tiled_experts, "TILE_NBYTES", 1)
-    monkeypatch.setattr(tiled_experts, "ExpertsLinear", Watched)
+    monkeypatch.setattr(tiled, "TILE_NBYTES", 1)
+    monkeypatch.setattr(tiled, "ExpertsLinear", Watched)
     run(tmp_path, "new")
     assert set(sizes) == {1}
 
