@@ -1,9 +1,9 @@
 """Peak memory of measuring sensitivities, choosing bits and rounding with compensation, at true widths.
 
-`PYTHONPATH=.dev:. python tests/bench_memory.py [27B] [35B-A3B]` writes random models of two layers with the
+`PYTHONPATH=.dev:. python tests/bench_memory.py [27B] [35B-A3B]` writes random models of a few layers with the
 widths and experts of the published ones, and converts each twice under a budget: once straight, once killed
-at random moments and resumed. Exit code 1 if the straight run takes more than BUDGET_NBYTES and one layer in
-bfloat16, or if the two give different bytes.
+at random moments, while it measures as well as while it rounds, and resumed. Exit code 1 if the straight run
+takes more than BUDGET_NBYTES and one layer in bfloat16, or if the two give different bytes.
 """
 
 import argparse
@@ -24,11 +24,9 @@ from tests.checkpoints import write_checkpoint
 from tests.paths import ROOT
 
 BUDGET_NBYTES = 3_000_000_000
-TEXT_CHARACTERS = 12_000  # more text takes longer, and no more memory
+VOCABULARY = 16_384  # the published one is 248,320; the head is read in slices
+CHARACTERS = 700  # of text, each a token; more text takes longer, and no more memory
 COMMON = {
-    "num_hidden_layers": 2,
-    "layer_types": ["linear_attention", "full_attention"],
-    "vocab_size": 16384,
     "mtp": False,
     "tied": False,
     "head_dim": 256,
@@ -56,53 +54,110 @@ CUTS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 32,
     },
 }
-CHANGING = ("README.md", "conversion.json")  # they tell seconds
+# as coarsely as the whole models are measured
+QCHAT = """
+import sys
+from qchat.core.allocation import design
+from qchat.tui.cli.main import main
+design.DETAILS = design.DETAILS[-1:]
+sys.exit(main())
+"""
+CHANGING = ("README.md", "conversion.json")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the memory of conversions.")
     parser.add_argument("models", nargs="*", default=list(CUTS), help=", ".join(CUTS))
-    parser.add_argument("--kills", type=int, default=3, help="how often the second run is killed (3)")
+    parser.add_argument("--kills", type=int, default=2, help="how often each phase is killed (2)")
+    parser.add_argument("--characters", type=int, default=CHARACTERS, help=f"of text ({CHARACTERS})")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help=f"tokens ({VOCABULARY})")
+    parser.add_argument("--layers", type=int, default=2, help="how many are left of the model (2)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of death (0)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write:
         (name,) = args.models
-        write_checkpoint(args.write, **COMMON, **CUTS[name])
+        kinds = ["linear_attention" if i % 2 == 0 else "full_attention" for i in range(args.layers)]
+        depth = {"num_hidden_layers": args.layers, "layer_types": kinds}
+        write_checkpoint(args.write, **COMMON, **CUTS[name], **depth, vocab_size=args.vocabulary)
         return 0
     fine = True
     for name in args.models:
         with tempfile.TemporaryDirectory(prefix="qchat-memory-") as folder:
-            fine &= check(name, Path(folder), args.kills, random.Random(args.seed))
+            fine &= _Bench(name, Path(folder), args, random.Random(args.seed)).run()
     return int(not fine)
 
 
-def check(name: str, place: Path, kills: int, choose: random.Random) -> bool:
-    """Convert one cut twice, print the figures, and return whether they are as they should be."""
-    source = place / "source"
-    # in a process of its own: a child's peak counts that of its parent
-    subprocess.run([sys.executable, __file__, name, "--write", str(source)], check=True)
-    layer = largest_layer(source)
-    (place / "text.txt").write_text(CALIBRATION_TEXT.read_text()[:TEXT_CHARACTERS])
-    began = time.perf_counter()
-    process = start(place, "straight")
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds, peak = time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if status:
-        sys.exit(f"{name}: the conversion failed")
-    print(f"{name}: a layer {layer / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB, {seconds:.0f} s", flush=True)
-    moments = [choose.uniform(0.05, 0.6) * seconds for _ in range(kills)]
-    for moment in moments:
-        kill_after(start(place, "killed"), moment)
-    if start(place, "killed").wait():
-        sys.exit(f"{name}: the conversion could not be resumed")
-    same = digests(place / "straight") == digests(place / "killed")
-    when = ", ".join(f"{moment:.0f}" for moment in moments)
-    print(
-        f"{name}: killed after {when} s and resumed: {'the same bytes' if same else 'OTHER BYTES'}",
-        flush=True,
-    )
-    return same and peak <= BUDGET_NBYTES + layer
+class _Bench:
+    """The two conversions of one cut, in a folder of their own."""
+
+    def __init__(self, name: str, place: Path, args: argparse.Namespace, choose: random.Random):
+        self.name, self.place, self.kills, self.choose = name, place, args.kills, choose
+        self.source = place / "source"
+        # in a process of its own: a child's peak counts that of its parent
+        sizes = ["--vocabulary", str(args.vocabulary), "--layers", str(args.layers)]
+        subprocess.run([sys.executable, __file__, name, "--write", str(self.source), *sizes], check=True)
+        (place / "text.txt").write_text(CALIBRATION_TEXT.read_text()[: args.characters])
+
+    def run(self) -> bool:
+        """Convert twice, print the figures, and return whether they are as they should be."""
+        layer = largest_layer(self.source)
+        peak, measuring, rounding = self.straight()
+        self.say(f"a layer {layer / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB, {measuring + rounding:.0f} s")
+        moments = self.kill("measuring", measuring) + self.kill("rounding", rounding)
+        if self.start("killed").wait():
+            sys.exit(f"{self.name}: the conversion could not be resumed")
+        same = digests(self.place / "straight") == digests(self.place / "killed")
+        found = "the same bytes" if same else "OTHER BYTES"
+        self.say(f"killed after {', '.join(moments)} and resumed: {found}")
+        return same and peak <= BUDGET_NBYTES + layer
+
+    def straight(self) -> tuple[int, float, float]:
+        """Convert at one go; return the peak in bytes, and the seconds of measuring and of rounding."""
+        began = time.time()
+        _, status, usage = os.wait4(self.start("straight").pid, 0)
+        ended = time.time()
+        if status:
+            sys.exit(f"{self.name}: the conversion failed")
+        measured = self.sensitivity("straight").stat().st_mtime
+        unit = 1 if sys.platform == "darwin" else 1024
+        return usage.ru_maxrss * unit, measured - began, ended - measured
+
+    def kill(self, phase: str, seconds: float) -> list[str]:
+        """Kill the other conversion some times in a phase that lasts `seconds`; return the moments."""
+        moments = []
+        for _ in range(self.kills):
+            process = self.start("killed")
+            while phase == "rounding" and not self.sensitivity("killed").exists() and process.poll() is None:
+                time.sleep(0.1)
+            moment = self.choose.uniform(0.05, 0.95 / self.kills) * seconds
+            try:
+                process.wait(moment)
+                moments.append("its end")
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                moments.append(f"{moment:.0f} s of {phase}")
+        return moments
+
+    def sensitivity(self, name: str) -> Path:
+        return self.place / f"{name}.json"
+
+    def start(self, name: str) -> "subprocess.Popen[bytes]":
+        """Begin to convert into the folder `name`; its sensitivities lie beside it."""
+        folders = [str(self.source), str(self.place / name)]
+        options = ["--q-recipe", "best", "--target-bpw", "4", "--rounding", "gptq", "--json"]
+        files = ["--calibration", str(self.place / "text.txt"), "--sensitivity", str(self.sensitivity(name))]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", QCHAT, "convert", *folders, *options, *files],
+            env=os.environ | {"PYTHONPATH": str(ROOT / ".dev")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {text}", flush=True)
 
 
 def largest_layer(folder: Path) -> int:
@@ -118,28 +173,8 @@ def largest_layer(folder: Path) -> int:
     return max(sizes.values())
 
 
-def start(place: Path, name: str) -> "subprocess.Popen[bytes]":
-    """Begin to convert into the folder `name`; its sensitivities lie beside it."""
-    command = [sys.executable, "-P", "-m", "qchat.tui", "convert", str(place / "source"), str(place / name)]
-    options = ["--q-recipe", "best", "--target-bpw", "4", "--rounding", "gptq", "--json"]
-    files = ["--calibration", str(place / "text.txt"), "--sensitivity", str(place / f"{name}.json")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / ".dev")}
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        [*command, *options, *files], env=environment, stdin=quiet, stdout=quiet, start_new_session=True
-    )
-
-
-def kill_after(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    """Kill the process and its children, unless it has ended by then."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def digests(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of a conversion, but for those that tell seconds."""
     files = [path for path in sorted(folder.iterdir()) if path.name not in CHANGING]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

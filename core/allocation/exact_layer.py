@@ -12,43 +12,21 @@ from typing import Any
 
 from ..checkpoint.assemble import Tensor
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.packed import Geometry
+from ..checkpoint.packed import Geometry, Packed
 from ..checkpoint.weights import WeightScope
 from ..conversion.source import Source, to_dense
-from ..machine.backend import Policy, mx
+from ..machine.backend import Policy, mx, on_gpu
 from ..model.cache import Cache, DeltaState, LayerCache
 from ..model.layers import AttentionLayer, DeltaLayer, DenseMLP, FeedForward, GatedAttention
 from ..model.moe import MixtureOfExperts
 from ..model.network import make_layer
 from ..ops.linear import ExpertsLinear, Linear, Projections, Weight, make_linear
+from ..ops.tiled import TiledExperts
+from ..quant.codes import unpack
 from ..quant.rounding import quantize
 
 DENSE_NBYTES = 1 << 30  # up to which a layer's weights are kept in float32
-TILE_NBYTES = 128 << 20  # of weights in float32 that are cast or rounded at once
-
-
-class TiledExperts:
-    """`ExpertsLinear` a few experts at a time, whose weights alone are cast to the activations' dtype."""
-
-    def __init__(self, weight: Weight):
-        self.weight = weight
-
-    def __call__(self, x: mx.array, index: mx.array, ordered: bool) -> mx.array:
-        """Map x [R, 1, K] and index [R] to [R, 1, N]; `ordered` promises that index is sorted."""
-        weight = self.weight
-        if not isinstance(weight, mx.array) or weight.dtype == x.dtype or not ordered:
-            return ExpertsLinear(weight)(x, index, ordered)
-        experts, rows, columns = weight.shape
-        step = max(1, TILE_NBYTES // (4 * rows * columns))
-        firsts = range(0, experts, step)
-        ends = [int((index < first + step).sum()) for first in firsts]
-        parts = []
-        for first, begin, end in zip(firsts, [0, *ends], ends, strict=False):
-            if begin < end:
-                tile = ExpertsLinear(weight[first : first + step])
-                parts.append(tile(x[begin:end], index[begin:end] - first, ordered))
-                mx.eval(parts[-1])  # so that the cast weights can go
-        return mx.concatenate(parts)
+ROUNDING_NBYTES = 8 << 20  # of weights in float32 that are rounded at once
 
 
 Product = Linear | TiledExperts
@@ -152,16 +130,27 @@ def _rounded(product: Product | ExpertsLinear, code: Geometry, policy: Policy) -
 
 
 def round_weight(weight: Weight, code: Geometry, dtype: mx.Dtype) -> mx.array:
-    """Return the weight rounded to `code`, dense in `dtype` and evaluated."""
+    """Return the weight rounded to an affine `code`, dense in `dtype` and evaluated."""
     dense = to_dense(weight, dtype)
-    step = max(1, TILE_NBYTES // (4 * math.prod(dense.shape[1:])))
+    # rounding takes several times the memory of what it rounds, and is fastest in a processor's caches
+    step = max(1, ROUNDING_NBYTES // (4 * math.prod(dense.shape[1:])))
     parts = []
-    for begin in range(0, len(dense), step):  # rounding takes several times the memory of what it rounds
-        parts.append(quantize(dense[begin : begin + step], code).dequantize(dtype))
+    for begin in range(0, len(dense), step):
+        parts.append(_dequantize(quantize(dense[begin : begin + step], code), dtype))
         mx.eval(parts[-1])
     rounded = parts[0] if len(parts) == 1 else mx.concatenate(parts)
     mx.eval(rounded)
     return rounded
+
+
+def _dequantize(packed: Packed, dtype: mx.Dtype) -> mx.array:
+    """Return what an affine matrix means; a few times as fast as MLX's own on a CPU."""
+    if on_gpu() or packed.biases is None:
+        return packed.dequantize(dtype)
+    levels = unpack(packed.weight, packed.bits).astype(mx.float32)
+    groups = levels.reshape(*packed.scales.shape, packed.group_size)
+    scales, biases = (part.astype(mx.float32)[..., None] for part in (packed.scales, packed.biases))
+    return (groups * scales + biases).astype(dtype).reshape(*packed.scales.shape[:-1], -1)
 
 
 def _empty_cache(config: ModelConfig, index: int, rows: int) -> LayerCache:

@@ -4,6 +4,6 @@ Owns source, staging, writing and verification. Never changes a source folder, a
 none.
 
 Public names: CALIBRATION_TEXT, card, Check, ClassSummary, Conversion, ConversionResult, convert,
-inspect_model, InspectionSummary, MAX_TEXT_NBYTES, plan_json, Progress, Source, TensorSummary, to_dense,
-weight_files_nbytes.
+inspect_model, InspectionSummary, MAX_TEXT_NBYTES, plan_json, Progress, REPORT_NAME, Source, TensorSummary,
+to_dense, weight_files_nbytes.
 """

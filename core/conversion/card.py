@@ -16,7 +16,7 @@ from ..machine.files import read_json, read_text
 from ..quant.results import AllocationSummary
 from .inspection import Inspection, inspect_model
 from .report import Report
-from .results import Check
+from .results import DENSE, Check
 from .staging import REPORT_NAME
 from .writer import write_file
 
@@ -70,7 +70,9 @@ def render_report_card(report: Report) -> str:
 def _rounding_sentences(report: Report) -> list[str]:
     rounding = report.rounding
     if rounding is None:
-        return []
+        packed = any(code != DENSE for code in report.check.weights)
+        by = "affine groups by their importances, all others by MLX" if report.importances else "by MLX"
+        return [f"as the published variants: {by}"] if packed else []
     return [str(rounding), *([f"SHA-256 of the text: {rounding.digest}"] if rounding.digest else [])]
 
 

@@ -12,9 +12,7 @@ from ..machine.backend import mx
 from ..model.layers import AttentionLayer, DeltaLayer
 from ..model.moe import MixtureOfExperts
 from ..model.observers import observe, observe_layer
-from ..quant.gptq import Factor, factorise
-
-BLOCK_ROWS = 1024  # of an H that is updated at once
+from ..quant.gptq import BLOCK, Factor, cut_lower, factorise
 
 
 class Inputs(Protocol):
@@ -51,7 +49,7 @@ class SharedInputs:
         """Add the rows of x [..., K]."""
         rows = x.astype(mx.float32).reshape(-1, x.shape[-1])[:, ::-1]
         width = rows.shape[-1]
-        bounds = [(i, min(i + BLOCK_ROWS, width)) for i in range(0, width, BLOCK_ROWS)]
+        bounds = [(i, min(i + BLOCK, width)) for i in range(0, width, BLOCK)]
         blocks = self.arrays or [mx.zeros((end - begin, end)) for begin, end in bounds]
         self.arrays = [
             mx.addmm(block, rows[:, begin:end].T, rows[:, :end])
@@ -60,11 +58,8 @@ class SharedInputs:
 
     def factor(self, begin: int, end: int) -> Factor:  # noqa: ARG002  all rows share it
         if self._factor is None:
-            width = self.arrays[-1].shape[1]
-            lower = mx.concatenate([mx.pad(b, [(0, 0), (0, width - b.shape[1])]) for b in self.arrays])
-            mx.eval(lower)
-            self.arrays = []
-            self._factor = factorise(lower[None])
+            blocks, self.arrays = self.arrays, []
+            self._factor = factorise([block[None] for block in blocks])
         return self._factor
 
     def unreached(self) -> int:
@@ -92,7 +87,7 @@ class ChosenInputs:
     def factor(self, begin: int, end: int) -> Factor:
         rows, choices = self._joined()
         reading = [(choices == expert).any(axis=-1) for expert in range(begin, end)]
-        return factorise(mx.stack([self._hessian(rows, chosen) for chosen in reading]))
+        return factorise(cut_lower(mx.stack([self._hessian(rows, chosen) for chosen in reading])))
 
     def unreached(self) -> int:
         _, choices = self._joined()

@@ -25,7 +25,10 @@ from ..machine.files import read_text, whole_file
 from ..model.cache import Cache
 from ..model.layers import AttentionLayer, DeltaLayer, rms_norm
 from ..model.network import make_layer
+from ..model.observers import observe_layer
 from ..ops.gated_delta import USUAL
+from ..ops.linear import Projections
+from ..ops.tiled import TiledExperts, TiledLinear
 from ..quant.folds import Folds
 from ..quant.gptq import compensate
 from ..quant.rounding import quantize
@@ -310,6 +313,9 @@ class _LayerPass:
         layer = make_layer(self.config, WeightScope(tensors).within(name), kind, policy)
         if isinstance(layer, DeltaLayer):
             layer.mixer.forms = USUAL  # whatever won its race, so that another run computes the same
+        if not policy.dense:
+            for _ in observe_layer(layer, name, self.config.num_experts, _tiled):
+                pass
         return layer
 
     def _forward(
@@ -336,6 +342,16 @@ class _LayerPass:
         mx.eval(x)
         self.tick(name, share)
         return x
+
+
+def _tiled(product: Callable, _names: tuple[str, ...], experts: int) -> Callable:
+    """Return what computes the same as a layer's `product` without holding its dense weights."""
+    if experts:
+        return TiledExperts(product.weight)  # pyright: ignore[reportFunctionMemberAccess]
+    if isinstance(product, Projections):
+        parts = [TiledLinear(weight) for weight in product.weights]
+        return lambda x: [part(x) for part in parts]
+    return TiledLinear(product.weight)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _save(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from msgspec import Struct
 from ..quant.results import AllocationSummary, GroupReport
 
 MB = 10**6
+DENSE = "dense"  # stands for a code where nothing is packed
 
 
 @dataclass(frozen=True)

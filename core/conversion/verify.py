@@ -23,7 +23,7 @@ from ..ops.linear import make_linear, materialize
 from ..ops.tuning import settle
 from ..text.tokenizer import Tokenizer
 from .pipeline import streams
-from .results import Check
+from .results import DENSE, Check
 from .source import Source, to_dense
 from .writer import Shard, Unit
 
@@ -63,7 +63,7 @@ def compare_weights(result: Source, units: Sequence[Unit], reference: Reference)
 def _group_by_code(units: Sequence[Unit]) -> dict[str, list[Unit]]:
     groups: dict[str, list[Unit]] = {}
     for unit in units:
-        groups.setdefault(str(unit.geometry) if unit.geometry else "dense", []).append(unit)
+        groups.setdefault(str(unit.geometry) if unit.geometry else DENSE, []).append(unit)
     return groups
 
 

@@ -2,7 +2,7 @@
 
 Owns the packaged evaluation texts. The reference reads them first and its hidden states go to a cache on
 disk, so that only one model and the head of the reference are in memory at a time. Refuses pairs with
-different vocabularies, and texts that are too short to be meaningful.
+different vocabularies, texts that are too short to be meaningful, and those that a model was calibrated on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ from ..model.network import Model
 from ..ops.linear import Linear
 from ..text.tokenizer import Tokenizer
 from .bootstrap import difference_interval
+from .held_out import check_held_out
 from .hidden_cache import HiddenCache
 from .results import Evaluation, Evaluations, Flip, Interval
 from .scores import MOST_FLIPS, FlippedId, ScoreCollector, Window, WindowOutputs
@@ -93,9 +94,9 @@ def evaluate_models(
     Compares them with those of `reference`, if given, whose hidden states may come from the cache on disk.
     Reads the text file `data`, by default the packaged texts. All models run as in a chat on this machine.
     Returns at most `flips` tokens of each where another one is likeliest.
-    Raises UsageError for an invalid context or number of flips and for a text that is too short,
-    TokenizerError for different vocabularies, DoesNotFit for a full disk, GenerationError for logits that
-    are not finite, and ModelError.
+    Raises UsageError for an invalid context or number of flips and for a text that is too short or that a
+    model was calibrated on, TokenizerError for different vocabularies, DoesNotFit for a full disk,
+    GenerationError for logits that are not finite, and ModelError.
     """
     if not 0 <= flips <= MOST_FLIPS:
         raise UsageError(f"--flips is {flips}, wanted 0 to {MOST_FLIPS}")
@@ -131,6 +132,8 @@ def _read_texts(
     """Return the windows that a model reads. Raises UsageError and TokenizerError."""
     for side in (student, teacher):
         _check_context(context, side)
+    for name, text in texts.items():
+        check_held_out(student.folder, name, text, student.encode)
     ids = {kind: student.encode(text) for kind, text in texts.items()}
     for kind, tokens in ids.items():
         if len(tokens) < MIN_TOKENS:

@@ -7,6 +7,7 @@ from ..checkpoint.weights import WeightScope
 from ..machine.backend import Policy, mx
 from ..ops.elementwise import sigmoid, swiglu
 from ..ops.linear import ExpertsLinear, make_linear, materialize
+from ..ops.tiled import TiledExperts
 from .layers import DenseMLP
 
 # from this many choices on, rows are sorted by expert so that each expert's weights are read once
@@ -19,6 +20,9 @@ class MixtureOfExperts:
     def __init__(self, config: ModelConfig, weights: WeightScope, policy: Policy):
         self.top, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
         experts = weights.within("switch_mlp")
+        self.gate: ExpertsLinear | TiledExperts
+        self.up: ExpertsLinear | TiledExperts
+        self.down: ExpertsLinear | TiledExperts
         self.gate, self.up, self.down = (
             ExpertsLinear(materialize(experts[f"{name}_proj"], policy)) for name in ("gate", "up", "down")
         )

@@ -49,6 +49,17 @@ def pack(codes: mx.array, bits: int) -> mx.array:
     return mx.stack(words, axis=-1).reshape(*codes.shape[:-1], -1)
 
 
+def unpack(words: mx.array, bits: int) -> mx.array:
+    """Return the codes [..., K] that `pack` packed into words u32 [..., K * bits / 32]."""
+    wide = mx.uint32 if bits <= 4 else mx.uint64  # eight codes fill `bits` bytes
+    runs = words.view(mx.uint8).reshape(*words.shape[:-1], -1, bits).astype(wide)
+    joined = runs[..., 0]
+    for i in range(1, bits):
+        joined = joined | (runs[..., i] << (8 * i))
+    codes = (joined[..., None] >> mx.arange(0, 8 * bits, bits, dtype=wide)) & (2**bits - 1)
+    return codes.reshape(*words.shape[:-1], -1)
+
+
 def read_scales(stored: mx.array, geometry: Geometry) -> mx.array:
     """Return stored scales as float32."""
     if geometry.mode == "affine":

@@ -19,47 +19,92 @@ DAMPING = 0.05  # of the mean diagonal of H, added to it: the best of 0.01, 0.05
 MORE_DAMPING = (1, 10, 100)
 # rows that a part needs to be worth a stream of its own
 MIN_ROWS = 64
+BLOCK = 1024  # rows of an H at once; a multiple of every group
 
 
 @dataclass(frozen=True)
 class Factor:
     """R of one H, or of one for each expert, and the diagonal of H.
 
-    `lower` [E, K, K] is R with both axes reversed, as Cholesky gives it for the reversed H; `diagonal` is
-    [E, K]. All float32.
+    `rows` are the lower half of R with both axes reversed, as Cholesky gives it for the reversed H, in blocks
+    of BLOCK rows: [E, n, end] with `end` the row after the last. `diagonal` is [E, K]. All float32.
     """
 
-    lower: mx.array
+    rows: list[mx.array]
     diagonal: mx.array
 
     def above(self, begin: int, end: int) -> mx.array:
         """R[:begin, begin:end], [E, begin, end - begin]."""
-        size = self.lower.shape[-1]
-        return self.lower[:, size - begin :, size - end : size - begin][:, ::-1, ::-1]
+        experts, size = self.diagonal.shape
+        first, last = size - end, size - begin
+        parts = [
+            row[:, max(last - start, 0) :, first:last]
+            for start, row in zip(range(0, size, BLOCK), self.rows, strict=True)
+            if row.shape[-1] > last
+        ]
+        return mx.concatenate(parts, axis=1)[:, ::-1, ::-1] if parts else mx.zeros((experts, 0, last - first))
 
     def inverse(self, begin: int, end: int) -> mx.array:
         """The inverse of R[begin:end, begin:end], upper triangular."""
-        size = self.lower.shape[-1]
-        block = self.lower[:, size - end : size - begin, size - end : size - begin]
+        size = self.diagonal.shape[-1]
+        first, last = size - end, size - begin
+        start = first // BLOCK * BLOCK
+        block = self.rows[first // BLOCK][:, first - start : last - start, first:last]
         return mx.linalg.tri_inv(block, stream=mx.cpu)[:, ::-1, ::-1]
 
 
-def factorise(reversed_hessian: mx.array) -> Factor:
-    """The factor of H [E, K, K] float32, given with both axes reversed; damped, and evaluated."""
-    diagonal = mx.diagonal(reversed_hessian, axis1=-2, axis2=-1)
+def cut_lower(matrix: mx.array) -> list[mx.array]:
+    """Return the lower half of [E, K, K] as `factorise` takes it."""
+    size = matrix.shape[-1]
+    ends = [min(start + BLOCK, size) for start in range(0, size, BLOCK)]
+    return [matrix[:, start:end, :end] for start, end in zip(range(0, size, BLOCK), ends, strict=True)]
+
+
+def factorise(rows: Sequence[mx.array]) -> Factor:
+    """The factor of H float32, damped, and evaluated.
+
+    `rows` are the lower half of H with both axes reversed, in blocks of BLOCK rows: [E, n, end] with `end`
+    the row after the last. No array has the size of a whole H.
+    """
+    corners = [row[..., row.shape[-1] - row.shape[-2] :] for row in rows]
+    diagonal = mx.concatenate([mx.diagonal(corner, axis1=-2, axis2=-1) for corner in corners], axis=-1)
     mean = diagonal.mean(axis=-1)
-    damping = mx.where(mean > 0, mean * DAMPING, 1.0)[:, None, None]  # where nothing was ever read, too
-    identity = mx.eye(reversed_hessian.shape[-1])
-    lower = reversed_hessian
+    damping = mx.where(mean > 0, mean * DAMPING, 1.0)  # where nothing was ever read, too
+    lower: list[mx.array] = []
     for more in MORE_DAMPING:
-        damped = reversed_hessian + identity * damping * more
-        lower = mx.linalg.cholesky(damped, stream=mx.cpu)
-        pivots = mx.diagonal(lower, axis1=-2, axis2=-1)
-        if (mx.isfinite(lower).all() & (pivots > 0).all()).item():
+        lower = _cholesky(rows, damping * more)
+        if all(_is_whole(row) for row in lower):
             break
     factor = Factor(lower, diagonal[:, ::-1])
-    mx.eval(factor.lower, factor.diagonal)
+    mx.eval(factor.diagonal)
     return factor
+
+
+def _cholesky(rows: Sequence[mx.array], damping: mx.array) -> list[mx.array]:
+    """Cholesky's factor of H with `damping` [E] on its diagonal, in blocks of rows as those of H."""
+    done: list[mx.array] = []
+    inverses: list[mx.array] = []  # of the blocks on the diagonal, transposed
+    for row in rows:
+        count, end = row.shape[-2:]
+        left = mx.zeros((*row.shape[:-1], 0))
+        for start, other, inverse in zip(range(0, end, BLOCK), done, inverses, strict=False):
+            rest = row[..., start : start + BLOCK] - left @ other[..., :start].swapaxes(-1, -2)
+            left = mx.concatenate([left, rest @ inverse], axis=-1)
+            mx.eval(left)
+        corner = (
+            row[..., end - count :] + damping[:, None, None] * mx.eye(count) - left @ left.swapaxes(-1, -2)
+        )
+        corner = mx.linalg.cholesky(corner, stream=mx.cpu)
+        inverses.append(mx.linalg.tri_inv(corner, stream=mx.cpu).swapaxes(-1, -2))
+        done.append(mx.concatenate([left, corner], axis=-1))
+        mx.eval(done[-1], inverses[-1])
+    return done
+
+
+def _is_whole(row: mx.array) -> bool:
+    """Whether rows of a factor [E, n, end] are finite, and their pivots above 0."""
+    pivots = mx.diagonal(row[..., row.shape[-1] - row.shape[-2] :], axis1=-2, axis2=-1)
+    return bool((mx.isfinite(row).all() & (pivots > 0).all()).item())
 
 
 def compensate(weight: mx.array, geometry: Geometry, factor: Factor, dtype: mx.Dtype = mx.bfloat16) -> Packed:

@@ -42,8 +42,12 @@ def compare(
     options: Options,
     rounding: RoundingMethod | None = None,
     allocation: Allocation | None = None,
+    calibration: Path | None = None,
 ) -> None:
-    convert(Conversion(source, folder, options, rounding=rounding, allocation=allocation), lambda _: None)
+    conversion = Conversion(
+        source, folder, options, rounding=rounding, calibration=calibration, allocation=allocation
+    )
+    convert(conversion, lambda _: None)
     ids = np.random.default_rng(0).integers(0, 256, TOKENS).tolist()
     model, _ = load_model(folder)
     model.set_dtype(mx.float32)
@@ -63,14 +67,19 @@ def test_the_trained_model_has_the_logits_of_mlx_lm(name: str, tmp_path: Path):
     compare(QTINY, tmp_path / "new", CHOICES[name])
 
 
+@pytest.mark.parametrize("rounding", [None, "gptq"])
 @pytest.mark.parametrize("shape", [{}, {"moe": True, "num_experts": 8}])
-def test_bits_chosen_under_a_budget_have_the_logits_of_mlx_lm(shape: dict, tmp_path: Path):
+def test_bits_chosen_under_a_budget_have_the_logits_of_mlx_lm(
+    shape: dict, rounding: RoundingMethod | None, tmp_path: Path
+):
     write_checkpoint(tmp_path / "raw", hidden_size=128, head_dim=64, **shape)
-    text = tmp_path / "text.txt"
-    text.write_text("How deep is the well? Nobody has ever measured it, and nobody will.\n" * 2)
+    text = "How deep is the well? Nobody has ever measured it, and nobody will.\n"
+    (tmp_path / "short.txt").write_text(text * 2)
+    (tmp_path / "long.txt").write_text(text * 8)
     options = Options(recipe="best")
-    chosen = allocate(tmp_path / "raw", options, Budget(bits_per_weight=5), text=text)
-    compare(tmp_path / "raw", tmp_path / "new", options, allocation=chosen)
+    chosen = allocate(tmp_path / "raw", options, Budget(bits_per_weight=5), text=tmp_path / "short.txt")
+    calibration = tmp_path / "long.txt" if rounding else None
+    compare(tmp_path / "raw", tmp_path / "new", options, rounding, chosen, calibration)
 
 
 ROUNDED = {

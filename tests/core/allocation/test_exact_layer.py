@@ -1,4 +1,4 @@
-"""A layer in which single matrices are rounded: large ones computed in tiles, all put back."""
+"""A layer in which single matrices are rounded: all put back."""
 
 from pathlib import Path
 
@@ -6,21 +6,24 @@ import numpy as np
 import pytest
 
 from qchat.core.allocation import exact_layer
-from qchat.core.allocation.exact_layer import ExactLayer, TiledExperts
-from qchat.core.checkpoint.packed import Geometry
+from qchat.core.allocation.exact_layer import ExactLayer, round_weight
+from qchat.core.checkpoint.packed import AFFINE_BITS, Geometry
 from qchat.core.conversion.source import Source
 from qchat.core.machine.backend import mx
-from qchat.core.ops.linear import ExpertsLinear
+from qchat.core.quant.rounding import quantize
 from tests.checkpoints import write_checkpoint
 
 
-def test_experts_in_tiles_are_the_experts_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(exact_layer, "TILE_NBYTES", 4 * 16 * 32 * 3)
-    weight = mx.random.normal((8, 16, 32)).astype(mx.bfloat16)
-    index = mx.array([0, 0, 1, 4, 4, 4, 7])  # a tile without rows among them
-    x = mx.random.normal((7, 1, 32))
-    expected = ExpertsLinear(weight)(x, index, True)
-    assert np.allclose(TiledExperts(weight)(x, index, True), expected, atol=1e-5)
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+@pytest.mark.parametrize("shape", [(16, 128), (4, 6, 128)])
+def test_a_rounded_weight_is_what_its_codes_mean(
+    bits: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exact_layer, "ROUNDING_NBYTES", 4 * 128 * 7)
+    weight, code = mx.random.normal(shape).astype(mx.bfloat16), Geometry(bits, 64, "affine")
+    expected = quantize(weight, code).dequantize(mx.float32)
+    assert np.allclose(round_weight(weight, code, mx.float32), expected, rtol=0, atol=1e-6)
+    assert mx.array_equal(round_weight(weight, code, mx.bfloat16), expected.astype(mx.bfloat16))
 
 
 @pytest.mark.parametrize("moe", [False, True])

@@ -177,6 +177,12 @@ def test_the_model_card_tells_what_was_done(raw: Path, tmp_path: Path):
     assert "| mlp down | affine 4-bit group 64 | 4 |" in card
     assert f"a relative RMS of {report.check.logits_error:.2e}" in card
     assert "nats" not in card  # so few tokens say nothing of the quality
+    assert "## Rounding\n\n- as the published variants: by MLX\n" in card
+
+
+def test_the_card_of_a_model_that_is_not_packed_has_no_word_on_rounding(raw: Path, tmp_path: Path):
+    run(raw, tmp_path / "new", DENSE)
+    assert "## Rounding" not in (tmp_path / "new/README.md").read_text()
 
 
 def test_shards_are_filled_in_name_order_up_to_their_limit(

@@ -116,6 +116,8 @@ def test_what_of_an_imatrix_is_used_is_on_the_card(tmp_path: Path):
         assert says in card
         assert "not in the file: embed_tokens" in card
         assert "qchat calibrate" in card
+        weighted = "as the published variants: affine groups by their importances" in card
+        assert weighted == (rounding is None)
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from qchat.core.conversion.source import Source, to_dense
 from qchat.core.conversion.verify import relative_error, stream_logits
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
+from qchat.core.ops import tiled
+from qchat.core.ops.linear import ExpertsLinear, Weight
 from qchat.core.quant.recipes import Options
 from qchat.core.quant.rounding import quantize
 from tests.checkpoints import write_checkpoint
@@ -149,6 +151,22 @@ def test_experts_that_the_text_does_not_reach_are_rounded_as_weighted_and_counte
     assert report.rounding is not None
     assert report.rounding.unreached > 0
     assert "never reached" in (tmp_path / "new/README.md").read_text()
+
+
+def test_experts_of_a_large_layer_are_cast_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+
+    class Watched(ExpertsLinear):
+        def __init__(self, weight: Weight):
+            super().__init__(weight)
+            sizes.extend([len(weight)] if isinstance(weight, mx.array) else [])
+
+    write_checkpoint(tmp_path / "raw", moe=True, num_experts=8, hidden_size=64)
+    monkeypatch.setattr(layer_rounding, "DENSE_NBYTES", 0)
+    monkeypatch.setattr(tiled, "TILE_NBYTES", 1)
+    monkeypatch.setattr(tiled, "ExpertsLinear", Watched)
+    run(tmp_path, "new")
+    assert set(sizes) == {1}
 
 
 def test_an_expert_without_rows_has_the_mean_squares_of_all_rows():

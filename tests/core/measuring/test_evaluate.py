@@ -1,5 +1,6 @@
 """Figures against float64 and the models' own logits, and a cache that must not change them."""
 
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qchat.core.checkpoint.config import ModelConfig
+from qchat.core.conversion.layer_rounding import CALIBRATION_TEXT
 from qchat.core.engine.engine import Engine
 from qchat.core.errors import DoesNotFit, GenerationError, QchatError, TokenizerError, UsageError
 from qchat.core.machine.backend import mx
@@ -389,6 +391,53 @@ def test_no_line_of_the_evaluation_is_in_another_text_of_the_package():
     known = {line for path in others for line in sentences(path.read_text(encoding="utf-8"))}
     for kind, text in packaged_texts().items():
         assert not {line for line in sentences(text) if len(line) > 30} & known, kind
+
+
+def test_no_run_of_words_of_the_evaluation_is_in_the_calibration_text():
+    known = set(runs(CALIBRATION_TEXT.read_text(encoding="utf-8")))
+    for kind, text in packaged_texts().items():
+        assert known.isdisjoint(runs(text)), kind
+
+
+def runs(text: str, length: int = 8) -> list[tuple[str, ...]]:
+    words = text.split()
+    return list(zip(*(words[place:] for place in range(length)), strict=False))
+
+
+def report_of(digest: str, field: str) -> dict:
+    return {"allocation" if field == "text" else "rounding": {field: digest}}
+
+
+@pytest.mark.parametrize("field", ["text", "digest"])
+def test_a_text_that_a_model_was_calibrated_on_is_refused(
+    field: str, packed: Path, passage: Path, tmp_path: Path
+):
+    model = shutil.copytree(packed, tmp_path / "model")
+    report = report_of(hashlib.sha256(PASSAGE.encode()).hexdigest(), field)
+    (model / "conversion.json").write_text(json.dumps(report))
+    with pytest.raises(UsageError, match="passage is the text that model was calibrated on"):
+        evaluate_model(model, data=passage)
+
+
+def test_a_text_that_repeats_parts_of_the_packaged_calibration_is_refused(packed: Path, tmp_path: Path):
+    calibration = CALIBRATION_TEXT.read_text(encoding="utf-8")
+    text = tmp_path / "mine.txt"
+    text.write_text(f"{PASSAGE}\n{calibration[2000:2100]}\n{PASSAGE}")
+    model = shutil.copytree(packed, tmp_path / "model")
+    assert evaluate_model(model, data=text).overall.tokens > 0  # nothing says that it saw the text
+    report = report_of(hashlib.sha256(calibration.encode()).hexdigest(), "digest")
+    (model / "conversion.json").write_text(json.dumps(report))
+    with pytest.raises(UsageError, match="mine repeats parts of the text that model was calibrated on"):
+        evaluate_model(model, data=text)
+    text.write_text(PASSAGE)
+    assert evaluate_model(model, data=text).overall.tokens > 0
+
+
+@pytest.mark.parametrize("report", ["", "[]", '{"rounding": 3, "allocation": {"text": 4}}'])
+def test_a_report_that_names_no_text_refuses_none(report: str, packed: Path, passage: Path, tmp_path: Path):
+    model = shutil.copytree(packed, tmp_path / "model")
+    (model / "conversion.json").write_text(report)
+    assert evaluate_model(model, data=passage).overall.tokens > 0
 
 
 # --- several models ---

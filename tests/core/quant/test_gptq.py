@@ -5,7 +5,8 @@ import pytest
 
 from qchat.core.checkpoint.packed import Geometry
 from qchat.core.machine.backend import mx
-from qchat.core.quant.gptq import DAMPING, Factor, compensate, factorise
+from qchat.core.quant import gptq
+from qchat.core.quant.gptq import DAMPING, Factor, compensate, cut_lower, factorise
 from qchat.core.quant.rounding import quantize
 
 CODES = [
@@ -30,7 +31,7 @@ def weights(*shape: int, seed: int = 1) -> mx.array:
 
 
 def factor_of(*x: mx.array) -> Factor:
-    return factorise(mx.stack([rows[:, ::-1].T @ rows[:, ::-1] for rows in x]))
+    return factorise(cut_lower(mx.stack([rows[:, ::-1].T @ rows[:, ::-1] for rows in x])))
 
 
 def output_error(x: mx.array, weight: mx.array, back: mx.array) -> float:
@@ -67,10 +68,41 @@ def test_the_codes_are_those_of_the_formula():
     assert same.mean() > 0.99  # float32 decides a few near ties otherwise, and later columns follow
 
 
+def test_a_factor_made_in_blocks_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch):
+    x, size = [inputs(seed=seed) for seed in (2, 3)], 128
+    hessians = [np.array(rows, np.float64).T @ np.array(rows, np.float64) for rows in x]
+    for block in (32, 96, 1024):
+        monkeypatch.setattr(gptq, "BLOCK", block)
+        factor = factor_of(*x)
+        for expert, hessian in enumerate(hessians):
+            damped = hessian + np.eye(size) * DAMPING * hessian.diagonal().mean()
+            upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # H = R R^T
+            for begin in range(0, size, 32):
+                end, scale = begin + 32, np.abs(upper).max()
+                above = np.array(factor.above(begin, end))[expert]
+                assert np.allclose(above, upper[:begin, begin:end], atol=1e-5 * scale)
+                inverse = np.array(factor.inverse(begin, end))[expert]
+                assert np.allclose(inverse @ upper[begin:end, begin:end], np.eye(32), atol=1e-3)
+
+
+def test_a_factor_takes_little_more_memory_than_half_of_the_matrix_that_it_is_of(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(gptq, "BLOCK", 64)
+    x = inputs(width=1024)
+    rows = [mx.contiguous(row) for row in cut_lower((x.T @ x)[None])]
+    mx.eval(rows)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    factor = factorise(rows)
+    assert mx.get_peak_memory() - before < 0.75 * 4 * 1024 * 1024
+    assert len(factor.rows) == 16
+
+
 def test_inputs_that_are_independent_leave_weighted_rounding():
     x, weight, code = inputs(), weights(40, 128), Geometry(3, 64, "affine")
     diagonal = mx.square(x).sum(axis=0)
-    packed = compensate(weight, code, factorise(mx.diag(diagonal[::-1])[None]))
+    packed = compensate(weight, code, factorise(cut_lower(mx.diag(diagonal[::-1])[None])))
     wanted = quantize(weight, code, diagonal)
     assert all(mx.array_equal(a, b) for a, b in zip(packed.arrays, wanted.arrays, strict=True))
 

@@ -9,7 +9,7 @@ from qchat.core.checkpoint.packed import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
 from qchat.core.errors import UsageError
 from qchat.core.machine.backend import mx
 from qchat.core.quant import rounding
-from qchat.core.quant.codes import pack
+from qchat.core.quant.codes import pack, unpack
 from qchat.core.quant.rounding import quantize, rounding_error
 
 ALL_AFFINE = [Geometry(bits, group, "affine") for bits in AFFINE_BITS for group in AFFINE_GROUPS]
@@ -45,6 +45,12 @@ def test_codes_are_packed_as_mlx_packs_them(bits: int):
     words, scales, biases = mx.quantize(codes, 64, bits)
     stored = mx.round((codes.reshape(5, 2, 64) - biases[..., None]) / scales[..., None]).reshape(5, 128)
     assert mx.array_equal(pack(stored, bits), words)
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_codes_come_back_from_their_words(bits: int):
+    codes = mx.array(np.random.default_rng(bits).integers(0, 2**bits, (3, 5, 128)))
+    assert mx.array_equal(unpack(pack(codes, bits), bits), codes)
 
 
 @pytest.mark.parametrize("geometry", [*ALL_AFFINE, *FLOATS], ids=str)
