@@ -74,6 +74,7 @@ class Read(Command):
 
     names = ("read",)
     usage = "PATH|PATTERN ..."
+    while_busy = True
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         before, space, last = argument.rpartition(" ")
@@ -94,6 +95,7 @@ class Paste(Command):
     """Attach the picture on the clipboard to the next message."""
 
     names = ("paste",)
+    while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         path = await asyncio.to_thread(clipboard.picture, state_dir() / "pasted")

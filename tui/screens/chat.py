@@ -5,6 +5,7 @@ Keys arrive as action ids of the keymap; every line, typed or chosen, goes throu
 
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -268,11 +269,9 @@ class ChatScreen(Screen[None]):
             self.front.note(f"{error.filename or 'that'}: {error.strerror or error}", "error")
 
     def _take_queued(self) -> str | None:
-        if not self.chat.queue:
-            return None
-        queued = self.chat.queue.pop()
+        queued = self.chat.waiting.take_back()
         self.queued.show(self.chat.queue)
-        return self.typed.get(queued, queued)
+        return None if queued is None else self.typed.get(queued, queued)
 
     async def _edit_prompt(self) -> None:
         text = await self.front.edit_text(self.prompt.full_text)
@@ -389,7 +388,7 @@ class ChatScreen(Screen[None]):
 
     @on(Panel.BranchChosen)
     def _switch(self, event: Panel.BranchChosen) -> None:
-        self.go(self.chat.switch(event.number))
+        self.run_line(f"/switch {event.number}")
 
     def _toggle_thoughts(self) -> None:
         self.transcript.toggle_thoughts()
@@ -427,7 +426,15 @@ class ChatScreen(Screen[None]):
             self.run_line("/retry")
         else:
             turn = self._question_before(event.turn)
-            self.go(self.chat.edit(turn.number, turn.question))
+            self._ask_again(turn.number, turn.question)
+
+    def _ask_again(self, number: int, question: str) -> None:
+        """Ask an earlier question in its own place again, now or once the reply has ended."""
+        ask = partial(self.chat.edit, number, question)
+        if self.chat.has_turns_to_come:
+            self.chat.line_up(f"/edit {number} {question}", ask)
+        else:
+            self.go(ask())
 
     @on(ForkRequested)
     def _fork(self, event: ForkRequested) -> None:
@@ -439,7 +446,7 @@ class ChatScreen(Screen[None]):
         siblings = turn.siblings
         if len(siblings) > 1:
             place = siblings.index(turn.node) + event.step
-            self.go(self.chat.switch(siblings[place % len(siblings)]))
+            self.run_line(f"/switch {siblings[place % len(siblings)]}")
 
     @on(MenuRequested)
     def _offer(self, event: MenuRequested) -> None:

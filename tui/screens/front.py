@@ -198,7 +198,12 @@ class AppFront:
         return True
 
     def put_prompt(self, text: str) -> None:
-        self._view.put_prompt(text)
+        """Put a text into the prompt, or into the history if the user types already."""
+        if self._view.prompt.text:
+            self._view.prompt.remember(text)
+            self._view.keybar.say("you are typing: it is in the history (↑)", "warning")
+        else:
+            self._view.put_prompt(text)
 
     async def edit_text(self, text: str) -> str | None:
         from ..user.editor import edit, startable_editor
