@@ -29,7 +29,7 @@ from .priming import prime
 from .replies import Replies, ReplyRequest
 from .tool_turns import ToolTurns
 from .turns import NO_STATE, RunningTurn, kept_settings, record_settings
-from .view import Companion, View
+from .view import Companion, NoteKind, View
 from .waiting import WaitingLine, WaitingLines
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ class Chat:
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
         self._factory = client_factory
-        self.job_queue = JobQueue(self, job_client_factory or client_factory, view.job_changed)
+        self.job_queue = JobQueue(self, job_client_factory or client_factory, self._job_changed)
         self._path: str | None = None  # of the model that is loaded, or to be loaded
         self._call: Call | None = None
-        self._busy = self._leaving = False
+        self._busy = self._leaving = self._moving = False
         self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
-        self.kept_results, self.live_bench = KeptResults(store, view.note), LiveBench()
+        self.kept_results, self.live_bench = KeptResults(store, self._note), LiveBench()
         self.tools = ToolTurns(self, toolbox)
         self.scored: ScoredAnswer | None = None
         self.replies = Replies(self)
@@ -113,6 +113,32 @@ class Chat:
     def log(self) -> list[str]:
         """The last lines that the engine and those of the jobs wrote."""
         return [*(self.client.log if self.client else ()), *(line for job in self.jobs for line in job.log)]
+
+    # its front ends, one after the other
+
+    def leave_view(self) -> None:
+        """Let the queue wait until `show_in` has found another front end."""
+        self._moving = True
+
+    def show_in(self, view: View) -> "Chat":
+        """Go on in another front end on the same event loop, which calls `take_over` once it can show it."""
+        self.view = view
+        return self
+
+    def take_over(self) -> None:
+        """Show the front end what there is: the conversation, its kept results and the jobs that run."""
+        self._rebuild(None)
+        for job in self.running_jobs:
+            self.view.job(job)
+        self.view.status(self.status)
+        self._moving = False
+        self._go_on()
+
+    def _note(self, text: str, kind: NoteKind = "info") -> None:
+        self.view.note(text, kind)
+
+    def _job_changed(self, job: Job) -> None:
+        self.view.job_changed(job)
 
     # the engine
 
@@ -494,7 +520,7 @@ class Chat:
 
     async def _do_next(self) -> None:
         """Do what waits first, if possible now; its end begins the next."""
-        if self.busy or self.status.phase != "idle":
+        if self.busy or self._moving or self.status.phase != "idle":
             return
         line = self.waiting.next(has_model=self.model is not None)
         if line is None:

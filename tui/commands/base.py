@@ -13,6 +13,7 @@ from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
 from ...core.worker.wire import ModelInfo
 from ..chat.controller import View
+from ..chat.start import Goal
 from ..chat.turns import last_model
 from ..text.report import Lines, Report
 
@@ -78,7 +79,7 @@ class Front(View, Protocol):
         ...
 
     def mouse(self, on: bool) -> None: ...
-    async def leave(self, to: Literal["shell", "plain"]) -> None: ...
+    async def leave(self, to: Goal) -> None: ...
 
 
 class Command:

@@ -28,6 +28,7 @@ from ..commands import confirms, hint, parse, perform
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.tools import ask_about_project
 from ..commands.view import toggle_panes
+from ..text.markdown import whole_tables
 from ..user.attachments import attach, pictures
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
@@ -48,12 +49,14 @@ from ..widgets.transcript.messages import (
     MenuRequested,
     RetryRequested,
     SiblingRequested,
+    TablesRequested,
 )
 from ..widgets.transcript.transcript import Transcript
 from .front import ARMED_SECONDS, AppFront, describe_chat
 from .greeting import Greeter
 from .lines import candidates, describe_missing
 from .panes import ScreenPanes, opened
+from .table import TableScreen
 from .useful_keys import BUSY, REPLYING, useful_keys
 
 TWICE_SECONDS = 1.0
@@ -64,7 +67,7 @@ TOO_SMALL = "This window is too small: make it 40 columns by 10 rows, or leave w
 
 
 class ChatScreen(Screen[None]):
-    """The main screen; `make_chat` makes the chat that it shows."""
+    """The main screen of the chat that `make_chat` returns; without a `beginning` that one only goes on."""
 
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -157,6 +160,8 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(lambda: self.go(self._greeter.read()))  # after the first paint
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
+        else:
+            self.chat.take_over()
 
     async def _begin(self, beginning: Beginning) -> None:
         self.chat.show_stats = self.chat.show_stats or beginning.stats
@@ -413,6 +418,14 @@ class ChatScreen(Screen[None]):
     @on(CopyRequested)
     def _copy_block(self, event: CopyRequested) -> None:
         self.keybar.say(f"{event.what}: {self.front.copy(event.text)}")
+
+    @on(TablesRequested)
+    def _show_tables(self, event: TablesRequested) -> None:
+        tables = whole_tables(event.source)
+        if tables:
+            self.app.push_screen(TableScreen(tables, event.number))
+        else:
+            self.keybar.say("no table here")
 
     @on(EditRequested)
     def _edit_question(self, event: EditRequested) -> None:

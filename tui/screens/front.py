@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from textual.app import App
 from textual.timer import Timer
@@ -16,6 +16,7 @@ from ..chat.jobs import Job
 from ..chat.kept_results import Result
 from ..chat.live_bench import live_line
 from ..chat.meter import Status, figures
+from ..chat.start import Goal
 from ..chat.view import NoteKind
 from ..chat.window import Window
 from ..commands.base import Screen as ScreenName
@@ -249,7 +250,10 @@ class AppFront:
     def mouse(self, on: bool) -> None:
         self._view.running_app.call_later(self._view.running_app.run_action, f"mouse({on!r})")
 
-    async def leave(self, to: Literal["shell", "plain"]) -> None:
+    async def leave(self, to: Goal) -> None:
+        if to == "full":
+            self.note("this is the full screen already")
+            return
         await self._view.running_app.run_action(f"leave({to!r})")
 
 
