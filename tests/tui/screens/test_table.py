@@ -52,7 +52,7 @@ def test_a_table_wider_than_the_window_scrolls_both_ways_on_a_screen_of_its_own(
         await it.ask("a table")
         transcript = it.screen.transcript
         await it.until(
-            lambda: "⇔ wider than this window" in transcript.render_line(transcript.size.height - 2).text
+            lambda: "⇔ wide table: click it" in transcript.render_line(transcript.size.height - 2).text
         )
         await it.pilot.press("shift+tab", "t")
         screen = await opened(it)

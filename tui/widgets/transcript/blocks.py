@@ -21,7 +21,7 @@ Thoughts = Literal["folded", "open", "live"]
 NoteKind = Literal["info", "warning", "error"]
 
 CHARACTERS_PER_TOKEN = 4  # of English and of code, roughly
-_FOLDED_TABLES = "⇔ wider than this window: click a table, or t, for all of it"
+_FOLDED_TABLES = "⇔ wide table: click it, or shift+tab t"
 _LIVE_LINES = 3
 _FOLDED_LINES = 12
 _MARKS = {"info": "·", "warning": "▲", "error": "✖"}
