@@ -5,6 +5,7 @@ Decides before a terminal library is imported, because those read the environmen
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -20,6 +21,7 @@ from ..chat.conversations import describe_other_model, find, model_of, open_stor
 from ..chat.start import Beginning
 from ..chat.turns import last_question
 from ..text.output import has_full_terminal, write
+from ..text.sanitise import wrap
 from ..user.attachments import mention, read, split_pictures, with_files
 from ..user.history import History
 from ..user.keymap import Keymap
@@ -233,4 +235,7 @@ def _say_farewell(chat: "Chat") -> None:
     lines = [f"❯ {question if len(question) <= 200 else question[:199] + '…'}", "", *shown, ""]
     if chat.state.conversation is not None:
         lines.append("qchat -c goes on with this conversation")
+    if sys.stdout.isatty():  # a terminal would break them inside words
+        width = shutil.get_terminal_size().columns
+        lines = [row for line in lines for row in wrap(line.expandtabs(4), width)]
     write(sys.stdout, "\n".join(lines) + "\n")

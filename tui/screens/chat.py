@@ -25,13 +25,16 @@ from ..chat.start import Beginning
 from ..chat.turns import last_question
 from ..chat.window import Window
 from ..commands import confirms, hint, parse, perform
+from ..commands.base import plural
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.tools import ask_about_project
 from ..commands.view import toggle_panes
+from ..text.figures import format_tokens
 from ..text.markdown import whole_tables
 from ..user.attachments import attach, pictures
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
+from ..user.pastes import line_count
 from ..user.settings import Settings
 from ..widgets.completion import Completion
 from ..widgets.findbar import OPEN_SECONDS, FindBar
@@ -41,6 +44,7 @@ from ..widgets.panes.panes import Panel
 from ..widgets.prompt import Prompt, Sources
 from ..widgets.queued import Queued
 from ..widgets.status import Status
+from ..widgets.transcript.blocks import CHARACTERS_PER_TOKEN
 from ..widgets.transcript.messages import (
     CopyRequested,
     EditRequested,
@@ -288,6 +292,11 @@ class ChatScreen(Screen[None]):
     @on(Prompt.Asked)
     def _asked(self, event: Prompt.Asked) -> None:
         self.action_do(event.action)
+
+    @on(Prompt.Folded)
+    def _folded(self, event: Prompt.Folded) -> None:
+        tokens = format_tokens(len(event.text) / CHARACTERS_PER_TOKEN)
+        self.keybar.say(f"pasted {plural(line_count(event.text), 'line')} · about {tokens} tokens")
 
     @on(Prompt.ModeChanged)
     def _mode_changed(self) -> None:

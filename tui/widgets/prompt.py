@@ -52,6 +52,12 @@ class Prompt(TextArea):
         action: str
 
     @dataclass
+    class Folded(Message):
+        """A long `text` was pasted, which a marker stands for."""
+
+        text: str
+
+    @dataclass
     class ModeChanged(Message):
         """The list above was opened or closed, or the search began or ended."""
 
@@ -300,7 +306,10 @@ class Prompt(TextArea):
         event.stop()
         text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         picture = pasted_picture(text, Path.cwd())
-        self.insert(f"{picture} " if picture else self.pastes.fold(text))
+        folded = self.pastes.fold(text)
+        self.insert(f"{picture} " if picture else folded)
+        if not picture and folded != text:
+            self.post_message(self.Folded(text))
 
     def action_delete_left(self) -> None:
         """Delete a folded paste as a whole."""

@@ -135,6 +135,14 @@ def test_what_a_queued_command_puts_into_the_prompt_does_not_replace_what_is_typ
         assert it.prompt.text == "half a sen"
 
 
+def test_a_long_paste_says_what_it_costs(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        it.prompt.post_message(events.Paste("four" * 1_000 + "\n" * 20))
+        await it.until(lambda: "pasted 20 lines · about 1.0k tokens" in it.keys)
+        assert it.prompt.text == "[pasted 20 lines]"
+
+
 def test_escape_stops_the_reply_and_keeps_what_was_said(tmp_path: Path):
     @chatting(tmp_path, ENDLESS)
     async def check(it: Running) -> None:
