@@ -1,6 +1,7 @@
 """The full-screen app as chat and commands see it: their calls change its widgets."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -98,7 +99,8 @@ class AppFront:
         self._view.panes.follow(batch)
 
     def finished(self, done: Done, turn: Turn) -> None:
-        self._view.transcript.end_answer(done, turn)
+        told = done.detail == self._chat.status.reason  # of a death, in a note and in the status row
+        self._view.transcript.end_answer(replace(done, detail="") if told else done, turn)
         if self._chat.show_stats:
             self.note(figures(done))
         if self._chat.settings["live_bench"]:

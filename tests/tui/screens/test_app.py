@@ -272,6 +272,8 @@ def test_after_the_engines_death_all_stays_and_enter_begins_another(tmp_path: Pa
         row = it.screen.status_row.render_line(0).text
         assert "engine stopped" in row
         assert "SIGKILL" in row
+        told = [block.text for block in it.screen.transcript.blocks if "SIGKILL" in block.text]
+        assert len(told) == 1 and told[0].endswith("nothing is lost")
         assert "enter restart" in it.keys
         await it.say("draft")
         assert it.prompt.text == "draft"
