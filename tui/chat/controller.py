@@ -68,6 +68,7 @@ class Chat:
         self.model: ModelInfo | None = None
         self.state = NO_STATE
         self.waiting = WaitingLines()
+        self.doing_queued = False  # whether what waited is being done now, as nobody may expect any more
         self.pictures: dict[str, list[str]] = {}  # the files that go with a question
         self.show_stats = False
         self.client: EngineClient | None = None
@@ -526,9 +527,11 @@ class Chat:
         if line is None:
             return
         self.view.status(self.status)
+        self.doing_queued = True
         try:
             await line.work()
         finally:
+            self.doing_queued = False
             self._go_on()
 
     async def _or_note(self, work: Any) -> None:

@@ -124,11 +124,17 @@ class AppFront:
     def returned(self, text: str) -> None:
         """Put the question back into the prompt, or into the history if the user types already."""
         text = self._view.typed.get(text, text)
-        if self._view.prompt.text:
+        if self._has_no_place:
             self._view.prompt.remember(text)
             self._view.keybar.say("not answered: the question is in the history (↑)", "warning")
         else:
             self._view.prompt.put(text)
+
+    @property
+    def _has_no_place(self) -> bool:
+        """Whether the prompt is the user's: what was queued must not slip in between two lines."""
+        prompt = self._view.prompt
+        return prompt.is_in_use if self._chat.doing_queued else bool(prompt.text)
 
     def rebuilt(self, state: ConversationState) -> None:
         self._view.transcript.show(state)
@@ -202,7 +208,7 @@ class AppFront:
 
     def put_prompt(self, text: str) -> None:
         """Put a text into the prompt, or into the history if the user types already."""
-        if self._view.prompt.text:
+        if self._has_no_place:
             self._view.prompt.remember(text)
             self._view.keybar.say("you are typing: it is in the history (↑)", "warning")
         else:

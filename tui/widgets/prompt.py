@@ -3,6 +3,7 @@
 It knows nothing about models: candidates, hints and queued messages come from callables.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .completion import Candidate, Completion
 PLACEHOLDER = "Ask something. / lists commands, @ attaches a file"
 ANSWERING = "Answering: enter queues a message"
 SEARCHING = "Search earlier prompts"
+TYPING_SECONDS = 2.0  # after the last key in which the user may still be typing
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,18 @@ class Prompt(TextArea):
         self._place: int | None = None
         self._draft = self._recalled = ""
         self._quiet = False
+        self._typed_at = -TYPING_SECONDS
 
     # --- requests of the screen ---
 
     def show_placeholder(self) -> None:
         """Say what typing does now."""
         self.placeholder = SEARCHING if self.searching else ANSWERING if self.answering else PLACEHOLDER
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it holds a text, or the user types and only has not begun the next one yet."""
+        return bool(self.text) or time.monotonic() < self._typed_at + TYPING_SECONDS
 
     @property
     def full_text(self) -> str:
@@ -211,6 +219,7 @@ class Prompt(TextArea):
         """Complete and hint after every edit."""
         if self._quiet:
             return
+        self._typed_at = time.monotonic()
         if self.searching:
             self._show_candidates([Candidate(text, text) for text in self._prompts.search(self.text)])
             return

@@ -135,6 +135,22 @@ def test_what_a_queued_command_puts_into_the_prompt_does_not_replace_what_is_typ
         assert it.prompt.text == "half a sen"
 
 
+def test_what_a_queued_command_gives_back_does_not_slip_in_between_two_lines(tmp_path: Path):
+    """The prompt is empty for a moment, between one line and the next."""
+
+    @chatting(tmp_path, ENDLESS)
+    async def check(it: Running) -> None:
+        await it.say("one")
+        await it.until(lambda: it.phase == "answering")
+        await it.say("/undo")
+        await it.until(lambda: it.chat.queue == ["/undo"])
+        await it.pilot.press(*"/stop", "enter")
+        await it.until(lambda: "it is in the history" in it.keys)
+        assert it.prompt.text == "" and not it.chat.state.turns
+        await it.pilot.press("up")
+        assert it.prompt.text == "one"
+
+
 def test_a_long_paste_says_what_it_costs(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
