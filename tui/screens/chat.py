@@ -402,7 +402,7 @@ class ChatScreen(Screen[None]):
 
     @on(Panel.BranchChosen)
     def _switch(self, event: Panel.BranchChosen) -> None:
-        self.run_line(f"/switch {event.number}")
+        self.go(self.chat.switch(event.number))
 
     def _toggle_thoughts(self) -> None:
         self.transcript.toggle_thoughts()
@@ -468,7 +468,7 @@ class ChatScreen(Screen[None]):
         siblings = turn.siblings
         if len(siblings) > 1:
             place = siblings.index(turn.node) + event.step
-            self.run_line(f"/switch {siblings[place % len(siblings)]}")
+            self.go(self.chat.switch(siblings[place % len(siblings)]))
 
     @on(MenuRequested)
     def _offer(self, event: MenuRequested) -> None:
