@@ -128,7 +128,10 @@ def _rename_symbols(source: Path, target: Path) -> None:
         names.writelines(f"scipy_{name} {name}\n" for name in SYMBOLS)
         names.flush()
         command = [_find_patchelf(), "--rename-dynamic-symbols", names.name, "--output", copy, source]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            lines = done.stderr.split("\n") if done.stderr.strip() else [f"exit code {done.returncode}"]
+            raise subprocess.SubprocessError(f"patchelf could not write {target}: {lines[0]}")
 
 
 @contextmanager

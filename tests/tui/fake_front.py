@@ -1,13 +1,14 @@
 """A front end that records what the chat and its commands call, and answers from a script."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from qchat.core.conversation.summary import ConversationState, Turn
 from qchat.core.events import Done, Text
 from qchat.tui.chat.decoding import Batch
 from qchat.tui.chat.jobs import Job
 from qchat.tui.chat.kept_results import Result
+from qchat.tui.chat.start import Goal
 from qchat.tui.text.report import Report, report_lines, report_text
 from qchat.tui.text.sanitise import cells
 from qchat.tui.tools.consent import Decision, Question
@@ -118,7 +119,7 @@ class FakeFront:
     def mouse(self, on: bool) -> None:
         self.calls.append(("mouse", on))
 
-    async def leave(self, to: Literal["shell", "plain"]) -> None:
+    async def leave(self, to: Goal) -> None:
         self.calls.append(("leave", to))
 
     def all(self, kind: str) -> list[Any]:

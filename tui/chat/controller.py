@@ -1,15 +1,16 @@
 """The controller between a front end and its engine: one conversation, its queue, its jobs, its live figures.
 
-Owns the order of requests: a question that is sent while something runs waits in `queue`. The engine may die
+Owns the order of requests: what is asked for while something runs waits in `queue`. The engine may die
 at any moment; the conversation stays here and in the store, and `restart` continues it. Refuses requests that
 cannot be served now.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...core.conversation.summary import ConversationState
@@ -29,7 +30,8 @@ from .priming import prime
 from .replies import Replies, ReplyRequest
 from .tool_turns import ToolTurns
 from .turns import NO_STATE, RunningTurn, kept_settings, record_settings
-from .view import Companion, View
+from .view import Companion, NoteKind, View
+from .waiting import WaitingLine, WaitingLines
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
@@ -66,20 +68,21 @@ class Chat:
         self.view, self.settings, self.store = view, settings, store
         self.model: ModelInfo | None = None
         self.state = NO_STATE
-        self.queue: list[str] = []
+        self.waiting = WaitingLines()
+        self.doing_queued = False  # whether what waited is being done now, as nobody may expect any more
         self.pictures: dict[str, list[str]] = {}  # the files that go with a question
         self.picture_files = PictureFiles(store)
         self.show_stats = False
         self.client: EngineClient | None = None
         self.meter, self.clock = Meter(clock), clock
         self._factory = client_factory
-        self.job_queue = JobQueue(self, job_client_factory or client_factory, view.job_changed)
+        self.job_queue = JobQueue(self, job_client_factory or client_factory, self._job_changed)
         self._path: str | None = None  # of the model that is loaded, or to be loaded
         self._call: Call | None = None
-        self._busy = self._leaving = False
+        self._busy = self._leaving = self._moving = False
         self.server: Companion | None = None
         self._parked_path: str | None = None  # of the model that was unloaded for a job
-        self.kept_results, self.live_bench = KeptResults(store, view.note), LiveBench()
+        self.kept_results, self.live_bench = KeptResults(store, self._note), LiveBench()
         self.tools = ToolTurns(self, toolbox)
         self.scored: ScoredAnswer | None = None
         self.replies = Replies(self)
@@ -90,9 +93,19 @@ class Chat:
         return self.meter.status
 
     @property
+    def queue(self) -> list[str]:
+        """The messages and commands that wait, as they were given."""
+        return self.waiting.texts
+
+    @property
     def busy(self) -> bool:
         """Whether a question has to wait."""
         return self._busy or self.parked
+
+    @property
+    def has_turns_to_come(self) -> bool:
+        """Whether a command that needs the engine has to wait for what was asked before it."""
+        return self.parked or bool(self.occupation())
 
     @property
     def parked(self) -> bool:
@@ -103,6 +116,32 @@ class Chat:
     def log(self) -> list[str]:
         """The last lines that the engine and those of the jobs wrote."""
         return [*(self.client.log if self.client else ()), *(line for job in self.jobs for line in job.log)]
+
+    # its front ends, one after the other
+
+    def leave_view(self) -> None:
+        """Let the queue wait until `show_in` has found another front end."""
+        self._moving = True
+
+    def show_in(self, view: View) -> "Chat":
+        """Go on in another front end on the same event loop, which calls `take_over` once it can show it."""
+        self.view = view
+        return self
+
+    def take_over(self) -> None:
+        """Show the front end what there is: the conversation, its kept results and the jobs that run."""
+        self._rebuild(None)
+        for job in self.running_jobs:
+            self.view.job(job)
+        self.view.status(self.status)
+        self._moving = False
+        self._go_on()
+
+    def _note(self, text: str, kind: NoteKind = "info") -> None:
+        self.view.note(text, kind)
+
+    def _job_changed(self, job: Job) -> None:
+        self.view.job_changed(job)
 
     # the engine
 
@@ -155,7 +194,7 @@ class Chat:
     async def quit(self) -> None:
         """End the engine and every job; save the live state, so that the conversation reopens quickly."""
         self._leaving = True
-        self.queue.clear()
+        self.waiting.clear()
         for job in self.jobs:
             job.cancel()
         self.tools.leave()
@@ -215,14 +254,22 @@ class Chat:
 
     async def send(self, text: str, **settings: Any) -> None:
         """Ask `text` and wait for the end of the reply; if something runs, queue it and return."""
-        if self.busy or self.queue or self.status.phase in ("starting", "dead"):
-            self.queue.append(text)
-            self.view.status(self.status)
-            self._go_on()
+        if self.busy or self.waiting or self.status.phase in ("starting", "dead"):
+            self.line_up(text)
         else:
-            await self._ask(text, settings)
+            await self.ask(text, **settings)
 
-    async def _ask(self, text: str, settings: Mapping[str, Any]) -> None:
+    def line_up(
+        self, text: str, work: Callable[[], Awaitable[None]] | None = None, *, first: bool = False
+    ) -> None:
+        """Queue the message `text`, or the `work` of the command `text`."""
+        line = WaitingLine(text, work or partial(self.ask, text), is_message=work is None)
+        self.waiting.add(line, first=first)
+        self.view.status(self.status)
+        self._go_on()
+
+    async def ask(self, text: str, **settings: Any) -> None:
+        """Ask `text` now and wait for the end of the reply. Raises UsageError if something runs."""
         images = {"images": shown} if (shown := self.pictures.get(text)) else {}
         await self._reply(ReplyRequest("send", self.state.turns, text, {"text": text, **images}, settings))
 
@@ -420,7 +467,7 @@ class Chat:
         """Name what the engine does now, or will do at once; empty if it rests."""
         if self._busy:
             return "the reply" if self.status.phase in REPLYING else "the engine"
-        return "the queued messages" if self.queue and self.model is not None else ""
+        return "the queued messages" if self.waiting and self.model is not None else ""
 
     @property
     def background(self) -> str:
@@ -454,7 +501,7 @@ class Chat:
 
     @contextmanager
     def _at_work(self, phase: Phase) -> Iterator[None]:
-        """Refuse other requests meanwhile; afterwards ask what is queued."""
+        """Refuse other requests meanwhile; afterwards do what is queued."""
         if self.busy:
             raise UsageError("something is running: wait for it, or stop it first")
         self._busy = True
@@ -480,13 +527,23 @@ class Chat:
             self._go_on()
 
     def _go_on(self) -> None:
-        if self.queue:
-            self._in_background(self._or_note(self._ask_next()))
+        if self.waiting:
+            self._in_background(self._or_note(self._do_next()))
 
-    async def _ask_next(self) -> None:
-        """Ask the first question of the queue, if possible now; its end asks the next."""
-        if self.queue and not self.busy and self.model is not None and self.status.phase == "idle":
-            await self._ask(self.queue.pop(0), {})
+    async def _do_next(self) -> None:
+        """Do what waits first, if possible now; its end begins the next."""
+        if self.busy or self._moving or self.status.phase != "idle":
+            return
+        line = self.waiting.next(has_model=self.model is not None)
+        if line is None:
+            return
+        self.view.status(self.status)
+        self.doing_queued = True
+        try:
+            await line.work()
+        finally:
+            self.doing_queued = False
+            self._go_on()
 
     async def _or_note(self, work: Any) -> None:
         """Do work that nobody awaits, and tell the view of errors."""

@@ -15,11 +15,11 @@ class Resuming(Protocol):
 
     view: View
     state: ConversationState
-    queue: list[str]
     pictures: dict[str, list[str]]
     tools: ToolTurns
     replies: Replies
 
+    def line_up(self, text: str, *, first: bool) -> None: ...
     async def request(self, method: str, **params: Any) -> Any: ...
 
 
@@ -39,7 +39,7 @@ async def take_up(chat: Resuming, turn: Turn) -> None:
     if has_reply(turn):
         await prime(chat.request, [turn], chat.pictures, chat.view)
     elif turn.role == "user":
-        chat.queue.insert(0, turn.question)
+        chat.line_up(turn.question, first=True)
     chat.view.rebuilt(chat.state)
     if turn.role == "tool" and not has_reply(turn):
         await chat.tools.go_on(await chat.replies.answer_tools(turn.results, {}), {})

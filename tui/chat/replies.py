@@ -58,18 +58,21 @@ class Replier(Protocol):
 class Replies:
     """The replies of one chat. `interrupted` is the turn in which an engine died.
 
-    `gives_back`: a question without a reply returns to the prompt.
+    `gives_back`: a question without a reply returns to the prompt. `asked` are the turns up to the one being
+    answered; empty while none is.
     """
 
     def __init__(self, chat: Replier):
         self._chat = chat
         self.gives_back = True
         self.interrupted: Turn | None = None
+        self.asked: Sequence[Turn] = ()
 
     async def show(self, request: ReplyRequest) -> Done | None:
         """Show one reply; return its end, or None if nothing was said."""
         chat = self._chat
         running = self._running(request)
+        self.asked = (*request.before, running.turn)
         chat.view.question(running.turn)
         settings = {**chat.settings.reply(), **request.settings}
         try:
@@ -81,6 +84,8 @@ class Replies:
         except QchatError:
             self.give_back(request)
             raise
+        finally:
+            self.asked = ()
         chat.hold(result.state)
         if len(chat.state.turns) <= len(request.before):  # no reply, so the question does not count as asked
             self.give_back(request)

@@ -1,6 +1,10 @@
 """What a chat begins with, in both front ends."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+# where a user goes from a front end; the chat goes along, but for the shell
+Goal = Literal["shell", "plain", "full"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...core.conversation.summary import ConversationState, ToolResult
 from ...core.errors import UsageError
 from ...core.events import Done
+from ..tools.consent import Decision, Question
 from ..tools.rounds import ToolRounds, refuse_all, wants_answer
 from ..tools.toolbox import Toolbox
 from .meter import Status
@@ -41,7 +42,7 @@ class ToolTurns:
         self.toolbox = toolbox or Toolbox(chat.settings)
         self.paused = False
         self._chat = chat
-        self._rounds = ToolRounds(self.toolbox, chat.view.ask_tool)
+        self._rounds = ToolRounds(self.toolbox, self._ask)
         self._offered: list[dict[str, Any]] | None = None  # what the session offers, where that is known
         self._leaving = False
         self._waiting: asyncio.Task[None] | None = None  # for the servers that start
@@ -50,6 +51,9 @@ class ToolTurns:
     def busy(self) -> bool:
         """Whether calls run, or wait for the user's consent, or a server is waited for."""
         return self._rounds.busy or self._waiting is not None
+
+    async def _ask(self, question: Question) -> Decision:
+        return await self._chat.view.ask_tool(question)
 
     def cancel(self) -> None:
         """Cancel the calls that run, or the wait for a server; the model goes on without."""

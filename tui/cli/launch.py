@@ -3,7 +3,9 @@
 Decides before a terminal library is imported, because those read the environment at import.
 """
 
+import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -11,14 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...core.errors import StoreError, UsageError
+from ...core.errors import QchatError, StoreError, UsageError
 from ...core.machine.files import MAX_JSON_NBYTES, parse_json_value, read_text
 from ...core.quoting import quote_value
 from ..chat.client import COMMAND, MOST_RANKS, EngineClient, behind_launcher, shared_command, spawn_early
 from ..chat.conversations import describe_other_model, find, model_of, open_store
 from ..chat.start import Beginning
 from ..chat.turns import last_question
-from ..text.output import write
+from ..text.output import has_full_terminal, write
+from ..text.sanitise import wrap
 from ..user.attachments import mention, read, split_pictures, with_files
 from ..user.history import History
 from ..user.keymap import Keymap
@@ -52,7 +55,7 @@ class Launch:
 def run(launch: Launch) -> int:
     """Chat until the user quits; return the exit code. Raises QchatError if it cannot start."""
     full = is_full(launch.settings)
-    keymap = Keymap.load(launch.settings["keys"], launch.settings.origin("keys")) if full else Keymap()
+    keymap = _keymap(launch.settings, full)
     engine = _engine(launch)
     with ExitStack() as stack:
         store, unsaved = _opened(launch, stack)
@@ -72,14 +75,50 @@ def run(launch: Launch) -> int:
                 store=store,
             )
 
-        if full:
-            code, goes_on = _run_app(make_chat, launch.settings, keymap, history, beginning)
-            if goes_on is None:
-                return code
-            beginning = goes_on
-        from ..plain.repl import run as run_lines
+        runner = stack.enter_context(asyncio.Runner())  # one for all: the engine's pipes are its loop's
+        return _converse(_Fronts(launch.settings, keymap, history, runner), make_chat, beginning, full=full)
 
-        return run_lines(make_chat, settings=launch.settings, history=history, beginning=beginning)
+
+@dataclass(frozen=True)
+class _Fronts:
+    """What the front ends of one run have in common."""
+
+    settings: Settings
+    keymap: Keymap
+    history: History
+    runner: asyncio.Runner
+
+
+def _converse(
+    fronts: _Fronts, make_chat: "Callable[[View], Chat]", beginning: Beginning | None, *, full: bool
+) -> int:
+    """Run one front end after the other, until one of them leaves to the shell; return the exit code."""
+    settings, history, runner = fronts.settings, fronts.history, fronts.runner
+    while True:
+        if full:
+            code, chat = _run_app(
+                make_chat, settings, fronts.keymap, history, beginning, loop=runner.get_loop()
+            )
+        else:
+            from ..plain.repl import run as run_lines
+
+            code, chat = run_lines(
+                make_chat, settings=settings, history=history, beginning=beginning, runner=runner
+            )
+        if chat is None:
+            return code
+        make_chat, beginning, full = chat.show_in, None, not full
+        settings.change("plain", not full, "/plain")
+
+
+def _keymap(settings: Settings, full: bool) -> Keymap:
+    """Return the keys of the settings; what is wrong with them matters to the full screen alone."""
+    try:
+        return Keymap.load(settings["keys"], settings.origin("keys"))
+    except QchatError:
+        if full:
+            raise
+        return Keymap()
 
 
 def _opened(launch: Launch, stack: ExitStack) -> "tuple[Store | None, str]":
@@ -97,9 +136,7 @@ def _opened(launch: Launch, stack: ExitStack) -> "tuple[Store | None, str]":
 
 def is_full(settings: Settings) -> bool:
     """Tell whether the full screen is wanted and this terminal can show it."""
-    if settings["plain"] or settings["screen_reader"] or os.environ.get("TERM", "dumb") in ("", "dumb"):
-        return False
-    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+    return not settings["plain"] and not settings["screen_reader"] and has_full_terminal()
 
 
 def _engine(launch: Launch) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -155,9 +192,11 @@ def _run_app(
     settings: Settings,
     keymap: Keymap,
     history: History,
-    beginning: Beginning,
-) -> tuple[int, Beginning | None]:
-    """Run the app; return its exit code, and how to continue line by line if the user asked to."""
+    beginning: Beginning | None,
+    *,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> "tuple[int, Chat | None]":
+    """Run the app; return its exit code, and the chat if the user goes on with it line by line."""
     if os.environ.get("NO_COLOR") == "":  # the toolkit takes an empty one for set
         del os.environ["NO_COLOR"]
     for name in ("COLUMNS", "LINES"):  # it would believe them more than the terminal, which is resized
@@ -166,17 +205,14 @@ def _run_app(
 
     app = QchatApp(make_chat, settings=settings, keymap=keymap, history=history, beginning=beginning)
     try:
-        goal = app.run(mouse=settings["mouse"])
+        goal = app.run(mouse=settings["mouse"], loop=loop)
     finally:  # also after a crash
         app.chat_screen.window.close(_to_terminal)
     if app.failure is not None:
         raise app.failure
-    chat = app.chat
     if goal == "plain":
-        settings.change("plain", True, "/plain")
-        model = chat.model.path if chat.model else beginning.model
-        return 0, replace(beginning, model=model, conversation=chat.state.conversation, text="")
-    _say_farewell(chat)
+        return 0, app.chat
+    _say_farewell(app.chat)
     return app.return_code or 0, None
 
 
@@ -199,4 +235,7 @@ def _say_farewell(chat: "Chat") -> None:
     lines = [f"❯ {question if len(question) <= 200 else question[:199] + '…'}", "", *shown, ""]
     if chat.state.conversation is not None:
         lines.append("qchat -c goes on with this conversation")
+    if sys.stdout.isatty():  # a terminal would break them inside words
+        width = shutil.get_terminal_size().columns
+        lines = [row for line in lines for row in wrap(line.expandtabs(4), width)]
     write(sys.stdout, "\n".join(lines) + "\n")

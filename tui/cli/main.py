@@ -8,10 +8,10 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ...core import follows, is_rank
 from ...core.errors import DoesNotFit, QchatError, UsageError
@@ -93,15 +93,21 @@ def _refuse_mistyped_verb(word: str) -> None:
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    from ..user.personas import read_persona
     from ..user.settings import KEYS, Settings
 
     flags = {name: value for name, value in vars(args).items() if name in KEYS and name != "model"}
-    persona = (args.persona, read_persona(args.persona)) if args.persona else None
-    settings = Settings.load(flags, options=args.options, persona=persona)
+    settings = Settings.load(flags, options=args.options, persona=_persona(args.persona))
     if args.model:
         settings.change("model", args.model, "the command line")
     return settings
+
+
+def _persona(name: str | None) -> "tuple[str, Mapping[str, Any]] | None":
+    if not name:
+        return None
+    from ..user.personas import read_persona
+
+    return name, read_persona(name)
 
 
 def _is_chat(args: argparse.Namespace) -> bool:
@@ -168,9 +174,9 @@ def _answer(args: argparse.Namespace, settings: "Settings") -> int:
 
 def _tools(args: argparse.Namespace, settings: "Settings") -> "OneShotTools | None":
     """Return the tools of the answer; None if there are none, which costs no import."""
-    from ..tools.server_specs import PROJECT_FILE
+    from ..user.paths import SERVERS_FILE
 
-    if not (args.yes_tools or settings["tools"] or settings["servers"] or Path(PROJECT_FILE).exists()):
+    if not (args.yes_tools or settings["tools"] or settings["servers"] or Path(SERVERS_FILE).exists()):
         return None
     from .oneshot_tools import OneShotTools
 

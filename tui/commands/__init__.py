@@ -5,6 +5,7 @@ Sorted by how often they are used. Decides whether a submitted line is a command
 
 # ruff: noqa: ARG002  a command need not use all that commands are given
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -183,22 +184,44 @@ def _is_path(word: str) -> bool:
 
 
 async def perform(line: str, chat: "Chat", front: Front) -> None:
-    """Run a submitted line; an error is shown as one sentence."""
-    try:
-        asked = parse(line)
-        if isinstance(asked, str):
-            if asked.strip():
-                await chat.send(asked.strip())
-            return
-        command, argument = asked
-        if argument in HELP_FLAGS:
-            front.report(command.page())
-            return
-        if chat.busy and not command.while_busy:
-            raise UsageError(f"/{command.name} has to wait for the reply: let it end, or stop it")
-        if argument and not command.usage:
-            raise UsageError(f"/{command.name} takes no words")
+    """Run a submitted line, or queue it behind what runs; an error is shown as one sentence."""
+    await _with_errors_shown(_perform(line, chat, front), line, chat, front)
+
+
+async def _perform(line: str, chat: "Chat", front: Front) -> None:
+    asked = parse(line)
+    if isinstance(asked, str):
+        if asked.strip():
+            await chat.send(asked.strip())
+        return
+    command, argument = asked
+    if argument in HELP_FLAGS:
+        front.report(command.page())
+        return
+    if argument and not command.usage:
+        raise UsageError(f"/{command.name} takes no words")
+    if chat.has_turns_to_come and not command.runs_at_once(argument):
+        await _line_up(command, argument, chat, front)
+    else:
         await command.run(chat, front, argument)
+
+
+async def _line_up(command: Command, argument: str, chat: "Chat", front: Front) -> None:
+    """Queue a command, after its questions to the user."""
+    settled = await command.settle(chat, front, argument)
+    if settled is None:
+        return
+    line = f"/{command.name} {settled}".strip()
+
+    async def work() -> None:
+        await _with_errors_shown(command.run(chat, front, settled), line, chat, front)
+
+    chat.line_up(line, work)
+
+
+async def _with_errors_shown(work: Awaitable[None], line: str, chat: "Chat", front: Front) -> None:
+    try:
+        await work
     except EngineDied as error:
         if str(error) not in chat.status.reason:  # else the chat has told of it
             front.note(str(error), "error")

@@ -13,6 +13,7 @@ from ...core.conversation.summary import Turn
 from ...core.errors import UsageError
 from ...core.worker.wire import ModelInfo
 from ..chat.controller import View
+from ..chat.start import Goal
 from ..chat.turns import last_model
 from ..text.report import Lines, Report
 
@@ -79,14 +80,14 @@ class Front(View, Protocol):
         ...
 
     def mouse(self, on: bool) -> None: ...
-    async def leave(self, to: Literal["shell", "plain"]) -> None: ...
+    async def leave(self, to: Goal) -> None: ...
 
 
 class Command:
     """One slash command. `names[0]` is the one that help shows; `key` the action id of its key, if any.
 
-    `while_busy`: it may run while a reply is being written. `confirms`: what it says only confirms a choice,
-    and need not stay in the conversation.
+    `while_busy`: it runs at once while a reply is being written; the others wait for their turn. `confirms`:
+    what it says only confirms a choice, and need not stay in the conversation.
     """
 
     names: tuple[str, ...] = ()
@@ -110,13 +111,27 @@ class Command:
         lines = [" ".join(paragraph.split()) for paragraph in paragraphs]
         others = ", ".join(f"/{name}" for name in self.names[1:])
         also = [f"Also: {others}"] if others else []
-        usable = ["Works while a reply is being written."] if self.while_busy else []
+        works = "Works while a reply is being written."
+        usable = [works if self.while_busy else "While a reply is being written, it waits for its turn."]
         return Report(f"/{self.name} {self.usage}".strip(), (Lines([*lines, *also, *usable]),))
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         """Return whole arguments that may complete `argument`."""
         del chat, argument
         return []
+
+    def runs_at_once(self, argument: str) -> bool:
+        """Whether it can run with this argument while a reply is being written."""
+        del argument
+        return self.while_busy
+
+    async def settle(self, chat: "Chat", front: Front, argument: str) -> str | None:
+        """Check the argument of a command that is about to wait, and ask now for what is missing.
+
+        Return the argument that it shall run with, None if the user cancels. Raises QchatError.
+        """
+        del chat, front
+        return argument
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         raise NotImplementedError
@@ -189,7 +204,12 @@ def turns(chat: "Chat") -> Sequence[Turn]:
 
 def turn_number(chat: "Chat", text: str) -> int:
     """Read the number of a question. Raises UsageError that says how many there are."""
-    count = len(turns(chat))
+    return number_among(turns(chat), text)
+
+
+def number_among(among: Sequence[Turn], text: str) -> int:
+    """Read the number of one of the turns `among`. Raises UsageError that says how many there are."""
+    count = len(among)
     if not count:
         raise UsageError("there is no question yet")
     word = text.removeprefix("#")

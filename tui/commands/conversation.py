@@ -20,6 +20,7 @@ from .base import (
     complete_turn,
     first_words,
     need_model,
+    number_among,
     plural,
     starting,
     turn_number,
@@ -70,6 +71,10 @@ class Retry(Command):
             [f"{before} {name}=".lstrip() for name in starting(last, OF_REPLIES)] if "=" not in last else []
         )
 
+    async def settle(self, chat: "Chat", front: Front, argument: str) -> str | None:
+        parse_pairs(argument, "/retry")
+        return argument
+
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         turn_or_last(chat, "")
         await chat.retry(**parse_pairs(argument, "/retry"))
@@ -87,20 +92,31 @@ class Edit(Command):
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         return complete_turn(chat, argument)
 
+    async def settle(self, chat: "Chat", front: Front, argument: str) -> str | None:
+        changed = await self._changed(chat.replies.asked or turns(chat), front, argument)
+        return None if changed is None else f"{changed[0]} {changed[1]}"
+
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        changed = await self._changed(turns(chat), front, argument)
+        if changed is not None:
+            turn, text = changed
+            await chat.edit(turn, text, _other_pictures(turns(chat)[turn - 1], text))
+
+    async def _changed(self, among: Sequence[Turn], front: Front, argument: str) -> tuple[int, str] | None:
+        """Return the number and the new text of a question; None if nothing changed. Raises UsageError."""
         first, _, rest = argument.partition(" ")
         if argument and not first.removeprefix("#").isdecimal():
             raise self.wrong(f"the question is {first!r:.40}, wanted its number")
-        last = last_question(turns(chat))
-        turn = turn_number(chat, first or str(last.number if last else 1))
-        before = turns(chat)[turn - 1].question
-        if turns(chat)[turn - 1].role == "tool":
+        last = last_question(among)
+        turn = number_among(among, first or str(last.number if last else 1))
+        before = among[turn - 1].question
+        if among[turn - 1].role == "tool":
             raise UsageError(f"turn {turn} holds the results of tools, not a question that could be changed")
         text = rest.strip() or await front.edit_text(before)
         if text is None or text.strip() in ("", before.strip()):
             front.note("nothing changed")
-            return
-        await chat.edit(turn, text.strip(), _other_pictures(turns(chat)[turn - 1], text))
+            return None
+        return turn, text.strip()
 
 
 def _other_pictures(turn: Turn, text: str) -> list[str]:
@@ -127,9 +143,11 @@ class Fork(Command):
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         return complete_turn(chat, argument)
 
+    async def settle(self, chat: "Chat", front: Front, argument: str) -> str | None:
+        return argument or await choose_turn(chat, front, "Go on after which answer?")
+
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        chosen = argument or await choose_turn(chat, front, "Go on after which answer?")
-        if chosen:
+        if chosen := await self.settle(chat, front, argument):
             turn = turn_number(chat, chosen)
             await chat.fork(last_round(turns(chat), turn))
             front.note(f"on a branch after question {turn}; /switch returns to the others")
@@ -144,14 +162,17 @@ class Switch(Command):
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         return starting(argument, [str(branch.number) for branch in chat.state.branches])
 
-    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+    async def settle(self, chat: "Chat", front: Front, argument: str) -> str | None:
         known = chat.state.branches
         if not known:
             raise UsageError("there are no branches yet: /retry, /edit and /fork make them")
         options = [(str(one.number), _branch_label(one)) for one in known]
         chosen = argument or await front.choose("Which branch?", options)
-        if chosen:
-            await chat.switch(whole(chosen, "the branch", 0))
+        return str(whole(chosen, "the branch", 0)) if chosen else None
+
+    async def run(self, chat: "Chat", front: Front, argument: str) -> None:
+        if chosen := await self.settle(chat, front, argument):
+            await chat.switch(int(chosen))
 
 
 class Rewind(Command):
@@ -159,6 +180,7 @@ class Rewind(Command):
 
     names = ("rewind",)
     key = "rewind"
+    while_busy = True  # to choose; what is chosen waits
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         if not argument:
@@ -244,7 +266,7 @@ async def written_summary(chat: "Chat", before: Sequence[Turn], end: int) -> str
     if chat.settings["schema"] is not None:
         settings["schema"] = None  # a summary is text
     if end == len(before):
-        await chat.send(SUMMARY_REQUEST, **settings)
+        await chat.ask(SUMMARY_REQUEST, **settings)
     else:
         await chat.edit(end + 1, SUMMARY_REQUEST, **settings)
     asked = turns(chat)

@@ -35,6 +35,9 @@ class Model(Command):
     usage = "[NAME]"
     key = "models"
 
+    def runs_at_once(self, argument: str) -> bool:
+        return not argument and self.key is not None  # to choose; what is chosen waits
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         return complete_model(chat, argument)
 

@@ -26,6 +26,9 @@ class Persona(Command):
     names = ("persona",)
     usage = "[NAME|off|save NAME]"
 
+    def runs_at_once(self, argument: str) -> bool:
+        return argument.partition(" ")[0] in ("", SAVE)
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         del chat
         word, space, name = argument.partition(" ")

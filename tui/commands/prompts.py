@@ -34,6 +34,7 @@ class Prompts(Command):
 
     names = ("prompts",)
     usage = "[NAME [WORDS] | edit NAME]"
+    while_busy = True
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         del chat

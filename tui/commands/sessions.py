@@ -31,6 +31,9 @@ class SessionsCommand(TaskCommand):
     def __init__(self) -> None:
         super().__init__("sessions", "resume", "chat", "continue", "open")
 
+    def runs_at_once(self, argument: str) -> bool:
+        return not _names_one(argument)
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         known = chat.store.conversations(LISTED) if chat.store is not None else []
         return [*super().complete(chat, argument), *starting(argument, [str(one.id) for one in known])]
@@ -38,7 +41,7 @@ class SessionsCommand(TaskCommand):
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         store = need_store(chat)
         first = argument.split(maxsplit=1)[0] if argument else ""
-        if argument == LATEST or argument.removeprefix("#").isdecimal():
+        if _names_one(argument):
             await chat.open(find(store, argument).id)
             note_other_model(chat, front)
         elif argument and first not in action_names(self.parser()) and not first.startswith("-"):
@@ -47,6 +50,11 @@ class SessionsCommand(TaskCommand):
             await super().run(chat, front, argument)
             if first == "rename":
                 await _follow_rename(chat, store)
+
+
+def _names_one(argument: str) -> bool:
+    """Whether a conversation is named that shall be opened."""
+    return argument == LATEST or argument.removeprefix("#").isdecimal()
 
 
 async def _follow_rename(chat: "Chat", store: "Store") -> None:

@@ -26,6 +26,7 @@ DEFAULT = "default"
 SAVE = " --save"
 SWITCHES = ("think", "nothink", "verbose", "quiet")
 AT_START = tuple(key.name for key in KEYS.values() if key.applies == "next start")
+OF_THE_ENGINE = ("model", "system", "history")  # settings that change what was read or loaded
 # what the front end shows, or says that it cannot
 SHOWN_BY_FRONT = ("theme", "mouse")
 SUBJECTS = ("info", "model", "parameters", "system", "template", "prompt", "config")
@@ -36,6 +37,9 @@ class System(Command):
 
     names = ("system",)
     usage = '[TEXT|@FILE|""]'
+
+    def runs_at_once(self, argument: str) -> bool:
+        return not argument
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         if not argument.startswith("@"):
@@ -92,6 +96,10 @@ class Set(Command):
     confirms = True
     usage = "NAME VALUE [--save]"
     while_busy = True
+
+    def runs_at_once(self, argument: str) -> bool:
+        name = argument.removeprefix("parameter ").partition(" ")[0]
+        return ALIASES.get(name, name) not in OF_THE_ENGINE
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         lead = "parameter " if argument.startswith("parameter ") else ""
@@ -180,6 +188,9 @@ class Show(Command):
     usage = "[info|parameters|system|template|prompt [TEXT]|config]"
     while_busy = True
 
+    def runs_at_once(self, argument: str) -> bool:
+        return argument.partition(" ")[0] != "prompt"  # which the engine renders
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         return starting(argument, SUBJECTS)
 
@@ -203,10 +214,6 @@ class Show(Command):
 
     async def _prompt(self, chat: "Chat", text: str) -> Report:
         need_model(chat)
-        if chat.busy:
-            raise UsageError(
-                "/show prompt needs the engine, which is writing a reply: wait for it, or stop it first"
-            )
         prompt: PromptResult = await chat.request("prompt", text=text or None, settings=chat.settings.reply())
         return Report(f"Prompt · {prompt.tokens:,} tokens", (Lines(prompt.text.split("\n")),))
 

@@ -89,6 +89,9 @@ class History(Command):
     names = ("history",)
     usage = "[preserve|strip]"
 
+    def runs_at_once(self, argument: str) -> bool:
+        return not argument
+
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         return starting(argument, HISTORIES)
 

@@ -74,6 +74,7 @@ class Read(Command):
 
     names = ("read",)
     usage = "PATH|PATTERN ..."
+    while_busy = True
 
     def complete(self, chat: "Chat", argument: str) -> list[str]:
         before, space, last = argument.rpartition(" ")
@@ -94,6 +95,7 @@ class Paste(Command):
     """Attach the picture on the clipboard to the next message."""
 
     names = ("paste",)
+    while_busy = True
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
         path = await asyncio.to_thread(clipboard.picture, state_dir() / "pasted")
@@ -233,12 +235,18 @@ class Mouse(Command):
 
 
 class Plain(Command):
-    """Continue the same conversation line by line."""
+    """Continue the same conversation line by line, with the same engine; off returns to the full screen."""
 
     names = ("plain",)
+    usage = "[off]"
+
+    def complete(self, chat: "Chat", argument: str) -> list[str]:
+        return starting(argument, ("off",))
 
     async def run(self, chat: "Chat", front: Front, argument: str) -> None:
-        await front.leave("plain")
+        if argument not in ("", "off"):
+            raise self.wrong(f"{argument!r:.40} is not understood")
+        await front.leave("full" if argument else "plain")
 
 
 class Stop(Command):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...core.conversation.summary import ConversationState, Turn
 from ...core.errors import QchatError, UsageError
@@ -23,16 +23,16 @@ from ..chat.jobs import Job
 from ..chat.kept_results import Result
 from ..chat.live_bench import live_line
 from ..chat.meter import Status, figures
-from ..chat.start import Beginning
+from ..chat.start import Beginning, Goal
 from ..chat.turns import last_question
 from ..chat.view import NoteKind, View
 from ..chat.window import Window
 from ..commands import parse, perform
-from ..commands.base import Screen, first_words
+from ..commands.base import Screen, first_words, plural
 from ..commands.parameters import schema_name
 from ..commands.tools import ask_about_project
 from ..tasks.progress import job_parts
-from ..text.output import printable
+from ..text.output import has_full_terminal, printable
 from ..text.report import Report, Table
 from ..tools.consent import Decision, Question, Scope
 from ..tools.rounds import describe_result
@@ -73,13 +73,21 @@ KEYS = (
 
 
 def run(
-    make_chat: Callable[[View], Chat], *, settings: Settings, history: History, beginning: Beginning
-) -> int:
-    """Chat until the user leaves; return the exit code.
+    make_chat: Callable[[View], Chat],
+    *,
+    settings: Settings,
+    history: History,
+    beginning: Beginning | None,
+    runner: asyncio.Runner,
+) -> tuple[int, Chat | None]:
+    """Chat until the user leaves; return the exit code, and the chat if the full screen shall go on with it.
 
-    Raises QchatError if no model can be loaded and nobody is there to choose another one.
+    Without a `beginning` a chat goes on that another front end began. Raises QchatError if no model can be
+    loaded and nobody is there to choose another one.
     """
-    return asyncio.run(Repl(make_chat, settings, history).run(beginning))
+    repl = Repl(make_chat, settings, history)
+    code = runner.run(repl.run(beginning))
+    return code, repl.chat if repl.goal == "full" else None
 
 
 class Repl:
@@ -97,6 +105,7 @@ class Repl:
         self._draft = self._typed = ""
         self._conversation: int | None = None
         self._leaving = False
+        self.goal: Goal = "shell"
         self._code = 0
         self._changed = asyncio.Event()
         self._interrupts: list[float] = []
@@ -136,25 +145,38 @@ class Repl:
 
     # the loop
 
-    async def run(self, beginning: Beginning) -> int:
+    async def run(self, beginning: Beginning | None) -> int:
         self._main = asyncio.current_task()
         self._listen_to_signals()
-        self.chat.show_stats = self.chat.show_stats or beginning.stats
         with self._terminal or nullcontext():
             try:
-                await self._begin(beginning)
+                await (self._take_over() if beginning is None else self._begin(beginning))
                 while not self._leaving:
                     await self._turn()
             except asyncio.CancelledError:
                 if not self._code:
                     raise
             finally:
-                await self.chat.quit()
+                if self.goal == "full":
+                    self.chat.leave_view()
+                else:
+                    await self.chat.quit()
                 if self._window is not None:
                     self._window.close()
         return self._code
 
+    async def _take_over(self) -> None:
+        """Go on with what another front end began."""
+        self._greet()
+        self.chat.take_over()
+        await self._settled()
+
+    def _greet(self) -> None:
+        name = self.chat.model.name if self.chat.model else "no model is loaded"
+        self.out.line(f"{name}; /help lists the commands, ctrl+d leaves", "dim")
+
     async def _begin(self, beginning: Beginning) -> None:
+        self.chat.show_stats = self.chat.show_stats or beginning.stats
         try:
             await self.chat.load(beginning.model, conversation=beginning.conversation)
         except QchatError as error:
@@ -164,9 +186,7 @@ class Repl:
         if beginning.said:
             self.out.line(beginning.said, "dim")
         if self.attended:
-            name = self.chat.model.name if self.chat.model else "no model is loaded"
-            self.out.line(f"{name}; /help lists the commands, ctrl+d leaves", "dim")
-        if self.attended:
+            self._greet()
             await ask_about_project(self.chat, self)
         if beginning.text:
             await self._do(beginning.text)
@@ -358,7 +378,7 @@ class Repl:
         if not state.turns:
             return
         last, asked = state.turns[-1], last_question(state.turns)
-        self.out.line(f"{state.title or 'conversation'} · {len(state.turns)} turns", "title")
+        self.out.line(f"{state.title or 'conversation'} · {plural(len(state.turns), 'turn')}", "title")
         self.out.line(f"{self._prompt}{first_words((asked or last).question, 200)}", "dim")
         self.pictures(asked or last)
         self.out.line(last.answer[-RECAP_CHARACTERS:])
@@ -378,7 +398,7 @@ class Repl:
 
     def results(self, results: Sequence[Result]) -> None:
         if results and self.attended:
-            self.note(f"{len(results)} results are kept with this conversation: /results shows them")
+            self.note(f"kept with this conversation: {plural(len(results), 'result')}; /results shows them")
 
     def job(self, job: Job) -> None:
         self._jobs.add(job)
@@ -504,11 +524,13 @@ class Repl:
     def mouse(self, on: bool) -> None:
         self.note("the mouse is the terminal's here" if on else "the mouse stays the terminal's")
 
-    async def leave(self, to: Literal["shell", "plain"]) -> None:
-        if to == "shell":
-            self._leaving = True
-        else:
+    async def leave(self, to: Goal) -> None:
+        if to == "plain":
             self.note("this is the line-based chat already")
+            return
+        if to == "full" and (self.spoken or not has_full_terminal()):
+            raise UsageError("the full screen needs a terminal that can show it, and no screen reader")
+        self.goal, self._leaving = to, True
 
 
 class _RunningThought:

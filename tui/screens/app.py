@@ -1,6 +1,7 @@
 """The full-screen app: themes, signals, start and exit; everything else is in its screens.
 
-However it ends, the terminal is restored, the engine's process is gone and the draft is in the history.
+However it ends, the terminal is restored and the draft is in the history; the engine's process is gone,
+unless the line-based chat goes on with it.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
@@ -22,7 +23,7 @@ from textual.worker import WorkerFailed
 
 from ...core.errors import QchatError
 from ..chat.controller import Chat, View
-from ..chat.start import Beginning
+from ..chat.start import Beginning, Goal
 from ..tasks.progress import format_age
 from ..user.history import History
 from ..user.keymap import Keymap
@@ -32,7 +33,6 @@ from .chat import ChatScreen
 from .dialogs import Confirm
 
 LEAVE_SECONDS = 6.0
-Goal = Literal["shell", "plain"]
 
 
 class QchatApp(App[Goal]):
@@ -140,9 +140,12 @@ class QchatApp(App[Goal]):
                 driver._enable_mouse_support()
 
     async def action_leave(self, to: Goal = "shell") -> None:
-        """End the engine and the app; ask first if that ends long work. To leave again means yes."""
+        """End the app, and the engine unless another front end goes on with it.
+
+        Ask first if that ends long work. To leave again means yes.
+        """
         long = [job for job in self.chat.running_jobs if job.is_long and not job.stopping]
-        if not long or self._asked:
+        if to != "shell" or not long or self._asked:
             await self._leave(to)
             return
         self._asked = True
@@ -160,8 +163,11 @@ class QchatApp(App[Goal]):
             return
         self._leaving = True
         self.chat_screen.prompt.keep_draft()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.chat.quit(), LEAVE_SECONDS)
+        if to == "shell":
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.chat.quit(), LEAVE_SECONDS)
+        else:
+            self.chat.leave_view()
         self.chat_screen.transcript.gallery.close()  # while the terminal still has the app's screen
         self.exit(to, return_code=self._code)
 

@@ -7,6 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,12 +27,16 @@ from ..chat.start import Beginning
 from ..chat.turns import last_question
 from ..chat.window import Window
 from ..commands import confirms, hint, parse, perform
+from ..commands.base import plural
 from ..commands.thinking import describe_thinking, set_budget, set_thinking
 from ..commands.tools import ask_about_project
 from ..commands.view import toggle_panes
+from ..text.figures import format_tokens
+from ..text.markdown import whole_tables
 from ..user.attachments import attach, pictures
 from ..user.history import History
 from ..user.keymap import ACTIONS, Keymap
+from ..user.pastes import line_count
 from ..user.sequences import find_graphics
 from ..user.settings import Settings
 from ..widgets.completion import Completion
@@ -42,6 +47,7 @@ from ..widgets.panes.panes import Panel
 from ..widgets.prompt import Prompt, Sources
 from ..widgets.queued import Queued
 from ..widgets.status import Status
+from ..widgets.transcript.blocks import CHARACTERS_PER_TOKEN
 from ..widgets.transcript.gallery import Gallery
 from ..widgets.transcript.messages import (
     CopyRequested,
@@ -51,12 +57,14 @@ from ..widgets.transcript.messages import (
     MenuRequested,
     RetryRequested,
     SiblingRequested,
+    TablesRequested,
 )
 from ..widgets.transcript.transcript import Transcript
 from .front import ARMED_SECONDS, AppFront, describe_chat
 from .greeting import Greeter
 from .lines import candidates, describe_missing
 from .panes import ScreenPanes, opened
+from .table import TableScreen
 from .useful_keys import BUSY, REPLYING, useful_keys
 
 TWICE_SECONDS = 1.0
@@ -67,7 +75,7 @@ TOO_SMALL = "This window is too small: make it 40 columns by 10 rows, or leave w
 
 
 class ChatScreen(Screen[None]):
-    """The main screen; `make_chat` makes the chat that it shows."""
+    """The main screen of the chat that `make_chat` returns; without a `beginning` that one only goes on."""
 
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -162,6 +170,8 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(lambda: self.go(self._greeter.read()))  # after the first paint
         if self._beginning is not None:
             self.go(self._begin(self._beginning))
+        else:
+            self.chat.take_over()
 
     async def _begin(self, beginning: Beginning) -> None:
         self.chat.show_stats = self.chat.show_stats or beginning.stats
@@ -285,11 +295,9 @@ class ChatScreen(Screen[None]):
             self.front.note(f"{error.filename or 'that'}: {error.strerror or error}", "error")
 
     def _take_queued(self) -> str | None:
-        if not self.chat.queue:
-            return None
-        queued = self.chat.queue.pop()
+        queued = self.chat.waiting.take_back()
         self.queued.show(self.chat.queue)
-        return self.typed.get(queued, queued)
+        return None if queued is None else self.typed.get(queued, queued)
 
     async def _edit_prompt(self) -> None:
         text = await self.front.edit_text(self.prompt.full_text)
@@ -301,6 +309,11 @@ class ChatScreen(Screen[None]):
     @on(Prompt.Asked)
     def _asked(self, event: Prompt.Asked) -> None:
         self.action_do(event.action)
+
+    @on(Prompt.Folded)
+    def _folded(self, event: Prompt.Folded) -> None:
+        tokens = format_tokens(len(event.text) / CHARACTERS_PER_TOKEN)
+        self.keybar.say(f"pasted {plural(line_count(event.text), 'line')} · about {tokens} tokens")
 
     @on(Prompt.ModeChanged)
     def _mode_changed(self) -> None:
@@ -436,6 +449,14 @@ class ChatScreen(Screen[None]):
     def _copy_block(self, event: CopyRequested) -> None:
         self.keybar.say(f"{event.what}: {self.front.copy(event.text)}")
 
+    @on(TablesRequested)
+    def _show_tables(self, event: TablesRequested) -> None:
+        tables = whole_tables(event.source)
+        if tables:
+            self.app.push_screen(TableScreen(tables, event.number))
+        else:
+            self.keybar.say("no table here")
+
     @on(EditRequested)
     def _edit_question(self, event: EditRequested) -> None:
         turn = self._question_before(event.turn)
@@ -448,7 +469,15 @@ class ChatScreen(Screen[None]):
             self.run_line("/retry")
         else:
             turn = self._question_before(event.turn)
-            self.go(self.chat.edit(turn.number, turn.question))
+            self._ask_again(turn.number, turn.question)
+
+    def _ask_again(self, number: int, question: str) -> None:
+        """Ask an earlier question in its own place again, now or once the reply has ended."""
+        ask = partial(self.chat.edit, number, question)
+        if self.chat.has_turns_to_come:
+            self.chat.line_up(f"/edit {number} {question}", ask)
+        else:
+            self.go(ask())
 
     @on(ForkRequested)
     def _fork(self, event: ForkRequested) -> None:

@@ -1,8 +1,9 @@
 """The full-screen app as chat and commands see it: their calls change its widgets."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from textual.app import App
 from textual.timer import Timer
@@ -16,6 +17,7 @@ from ..chat.jobs import Job
 from ..chat.kept_results import Result
 from ..chat.live_bench import live_line
 from ..chat.meter import Status, figures
+from ..chat.start import Goal
 from ..chat.view import NoteKind
 from ..chat.window import Window
 from ..commands.base import Screen as ScreenName
@@ -101,7 +103,8 @@ class AppFront:
         self._view.panes.follow(batch)
 
     def finished(self, done: Done, turn: Turn) -> None:
-        self._view.transcript.end_answer(done, turn)
+        told = done.detail == self._chat.status.reason  # of a death, in a note and in the status row
+        self._view.transcript.end_answer(replace(done, detail="") if told else done, turn)
         if self._chat.show_stats:
             self.note(figures(done))
         if self._chat.settings["live_bench"]:
@@ -125,11 +128,17 @@ class AppFront:
     def returned(self, text: str) -> None:
         """Put the question back into the prompt, or into the history if the user types already."""
         text = self._view.typed.get(text, text)
-        if self._view.prompt.text:
+        if self._has_no_place:
             self._view.prompt.remember(text)
             self._view.keybar.say("not answered: the question is in the history (↑)", "warning")
         else:
             self._view.prompt.put(text)
+
+    @property
+    def _has_no_place(self) -> bool:
+        """Whether the prompt is the user's: what was queued must not slip in between two lines."""
+        prompt = self._view.prompt
+        return prompt.is_in_use if self._chat.doing_queued else bool(prompt.text)
 
     def rebuilt(self, state: ConversationState) -> None:
         self._view.transcript.show(state)
@@ -202,7 +211,12 @@ class AppFront:
         return True
 
     def put_prompt(self, text: str) -> None:
-        self._view.put_prompt(text)
+        """Put a text into the prompt, or into the history if the user types already."""
+        if self._has_no_place:
+            self._view.prompt.remember(text)
+            self._view.keybar.say("you are typing: it is in the history (↑)", "warning")
+        else:
+            self._view.put_prompt(text)
 
     async def edit_text(self, text: str) -> str | None:
         from ..user.editor import edit, startable_editor
@@ -251,7 +265,10 @@ class AppFront:
     def mouse(self, on: bool) -> None:
         self._view.running_app.call_later(self._view.running_app.run_action, f"mouse({on!r})")
 
-    async def leave(self, to: Literal["shell", "plain"]) -> None:
+    async def leave(self, to: Goal) -> None:
+        if to == "full":
+            self.note("this is the full screen already")
+            return
         await self._view.running_app.run_action(f"leave({to!r})")
 
 

@@ -3,6 +3,7 @@
 Raises BrokenPipeError if the reader is gone, OutputError for any other failure.
 """
 
+import os
 import sys
 from typing import TextIO
 
@@ -23,6 +24,13 @@ def write(stream: TextIO, text: str) -> None:
         raise
     except OSError as error:
         raise OutputError(f"the output could not be written: {error.strerror}") from error
+
+
+def has_full_terminal() -> bool:
+    """Tell whether this process has a terminal that can show a full screen."""
+    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return False
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def note(sentence: str) -> None:

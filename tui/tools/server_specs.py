@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from ...core.errors import UsageError
 from ...core.machine.files import parse_json, read_bytes
 from ...core.quoting import quote_value
+from ..user.paths import SERVERS_FILE
 from .consent import project_key
 
-PROJECT_FILE = ".mcp.json"
 MAX_FILE_NBYTES = 256 << 10
 MAX_SERVERS = 32
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
@@ -68,7 +68,7 @@ def read_settings(servers: Mapping[str, Any], where: str) -> list[ServerSpec]:
 
 def read_project(folder: Path) -> Project | None:
     """Return the servers that the project in `folder` names; None if it names none. Raises UsageError."""
-    path = folder / PROJECT_FILE
+    path = folder / SERVERS_FILE
     if not path.is_file():
         return None
     data = read_bytes(path, UsageError, MAX_FILE_NBYTES)

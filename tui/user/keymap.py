@@ -60,6 +60,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("transcript.next", ("down", "j"), "next", "the block after", "transcript"),
     Action("transcript.copy", ("c",), "copy", "copy the block", "transcript"),
     Action("transcript.copy_code", ("y",), "copy code", "copy its code", "transcript"),
+    Action("transcript.tables", ("t",), "tables", "its tables at their full width", "transcript"),
     Action("transcript.edit", ("e",), "edit", "ask the question differently", "transcript"),
     Action("transcript.retry", ("r",), "retry", "answer it again", "transcript"),
     Action("transcript.fork", ("f",), "fork", "a new branch from here", "transcript"),

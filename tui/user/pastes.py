@@ -10,6 +10,10 @@ RECALL_CHARACTERS = 40_000
 _MARKER = re.compile(r"\[pasted [0-9,]+ (?:lines|characters)(?: #[0-9]+)?\]")
 
 
+def line_count(text: str) -> int:
+    return text.count("\n") + (not text.endswith("\n"))
+
+
 class Pastes:
     """The texts behind the markers of one prompt; a marker that the user edits becomes plain text."""
 
@@ -18,7 +22,7 @@ class Pastes:
 
     def fold(self, text: str, lines: int = FOLD_LINES, characters: int = FOLD_CHARACTERS) -> str:
         """Return `text`, or a marker for it if it is longer than `lines` or `characters`."""
-        count = text.count("\n") + (not text.endswith("\n"))
+        count = line_count(text)
         if count <= lines and len(text) <= characters:
             return text
         size = f"{count:,} lines" if count > lines else f"{len(text):,} characters"

@@ -11,6 +11,7 @@ from pathlib import Path
 from ...core.errors import UsageError
 from ...core.machine.files import user_folder
 
+SERVERS_FILE = ".mcp.json"  # of a project: the servers of tools that it suggests
 SHIPPED_THEMES = Path(__file__).parents[2] / "themes"
 
 

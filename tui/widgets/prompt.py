@@ -3,6 +3,7 @@
 It knows nothing about models: candidates, hints and queued messages come from callables.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .completion import Candidate, Completion
 PLACEHOLDER = "Ask something. / lists commands, @ attaches a file"
 ANSWERING = "Answering: enter queues a message"
 SEARCHING = "Search earlier prompts"
+TYPING_SECONDS = 2.0  # after the last key in which the user may still be typing
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Prompt(TextArea):
         action: str
 
     @dataclass
+    class Folded(Message):
+        """A long `text` was pasted, which a marker stands for."""
+
+        text: str
+
+    @dataclass
     class ModeChanged(Message):
         """The list above was opened or closed, or the search began or ended."""
 
@@ -79,12 +87,18 @@ class Prompt(TextArea):
         self._place: int | None = None
         self._draft = self._recalled = ""
         self._quiet = False
+        self._typed_at = -TYPING_SECONDS
 
     # --- requests of the screen ---
 
     def show_placeholder(self) -> None:
         """Say what typing does now."""
         self.placeholder = SEARCHING if self.searching else ANSWERING if self.answering else PLACEHOLDER
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it holds a text, or the user types and only has not begun the next one yet."""
+        return bool(self.text) or time.monotonic() < self._typed_at + TYPING_SECONDS
 
     @property
     def full_text(self) -> str:
@@ -205,6 +219,7 @@ class Prompt(TextArea):
         """Complete and hint after every edit."""
         if self._quiet:
             return
+        self._typed_at = time.monotonic()
         if self.searching:
             self._show_candidates([Candidate(text, text) for text in self._prompts.search(self.text)])
             return
@@ -300,7 +315,10 @@ class Prompt(TextArea):
         event.stop()
         text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         picture = pasted_picture(text, Path.cwd())
-        self.insert(f"{picture} " if picture else self.pastes.fold(text))
+        folded = self.pastes.fold(text)
+        self.insert(f"{picture} " if picture else folded)
+        if not picture and folded != text:
+            self.post_message(self.Folded(text))
 
     def action_delete_left(self) -> None:
         """Delete a folded paste as a whole."""

@@ -1,4 +1,4 @@
-"""The row above the prompt that shows queued messages."""
+"""The row above the prompt that shows queued messages and commands."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,7 +8,7 @@ from .line import Line, Piece, piece
 
 
 class Queued(Line):
-    """Shows the newest queued message; hidden while there is none."""
+    """Shows the newest queued message or command; hidden while there is none."""
 
     PREFIX = "queued"
     COMPONENT_CLASSES: ClassVar[set[str]] = {"queued--count", "queued--text"}

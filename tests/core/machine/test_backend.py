@@ -79,6 +79,20 @@ def test_the_blas_is_renamed_once_and_found_again(tmp_path, monkeypatch):
 
 
 @linux_only
+def test_a_blas_that_cannot_be_written_is_one_sentence_without_the_command(tmp_path, monkeypatch):
+    program = tmp_path / "patchelf"
+    program.write_text("#!/bin/sh\necho 'write: No space left on device' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(linux_cpu, "_find_patchelf", lambda: str(program))
+    with pytest.raises(subprocess.SubprocessError) as problem:
+        linux_cpu._rename_symbols(tmp_path / "libscipy.so", tmp_path / "blas.so")
+    assert (
+        str(problem.value)
+        == f"patchelf could not write {tmp_path / 'blas.so'}: write: No space left on device"
+    )
+
+
+@linux_only
 def test_a_relative_cache_folder_is_ignored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "here")

@@ -13,6 +13,7 @@ from qchat.core.errors import QchatError, UsageError
 from qchat.tui.chat.client import EngineDied, EngineError
 from qchat.tui.text.report import Lines, Report
 from tests.tui.chat_stage import ChatStage, render
+from tests.tui.fake_front import FakeFront
 
 SLOW = {"method": "send", "thought": "hm " * 300, "answer": "word " * 300, "seconds": 0.01}
 PROGRESS = [{"event": "progress", "done": n, "total": 500, "unit": "bytes"} for n in range(500)]
@@ -468,3 +469,30 @@ def test_quitting_ends_the_engine_and_the_jobs(tmp_path: Path):
     assert stage.fake.asked("save_state") == [{}]
     assert stage.front.notes == []
     assert stage.front.all("finished")[0][0] == "cancelled"
+
+
+def test_a_chat_goes_from_one_front_end_to_another_with_its_engine_its_queue_and_its_jobs(tmp_path: Path):
+    slow = {"method": "eval", "events": PROGRESS[:20], "seconds": 0.02}
+    stage = ChatStage(tmp_path, {"method": "send", "answer": "Yes."}, slow)
+    other = FakeFront()
+
+    async def scene(stage: ChatStage) -> None:
+        chat = stage.chat
+        await chat.send("one")
+        job = chat.start_job("eval", "eval", {"models": ["m"]}, render)
+        engine = chat.connected().pid
+        chat.leave_view()
+        chat.line_up("two")
+        before = len(stage.front.calls)
+        assert chat.show_in(other) is chat
+        await asyncio.sleep(0.05)
+        assert chat.queue == ["two"] and not other.calls
+        chat.take_over()
+        assert other.calls[:2] == [("rebuilt", ["one"]), ("job", "eval")]
+        await stage.until(lambda: other.all("finished"))
+        await job.ended()
+        assert len(stage.front.calls) == before and chat.connected().pid == engine
+
+    stage.play(scene)
+    assert other.all("question") == ["two"] and other.all("job ended") == ["done"]
+    assert len(stage.fake.asked("load")) == 1

@@ -77,6 +77,19 @@ def test_what_is_not_stored_is_not_said_to_go_on(capsys: pytest.CaptureFixture):
     assert "qchat -c" not in left_behind((replace(new_turn(1, "a"), answer="b"),), None, capsys)
 
 
+def test_what_stays_on_a_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch):
+    terminal = FakeTerminal()
+    monkeypatch.setattr(launch.sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "30")
+    words = [f"word{number}" for number in range(30)]
+    chat = SimpleNamespace(
+        state=replace(NO_STATE, turns=(replace(new_turn(1, "a"), answer=" ".join(words)),))
+    )
+    launch._say_farewell(cast(Chat, chat))
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 30 and " ".join(lines[2:]).split() == words
+
+
 def test_a_chat_without_a_word_leaves_nothing(capsys: pytest.CaptureFixture):
     assert left_behind((), None, capsys) == ""
 

@@ -231,3 +231,26 @@ def test_help_and_version_import_nothing_heavy_and_cost_little(option: str):
     }
     assert runs[0][1] & heavy == set()
     assert min(seconds for seconds, _ in runs) <= 0.12
+
+
+def test_one_answer_imports_neither_terminals_nor_what_its_command_line_does_not_ask_for(tmp_path: Path):
+    script = (
+        "import sys\n"
+        "from qchat.tui.cli.main import main\n"
+        "assert main(['-p', 'Hi.', '--max-tokens', '1', '--no-think']) == 0\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(done.stderr.split())
+    packages = {name.partition(".")[0] for name in imported}
+    heavy = {"numpy", "textual", "rich", "prompt_toolkit", "asyncio", "llguidance"}
+    assert packages & heavy == set()
+    unasked = ("tools", "chat", "commands", "user.personas")
+    assert [name for name in imported if name.startswith(tuple(f"qchat.tui.{one}" for one in unasked))] == []

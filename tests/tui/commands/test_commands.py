@@ -1,10 +1,12 @@
 """What a submitted line is, and every command through the controller with a scripted engine and front end."""
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from qchat.tui.user.keymap import Keymap
 from qchat.tui.user.paths import config_file
 from qchat.tui.user.settings import KEYS
 from tests.paths import ROOT
-from tests.tui.chat_stage import ChatStage
+from tests.tui.chat_stage import ChatStage, at_rest, render
 from tests.tui.fake_front import FakeFront
 
 WANTED = [
@@ -636,25 +638,112 @@ def test_find_theme_mouse_log_about_and_leaving(tmp_path):
     assert "delta net, 1 token" in front.said and "chunked" in front.said
 
 
-def test_a_command_that_has_to_wait_says_so_while_a_reply_is_written(tmp_path):
-    import asyncio
+DONE_IN_TURN = ("send", "retry", "edit", "undo", "reset", "prime", "set_system")
+SLOW = {"method": "send", "answer": "word " * 200, "seconds": 0.01}
 
-    slow = {"method": "send", "answer": "word " * 200, "seconds": 0.01}
-    stage = ChatStage(tmp_path, slow)
+
+def play_during_a_reply(stage: ChatStage, meanwhile: Callable[[ChatStage], Awaitable[None]]) -> FakeFront:
+    """Play a scene while a reply is being written; return when nothing is left to do."""
+
+    async def scene(stage: ChatStage) -> None:
+        sending = asyncio.create_task(perform("hello", stage.chat, stage.front))
+        await stage.until(lambda: stage.front.text)
+        await meanwhile(stage)
+        await sending
+        await stage.until(lambda: not stage.chat.queue and not stage.chat.busy)
+
+    return stage.play(scene)
+
+
+def test_a_command_that_has_to_wait_is_queued_while_a_reply_is_written(tmp_path):
+    queued: list[list[str]] = []
 
     async def meanwhile(stage: ChatStage) -> None:
-        from qchat.tui.commands import perform
-
-        sending = asyncio.create_task(perform("hello", stage.chat, stage.front))
-        await asyncio.sleep(0.1)
         for line in ("/undo", "/stats", "/stop"):
             await perform(line, stage.chat, stage.front)
-        await sending
+            queued.append(stage.chat.queue)
 
-    front = stage.play(meanwhile)
-    assert front.all("error") == ["/undo has to wait for the reply: let it end, or stop it"]
+    stage = ChatStage(tmp_path, SLOW)
+    front = play_during_a_reply(stage, meanwhile)
+    assert front.all("error") == []
+    assert queued == [["/undo"]] * 3
     assert len(front.all("report")) == 1
     assert len(stage.fake.asked("cancel")) == 1
+    assert front.all("put_prompt") == ["hello"] and not stage.chat.state.turns
+
+
+def test_queued_messages_and_commands_are_done_in_the_order_in_which_they_were_given(tmp_path):
+    async def meanwhile(stage: ChatStage) -> None:
+        for line in ("/retry temperature=0.5", "two", "/compact 1", "/new", "three", "/system Be brief."):
+            await perform(line, stage.chat, stage.front)
+        await perform("/stop", stage.chat, stage.front)
+
+    answers = [{"method": "send", "answer": text} for text in ("Two.", "A summary.", "Three.")]
+    again = {"method": "retry", "answer": "Again."}
+    stage = ChatStage(tmp_path, SLOW, again, *answers)
+    front = play_during_a_reply(stage, meanwhile)
+    assert front.all("error") == []
+    methods = [one["method"] for one in stage.fake.requests() if one["method"] in DONE_IN_TURN]
+    assert methods == [
+        "send",
+        "retry",
+        "send",
+        "send",
+        "undo",
+        "reset",
+        "prime",
+        "reset",
+        "send",
+        "set_system",
+    ]
+    assert [turn.question for turn in stage.chat.state.turns] == ["three"]
+
+
+def test_what_waits_is_checked_and_asked_for_when_it_is_given(tmp_path):
+    async def meanwhile(stage: ChatStage) -> None:
+        for line in ("/retry warmth=1", "/edit", "/switch", "/undo now"):
+            await perform(line, stage.chat, stage.front)
+        assert stage.chat.queue == ["/edit 1 hello again"]
+        assert stage.chat.waiting.take_back() == "/edit 1 hello again"
+        await perform("/stop", stage.chat, stage.front)
+
+    front = play_during_a_reply(ChatStage(tmp_path, SLOW, front=FakeFront("hello again")), meanwhile)
+    assert front.all("edit_text") == ["hello"]
+    said = front.all("error")
+    assert len(said) == 3 and "warmth" in said[0] and "no branches" in said[1] and "no words" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "at_once"),
+    [
+        ("/set temperature 0.5", True), ("/set system Be brief.", False), ("/set num_ctx 4096", True),
+        ("/think off", True), ("/model", True), ("/model x", False), ("/load x", False), ("/rewind", True),
+        ("/system", True), ("/system x", False), ("/persona", True), ("/persona x", False), ("/show", True),
+        ("/show prompt", False), ("/sessions", True), ("/sessions 3", False), ("/history", True),
+        ("/history strip", False), ("/prompts", True), ("/read a.txt", True), ("/retry", False),
+        ("/fork 1", False), ("/compact", False), ("/plain", False), ("/bye", True),
+    ],
+)  # fmt: skip
+def test_commands_run_at_once_unless_they_change_what_the_reply_is_part_of(line, at_once):
+    asked = parse(line)
+    assert not isinstance(asked, str)
+    assert asked[0].runs_at_once(asked[1]) is at_once
+
+
+def test_a_command_that_waits_for_a_job_is_done_when_the_model_is_back(tmp_path):
+    async def scene(stage: ChatStage) -> None:
+        await perform("hello", stage.chat, stage.front)
+        stage.chat.start_job("eval", "eval", {"models": ["m"]}, render, alone=True)
+        await stage.until(lambda: stage.chat.parked)
+        await perform("/new", stage.chat, stage.front)
+        assert stage.chat.queue == ["/new"] and stage.chat.state.turns
+        await at_rest(stage)
+        await stage.until(lambda: not stage.chat.queue and not stage.chat.busy)
+
+    progress = [{"event": "progress", "done": done, "total": 4} for done in range(4)]
+    stage = ChatStage(tmp_path, {"method": "eval", "seconds": 0.05, "events": progress})
+    front = stage.play(scene)
+    assert front.all("error") == [] and not stage.chat.state.turns
 
 
 # --- conversations on disk ---

@@ -243,14 +243,13 @@ def test_what_was_changed_on_the_full_screen_holds_line_by_line(tmp_path: Path, 
         def __init__(self, _make_chat: Any, *, settings: Settings, **_: Any):
             self.chat, self._settings = ChatStage(tmp_path).chat, settings
 
-        def run(self, *, mouse: bool) -> str:
-            del mouse
+        def run(self, **_: Any) -> str:
             self._settings.change("temperature", 0.5, "/set")
             return "plain"
 
-    def run_lines(_make_chat: Any, *, settings: Settings, **_: Any) -> int:
+    def run_lines(_make_chat: Any, *, settings: Settings, **_: Any) -> tuple[int, None]:
         seen.append({name: settings.origin(name) for name in ("temperature", "plain")})
-        return 0
+        return 0, None
 
     monkeypatch.setattr(launch, "is_full", lambda _: True)
     monkeypatch.setattr(launch, "spawn_early", lambda *_: None)

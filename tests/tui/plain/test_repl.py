@@ -1,10 +1,12 @@
 """The line-based chat as its users meet it: in a pipe, in a pseudo-terminal, read aloud, interrupted."""
 
 import fcntl
+import json
 import os
 import pty
 import re
 import select
+import struct
 import subprocess
 import sys
 import termios
@@ -228,6 +230,7 @@ def test_a_terminated_chat_gives_the_terminal_back(model: Path):
 
 
 SCRIPTED = """
+import asyncio
 import sys
 from pathlib import Path
 from qchat.tui.chat.start import Beginning
@@ -240,7 +243,9 @@ from tests.tui.fake_engine import FakeEngine
 long = {"method": "send", "answer": "word " * 2000, "seconds": 0.01}
 fake, settings = FakeEngine(Path(sys.argv[1]), long), Settings()
 make = lambda view: Chat(view, fake.client, settings=settings)
-sys.exit(run(make, settings=settings, history=History(), beginning=Beginning("/models/fake")))
+with asyncio.Runner() as runner:
+    begin = Beginning("/models/fake")
+    sys.exit(run(make, settings=settings, history=History(), beginning=begin, runner=runner)[0])
 """
 
 
@@ -267,3 +272,53 @@ def read_until(terminal: int, *marks: str, seconds: float = 30) -> str:
             os.write(terminal, b"\x1b[1;1R")
             seen = seen.replace("\x1b[6n", "")
     return seen
+
+
+BOTH = """
+import asyncio
+import sys
+from pathlib import Path
+from qchat.tui.chat.start import Beginning
+from qchat.tui.chat.controller import Chat
+from qchat.tui.cli.launch import _converse, _Fronts
+from qchat.tui.user.history import History
+from qchat.tui.user.keymap import Keymap
+from qchat.tui.user.settings import Settings
+from tests.tui.fake_engine import FakeEngine
+
+answers = [{"method": "send", "answer": f"answer number {n}"} for n in ("one", "two", "three")]
+fake, settings = FakeEngine(Path(sys.argv[1]), *answers), Settings()
+make = lambda view: Chat(view, fake.client, settings=settings)
+with asyncio.Runner() as runner:
+    fronts = _Fronts(settings, Keymap(), History(), runner)
+    sys.exit(_converse(fronts, make, Beginning("/models/fake"), full=True))
+"""
+
+
+@pytest.mark.slow
+def test_one_engine_goes_from_the_full_screen_to_the_lines_and_back(tmp_path: Path):
+    with running([sys.executable, "-c", BOTH, str(tmp_path)]) as (terminal, process):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        read_until(terminal, "ready")
+        os.write(terminal, b"first\r")
+        read_until(terminal, "answer number one", "number one")
+        os.write(terminal, b"/plain\r")
+        read_until(terminal, "ctrl+d leaves")
+        os.write(terminal, b"second\r")
+        read_until(terminal, "answer number two")
+        os.write(terminal, b"/plain off\r")
+        read_until(terminal, "\x1b[?1049h")
+        read_until(terminal, "number two")  # drawn again on the full screen
+        os.write(terminal, b"third\r")
+        read_until(terminal, "number three")
+        os.write(terminal, b"/bye\r")
+        assert process.wait(20) == 0
+    requests = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    methods = [one["method"] for one in requests if one["method"] in ("load", "send", "open", "prime")]
+    assert methods == ["load", "send", "send", "send"]
+
+
+@pytest.mark.slow
+def test_the_full_screen_is_refused_where_there_is_none(model: Path):
+    printed, said = piped(model, "/plain off", "hello")
+    assert "the full screen needs a terminal" in said and printed

@@ -104,6 +104,61 @@ def test_a_queued_message_comes_back_with_up(tmp_path: Path):
         assert it.prompt.text == "two"
 
 
+def test_a_queued_command_is_shown_comes_back_with_up_and_is_done_after_the_reply(tmp_path: Path):
+    @chatting(tmp_path, ENDLESS)
+    async def check(it: Running) -> None:
+        await it.say("one")
+        await it.until(lambda: it.phase == "answering")
+        for line in ("/new", "/undo"):
+            await it.say(line)
+        await it.until(lambda: it.chat.queue == ["/new", "/undo"] and it.screen.queued.display)
+        await it.until(lambda: "queued 2 · ↑ edit  /undo" in it.screen.queued.render_line(0).text)
+        await it.pilot.press("up")
+        await it.until(lambda: it.chat.queue == ["/new"])
+        assert it.prompt.text == "/undo"
+        await it.pilot.press("escape")
+        await it.until(lambda: not it.chat.state.turns and not it.chat.queue)
+        assert it.said == []
+
+
+def test_what_a_queued_command_puts_into_the_prompt_does_not_replace_what_is_typed(tmp_path: Path):
+    @chatting(tmp_path, ENDLESS)
+    async def check(it: Running) -> None:
+        await it.say("one")
+        await it.until(lambda: it.phase == "answering")
+        await it.say("/undo")
+        await it.until(lambda: it.chat.queue == ["/undo"])
+        it.prompt.put("half a sen")
+        await it.pilot.press("ctrl+c")  # stops the reply
+        await it.until(lambda: not it.chat.state.turns and not it.chat.busy)
+        await it.until(lambda: "it is in the history" in it.keys)
+        assert it.prompt.text == "half a sen"
+
+
+def test_what_a_queued_command_gives_back_does_not_slip_in_between_two_lines(tmp_path: Path):
+    """The prompt is empty for a moment, between one line and the next."""
+
+    @chatting(tmp_path, ENDLESS)
+    async def check(it: Running) -> None:
+        await it.say("one")
+        await it.until(lambda: it.phase == "answering")
+        await it.say("/undo")
+        await it.until(lambda: it.chat.queue == ["/undo"])
+        await it.pilot.press(*"/stop", "enter")
+        await it.until(lambda: "it is in the history" in it.keys)
+        assert it.prompt.text == "" and not it.chat.state.turns
+        await it.pilot.press("up")
+        assert it.prompt.text == "one"
+
+
+def test_a_long_paste_says_what_it_costs(tmp_path: Path):
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        it.prompt.post_message(events.Paste("four" * 1_000 + "\n" * 20))
+        await it.until(lambda: "pasted 20 lines · about 1.0k tokens" in it.keys)
+        assert it.prompt.text == "[pasted 20 lines]"
+
+
 def test_escape_stops_the_reply_and_keeps_what_was_said(tmp_path: Path):
     @chatting(tmp_path, ENDLESS)
     async def check(it: Running) -> None:
@@ -233,6 +288,8 @@ def test_after_the_engines_death_all_stays_and_enter_begins_another(tmp_path: Pa
         row = it.screen.status_row.render_line(0).text
         assert "engine stopped" in row
         assert "SIGKILL" in row
+        told = [block.text for block in it.screen.transcript.blocks if "SIGKILL" in block.text]
+        assert len(told) == 1 and told[0].endswith("nothing is lost")
         assert "enter restart" in it.keys
         await it.say("draft")
         assert it.prompt.text == "draft"

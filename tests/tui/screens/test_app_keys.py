@@ -11,6 +11,7 @@ from qchat.tui.commands.stats import stats_report
 from qchat.tui.screens.dialogs import Choose
 from qchat.tui.text.report import report_text
 from qchat.tui.user import editor
+from qchat.tui.widgets.choices import Choices
 from qchat.tui.widgets.transcript.blocks import Answer, ModelChange, Question
 from tests.tui.conversing import talk
 from tests.tui.running_app import Running, chatting, quick_keys
@@ -332,3 +333,22 @@ def test_a_question_stands_over_the_conversation_which_stays_in_sight(tmp_path: 
         ground = it.app.screen.styles.background
         assert 0 < ground.a < 1
         await it.pilot.press("escape")
+
+
+def test_letters_filter_a_choice_and_those_without_a_match_are_not_taken(tmp_path: Path):
+    options = [("a", "Paris in spring"), ("b", "Lisbon"), ("c", "Paris in autumn")]
+
+    @chatting(tmp_path)
+    async def check(it: Running) -> None:
+        chosen: list[str | None] = []
+        await it.app.push_screen(choose := Choose("Where?", options), chosen.append)
+        await it.pilot.press(*"par")
+
+        def rows() -> list[str]:
+            return [str(option.prompt) for option in choose.query_one(Choices).options]
+
+        await it.until(lambda: rows() == ["Paris in spring", "Paris in autumn"])
+        await it.pilot.press("z", "backspace", "backspace", "backspace", *"autumn")
+        await it.until(lambda: rows() == ["Paris in autumn"])
+        await it.pilot.press("enter")
+        await it.until(lambda: chosen == ["c"])

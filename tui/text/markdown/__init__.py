@@ -5,6 +5,7 @@ from .parser import Code, code_blocks
 from .render import render
 from .splitter import Piece, Splitter
 from .stream import Stream, document
+from .table import WholeTable, whole_tables
 
 
 def warm() -> None:
@@ -21,8 +22,10 @@ __all__ = [
     "Span",
     "Splitter",
     "Stream",
+    "WholeTable",
     "code_blocks",
     "document",
     "render",
     "warm",
+    "whole_tables",
 ]

@@ -1,5 +1,10 @@
-"""Tables: columns as wide as their content, the widest shrunk to fit; as records if that would cut words."""
+"""Tables: columns as wide as their content, the widest shrunk to fit; as records if that would cut words.
 
+A click on a table asks for the whole of it. Of the actions that its spans have, those of its first line are
+FIRST, or FOLDED where its columns had no room.
+"""
+
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,19 +19,67 @@ Cell = list[Span]
 _LEAST = 4  # cells of a column that can still be read
 _WHOLE = 16  # cells of a word that a column may cut: addresses and the like
 _BETWEEN = " │ "
+_WIDEST = 60  # cells of a column of a whole table
+TABLE, FIRST, FOLDED = "table", "table.first", "table.first.folded"
+
+
+@dataclass(frozen=True)
+class WholeTable:
+    """A table at its natural width: the lines of its header, rule included, and of its rows.
+
+    `first_width` is that of its first column with the line behind it; a row may have several lines.
+    """
+
+    head: list[Line]
+    body: list[Line]
+    first_width: int
+    columns: int
+    rows: int
+
+    @property
+    def width(self) -> int:
+        return max(width_of(line.spans) for line in self.head)
 
 
 def table(node: "Node", frame: Frame, begun: str = "") -> list[Line]:
     """Return the table's lines; only its rows if `begun`, the source of its beginning, is on the screen."""
     head, *body = _cells(node)
     widths = _widths_of(begun, frame.wide) if begun else _fitted([head, *body], frame.wide)
-    if not widths:
-        return _records(head, body, frame, begun=bool(begun))
-    aligns = [
-        str(cell.attrs.get("style", "")).removeprefix("text-align:") for cell in _rows(node)[0].children
-    ]
+    if widths:
+        aligns = _aligns(node)
+        lines = [line for row in body for line in _row(row, widths, aligns)]
+        lines = lines if begun else [*_head(head, widths, aligns), *lines]
+    else:
+        lines = _records(head, body, frame, begun=bool(begun))
+    first = FIRST if widths and widths == _natural_widths([head, *body]) else FOLDED
+    return [_clickable(line, TABLE if begun or place else first) for place, line in enumerate(lines)]
+
+
+def whole_tables(source: str) -> list[WholeTable]:
+    """Return every table of a text, nested ones too, at its natural width."""
+    return [_whole(node) for node in parse(source).walk() if node.type == "table"]
+
+
+def _whole(node: "Node") -> WholeTable:
+    head, *body = _cells(node)
+    widths, aligns = [min(width, _WIDEST) for width in _natural_widths([head, *body])], _aligns(node)
     lines = [line for row in body for line in _row(row, widths, aligns)]
-    return lines if begun else [*_row(_strong(head), widths, aligns), _rule(widths), *lines]
+    return WholeTable(_head(head, widths, aligns), lines, widths[0] + len(_BETWEEN), len(widths), len(body))
+
+
+def _clickable(line: Line, action: str) -> Line:
+    return line._replace(
+        spans=tuple(span if span.action else span._replace(action=action) for span in line.spans)
+    )
+
+
+def _aligns(node: "Node") -> list[str]:
+    cells = _rows(node)[0].children
+    return [str(cell.attrs.get("style", "")).removeprefix("text-align:") for cell in cells]
+
+
+def _head(head: list[Cell], widths: list[int], aligns: list[str]) -> list[Line]:
+    return [*_row(_strong(head), widths, aligns), _rule(widths)]
 
 
 def _rows(node: "Node") -> list["Node"]:
@@ -56,9 +109,7 @@ def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
     """Return the width of each column, the widest shrunk first; nothing if words would be cut."""
     rows = rows[: WIDTH_ROWS + 1]
     count = len(rows[0])
-    widths = [
-        max(1, *(_natural(row[column]) for row in rows if column < len(row))) for column in range(count)
-    ]
+    widths = _natural_widths(rows)
     room -= len(_BETWEEN) * (count - 1)
     if sum(widths) <= room:
         return widths
@@ -67,6 +118,14 @@ def _fitted(rows: list[list[Cell]], room: int) -> list[int]:
     ]
     least = [min(pair) for pair in zip(least, widths, strict=True)]
     return _shrunk(widths, least, room) if sum(least) <= room else []
+
+
+def _natural_widths(rows: list[list[Cell]]) -> list[int]:
+    rows = rows[: WIDTH_ROWS + 1]
+    return [
+        max(1, *(_natural(row[column]) for row in rows if column < len(row)))
+        for column in range(len(rows[0]))
+    ]
 
 
 def _shrunk(widths: list[int], least: list[int], room: int) -> list[int]:

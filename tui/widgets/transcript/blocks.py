@@ -12,6 +12,7 @@ from ....core.conversation.summary import Turn
 from ...text.figures import format_tokens
 from ...text.markdown import Code, Frame, Line, Span, Stream, code_blocks, document
 from ...text.markdown.lines import lay, styled, width_of
+from ...text.markdown.table import FOLDED, TABLE
 from ...text.sanitise import Cleaner, cells, cut, printable
 from ...user.attachments import Attached, split_attached
 from .thumbnails import Draw, draw_blocks, picture_lines, size_in_cells
@@ -20,6 +21,7 @@ Thoughts = Literal["folded", "open", "live"]
 NoteKind = Literal["info", "warning", "error"]
 
 CHARACTERS_PER_TOKEN = 4  # of English and of code, roughly
+_FOLDED_TABLES = "⇔ wide table: click it, or shift+tab t"
 _LIVE_LINES = 3
 _FOLDED_LINES = 12
 _MARKS = {"info": "·", "warning": "▲", "error": "✖"}
@@ -102,6 +104,11 @@ class Block:
 
     def codes(self) -> list[Code]:
         return []
+
+    @property
+    def markdown(self) -> str:
+        """The source of its tables; empty for what has none."""
+        return ""
 
     def is_open(self, _look: Look) -> bool:
         """Whether the whole block is shown."""
@@ -367,6 +374,7 @@ class Answer(Block):
         self.running, self._text = False, self._text.rstrip()
         if self._stream is not None:
             self._changed(self._stream.finish())
+            self._lines = _with_hint(self._stream.lines, self._stream.frame)
             self._stream = None
 
     def _changed(self, first: int) -> None:
@@ -375,7 +383,7 @@ class Answer(Block):
 
     def build(self, look: Look) -> list[Line]:
         if not self.running:
-            return document(self._text, look.frame)
+            return _with_hint(document(self._text, look.frame), look.frame)
         self._stream = Stream(look.frame)
         self._stream.feed(self._text)
         return self._stream.lines
@@ -386,6 +394,17 @@ class Answer(Block):
 
     def codes(self) -> list[Code]:
         return code_blocks(self._text)
+
+    @property
+    def markdown(self) -> str:
+        return self._text
+
+
+def _with_hint(lines: list[Line], frame: Frame) -> list[Line]:
+    """Add a line that says how to see tables whose columns had no room."""
+    if all(not line.spans or line.spans[0].action != FOLDED for line in lines):
+        return lines
+    return [*lines, Line((Span(cut(_FOLDED_TABLES, frame.width), "button", "", TABLE),))]
 
 
 class Note(Block):

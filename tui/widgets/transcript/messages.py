@@ -43,5 +43,13 @@ class SiblingRequested(TurnMessage):
         self.step = step
 
 
+class TablesRequested(Message):
+    """Show the tables of a Markdown source whole, beginning with table `number`, from 0."""
+
+    def __init__(self, source: str, number: int = 0) -> None:
+        super().__init__()
+        self.source, self.number = source, number
+
+
 class FindRequested(Message):
     """Ask the user what to find."""

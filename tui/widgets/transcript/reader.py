@@ -13,6 +13,7 @@ from textual.strip import Strip
 
 from ...text.markdown import Line
 from ...text.markdown.lines import copied
+from ...text.markdown.table import FIRST, TABLE
 from ...text.sanitise import cells
 from .blocks import Block
 from .find import Finder, Mark, Match
@@ -24,6 +25,7 @@ from .messages import (
     MenuRequested,
     RetryRequested,
     SiblingRequested,
+    TablesRequested,
 )
 from .paint import barred, beside, over
 from .scroll import BlockView, Place
@@ -41,6 +43,7 @@ class Reader(BlockView):
         Binding("down,j", "step(1)", "next", show=False, id="transcript.next"),
         Binding("c", "copy", "copy", show=False, id="transcript.copy"),
         Binding("y", "copy_code", "copy code", show=False, id="transcript.copy_code"),
+        Binding("t", "tables", "tables", show=False, id="transcript.tables"),
         Binding("e", "ask('edit')", "edit", show=False, id="transcript.edit"),
         Binding("r", "ask('retry')", "retry", show=False, id="transcript.retry"),
         Binding("f", "ask('fork')", "fork", show=False, id="transcript.fork"),
@@ -142,6 +145,13 @@ class Reader(BlockView):
     def _copy_code(self, text: str, number: int, count: int) -> None:
         self.post_message(CopyRequested(text, f"code {number + 1} of {count}" if count > 1 else "code"))
 
+    def action_tables(self) -> None:
+        """Show the tables of the block, or of its turn's answer, whole."""
+        if self.cursor is not None:
+            turn = [block for block in self.blocks if block.turn == self.cursor.turn]
+            source = self.cursor.markdown or next((one.markdown for one in turn if one.markdown), "")
+            self.post_message(TablesRequested(source))
+
     def action_ask(self, what: str) -> None:
         if self.cursor is not None and self.cursor.turn:
             self.post_message(_ASKED[what](self.cursor.turn))
@@ -190,7 +200,7 @@ class Reader(BlockView):
             self._clicked(*place, offset.x)
 
     def _clicked(self, block: Block, row: int, x: int) -> None:
-        match action_at(block.row(row, self._look), x):
+        match action := action_at(block.row(row, self._look), x):
             case "fold":
                 self.fold(block)
             case "previous":
@@ -202,6 +212,10 @@ class Reader(BlockView):
                 number = sum(span.action == "copy" for line in above for span in line.spans)
                 codes = block.codes()
                 self._copy_code(codes[number].text, number, len(codes))
+            case _ if action.startswith(TABLE):
+                upto = block.lines(self._look)[: row + 1]
+                begun = sum(any(span.action.startswith(FIRST) for span in line.spans) for line in upto)
+                self.post_message(TablesRequested(block.markdown, max(begun - 1, 0)))
 
     # finding
 
