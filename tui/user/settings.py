@@ -42,7 +42,7 @@ EFFORTS = ("none", "low", "medium", "high", "xhigh")
 OTHERS = (
     "CONFIG_DIR", "ACTIVATIONS", "DENSE", "DRAFTING", "COMPILE", "DELTA", "KERNELS", "PRODUCTS",
     "BLAS", "BLAS_CORE", "MALLOC", "FRONT", "SUBNORMALS", "NATIVE", "NATIVE_THREADS", "TUNE",
-    "PRESSURE", "API_KEY",
+    "PRESSURE", "API_KEY", "GRAPHS",
 )  # fmt: skip
 OTHER_VARIABLES = {f"QCHAT_{name}" for name in OTHERS}
 # when a change takes effect
