@@ -34,7 +34,7 @@ from .cache import (
 from .catalog import BUILT_IN_MODEL, PUBLISHED, Fit, PublishedModel, estimate_fit, token_nbytes
 from .names import ambiguity, closest_names, match_names, suggestion
 
-BUILT_IN_NAME = "built-in"
+BUILT_IN_NAMES = ("embedded", "built-in")  # of the model in the package; lists show the first
 REPORT_NAME = "conversion.json"
 MAX_ENTRIES = 2000  # per folder
 MAX_USED = 50
@@ -133,7 +133,7 @@ def _find_id(name: str, locations: Locations) -> Path:
 
 
 def _find_name(name: str, locations: Locations) -> Path:
-    if name in (BUILT_IN_NAME, "embedded"):
+    if name in BUILT_IN_NAMES:
         return BUILT_IN_MODEL
     # the first location wins if two models share a name
     here = {found.name: found for found in reversed(_candidates(locations)) if found.problem is None}
@@ -144,7 +144,7 @@ def _find_name(name: str, locations: Locations) -> Path:
             return _complete_folder(here[known[0]])
         if known:
             raise _not_downloaded(known[0], "is not on this machine: download it")
-    near = closest_names(name, [*here, *(variant.id for variant in PUBLISHED)])
+    near = closest_names(name, [*here, *BUILT_IN_NAMES, *(variant.id for variant in PUBLISHED)])
     hint = suggestion(near) or ": `qchat models` lists the models"
     raise ModelError(f"there is no model {printable(name)} on this machine{hint}")
 
@@ -181,7 +181,7 @@ def model_names(locations: Locations | None = None) -> list[str]:
 
 def select_model(name: str, listed: Sequence[LocalModel]) -> LocalModel:
     """Return the listed model given as a name, a unique prefix of one or a folder. Raises ModelError."""
-    path = _expand_path(name).resolve()
+    path = (BUILT_IN_MODEL if name in BUILT_IN_NAMES else _expand_path(name)).resolve()
     matches = match_names(name, [model.name for model in listed])
     by_path = [model for model in listed if model.path.resolve() == path]
     found = by_path or [model for model in listed if model.name in matches]
@@ -198,7 +198,7 @@ def _candidates(locations: Locations) -> list[LocalModel]:
     found: dict[Path, LocalModel] = {}
     for model in (*_models_in_folders(locations), *_models_in_cache(locations), *_recently_used(locations)):
         found.setdefault(model.path.resolve(), model)
-    found.setdefault(BUILT_IN_MODEL.resolve(), LocalModel(BUILT_IN_NAME, BUILT_IN_MODEL, "built-in"))
+    found.setdefault(BUILT_IN_MODEL.resolve(), LocalModel(BUILT_IN_NAMES[0], BUILT_IN_MODEL, "built-in"))
     return list(found.values())
 
 

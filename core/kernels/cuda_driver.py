@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 DRIVER = "libcuda.so.1"
@@ -135,7 +135,8 @@ class Graph:
         self._driver.run(self)
 
     def __del__(self) -> None:
-        self._driver.destroy(self)
+        with suppress(DriverError):  # it may have ended before this process does
+            self._driver.destroy(self)
 
 
 @cache

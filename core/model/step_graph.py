@@ -54,6 +54,7 @@ class Step(NamedTuple):
     """A recorded step from one home to the other, its output x [1, hidden] and its logits [1, V]."""
 
     graph: Graph
+    recording: Recording  # which keeps the arrays of the graph
     x: mx.array
     logits: mx.array
 
@@ -196,7 +197,7 @@ class StepGraph:
                     x = layer.after(x, layer.attend_in_place(x, turned, offset, found_at, splits))
             logits = fused_matvec.logits(x, self._ends.head, norm=self._ends.norm)
             signal(self._done, number, recording)
-        return Step(graph_of(recording, driver()), x, logits)
+        return Step(graph_of(recording, driver()), recording, x, logits)
 
 
 def words_of(parts: Arrays, places: list[int]) -> Iterator[int]:

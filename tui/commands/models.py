@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core import BUILT_IN_MODEL
 from ...core.errors import UsageError
 from ..tasks.models import format_size
 from ..tasks.progress import Events, running_report
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ..chat.controller import Chat
 
 GB = 10**9
-EMBEDDED = "embedded"  # another name for the built-in model
 NAMES_SECONDS = 10.0
 
 
@@ -116,8 +114,6 @@ async def resolve(chat: "Chat", front: Front, name: str) -> Path:
     """
     from ...core.hub import library
 
-    if name == EMBEDDED:
-        return BUILT_IN_MODEL
     try:
         return (await asyncio.to_thread(library.find_model, name, places(chat))).absolute()
     except library.ModelNotDownloaded as missing:

@@ -57,7 +57,7 @@ class Convert(EngineTask["ConversionResult | PlanSummary"]):
     """Make a quantized model of MODEL in FOLDER, or plan one.
 
     MODEL is quantized by a recipe, or stored in bfloat16; --plan predicts the result from config.json alone.
-    For example: convert built-in -o small -q --q-bits 2 --q-recipe unsloth. A stopped run resumes. In a chat
+    For example: convert embedded -o small -q --q-bits 2 --q-recipe unsloth. A stopped run resumes. In a chat
     FOLDER is in the models folder by default, and weights get 4 bits (-q --q-bits 4) unless a flag says how
     to store them. Without any word the app opens a form for the loaded model.
     """

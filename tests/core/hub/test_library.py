@@ -97,7 +97,7 @@ def test_models_are_found_in_every_place(raw: Path, places: Locations, tmp_path:
         "owner/nested": "models folder",
         "me/cached": "hub cache",
         "used": "recently used",
-        "built-in": "built-in",
+        "embedded": "built-in",
     }
 
 
@@ -417,7 +417,7 @@ def test_deleting_what_was_fetched_in_part_frees_the_disk(places: Locations):
 
 def test_the_built_in_model_is_not_deleted(places: Locations):
     with pytest.raises(UsageError, match="part of qchat"):
-        library.plan_removal(only(places, "built-in"))
+        library.plan_removal(only(places, "embedded"))
 
 
 def test_only_what_is_listed_can_be_named_for_deletion(raw: Path, places: Locations):

@@ -287,14 +287,14 @@ def test_without_a_name_models_are_chosen_from_a_list(tmp_path):
     front = FakeFront(str(BUILT_IN_MODEL), None)
     stage = ChatStage(tmp_path, front=front)
     stage.play("/model", "/load")
-    assert any("built-in" in label for _, label in front.all("choose")[0])
+    assert any("embedded" in label for _, label in front.all("choose")[0])
     assert len(stage.fake.asked("load")) == 2
 
 
 def test_models_are_listed_with_sizes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     said = ChatStage(tmp_path).play("/models").said
-    assert "name built-in" in said and "fits yes, " in said and "tok/s -" in said
+    assert "name embedded" in said and "fits yes, " in said and "tok/s -" in said
 
 
 def test_what_was_measured_of_a_model_is_listed(tmp_path, monkeypatch):
@@ -306,10 +306,10 @@ def test_what_was_measured_of_a_model_is_listed(tmp_path, monkeypatch):
 def test_names_of_models_are_completed(tmp_path):
     stage = ChatStage(tmp_path)
     models._names.cache_clear()
-    assert [one.line for one in completions("/load bu", stage.chat)] == ["/load built-in"]
-    assert "/convert built-in" in [one.line for one in completions("/convert bu", stage.chat)]
+    assert [one.line for one in completions("/load em", stage.chat)] == ["/load embedded"]
+    assert "/convert embedded" in [one.line for one in completions("/convert em", stage.chat)]
     assert "/convert x --q-bits" in [one.line for one in completions("/convert x --q-b", stage.chat)]
-    assert "/compare a built-in" in [one.line for one in completions("/compare a bui", stage.chat)]
+    assert "/compare a embedded" in [one.line for one in completions("/compare a emb", stage.chat)]
 
 
 @pytest.fixture

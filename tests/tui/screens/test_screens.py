@@ -259,7 +259,7 @@ def test_models_are_listed_in_windows_of_all_sizes(tmp_path: Path, models: Path,
     @in_models(tmp_path, models, size=size)
     async def check(_: Running, screen: ModelsScreen) -> None:
         rows = {row.cells[1]: " ".join(row.cells) for row in screen.rows}
-        assert {"alpha", "beta", "broken", "built-in"} <= rows.keys()
+        assert {"alpha", "beta", "broken", "embedded"} <= rows.keys()
         assert "41.7" in rows["beta"]
         assert "0.123" in rows["beta"]
         assert "has no weights" in rows["broken"]

@@ -216,9 +216,9 @@ def test_options_actions_and_choices_are_completed(tmp_path: Path):
     assert lines("/bench --against m") == ["/bench --against mlx-lm"]
     assert lines("/sessions exp") == ["/sessions export"]
     assert lines("/sessions export --fo") == ["/sessions export --force"]
-    assert lines("/eval x --reference buil") == ["/eval x --reference built-in"]
+    assert lines("/eval x --reference embe") == ["/eval x --reference embedded"]
     assert lines("/inspect x buil") == []
-    assert lines("/models rm buil") == ["/models rm built-in"]
+    assert lines("/models rm embe") == ["/models rm embedded"]
 
 
 def test_a_picker_opens_where_there_is_one_and_no_word(tmp_path: Path, store: Store):

@@ -29,7 +29,7 @@ def test_models_lists_what_is_here_and_what_could_be(capsys: pytest.CaptureFixtu
         "Published models; `qchat pull ID` or /load ID downloads one\n"
     )
     rows = {line.split()[0]: line.split()[1:] for line in here.splitlines()[2:] if line}
-    assert rows.keys() == {"tiny", "built-in"}
+    assert rows.keys() == {"tiny", "embedded"}
     assert rows["tiny"][:4] == ["16.01", "1", "MB", "yes,"]
     assert rows["tiny"][5:] == ["GB", "left", "-", "-", "4,096", "models", "folder"]
     assert "Brooooooklyn/Qwen3.6-27B-UD-Q2_K_XL-mlx" in known and "15.6 GB" in known

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        default="built-in",
-        help="a model's folder or name (default: built-in)",
+        default="embedded",
+        help="a model's folder or name (default: embedded)",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 

@@ -102,7 +102,7 @@ def test_every_option_of_every_verb_is_offered(verb: str, place: Path):
 
 def test_the_first_word_is_a_verb_or_a_model_and_the_second_never_a_verb(place: Path):
     first = offered("qchat ", place)
-    assert first == {*VERBS, "Qwen3.6-27B-4bit", "owner/Qwen3.6-35B", "built-in", "my\\ models/"}
+    assert first == {*VERBS, "Qwen3.6-27B-4bit", "owner/Qwen3.6-35B", "embedded", "my\\ models/"}
     assert not offered("qchat Qwen3.6-27B-4bit ", place)
 
 
