@@ -1,4 +1,4 @@
-"""CUDA's driver through ctypes: launches that a stream records once and then repeats as one graph."""
+"""CUDA's driver through ctypes: launches that a stream captures once and then repeats as one graph."""
 
 import ctypes
 from collections.abc import Iterator, Sequence
@@ -105,16 +105,25 @@ class Driver:
     @contextmanager
     def captured(self) -> Iterator["Graph"]:
         """Make what is launched meanwhile a graph, in place of running it; the graph is ready afterwards."""
-        graph, made = Graph(self), ctypes.c_void_p()
+        graph = Graph(self)
         self._call("cuStreamBeginCapture_v2", self._stream, RELAXED)
         try:
             yield graph
-        finally:
-            self._call("cuStreamEndCapture", self._stream, ctypes.byref(made))
+        except BaseException:
+            with suppress(DriverError):
+                self._call("cuGraphDestroy", self._end_capture())
+            raise
+        made = self._end_capture()
         try:
             self._call("cuGraphInstantiateWithFlags", ctypes.byref(graph.handle), made, ctypes.c_uint64(0))
         finally:
             self._call("cuGraphDestroy", made)
+
+    def _end_capture(self) -> ctypes.c_void_p:
+        """Return what was captured."""
+        made = ctypes.c_void_p()
+        self._call("cuStreamEndCapture", self._stream, ctypes.byref(made))
+        return made
 
     def run(self, graph: "Graph") -> None:
         """Launch a graph on this stream."""
@@ -135,7 +144,7 @@ class Graph:
         self._driver.run(self)
 
     def __del__(self) -> None:
-        with suppress(DriverError):  # it may have ended before this process does
+        with suppress(DriverError):  # which may shut down before this process ends
             self._driver.destroy(self)
 
 

@@ -46,7 +46,7 @@ _CONSTANTS = Template("""
   constexpr uint SHARERS = HEADS / KV, TILE = $tile, WARPS = D / 32;
   constexpr uint AT_ONCE = $at_once;
 """)
-# five words tell where a cache is: two each are the addresses of keys and values, the last is the capacity
+# five words describe a cache: two each are the addresses of keys and values, the last is the capacity
 WORDS = 5
 _FOUND = Template("""
   ${mutable}bf16* $first = (${mutable}bf16*)(found_at[0] | (unsigned long long)found_at[1] << 32);
@@ -73,8 +73,8 @@ _SPLIT = Template("""
     value = value * exact_cos(angle) + (low ? -other : other) * exact_sin(angle);
   }
   if (is_query) q[(part * steps + t) * D + tid] = bf16(value);
-  else if (is_key) k[((part - HEADS) * $stride + t) * D + tid] = bf16(value);
-  else v[((part - HEADS - KV) * $stride + t) * D + tid] = bf16(value);
+  else if (is_key) k[((part - HEADS) * $stride + $start + t) * D + tid] = bf16(value);
+  else v[((part - HEADS - KV) * $stride + $start + t) * D + tid] = bf16(value);
 """)
 _ATTEND = Template("""
   const uint split = block_x, kv = block_y, t = block_z, warp = tid / 32;
@@ -234,17 +234,17 @@ def split_heads_into(
     q_norm: mx.array,
     k_norm: mx.array,
     frequencies: mx.array,
+    turned: mx.array,
     offset: mx.array,
-    place: mx.array,
     found_at: mx.array,
 ) -> mx.array:
-    """Do the same, but write keys and values into a cache from position `place` [1] int32 on; return q.
+    """Do the same, but write keys and values into a cache from position `offset` [1] on; return q.
 
-    `found_at` are the WORDS that tell where the cache is.
+    `found_at` are the WORDS that describe the cache, `turned` [1] is the position of the rotation.
     """
     steps = main.shape[0]
     (q,) = split_kernel(heads, cached=True)(
-        [main, q_norm, k_norm, frequencies, offset, place, found_at],
+        [main, q_norm, k_norm, frequencies, turned, offset, found_at],
         blocks=(heads.heads + 2 * heads.kv_heads, steps, 1),
         results=[((1, heads.heads, steps, HEAD_DIM), mx.bfloat16)],
     )
@@ -268,7 +268,7 @@ def attend(
 def attend_at(
     heads: Heads, main: mx.array, q: mx.array, found_at: mx.array, offset: mx.array, splits: int
 ) -> mx.array:
-    """Do what `attend` does over the cache that `found_at` tells, in so many splits."""
+    """Do what `attend` does over the cache that `found_at` describes, in so many splits."""
     kernel = attend_kernel(heads, splits, cached=True)
     return _attend(heads, splits, kernel, main, q, [found_at, offset])
 
@@ -318,17 +318,18 @@ def _constants(heads: Heads) -> str:
 
 @cache
 def split_kernel(heads: Heads, *, cached: bool = False) -> Kernel:
-    """Return the kernel that splits heads; `cached`, keys and values go into a cache that words tell."""
+    """Return the kernel that splits heads; `cached`, keys and values go into a cache that words describe."""
     inputs = ("main", "q_norm", "k_norm", "turns", "offset", *(("place", "found_at") if cached else ()))
-    stride = "uint(found_at[4]) + uint(place[0])" if cached else "steps"
+    stride, start = ("uint(found_at[4])", "uint(place[0])") if cached else ("steps", "0")
     found = _FOUND.substitute(mutable="", first="k", second="v") if cached else ""
-    body = found + _constants(heads) + _SPLIT.substitute(eps=f"{heads.norm_eps!r}f", stride=stride)
+    parts = {"eps": f"{heads.norm_eps!r}f", "stride": stride, "start": start}
+    body = found + _constants(heads) + _SPLIT.substitute(parts)
     return Kernel("split_heads", inputs, ("q",) if cached else ("q", "k", "v"), body, HEAD_DIM)
 
 
 @cache
 def attend_kernel(heads: Heads, splits: int, *, cached: bool = False) -> Kernel:
-    """Return the kernel that attends in splits; `cached`, to a cache that words tell."""
+    """Return the kernel that attends in splits; `cached`, to a cache that words describe."""
     capacity = "uint(found_at[4])" if cached else "keys_shape[2]"
     found = _FOUND.substitute(mutable="const ", first="keys", second="values") if cached else ""
     body = found + _constants(heads) + _ATTEND.substitute(splits=splits, capacity=capacity)

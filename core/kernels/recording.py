@@ -112,7 +112,7 @@ def _load(launch: Launch, driver: Driver) -> ctypes.c_void_p:
 def addresses(arrays: Sequence[mx.array]) -> list[int]:
     """Return where the elements of each array are in the device's memory now.
 
-    MLX moves an array's memory when the host reads it, and does not tell otherwise. Computes the arrays.
+    They change when the host reads an array, as MLX moves its memory then. Computes the arrays.
     """
     found = []
     for first in range(0, len(arrays), ADDRESSES_AT_ONCE):
@@ -127,7 +127,7 @@ def read_with_addresses(
 
     Computes `also` as well.
     """
-    count = max(1 << (len(arrays) - 1).bit_length(), LANES)  # so that there are few kernels
+    count = max(1 << (len(arrays) - 1).bit_length(), LANES)  # so that few kernels serve
     filled = [*arrays, *[arrays[-1]] * (count - len(arrays))]
     kernel = address_kernel(count)
     (words,) = kernel([number, *filled], blocks=(1, 1, 1), results=[((1 + 2 * count,), mx.uint32)])
@@ -143,7 +143,7 @@ def signal(done: mx.array, ticket: mx.array, recording: Recording) -> None:
         signal_kernel()([ticket], blocks=(1, 1, 1), results=[(done.shape, mx.uint32)])
 
 
-def copied_after(done: mx.array, ticket: int, arrays: Sequence[mx.array]) -> list[mx.array]:
+def copy_after(done: mx.array, ticket: int, arrays: Sequence[mx.array]) -> list[mx.array]:
     """Return copies of `arrays`, whose bytes are multiples of four, made by MLX once `done` is `ticket`.
 
     What MLX computes after these does not begin before that either.
@@ -193,7 +193,7 @@ def copy_kernel(dtype: mx.Dtype) -> Kernel:
 
 @cache
 def address_kernel(count: int) -> Kernel:
-    """Return the kernel that tells a number, and the addresses of `count` inputs as two words each."""
+    """Return the kernel that writes a number, and the addresses of `count` inputs as two words each."""
     names = [f"input{number}" for number in range(count)]
     lines = [
         f"  if (tid == {number}) place = (unsigned long long){name};" for number, name in enumerate(names)

@@ -1,9 +1,9 @@
 """The state of a sequence: for each layer a `KVCache`, which can be trimmed, or a `DeltaState`, which cannot.
 
-Copying a `Cache` copies no array. Copies of a `KVCache` share one buffer, and whichever appends anywhere but
-at the buffer's end first gets a buffer of its own. Caches that began alike can be made to share their
-beginning (`Cache.share`). Recurrent states are written in place only by the owner of their arrays, until the
-next copy.
+Copying a `Cache` copies no array but those that are lent. Copies of a `KVCache` share one buffer, and
+whichever appends anywhere but at the buffer's end first gets a buffer of its own. Caches that began alike can
+be made to share their beginning (`Cache.share`). Recurrent states are written in place only by the owner of
+their arrays, until the next copy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -297,9 +297,13 @@ class Cache:
 
     def copy(self) -> "Cache":
         """Return a cache that later reads leave as it is; no array is copied, but for those that are lent."""
-        give_back([layer for layer in self.layers if isinstance(layer, DeltaState)])
+        self.give_back()  # all at once
         layers = [layer.copy() for layer in self.layers]
         return Cache(layers, self.length, self.hidden, self.draft.copy(), self.draft_end)
+
+    def give_back(self) -> None:
+        """Have states of its own in place of lent ones."""
+        give_back([layer for layer in self.layers if isinstance(layer, DeltaState)])
 
     def share(self, other: "Cache") -> None:
         """Share keys and values with `other`, which has read the beginning of this cache's ids, or more."""

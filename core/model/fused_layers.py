@@ -226,7 +226,7 @@ class FusedAttentionLayer:
     def attend_in_place(
         self, x: mx.array, turned: mx.array, offset: mx.array, found_at: mx.array, splits: int
     ) -> mx.array:
-        """Return attention's gated output [T, H*D] for x [T, hidden] over the cache that `found_at` tells.
+        """Return attention's gated output [T, H*D] for x [T, hidden] over the cache described by `found_at`.
 
         Keys and values go into that from position `offset` [1] on, and are rotated as those at `turned` [1].
         """

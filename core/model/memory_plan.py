@@ -94,7 +94,8 @@ def need_of(config: ModelConfig, weights: int, policy: Policy, *, kv_bits: int |
     inner = config.intermediate_size or (
         config.num_experts_per_tok * config.moe_intermediate_size + config.shared_expert_intermediate_size
     )
-    homes = 2 if step_graph.wanted() else 0  # beside those of the cache
+    graphs = kv_bits is None and policy.sum is None and step_graph.wanted()
+    homes = 2 if graphs else 0  # beside the states of the cache
     # the widest point of a layer: queries with gates, keys, values; or the delta net's; or gate and up
     delta = 2 * config.conv_dim + 2 * config.value_dim
     attention = (2 * heads[0] + 2 * heads[1]) * config.head_dim

@@ -17,7 +17,7 @@ from ..ops.candidates import Dimensions
 from ..ops.fused_matvec import MAX_FUSED_ROWS, Norm
 from ..ops.linear import Embedding, make_linear, materialize
 from ..ops.tuning import settle
-from .cache import QUANTIZED_BITS, Cache, KVCache
+from .cache import QUANTIZED_BITS, Cache, DeltaState, KVCache
 from .fused_decode import FusedDecoder
 from .fused_layers import kernel_form, layer_forms, plain_form
 from .layers import AttentionLayer, DeltaLayer, DenseMLP, Layer, rms_norm
@@ -121,6 +121,7 @@ class Model:
             self._latest = x, logits
         else:
             x = self._mlx_hidden(ids, cache, native)
+            self._start(x, cache)
             if native and ids.size > MAX_FUSED_ROWS:
                 native.adopt(self._mlx_hidden)
         cache.length += ids.size
@@ -138,12 +139,19 @@ class Model:
                 x = native.read_prompt(number, layer, x, memory) if native else layer(x, memory)
                 if number < len(tokens.deepstack):
                     x[:, tokens.places] += tokens.deepstack[number].astype(x.dtype)
+        self._start(x, cache)
         if self.native and tokens.ids.size > MAX_FUSED_ROWS:
             self.native.adopt(self._mlx_hidden)
         x = rms_norm(x, self.norm, self.config.rms_norm_eps)
         cache.length += tokens.ids.size
         cache.hidden = x[:, -1:]
         return x
+
+    def _start(self, x: mx.array, cache: Cache) -> None:
+        """Have the device compute x and the states after it before a graph may write those before it."""
+        if self.graph:
+            tried = [layer.speculative for layer in cache.layers if isinstance(layer, DeltaState)]
+            mx.async_eval(x, cache.arrays(), [tuple(one) for one in tried if isinstance(one, tuple)])
 
     def _read_fused(self, ids: mx.array, cache: Cache) -> mx.array:
         """Read a few ids by the fused layers; return x [T, hidden] before the final norm."""
@@ -194,6 +202,7 @@ class Model:
             for layer, memory in zip(self.layers, cache.layers, strict=True):
                 x = layer.forward_speculative(x, memory)
             x = rms_norm(x, self.norm, self.config.rms_norm_eps)
+        self._start(x, cache)
         cache.length += ids.size
         return x
 
@@ -273,7 +282,7 @@ class Model:
     def warm_up(self) -> None:
         """Compile the kernels of a prompt and of a decode step, so that no reply waits for them."""
         cache = self.new_cache()
-        for length in (2 * MAX_FUSED_ROWS, 1):
+        for length in (2 * MAX_FUSED_ROWS, 1, 1):  # a graph of each kind has a turn
             mx.eval(self.logits(self.hidden([0] * length, cache)[:, -1:]))
 
     def use_plain_layers(self) -> list[AttentionLayer | DeltaLayer]:

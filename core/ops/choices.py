@@ -33,9 +33,12 @@ def forget() -> None:
 def winner(operation: str, shape: str) -> str | None:
     """Return the winner of a race; None if none was held, or with QCHAT_TUNE=off.
 
-    On CUDA none counts: only our kernels can be part of the graph that a step is there, which saves more.
+    None counts for a single token on CUDA: only our kernels can be part of the graph that a step is there,
+    which saves more.
     """
-    return _winners.get((operation, shape)) if tuned() and backend() != "cuda" else None
+    if not tuned() or (backend() == "cuda" and operation.endswith(("1 token", "1 row"))):
+        return None
+    return _winners.get((operation, shape))
 
 
 def takes_ours(operation: str, shape: str) -> bool:

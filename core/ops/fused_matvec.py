@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.packed import Packed
 from ..errors import UsageError
+from ..kernels.cuda_driver import DriverError
 from ..kernels.expert_routing import Router
 from ..kernels.launch import backend, forced_on, is_recorded
 from ..kernels.matvec import MAX_FUSED_ROWS, Experts, Shape, run_matvec
@@ -77,6 +78,7 @@ def product(
 ) -> mx.array:
     """Return norm(x) @ weight^T + add for x [R, K], weight [N, K], add [R, N]: [R, N], all bfloat16."""
     own = supports(weight) and uses_own_matvec(weight, x.shape[0])
+    _check_recordable(own)
     return (own_form if own else mlx_form)(x, weight, norm=norm, add=add)
 
 
@@ -98,7 +100,9 @@ def logits(x: mx.array, weight: Weight, *, norm: Norm) -> mx.array:
 
 def gate_up(x: mx.array, gate: Weight, up: Weight, *, norm: Norm | None = None) -> mx.array:
     """Return silu(norm(x) @ gate^T) * (norm(x) @ up^T) for x [R, K], weights [N, K]: [R, N], all bfloat16."""
-    if supports(gate, up) and uses_own_matvec(gate, x.shape[0]):
+    own = supports(gate, up) and uses_own_matvec(gate, x.shape[0])
+    _check_recordable(own)
+    if own:
         return _run(x, [gate, up], norm=norm)
     x = norm(x) if norm else x
     return swiglu(mlx_product(x, gate), mlx_product(x, up))
@@ -149,6 +153,12 @@ def mlx_product(x: mx.array, weight: Weight) -> mx.array:
         return x @ weight.astype(x.dtype).T
     w = weight
     return mx.quantized_matmul(x, w.weight, w.scales, w.biases, True, w.group_size, w.bits, mode=w.mode)
+
+
+def _check_recordable(own: bool) -> None:
+    """Raise DriverError where an operation of MLX would be part of a recording."""
+    if is_recorded() and not own:
+        raise DriverError("one kernel cannot read all weights of a product")
 
 
 def _run(x: mx.array, weights: Sequence[Weight], **how: Any) -> mx.array:

@@ -74,6 +74,7 @@ class DiskTier:
         Returns False if it exceeds the budget, or, where it is saved `unasked`, that of the day. Raises
         DoesNotFit where the file cannot be written.
         """
+        cache.give_back()  # what is read here must not be written meanwhile
         names = self._chain(ids)
         name = self._names(ids, [len(ids)])[len(ids)]
         if names[:1] != [name]:

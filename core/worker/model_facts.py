@@ -12,8 +12,10 @@ def describe_model(engine: Engine, session: Session) -> ModelInfo:
     """Describe the model of a session's engine."""
     model, thinks = engine.model, engine.thinks_by_default
     forms = {operation: form for (operation, _), form in sorted(model.tuner.winners.items())}
+    notices = [*engine.notices, *model.repairs]
     if model.graph is not None:
         forms["step, 1 token"] = "launches" if model.graph.notice else "one graph"
+        notices += [model.graph.notice] if model.graph.notice else []
     return ModelInfo(
         name=engine.name,
         path=str(engine.folder),
@@ -25,7 +27,7 @@ def describe_model(engine: Engine, session: Session) -> ModelInfo:
         mtp=model.mtp is not None,
         can_preserve_thinking=engine.template.can_preserve_thinking,
         thinks_by_default=thinks,
-        notices=(*engine.notices, *model.repairs),
+        notices=tuple(notices),
         forms=forms,
         parameters=asdict(resolve_sampling({}, engine.generation_config, thinks)),
         template=engine.template.source,

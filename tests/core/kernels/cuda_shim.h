@@ -26,6 +26,7 @@ inline uint __byte_perm(uint low, uint high, uint picks) {
 template <class T> T __ldcs(const T* p) { return *p; }
 inline float __shfl_xor_sync(uint, float x, uint mask) { return from_lane_xor(x, mask); }
 inline void __threadfence() {}
+inline void __nanosleep(uint) {}
 inline void __syncthreads() { wait_for_block(); }
 static uint tiles_given[2][1024][6];
 inline void multiply_tiles(float (&sum)[4], uint a, uint b, uint c, uint d, uint x, uint y) {

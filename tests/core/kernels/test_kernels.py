@@ -20,6 +20,7 @@ from qchat.core.kernels import (
     expert_routing,
     launch,
     matvec,
+    recording,
     rows,
     tensor_product,
 )
@@ -458,6 +459,31 @@ def test_ids_choose_rows_of_an_embedding(geometry):
 def test_parts_of_rows_are_put_side_by_side():
     parts = [normal(3, width, seed=width) for width in (200, 1, 64)]
     assert mx.array_equal(rows.join(parts), mx.concatenate(parts, axis=-1))
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu_as_cuda")
+def test_addresses_are_told_with_a_number():
+    memory = np.zeros(80, np.float32)
+    places = [memory.ctypes.data + 4 * n for n in range(40)]
+    kernel = recording.address_kernel(64)
+    words = np.zeros(129, np.uint32)
+    number = np.array([7], np.uint32)
+    pointers = [number.ctypes.data, *places, *[places[-1]] * 24, words.ctypes.data]
+    arrays = [mx.array(number), *[mx.zeros(1)] * 64]
+    on_cpu.run_at(kernel, arrays, [mx.zeros(129, mx.uint32)], pointers, (1, 1, 1))
+    assert words[0] == 7
+    found = [int(low) | int(high) << 32 for low, high in words[1:].reshape(64, 2)]
+    assert found == pointers[1:65]
+
+
+@needs_a_compiler
+@pytest.mark.usefixtures("on_the_cpu_as_cuda")
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32], ids=str)
+def test_results_are_copied_after_their_step(dtype):
+    array = normal(1, 600).astype(dtype)
+    done = mx.array([5], mx.uint32)
+    assert mx.array_equal(recording.copy_after(done, 5, [array])[0], array)
 
 
 @needs_a_compiler

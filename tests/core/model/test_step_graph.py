@@ -20,6 +20,7 @@ from qchat.core.model import step_graph
 from qchat.core.model.cache import Cache, DeltaState
 from qchat.core.model.network import Model
 from qchat.core.native.structures import address
+from qchat.core.ops import fused_matvec
 from tests.checkpoints import write_checkpoint
 from tests.compare import relative_rms
 from tests.core.kernels import on_cpu
@@ -89,7 +90,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> PlayedDriver:
     monkeypatch.setattr(step_graph, "driver", lambda: played)
     for module in (recording, step_graph):
         monkeypatch.setattr(module, "read_with_addresses", played_read)
-    monkeypatch.setattr(step_graph, "copied_after", played_copies)
+    monkeypatch.setattr(step_graph, "copy_after", played_copies)
     monkeypatch.setattr(caches, "GROWTH", 8)
     for name, value in (("KERNELS", "on"), ("COMPILE", "off"), ("DENSE", "off"), ("ACTIVATIONS", "bfloat16")):
         monkeypatch.setenv(f"QCHAT_{name}", value)
@@ -114,6 +115,18 @@ class Both:
 
     def copy(self) -> "Both":
         return Both(self.model, self.ours.copy(), self.plain.copy())
+
+    def each(self) -> tuple[Cache, Cache]:
+        return self.ours, self.plain
+
+    def read_drafts(self, ids: list[int], kept: int) -> None:
+        """Read ids of which only the first are kept."""
+        graph = self.model.graph
+        for cache, used in zip(self.each(), (graph, None), strict=True):
+            self.model.graph = used
+            self.model.forward_speculative(mx.array(ids), cache)
+            cache.commit(kept, len(ids))
+        self.model.graph = graph
 
     def read(self, ids: list[int]) -> None:
         graph = self.model.graph
@@ -144,21 +157,26 @@ def test_steps_of_caches_that_are_copied_and_take_turns_equal_launches(
     model, choose = load(tmp_path, moe=moe), random.Random(moe)
     alive = [Both.begin(model)]
     alive[0].read([5, 7, 11])
-    for _ in range(30):
+    for cache in alive[0].each():
+        cache.shift_positions(-2)  # as after a picture
+    for _ in range(24):
         one = choose.choice(alive)
         action = choose.random()
         if action < 0.7:
             one.read([choose.randrange(250)])
         elif action < 0.85:
             alive.append(one.copy())
-        elif action < 0.93:
+        elif action < 0.9:
             one.read([choose.randrange(250) for _ in range(choose.randint(2, 5))])
+        elif action < 0.94:
+            drafts = choose.randint(2, 4)
+            one.read_drafts([choose.randrange(250) for _ in range(drafts)], choose.randint(1, drafts))
         elif len(alive) > 1:
             alive.remove(one)
     for one in alive:
         one.check_states()
     assert model.graph is not None and model.graph.notice is None
-    assert driver.runs > 15
+    assert driver.runs > 8
 
 
 @needs_a_compiler
@@ -172,7 +190,7 @@ def test_an_array_that_moved_is_found_again(driver: PlayedDriver, tmp_path: Path
         both.read([id])
     graph = model.graph
     assert graph is not None and len(graph._steps) == 2
-    graph._told = graph._told * 1
+    graph._parameters = graph._parameters * 1
     before = driver.runs
     both.read([4])
     both.check_states()
@@ -210,7 +228,7 @@ def test_a_step_that_fails_its_trial_is_left_to_launches(
     else:
         factor = 1.2 if fault == "wrong" else float("nan")
         monkeypatch.setattr(
-            step_graph, "copied_after", lambda *given: [a * factor for a in played_copies(*given)]
+            step_graph, "copy_after", lambda *given: [a * factor for a in played_copies(*given)]
         )
     for id in (1, 2, 3):
         both.read([id])
@@ -220,6 +238,64 @@ def test_a_step_that_fails_its_trial_is_left_to_launches(
     assert model.graph is not None and model.graph.notice is not None
     assert model.graph.notice == f"a step is not a CUDA graph here, which is slower: {said[fault]}"
     assert driver.runs <= 1
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_a_graph_that_cannot_be_made_later_is_left_to_launches(
+    driver: PlayedDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = load(tmp_path)
+    both = Both.begin(model)
+    both.read([5, 7, 11])
+    both.read([1])
+    monkeypatch.setattr(recording, "_load", raising_load)
+    for id in (2, 3, 4):  # each home has a graph of its own
+        both.read([id])
+    both.check_states()
+    assert model.graph is not None and model.graph.notice is not None
+    assert "attend has no machine code" in model.graph.notice and driver.runs in (1, 2)
+
+
+def raising_load(one: Launch, _: object) -> Launch:
+    if one.kernel.name == "attend":
+        raise DriverError("attend has no machine code")
+    return one
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_weights_that_no_kernel_reads_together_are_no_graph(
+    driver: PlayedDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else what MLX computed once would stand in every step."""
+    model = load(tmp_path)
+    monkeypatch.setattr(fused_matvec, "supports", lambda *weights: len(weights) == 1)
+    both = Both.begin(model)
+    for ids in ([5, 7, 11], [1], [2]):
+        model.hidden(ids, both.ours)
+    assert model.graph is not None and model.graph.notice is not None
+    assert model.graph.notice.endswith("one kernel cannot read all weights of a product")
+    assert driver.runs == 0
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_what_was_not_computed_yet_does_not_see_the_next_caches_states(
+    driver: PlayedDriver,  # noqa: ARG001
+    tmp_path: Path,
+):
+    model = load(tmp_path)
+    one, other = Both.begin(model), Both.begin(model)
+    for both in (one, other):
+        both.read([5, 7, 11])
+    for id in (1, 2, 3):
+        one.read([id])
+    late = model.hidden([4, 6], one.ours)
+    other.read([9])
+    model.graph = None
+    assert mx.array_equal(late, model.hidden([4, 6], one.plain))
+    one.check_states()
 
 
 def raising_driver() -> cuda_driver.Driver:

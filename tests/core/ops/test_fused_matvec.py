@@ -60,6 +60,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *, kernels: bool) -> tup
     monkeypatch.setattr(launch.Kernel, "__call__", run)
     monkeypatch.setattr(launch, "_device", lambda: "cuda" if kernels else None)
     monkeypatch.setenv("QCHAT_KERNELS", "on")
+    monkeypatch.setenv("QCHAT_GRAPHS", "off")
     monkeypatch.setenv("QCHAT_COMPILE", "off")  # the shim wants values, which a trace has not
     monkeypatch.setenv("QCHAT_DENSE", "off")
     monkeypatch.setenv("QCHAT_ACTIVATIONS", "bfloat16" if kernels else "float32")
