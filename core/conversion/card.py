@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ModelError, UsageError
 from ..hub.cache import FOLDER
+from ..hub.catalog import BUILT_IN_MODEL
 from ..hub.names import model_name
 from ..machine.files import read_json, read_text
 from ..quant.results import AllocationSummary
@@ -134,9 +135,12 @@ def _quality(figures: Mapping[str, Any]) -> str:
 def write_folder_card(folder: Path, figures: Mapping[str, Any] | None = None) -> Path:
     """Put the remade card into `folder`.
 
-    Raises ModelError, and UsageError for a folder in the hub's cache, whose files are shared.
+    Raises ModelError, and UsageError for the built-in model and for a folder in the hub's cache, whose files
+    are shared.
     """
     path = folder / CARD_NAME
+    if folder.resolve() == BUILT_IN_MODEL.resolve():
+        raise UsageError("the built-in model is part of qchat and keeps its card: print the card")
     if path.is_symlink() or any(FOLDER.fullmatch(parent.name) for parent in folder.absolute().parents):
         raise UsageError(f"{folder} is in the cache that other tools share: copy it first, or print the card")
     text = render_folder_card(folder, figures)

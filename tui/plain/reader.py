@@ -189,7 +189,8 @@ class TypedAhead:
     def __exit__(self, *_: object) -> None:
         import termios
 
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._usual)
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._usual)
 
     @contextmanager
     def lent(self) -> Iterator[None]:

@@ -315,10 +315,9 @@ class Listing(ModalScreen[str | None]):
             self.options.action_cursor_down() if way == "down" else self.options.action_cursor_up()
 
     def action_leave(self) -> None:
-        """Go from the filter back to the whole list, or from the list to the chat."""
+        """Empty the filter, where more may be typed; if it is empty, go to the chat."""
         if self.filter.has_focus and self.filter.value:
             self.filter.value = ""
-            self.options.focus()
         else:
             self.dismiss(None)
 

@@ -293,6 +293,17 @@ def test_typing_filters_and_enter_loads_the_first(tmp_path: Path, models: Path):
         await it.until(lambda: it.engine.asked("load")[-1]["model"] == str(models / "beta"))
 
 
+def test_escape_empties_the_filter_and_what_follows_is_typed(tmp_path: Path, models: Path):
+    @in_models(tmp_path, models)
+    async def check(it: Running, screen: ModelsScreen) -> None:
+        await it.pilot.press(*"zzz", "escape")
+        await it.until(lambda: screen.filter.value == "" and screen.filter.has_focus)
+        await it.pilot.press(*"bet")
+        await it.until(lambda: len(list_text(screen)) == 1)
+        await it.pilot.press("escape", "escape")
+        await it.until(lambda: it.app.screen is not screen)
+
+
 def test_a_letter_in_the_list_is_a_command(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch):
     @in_models(tmp_path, models)
     async def check(it: Running, screen: ModelsScreen) -> None:

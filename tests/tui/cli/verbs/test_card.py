@@ -79,6 +79,13 @@ def test_a_printed_card_is_not_written(model: Path, capsys: pytest.CaptureFixtur
     assert not (model / "README.md").exists()
 
 
+def test_the_card_of_the_built_in_model_stays(capsys: pytest.CaptureFixture[str]):
+    before = (BUILT_IN_MODEL / "README.md").read_bytes()
+    assert main(["card", "built-in"]) == 2
+    assert "keeps its card" in capsys.readouterr().err
+    assert (BUILT_IN_MODEL / "README.md").read_bytes() == before
+
+
 def test_the_shared_cache_is_never_written_to(model: Path, tmp_path: Path):
     shared = tmp_path / "hub/models--me--tiny/snapshots/abc"
     shared.parent.mkdir(parents=True)
