@@ -28,6 +28,12 @@ def block(it: Running) -> Reported:
     return [one for one in it.screen.transcript.blocks if isinstance(one, Reported)][-1]
 
 
+def said(it: Running) -> str:
+    """The text of the newest report; nothing before the first."""
+    reports = [one for one in it.screen.transcript.blocks if isinstance(one, Reported)]
+    return reports[-1].text if reports else ""
+
+
 def rows(it: Running) -> list[str]:
     """What is on the screen of the conversation, without the frames of cards."""
     height = it.screen.transcript.size.height
@@ -51,7 +57,7 @@ def test_a_failed_job_is_red_whole_and_without_its_progress(tmp_path: Path, size
     async def check(it: Running) -> None:
         await it.say("/convert embedded")
         await it.until(lambda: it.chat.jobs and it.chat.jobs[0].state == "failed")
-        await it.until(lambda: "failed" in block(it).text)
+        await it.until(lambda: "failed" in said(it))
         await it.until(lambda: any(row.startswith("✖ convert") for row in rows(it)))
         shown = " ".join(rows(it))
         assert it.chat.jobs[0].error in " ".join(shown.split())
@@ -64,9 +70,9 @@ def test_a_cancelled_job_shows_no_progress_either(tmp_path: Path):
     @chatting(tmp_path, SLOW)
     async def check(it: Running) -> None:
         await it.say("/convert embedded")
-        await it.until(lambda: "25%" in block(it).text)
+        await it.until(lambda: "25%" in said(it))
         await it.say("/stop")
-        await it.until(lambda: "cancelled" in block(it).text)
+        await it.until(lambda: "cancelled" in said(it))
         assert "25%" not in block(it).text and "starting" not in block(it).text
 
 
@@ -122,7 +128,7 @@ def test_young_work_ends_at_once_and_says_so(tmp_path: Path):
         clock.now += 9
         await it.pilot.press("escape")
         assert job.stopping and "stopping the convert…" in it.keys
-        await it.until(lambda: "stopping…" in block(it).text)
+        await it.until(lambda: "stopping…" in said(it))
         for _ in range(3):
             await it.pilot.press("escape")
         assert it.app.screen is it.screen and job.stopping
@@ -196,7 +202,7 @@ def test_a_benchmark_beside_other_work_says_so_and_is_not_kept(tmp_path: Path, b
             tell("compiling")
         await it.until(lambda: job.state == "done")
         await it.until(lambda: not it.chat.parked)
-        await it.until(lambda: ("not comparable" in block(it).text) == beside and "25.0" in block(it).text)
+        await it.until(lambda: ("not comparable" in said(it)) == beside and "25.0" in said(it))
         kept = Measurements(measurements_file()).find(model)
         assert kept.get("decode_tokens_per_s") == (None if beside else 25.0)
         assert not {"event", "place", "against"} & kept.keys()
@@ -212,7 +218,7 @@ def test_speeds_compared_while_a_reply_is_written_are_marked(tmp_path: Path):
         await it.until(lambda: it.chat.jobs and it.chat.jobs[0].events)
         assert "not comparable" not in block(it).text
         await it.ask("two")
-        await it.until(lambda: "not comparable" in block(it).text)
+        await it.until(lambda: "not comparable" in said(it))
         await it.say("/stop")
 
 
@@ -236,11 +242,11 @@ def test_a_benchmark_waits_for_other_jobs_and_can_be_taken_out_of_the_queue(tmp_
         await it.say("/eval")
         await it.until(lambda: it.engine.asked("eval"))
         await it.say("/bench measured")
-        await it.until(lambda: "waits for eval fake" in block(it).text)
+        await it.until(lambda: "waits for eval fake" in said(it))
         assert "queued, esc takes it out" in block(it).text
         await it.pilot.press("escape")  # at once, however long it has waited
         await it.until(lambda: names(it, "bench").state == "cancelled")
-        await it.until(lambda: "cancelled" in block(it).text and "waits" not in block(it).text)
+        await it.until(lambda: "cancelled" in said(it) and "waits" not in said(it))
         assert names(it, "eval").state == "running" and not names(it, "eval").stopping
         assert it.chat.model is not None and not it.engine.asked("unload")
         await it.say("/bench measured")
@@ -266,7 +272,7 @@ def test_a_benchmark_waits_for_the_reply_and_what_is_queued_behind_it(tmp_path: 
         await it.say("two")
         await it.say("/bench measured")
         await it.until(lambda: it.chat.jobs)
-        await it.until(lambda: "waits for the reply" in block(it).text)
+        await it.until(lambda: "waits for the reply" in said(it))
         await it.until(lambda: names(it, "bench").state == "done")
         methods = [request["method"] for request in it.engine.requests()]
         assert methods[: methods.index("bench")] == ["load", "send", "send", "unload"]
@@ -282,7 +288,7 @@ def test_other_jobs_wait_for_a_benchmark_that_runs(tmp_path: Path):
         await it.say("/bench measured")
         await it.until(lambda: it.engine.asked("bench"))
         await it.say("/inspect measured")
-        await it.until(lambda: "waits for bench measured" in block(it).text)
+        await it.until(lambda: "waits for bench measured" in said(it))
         assert not it.engine.asked("inspect")
         names(it, "bench").cancel()
         await it.until(lambda: names(it, "inspect").state == "done")
@@ -361,9 +367,9 @@ def test_results_come_back_folded_with_their_conversation(tmp_path: Path):
             "25.0" not in str(one["params"]) for one in it.engine.requests() if "bench" not in str(one)
         )
         await it.say("/results")
-        await it.until(lambda: "bench measured" in block(it).text and "Parameters" in block(it).text)
+        await it.until(lambda: "bench measured" in said(it) and "Parameters" in said(it))
         await it.say("/results 2")
-        await it.until(lambda: "25.0 tok/s" in block(it).text)
+        await it.until(lambda: "25.0 tok/s" in said(it))
 
 
 def test_what_took_long_is_kept_without_a_conversation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

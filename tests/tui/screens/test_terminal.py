@@ -166,7 +166,7 @@ def test_a_chat_is_resized_loses_its_engine_goes_on_and_is_left(start: Callable[
     assert it.engine() != first
 
     it.say(STORY)
-    it.until_shown("esc stop", "answer")
+    it.until(lambda: "answer" in it.screen.splitlines()[-3] and "esc stop" in it.screen.splitlines()[-1])
     it.keys("C-c")
     it.until_shown("■ stopped", "enter send")
     it.type("a draft")
