@@ -463,7 +463,7 @@ def test_parts_of_rows_are_put_side_by_side():
 
 @needs_a_compiler
 @pytest.mark.usefixtures("on_the_cpu_as_cuda")
-def test_addresses_are_told_with_a_number():
+def test_addresses_come_with_a_number():
     memory = np.zeros(80, np.float32)
     places = [memory.ctypes.data + 4 * n for n in range(40)]
     kernel = recording.address_kernel(64)
