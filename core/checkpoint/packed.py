@@ -55,6 +55,11 @@ class Packed:
         return Geometry(self.bits, self.group_size, self.mode)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix that it stands for: [..., N, K]."""
+        return (*self.scales.shape[:-1], self.scales.shape[-1] * self.group_size)
+
+    @property
     def arrays(self) -> tuple[mx.array, ...]:
         return (self.weight, self.scales) if self.biases is None else (self.weight, self.scales, self.biases)
 

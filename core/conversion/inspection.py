@@ -218,13 +218,11 @@ def _tensor_info(name: str, tensor: Tensor, files: _Files) -> TensorInfo:
     """Describe a tensor as the loader has it, but with the stored dtype if it is not packed."""
     if isinstance(tensor, Packed):
         code = Code(tensor.mode, tensor.bits, tensor.group_size)
-        shape = (*tensor.scales.shape[:-1], tensor.scales.shape[-1] * tensor.group_size)
     else:
         dtype = files.weights[name].dtype
         # anything but a float is FP8 in blocks, which some files call U8
         code = _code(dtype) if dtype in DTYPE_NAMES else Code("fp8", 8, FP8_BLOCK)
-        shape = tensor.shape
-    return TensorInfo(name, tensor_class(name), code, shape, files.nbytes[name])
+    return TensorInfo(name, tensor_class(name), code, tensor.shape, files.nbytes[name])
 
 
 def _stored_info(kind: str, entry: Entry) -> TensorInfo:

@@ -138,9 +138,9 @@ class _Slicer:
         if last in self.head_columns:
             return self._slice_columns(name, tensor, self.head_columns[last])
         if last in ("gate_proj", "up_proj"):
-            return _slice_rows(tensor, [self._even_range(_unpacked_shape(tensor)[-2])], axis=-2)
+            return _slice_rows(tensor, [self._even_range(tensor.shape[-2])], axis=-2)
         if last == "down_proj":
-            return self._slice_columns(name, tensor, self._even_range(_unpacked_shape(tensor)[-1]))
+            return self._slice_columns(name, tensor, self._even_range(tensor.shape[-1]))
         if name == "lm_head" and self.splits_head:
             return _slice_rows(tensor, [self._even_range(self.whole.vocab_size)], axis=0)
         return tensor
@@ -203,12 +203,6 @@ def splits_head(config: ModelConfig, ranks: Ranks | None) -> bool:
 
 def _scale(rows: slice, width: int) -> slice:
     return slice(rows.start * width, rows.stop * width)
-
-
-def _unpacked_shape(tensor: Tensor) -> tuple[int, ...]:
-    if isinstance(tensor, Packed):
-        return (*tensor.scales.shape[:-1], tensor.scales.shape[-1] * tensor.group_size)
-    return tensor.shape
 
 
 def _slice_rows(tensor: Tensor, rows: Sequence[slice], *, axis: int) -> Tensor:

@@ -6,7 +6,7 @@ from string import Template
 from ..checkpoint.packed import Geometry, Packed
 from ..machine.backend import mx
 from .launch import Kernel
-from .unpack import WEIGHTS, load_text, scale_count, values_text
+from .unpack import WEIGHTS, write_text
 
 THREADS = 128
 
@@ -16,18 +16,8 @@ _DEQUANTIZE = Template("""
   // the four words of a lane's quarter slots lie apart in memory: through here they are written side by side
   SHARED uint4 staged[THREADS * 4];
   if (slot < slots) {
-    constexpr uint r = 0;
     const uint at = slot;
-    uint word[1][$words];
-    float scale[1][$scales], bias[1] = {0}, value[32];
-    $load
-    $values
-    UNROLL for (uint i = 0; i < 4; ++i) {
-      const uint4 four = {
-        float_pair(value[8 * i], value[8 * i + 1]), float_pair(value[8 * i + 2], value[8 * i + 3]),
-        float_pair(value[8 * i + 4], value[8 * i + 5]), float_pair(value[8 * i + 6], value[8 * i + 7])};
-      staged[tid * 4 + i] = four;
-    }
+    $write
   }
   BARRIER();
   UNROLL for (uint i = 0; i < 4; ++i) {
@@ -39,13 +29,11 @@ _DEQUANTIZE = Template("""
 
 def dequantize(packed: Packed) -> mx.array:
     """Return the dense weight [..., N, K] in bfloat16. Affine scales and biases must be bfloat16."""
-    *stack, rows, _ = packed.weight.shape
-    columns = packed.scales.shape[-1] * packed.group_size
     slots = packed.scales.size * packed.group_size // WEIGHTS
     (dense,) = dequantize_kernel(packed.geometry, packed.weight.ndim)(
         list(packed.arrays),
         blocks=(-(-slots // THREADS), 1, 1),
-        results=[((*stack, rows, columns), mx.bfloat16)],
+        results=[(packed.shape, mx.bfloat16)],
     )
     return dense
 
@@ -55,10 +43,7 @@ def dequantize_kernel(geometry: Geometry, rank: int) -> Kernel:
     parts = {
         "threads": THREADS,
         "slots": " * ".join(f"uint(weight_shape[{axis}])" for axis in range(rank)) + f" / {geometry.bits}",
-        "words": geometry.bits,
-        "scales": scale_count(geometry),
-        "load": load_text(geometry),
-        "values": values_text(geometry),
+        "write": write_text(geometry, "staged[tid * 4 + i]"),
     }
     inputs = ("weight", "scales", "biases") if geometry.mode == "affine" else ("weight", "scales")
     return Kernel(

@@ -7,25 +7,15 @@ from string import Template
 from ..checkpoint.packed import Geometry, Packed
 from ..machine.backend import mx
 from .launch import Kernel
-from .unpack import DENSE_WEIGHTS, WEIGHTS, load_text, scale_count, values_text
+from .unpack import DENSE_WEIGHTS, WEIGHTS, write_text
 
 THREADS = 128
 
 _EMBED_PACKED = Template("""
   const uint slots = uint(weight_shape[1]) / $bits, slot = block_x * $threads + tid;
   if (slot < slots) {
-    constexpr uint r = 0;
     const uint at = uint(ids[block_y]) * slots + slot;
-    uint word[1][$bits];
-    float scale[1][$scales], bias[1] = {0}, value[32];
-    $load
-    $values
-    UNROLL for (uint i = 0; i < 4; ++i) {
-      const uint4 four = {
-        float_pair(value[8 * i], value[8 * i + 1]), float_pair(value[8 * i + 2], value[8 * i + 3]),
-        float_pair(value[8 * i + 4], value[8 * i + 5]), float_pair(value[8 * i + 6], value[8 * i + 7])};
-      ((DEVICE uint4*)y)[(block_y * slots + slot) * 4 + i] = four;
-    }
+    $write
   }
 """)
 _EMBED_DENSE = Template("""
@@ -47,7 +37,7 @@ def embed(ids: mx.array, table: mx.array | Packed) -> mx.array:
     """Return rows `ids` [T] uint32 of a table [V, K] in bfloat16: [T, K] bfloat16."""
     geometry = table.geometry if isinstance(table, Packed) else None
     arrays = table.arrays if isinstance(table, Packed) else (table,)
-    columns = table.scales.shape[-1] * table.group_size if isinstance(table, Packed) else table.shape[-1]
+    columns = table.shape[-1]
     slots = columns // (WEIGHTS if geometry else DENSE_WEIGHTS)
     (rows,) = embed_kernel(geometry)(
         [ids, *arrays],
@@ -66,9 +56,7 @@ def embed_kernel(geometry: Geometry | None) -> Kernel:
     parts = {
         "threads": THREADS,
         "bits": geometry.bits,
-        "scales": scale_count(geometry),
-        "load": load_text(geometry),
-        "values": values_text(geometry),
+        "write": write_text(geometry, "((DEVICE uint4*)y)[(block_y * slots + slot) * 4 + i]"),
     }
     inputs = ("ids", "weight", "scales", *(("biases",) if geometry.mode == "affine" else ()))
     body = _EMBED_PACKED.substitute(parts)

@@ -114,6 +114,30 @@ def values_text(geometry: Geometry) -> str:
     return "\n      ".join(lines).replace("word[", "word[r][")
 
 
+def write_text(geometry: Geometry, to: str) -> str:
+    """Return text that writes slot `at` in bfloat16, its quarter `i` to the four words `to`."""
+    return _WRITE.substitute(
+        words=geometry.bits,
+        scales=scale_count(geometry),
+        load=load_text(geometry),
+        values=values_text(geometry),
+        to=to,
+    )
+
+
+_WRITE = Template("""constexpr uint r = 0;
+    uint word[1][$words];
+    float scale[1][$scales], bias[1] = {0}, value[32];
+    $load
+    $values
+    UNROLL for (uint i = 0; i < 4; ++i) {
+      const uint4 four = {
+        float_pair(value[8 * i], value[8 * i + 1]), float_pair(value[8 * i + 2], value[8 * i + 3]),
+        float_pair(value[8 * i + 4], value[8 * i + 5]), float_pair(value[8 * i + 6], value[8 * i + 7])};
+      $to = four;
+    }""")
+
+
 def _integers(bits: int) -> Unpacking:
     """Pair codes i and i + h in one word, where h codes fill whole bytes, at least two."""
     half = {2: 8, 3: 8, 4: 4, 5: 8, 6: 4, 8: 2}[bits]

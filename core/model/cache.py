@@ -260,7 +260,8 @@ def give_back(states: Sequence[DeltaState]) -> None:
     lent = [state for state in states if state.lent is state.state]
     for state in lent:
         state.conv, state.state = state.conv * 1, state.state * 1
-    mx.eval([array for state in lent for array in state.arrays()])
+    if lent:
+        mx.eval([array for state in lent for array in state.arrays()])
 
 
 LayerCache = KVCache | DeltaState

@@ -125,7 +125,7 @@ def supports_experts(block: MixtureOfExperts) -> bool:
         [shared.down.weight],
     ]
     stack = block.gate.weight
-    chosen = choices.winner("experts, 1 token", choices.experts_shape(stack_size(stack), block.top, stack))
+    chosen = choices.winner("experts, 1 token", choices.experts_shape(stack.shape[0], block.top, stack))
     wanted = fused_matvec.uses_own_matvec() if chosen is None or forced_on() else chosen == choices.OURS
     return wanted and all(fused_matvec.supports(*weights) for weights in alike)
 
@@ -157,11 +157,6 @@ class FusedExperts:
         return fused_matvec.shared_sum(shared_hidden, self._shared.down, shared, add=x)
 
 
-def stack_size(stack: Weight) -> int:
-    """Return E of a stack [E, N, K]."""
-    return stack.scales.shape[0] if isinstance(stack, Packed) else stack.shape[0]
-
-
 def stack_shared(block: MixtureOfExperts) -> tuple[Weight, ...] | None:
     """Stack the shared expert behind the others: gate, up, down [E + 1, N, K]; None where it differs.
 
@@ -175,7 +170,7 @@ def stack_shared(block: MixtureOfExperts) -> tuple[Weight, ...] | None:
     for experts, one in pairs:
         stack = join_weights([experts.weight, as_stack(one)])
         evaluate(stack)
-        (experts.weight,) = cut_weight(stack, [0, stack_size(stack) - 1])
+        (experts.weight,) = cut_weight(stack, [0, stack.shape[0] - 1])
         evaluate(experts.weight)
         stacks.append(stack)
     return tuple(stacks)

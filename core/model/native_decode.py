@@ -22,6 +22,7 @@ from ..machine.backend import Policy, mx
 from ..native import structures
 from ..native.library import MAX_ROWS, Library, finder, wanted
 from ..native.structures import Pinned, address, copied
+from ..ops.agreement import relative_rms
 from ..ops.rotary import Rotary
 from .cache import Cache, DeltaState, KVCache, LayerCache, SpeculativeTokens
 from .layers import AttentionLayer, DeltaLayer, Layer
@@ -322,7 +323,7 @@ class NativeDecode:
         for some in (ids[:-1], ids[-1:]):
             parts.append(self.hidden(some, caches[2]))
             caches[2].length += len(some)
-        errors = [_relative_rms(found, expected) for found in (prompt, mx.concatenate(parts, axis=1))]
+        errors = [relative_rms(found, expected) for found in (prompt, mx.concatenate(parts, axis=1))]
         error = max(errors, key=lambda error: (math.isnan(error), error))
         if not error < LIMIT:  # also for NaN
             self._give_up(f"the decode step in C is off by {error:.2g} here, so MLX decodes, which is slower")
@@ -350,7 +351,3 @@ def _widest(config: ModelConfig) -> int:
     shared = config.shared_expert_intermediate_size
     wide = (heads * config.head_dim, config.conv_dim, config.value_dim, config.num_experts, shared)
     return max(config.hidden_size, config.intermediate_size, *wide)
-
-
-def _relative_rms(found: mx.array, expected: mx.array) -> float:
-    return float(mx.sqrt(mx.square(found - expected).mean() / mx.square(expected).mean()))

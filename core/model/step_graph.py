@@ -29,6 +29,7 @@ from ..kernels.recording import (
 )
 from ..machine.backend import mx
 from ..ops import fused_matvec
+from ..ops.agreement import relative_rms
 from ..ops.fused_matvec import Norm, Weight
 from .cache import Cache, DeltaState, KVCache, give_back
 from .fused_layers import FusedAttentionLayer, FusedDeltaLayer
@@ -237,9 +238,3 @@ class Home(NamedTuple):
 def aligned_nbytes(array: mx.array) -> int:
     """Return the array's bytes up to the next multiple of ALIGNMENT."""
     return -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def relative_rms(found: mx.array, expected: mx.array) -> float:
-    """Return the root of the mean square of the difference, relative to that of `expected`."""
-    found, expected = found.astype(mx.float32), expected.astype(mx.float32)
-    return float(mx.sqrt(mx.mean(mx.square(found - expected)) / mx.mean(mx.square(expected))))

@@ -134,7 +134,7 @@ class Pinned:
             scales=self.address(weight.scales),
             biases=self.address(weight.biases) if weight.biases is not None else None,
             rows=weight.scales.size // weight.scales.shape[-1],
-            columns=weight.scales.shape[-1] * weight.group_size,
+            columns=weight.shape[-1],
             kind=PACKED_KINDS[weight.mode],
             bits=weight.bits,
             group=weight.group_size,

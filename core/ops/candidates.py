@@ -94,7 +94,7 @@ def _products(tensors: Mapping[str, Any], policy: Policy) -> tuple[Any, ...]:
     """Return the largest matrix of each format in the layers."""
     largest: dict[Any, tuple[int, int]] = {}
     for name, tensor in tensors.items():
-        shape = _matrix_shape(tensor)
+        shape = tensor.shape
         if len(shape) == 2 and name.startswith("layers.") and not name.endswith("conv1d"):
             stored = None if policy.dense else _format(tensor)
             largest[stored] = max(largest.get(stored, (0, 0)), (shape[0], shape[1]))
@@ -117,12 +117,6 @@ def _experts(config: ModelConfig, tensors: Mapping[str, Any], policy: Policy) ->
 
 def _format(tensor: Any) -> tuple[int, int, str] | None:
     return (tensor.bits, tensor.group_size, tensor.mode) if isinstance(tensor, Packed) else None
-
-
-def _matrix_shape(tensor: Any) -> tuple[int, ...]:
-    if isinstance(tensor, Packed):
-        return (*tensor.scales.shape[:-1], tensor.scales.shape[-1] * tensor.group_size)
-    return tuple(tensor.shape)
 
 
 def contests(dimensions: Dimensions) -> Iterator[Contest]:

@@ -54,8 +54,6 @@ def uses_own_matvec(weight: Weight | None = None, rows: int = 1) -> bool:
 
     Raises UsageError for a bad QCHAT_PRODUCTS.
     """
-    if is_recorded():
-        return True
     choice = os.environ.get("QCHAT_PRODUCTS", "auto")
     if choice not in ("auto", "ours", "mlx"):
         raise UsageError(f"QCHAT_PRODUCTS is {choice!r}, wanted auto, ours, mlx")
@@ -78,7 +76,6 @@ def product(
 ) -> mx.array:
     """Return norm(x) @ weight^T + add for x [R, K], weight [N, K], add [R, N]: [R, N], all bfloat16."""
     own = supports(weight) and uses_own_matvec(weight, x.shape[0])
-    _check_recordable(own)
     return (own_form if own else mlx_form)(x, weight, norm=norm, add=add)
 
 
@@ -100,9 +97,7 @@ def logits(x: mx.array, weight: Weight, *, norm: Norm) -> mx.array:
 
 def gate_up(x: mx.array, gate: Weight, up: Weight, *, norm: Norm | None = None) -> mx.array:
     """Return silu(norm(x) @ gate^T) * (norm(x) @ up^T) for x [R, K], weights [N, K]: [R, N], all bfloat16."""
-    own = supports(gate, up) and uses_own_matvec(gate, x.shape[0])
-    _check_recordable(own)
-    if own:
+    if supports(gate, up) and uses_own_matvec(gate, x.shape[0]):
         return _run(x, [gate, up], norm=norm)
     x = norm(x) if norm else x
     return swiglu(mlx_product(x, gate), mlx_product(x, up))
@@ -148,17 +143,16 @@ def shared_sum(x: mx.array, weight: Weight, shares: mx.array, *, add: mx.array) 
 
 
 def mlx_product(x: mx.array, weight: Weight) -> mx.array:
-    """Return x @ weight^T by MLX's operations, in the dtype of x."""
+    """Return x @ weight^T by MLX's operations, in the dtype of x.
+
+    Raises DriverError while kernels are recorded, of which MLX's operations cannot be part.
+    """
+    if is_recorded():
+        raise DriverError("one kernel cannot read all weights of a product")
     if isinstance(weight, mx.array):
         return x @ weight.astype(x.dtype).T
     w = weight
     return mx.quantized_matmul(x, w.weight, w.scales, w.biases, True, w.group_size, w.bits, mode=w.mode)
-
-
-def _check_recordable(own: bool) -> None:
-    """Raise DriverError where an operation of MLX would be part of a recording."""
-    if is_recorded() and not own:
-        raise DriverError("one kernel cannot read all weights of a product")
 
 
 def _run(x: mx.array, weights: Sequence[Weight], **how: Any) -> mx.array:
@@ -184,7 +178,7 @@ def _launch(
     rows = 1 if experts != "none" else 1 << (x.shape[0] - 1).bit_length()
     shape = Shape(
         geometry=first.geometry if isinstance(first, Packed) else None,
-        columns=_columns(first),
+        columns=first.shape[-1],
         rows=rows,
         sides=len(weights),
         norm_eps=norm.eps if norm else None,
@@ -202,10 +196,5 @@ def _readable(weight: Weight) -> bool:
     """Whether our kernel reads this weight: bfloat16 or bfloat16 scales, and whole slots in a row."""
     if isinstance(weight, Packed):
         narrow = weight.biases is None or weight.biases.dtype == mx.bfloat16
-        return narrow and _columns(weight) % WEIGHTS == 0
-    return weight.dtype == mx.bfloat16 and _columns(weight) % DENSE_WEIGHTS == 0
-
-
-def _columns(weight: Weight) -> int:
-    """Return K."""
-    return weight.scales.shape[-1] * weight.group_size if isinstance(weight, Packed) else weight.shape[-1]
+        return narrow and weight.shape[-1] % WEIGHTS == 0
+    return weight.dtype == mx.bfloat16 and weight.shape[-1] % DENSE_WEIGHTS == 0

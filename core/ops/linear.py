@@ -174,7 +174,7 @@ class Group:
     """Weights of one input and one storage format, joined into one; `widths` are the output widths."""
 
     def __init__(self, weights: Sequence[Weight]):
-        self.widths = [_width(w) for w in weights]
+        self.widths = [w.shape[-2] for w in weights]
         self.weight = weights[0] if len(weights) == 1 else join_weights(weights)
         evaluate(self.weight)
         bounds = list(accumulate(self.widths, initial=0))
@@ -268,10 +268,6 @@ def make_projections(weights: Sequence[Weight], policy: Policy) -> Projections:
 def _storage(weight: Weight) -> object:
     """Return bits, group and mode of a packed weight; None for a dense one."""
     return weight.geometry if isinstance(weight, Packed) else None
-
-
-def _width(weight: Weight) -> int:
-    return weight.scales.shape[-2] if isinstance(weight, Packed) else weight.shape[-2]
 
 
 def cut_weight(joined: Weight, bounds: Sequence[int]) -> list[Weight]:

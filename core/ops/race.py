@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..machine.backend import mx, on_gpu
+from .agreement import relative_rms
 from .candidates import Contest, Dimensions, Form, contests
 from .verdicts import Record, Result, limit_of
 
@@ -49,7 +50,7 @@ def run(found: Iterable[Contest], record: Record, limit_seconds: float | None = 
 def _tried(empty: Result, form: Form, wanted: Sequence[mx.array]) -> Result:
     """Return the result of one form: its error, then its time or why it may not be used."""
     try:
-        error = max(_relative_rms(*pair) for pair in zip(_evaluated(form), wanted, strict=True))
+        error = max(relative_rms(*pair) for pair in zip(_evaluated(form), wanted, strict=True))
         if not error <= empty.limit:  # NaN is bad, too
             return replace(empty, error=error, failure=f"it is off by {error:.1e}")
         return replace(empty, error=error, seconds=_seconds(form))
@@ -79,11 +80,6 @@ def _seconds(form: Form) -> float:
         if number >= FEWEST_RUNS and end - begun > TIMED_SECONDS:
             break
     return least
-
-
-def _relative_rms(found: mx.array, wanted: mx.array) -> float:
-    found, wanted = found.astype(mx.float32).reshape(wanted.shape), wanted.astype(mx.float32)
-    return float(mx.sqrt(mx.square(found - wanted).mean() / mx.square(wanted).mean()))
 
 
 def main() -> None:
