@@ -104,6 +104,14 @@ def test_a_queued_message_comes_back_with_up(tmp_path: Path):
         assert it.prompt.text == "two"
 
 
+async def let_undo_wait(it: Running) -> None:
+    """Ask, and give a command that waits for the endless reply."""
+    await it.say("one")
+    await it.until(lambda: it.phase == "answering")
+    await it.say("/undo")
+    await it.until(lambda: it.chat.queue == ["/undo"])
+
+
 def test_a_queued_command_is_shown_comes_back_with_up_and_is_done_after_the_reply(tmp_path: Path):
     @chatting(tmp_path, ENDLESS)
     async def check(it: Running) -> None:
@@ -124,10 +132,7 @@ def test_a_queued_command_is_shown_comes_back_with_up_and_is_done_after_the_repl
 def test_what_a_queued_command_puts_into_the_prompt_does_not_replace_what_is_typed(tmp_path: Path):
     @chatting(tmp_path, ENDLESS)
     async def check(it: Running) -> None:
-        await it.say("one")
-        await it.until(lambda: it.phase == "answering")
-        await it.say("/undo")
-        await it.until(lambda: it.chat.queue == ["/undo"])
+        await let_undo_wait(it)
         it.prompt.put("half a sen")
         await it.pilot.press("ctrl+c")  # stops the reply
         await it.until(lambda: not it.chat.state.turns and not it.chat.busy)
@@ -140,10 +145,7 @@ def test_what_a_queued_command_gives_back_does_not_slip_in_between_two_lines(tmp
 
     @chatting(tmp_path, ENDLESS)
     async def check(it: Running) -> None:
-        await it.say("one")
-        await it.until(lambda: it.phase == "answering")
-        await it.say("/undo")
-        await it.until(lambda: it.chat.queue == ["/undo"])
+        await let_undo_wait(it)
         await it.pilot.press(*"/stop", "enter")
         await it.until(lambda: "it is in the history" in it.keys)
         assert it.prompt.text == "" and not it.chat.state.turns

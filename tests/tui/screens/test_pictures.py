@@ -37,6 +37,14 @@ class Drawn:
         self.transcript = it.screen.transcript
         self.transcript.gallery._write = self.terminal.feed
 
+    @classmethod
+    async def asked(cls, it: Running) -> "Drawn":
+        """Ask about a picture, and return what is drawn once it is there."""
+        drawn = cls(it)
+        await it.ask("@one.png what is it?")
+        await drawn.until_drawn()
+        return drawn
+
     def look(self) -> KittyTerminal:
         """Paint the screen as the app would write it."""
         self.terminal.paint(
@@ -155,9 +163,7 @@ def test_a_file_that_cannot_be_read_is_left_to_the_engine(tmp_path: Path):
 def test_kitty_draws_the_picture_that_it_was_sent(tmp_path: Path):
     @chatting(tmp_path, {"method": "send", "answer": "red"})
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         assert drawn.box() == [*FOUR.values()]
         (kept,) = drawn.terminal.pictures.values()
         assert (kept.columns, kept.rows) == (32, 10)
@@ -187,9 +193,7 @@ def test_numbers_fit_the_colours_that_are_written(
 
     @chatting(tmp_path)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         assert drawn.box() == [*FOUR.values()]
         (number,) = drawn.terminal.pictures
         assert (number & 0xFFFFFF < 256) == (not colours)
@@ -199,9 +203,7 @@ def test_numbers_fit_the_colours_that_are_written(
 def test_half_a_picture_may_be_out_of_sight(tmp_path: Path):
     @chatting(tmp_path, size=(100, 24))
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         await it.say("/set panes off")
         for _ in range(4):
             await it.ask("and now?")
@@ -220,9 +222,7 @@ def test_half_a_picture_may_be_out_of_sight(tmp_path: Path):
 def test_a_resize_a_theme_and_a_dialog_leave_it_whole(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         await it.pilot.resize_terminal(70, 28)
         await it.until(lambda: drawn.transcript.size.width == 70)
         assert drawn.box() == [*FOUR.values()]
@@ -242,9 +242,7 @@ def test_a_resize_a_theme_and_a_dialog_leave_it_whole(tmp_path: Path):
 def test_a_selection_neither_hides_nor_copies_a_picture(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         it.screen.transcript.text_select_all()
         await it.pilot.pause()
         assert drawn.box() == [*FOUR.values()]
@@ -255,9 +253,7 @@ def test_a_selection_neither_hides_nor_copies_a_picture(tmp_path: Path):
 def test_pictures_are_deleted_with_their_turns(tmp_path: Path):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         await it.say("/retry")
         await it.idle()
         assert drawn.box() == [*FOUR.values()]
@@ -285,9 +281,7 @@ def test_a_conversation_that_is_reopened_shows_the_stored_pictures(tmp_path: Pat
 
     @chatting(tmp_path, store=store)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         await it.say("/new")
         await it.until(lambda: not drawn.terminal.pictures)
         it.chat.picture_files._paths.clear()
@@ -318,9 +312,7 @@ def test_another_program_gets_a_terminal_without_pictures(tmp_path: Path, monkey
 
     @chatting(tmp_path)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         with it.app.suspend():
             assert not drawn.terminal.pictures
         await it.until(lambda: drawn.terminal.pictures)
@@ -351,9 +343,7 @@ def test_leaving_deletes_the_pictures(tmp_path: Path):
 def test_the_setting_decides_and_takes_effect_at_once(tmp_path: Path, how: str):
     @chatting(tmp_path)
     async def check(it: Running) -> None:
-        drawn = Drawn(it)
-        await it.ask("@one.png what is it?")
-        await drawn.until_drawn()
+        drawn = await Drawn.asked(it)
         await it.say(f"/set pictures {how}")
         await it.until(lambda: not drawn.terminal.pictures)
         await it.until(lambda: not drawn.look().parts)
